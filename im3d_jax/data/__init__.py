@@ -1,0 +1,1 @@
+"""Objects to train and test on: procedural ones, and renders of meshes."""
