@@ -1,1 +1,1 @@
-"""The diffusion half of IM-3D in JAX, and the commands that join it to `recon_torch` (Melas-Kyriazi et al. 2024)."""
+"""The diffusion half of IM-3D, in JAX: views are generated, trained for and denoised again here."""
