@@ -1,0 +1,3 @@
+from im3d_jax.main import run
+
+raise SystemExit(run())

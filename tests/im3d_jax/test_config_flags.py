@@ -1,0 +1,90 @@
+"""Config files and overrides: types are kept, and every mistake is one clear line."""
+
+import hashlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from im3d_jax import config_flags
+from recon_torch.errors import CommandParser, UserError
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({
+        "seed": 0, "name": "tiny", "weights": None,
+        "fit": {"steps": 1200, "rate": 1e-3, "densify": True, "levels": (1, 2)},
+    })
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def parse(*argv):
+    parser = CommandParser("probe", "for this test")
+    parser.add_argument("--out")
+    return config_flags.parse(list(argv), parser)
+
+
+def test_flags_and_overrides_keep_types(config_file):
+    flags, config = parse(
+        f"--config={config_file}", "--config.fit.rate=2", "--out", "x", "--config.fit.densify", "false",
+        "--config.fit.levels=[3]", "--config.name=7", "--config.weights=a/b.safetensors",
+        "--config.seed", "-1",
+    )  # fmt: skip
+    assert flags.out == "x"
+    assert config.to_dict() == {
+        "seed": -1, "name": "7", "weights": "a/b.safetensors",
+        "fit": {"steps": 1200, "rate": 2.0, "densify": False, "levels": (3,)},
+    }  # fmt: skip
+    assert type(config.fit.rate) is float
+    assert config.is_locked
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--config.fit.stps=3", "unknown config key 'fit.stps'; the nearest is 'fit.steps'"),
+        ("--config.fit=3", "unknown config key 'fit'"),
+        ("--config.fit.steps=3.5", r"'fit.steps' takes int \(now 1200\), not '3.5'"),
+        ("--config.fit.steps=many", "'fit.steps' takes int"),
+        ("--config.fit.densify=1", "'fit.densify' takes bool"),
+        ("--config.fit.steps", "has no value"),
+        ("--fit.steps=3", "unrecognized arguments"),
+    ],
+)
+def test_mistakes_are_user_errors(config_file, argument, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse(f"--config={config_file}", argument)
+    assert "\n" not in str(error.value)
+
+
+def test_unfit_files_are_user_errors(tmp_path):
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    text = tmp_path / "config.txt"
+    text.write_text("")
+    for path, message in [
+        (tmp_path / "none.py", "no config file"),
+        (empty, "no get_config"),
+        (text, "not a Python"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            parse(f"--config={path}")
+    with pytest.raises(UserError, match="required: --config"):
+        parse()
+
+
+def test_digest_depends_on_content_only():
+    first = ConfigDict({"a": 1, "b": {"c": (1.5, None)}})
+    second = ConfigDict({"b": {"c": (1.5, None)}, "a": 1})
+    assert config_flags.config_digest(first) == config_flags.config_digest(second)
+    assert config_flags.config_digest(first) == hashlib.sha256(b'{"a":1,"b":{"c":[1.5,null]}}').hexdigest()
+    second.a = 2
+    assert config_flags.config_digest(first) != config_flags.config_digest(second)

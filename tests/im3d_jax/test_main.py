@@ -1,0 +1,80 @@
+"""The command line: exit codes and the one line that a user sees."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from im3d_jax import main
+from recon_torch.errors import CommandParser, UserError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Installs a function as the module of the command `probe`."""
+
+    def install(function):
+        monkeypatch.setitem(main.COMMANDS, "probe", ("probe_module", "for this test"))
+        monkeypatch.setitem(sys.modules, "probe_module", SimpleNamespace(main=function))
+
+    return install
+
+
+def test_arguments_reach_the_command(command):
+    seen = []
+    command(seen.append)
+    assert main.run(["probe", "--a", "b"]) == 0
+    assert seen == [["--a", "b"]]
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    assert main.run(["genrate"]) == 2
+    assert capsys.readouterr().err == "im3d: error: unknown command 'genrate': did you mean 'generate'?\n"
+
+
+def test_user_error_is_one_line_and_code_2(command, capsys):
+    def fail(argv):
+        raise UserError("no image at x.png; give --image FILE")
+
+    command(fail)
+    assert main.run(["probe"]) == 2
+    assert capsys.readouterr().err == "im3d: error: no image at x.png; give --image FILE\n"
+
+
+def test_bug_keeps_its_traceback(command):
+    def fail(argv):
+        raise ValueError("a bug")
+
+    command(fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main.run(["probe"])
+
+
+def test_interrupt_is_130(command):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    command(interrupt)
+    assert main.run(["probe"]) == 130
+
+
+def test_wrong_flag_is_a_user_error():
+    parser = CommandParser("probe", "for this test")
+    parser.add_argument("--size", type=int)
+    for argv in (["--size", "big"], ["--siz", "3"]):
+        with pytest.raises(UserError, match=r"see `im3d probe --help`"):
+            parser.parse_args(argv)
+
+
+def test_help_as_a_module_lists_commands_and_loads_no_framework():
+    script = (
+        "import sys, im3d_jax.main as m; m.run(['--help']);"
+        "sys.exit(any(name in sys.modules for name in ('jax', 'torch')))"
+    )
+    listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    module = subprocess.run(
+        [sys.executable, "-m", "im3d_jax"], capture_output=True, text=True, check=True
+    ).stdout
+    assert listed == module
+    assert all(name in listed for name in main.COMMANDS)
