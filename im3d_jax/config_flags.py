@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from recon_torch.errors import CommandParser, UserError
 
 _PREFIX = "--config."
-_PACKAGE = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]  # the repository, or site-packages, where configs/ lies beside the packages
 
 
 def parse(argv: list[str], parser: CommandParser, default: str | None = None) -> tuple[Namespace, ConfigDict]:
@@ -46,8 +46,8 @@ def parse(argv: list[str], parser: CommandParser, default: str | None = None) ->
 
 
 def load(path: str | Path) -> ConfigDict:
-    """The locked config of a file: as given, else in the repository, else among the installed ones."""
-    candidates = [Path(path), _PACKAGE.parent / path, _PACKAGE / path]
+    """The locked config of a file, whose path may also be relative to the repository (`configs/x.py`)."""
+    candidates = [Path(path), _ROOT / path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise UserError(f"no config file {path}; give --config=configs/NAME.py")

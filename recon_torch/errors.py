@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser for one command: no abbreviations; a wrong flag is a `UserError`, not a usage text."""
+    """An argument parser for one command: no abbreviations; a wrong flag is a `UserError`, not a usage."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"im3d {command}", description=description, allow_abbrev=False)
