@@ -1,8 +1,8 @@
 """Cameras on an orbit, and their file form: nerfstudio's transforms.json (Sec. 3.1: K views, 2 pi / K apart).
 
-World: right-handed, +Z up. In memory a camera is an OpenCV world-to-camera matrix (x right, y down, z forward) and
-pixel intrinsics, pixel centres at +0.5. In files it is an OpenGL camera-to-world matrix (x right, y up, z backward).
-NumPy only, so that both the JAX and the PyTorch half can use it.
+World: right-handed, +Z up. In memory a camera is an OpenCV world-to-camera matrix (x right, y down, z forward)
+and pixel intrinsics, pixel centres at +0.5. In files it is an OpenGL camera-to-world matrix (x right, y up, z
+backward). NumPy only, so that both the JAX and the PyTorch half can use it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def write_transforms(path: str | os.PathLike, cameras: Cameras, image_names: Seq
 
 
 def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
-    """Reads nerfstudio's transforms.json (or the original NeRF's, with camera_angle_x and names without a suffix).
+    """Reads nerfstudio's transforms.json, or the original NeRF's (camera_angle_x, names without a suffix).
 
     Returns:
         The cameras, and each frame's image path relative to the json's folder.
@@ -162,9 +162,7 @@ def load_transforms_json(path: Path) -> dict:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise UserError(
-            f'{path} has no frames; it needs "frames": [{{"file_path", "transform_matrix"}}, ...]'
-        )
+        raise UserError(f"{path} has no frames; it needs a list of file_path and transform_matrix")
     return content
 
 

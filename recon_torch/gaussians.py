@@ -1,4 +1,4 @@
-"""The parameters of the asset (Sec. 3.3) and their file form: the .ply of 3D Gaussian Splatting (Kerbl et al. 2023).
+"""The parameters of the asset (Sec. 3.3) and their file form, the .ply of 3DGS (Kerbl et al. 2023).
 
 Colour does not depend on the view (spherical harmonics of degree 0), as the paper's short fits need no more.
 """
@@ -38,7 +38,7 @@ MAX_PLY_HEADER_BYTES = 65536
 
 
 class Gaussians(NamedTuple):
-    """N Gaussians as they are optimised: unconstrained numbers, of which the properties are what is rendered."""
+    """N Gaussians as they are optimised: unconstrained numbers. The properties are what is rendered."""
 
     means: Float[Tensor, "N 3"]
     quats: Float[Tensor, "N 4"]  # wxyz, not normalised
@@ -70,8 +70,8 @@ def init_ball(
 ) -> Gaussians:
     """Grey Gaussians spread evenly over a ball around the origin (Sec. A.1: 5000 points at the centre).
 
-    Each is a sphere with a standard deviation of half the mean distance between neighbours. The random numbers are
-    drawn on the CPU, so a seed gives the same start on every device.
+    Each is a sphere with a standard deviation of half the mean distance between neighbours. The random numbers
+    are drawn on the CPU, so a seed gives the same start on every device.
     """
     direction = torch.randn(num, 3, generator=generator)
     direction = direction / direction.norm(dim=-1, keepdim=True)
@@ -107,7 +107,7 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
     """Reads a 3DGS .ply (binary, little endian). Spherical harmonics above degree 0 are left out.
 
     Raises:
-        UserError: the file is missing, is cut short, is not a .ply of Gaussians, or holds values that are not finite.
+        UserError: the file is missing or cut short, is not a .ply of Gaussians, or holds NaN or infinity.
     """
     path = Path(path)
     try:
@@ -115,12 +115,13 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
             head = file.read(MAX_PLY_HEADER_BYTES)
             num, row_type, header_bytes = _parse_header(path, head)
             available = path.stat().st_size - header_bytes
-            if num * row_type.itemsize > available:  # checked before anything of that size is allocated
+            needed = num * row_type.itemsize
+            if needed > available:  # checked before anything of that size is allocated
                 raise UserError(
-                    f"{path} is cut short: {num} Gaussians need {num * row_type.itemsize} bytes, it has {available}"
+                    f"{path} is cut short: {num} Gaussians are {needed} bytes, it has {available}"
                 )
             file.seek(header_bytes)
-            rows = np.frombuffer(file.read(num * row_type.itemsize), row_type)
+            rows = np.frombuffer(file.read(needed), row_type)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -148,14 +149,10 @@ def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype, int]:
     if ["format", "binary_little_endian", "1.0"] not in lines:
         raise UserError(f"{path} is a .ply of another format; only binary_little_endian is read")
     elements = [line for line in lines if line[:1] == ["element"]]
-    if (
-        not elements
-        or elements[0][1:2] != ["vertex"]
-        or len(elements[0]) != 3
-        or not elements[0][2].isdecimal()
-    ):
+    first = elements[0] if elements else []
+    if first[1:2] != ["vertex"] or len(first) != 3 or not first[2].isdecimal():
         raise UserError(f"{path}: the first element of the .ply must be the vertices")
-    following = lines[lines.index(elements[0]) + 1 :]
+    following = lines[lines.index(first) + 1 :]
     if len(elements) > 1:
         following = following[: following.index(elements[1])]
     fields = {}
@@ -167,4 +164,4 @@ def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype, int]:
     missing = [name for name in PLY_NAMES if name not in fields and name not in ("nx", "ny", "nz")]
     if missing:
         raise UserError(f"{path} is not a .ply of Gaussians: it lacks {', '.join(missing)}")
-    return int(elements[0][2]), np.dtype(list(fields.items())), len(text) + len(end)
+    return int(first[2]), np.dtype(list(fields.items())), len(text) + len(end)

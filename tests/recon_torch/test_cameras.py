@@ -1,4 +1,4 @@
-"""Orbits against closed-form geometry; transforms.json against nerfstudio's convention and against bad files."""
+"""Orbits against closed-form geometry; transforms.json against its convention and against bad files."""
 
 import json
 

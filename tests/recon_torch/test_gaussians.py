@@ -66,9 +66,9 @@ def test_layout_is_the_reference_implementations(tmp_path):
     """Header and row of graphdeco's 3DGS: 17 floats with normals, in this order."""
     save_ply(random_gaussians(2), tmp_path / "a.ply")
     header, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n", 1)
-    names = [line.split()[-1].decode() for line in header.splitlines() if line.startswith(b"property float")]
-    assert names == (
-        "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3".split()
+    names = [line.split()[-1] for line in header.splitlines() if line.startswith(b"property float")]
+    assert b" ".join(names) == (
+        b"x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 opacity scale_0 scale_1 scale_2 rot_0 rot_1 rot_2 rot_3"
     )
     assert len(body) == 2 * 17 * 4
     np.testing.assert_array_equal(np.frombuffer(body, "<f4").reshape(2, 17)[:, 3:6], 0)
