@@ -1,14 +1,15 @@
 """Noise schedules, noising, prediction types and the training loss (Sec. 3.1). Pure functions of arrays.
 
-The paper noises the views J by J_t = sqrt(1 - s_t^2) J + s_t eps and minimises w_t |eps_hat - eps|^2. Here the two factors
-are named alpha_t and sigma_t, with alpha^2 + sigma^2 = 1 (variance preserving), and a network may predict any of
+The paper noises the views J by J_t = sqrt(1 - s_t^2) J + s_t eps and minimises w_t |eps_hat - eps|^2. Here
+the two factors are alpha_t and sigma_t, alpha^2 + sigma^2 = 1 (variance preserving), and a network may
+predict any of
 
     "epsilon"  eps                    (Ho et al. 2020, https://arxiv.org/abs/2006.11239)
     "v"        alpha eps - sigma x0   (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512)
     "x0"       x0
 
-Clean and noisy arrays are [B, K, h, w, c]; alpha and sigma are one number per asset, [B], or a scalar. Whatever the
-network's own precision, everything here is float32.
+Clean and noisy arrays are [B, K, h, w, c]; alpha and sigma are one number per asset, [B], or a scalar.
+Whatever the network's own precision, everything here is float32.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from recon_torch.errors import UserError
+
 PredictionType = Literal["epsilon", "v", "x0"]
 PREDICTION_TYPES = ("epsilon", "v", "x0")
 
-# The smallest alpha and sigma that are divided by. 2^-12 squared is the smallest positive float16, which is also where
-# diffusers stops a schedule of zero terminal SNR.
+# The smallest alpha and sigma that are divided by. Its square is the smallest positive float16, which is also
+# where diffusers stops a schedule of zero terminal SNR.
 MIN_LEVEL = 2.0**-12
 
 
 class Schedule(NamedTuple):
-    """Noise levels of the N training timesteps, in float64: index them by `level`, which is what jit can trace."""
+    """Noise levels of the N training timesteps, in float64; under jit read them through `level`."""
 
     alphas: Float[np.ndarray, " N"]  # falling, in [0, 1]
     sigmas: Float[np.ndarray, " N"]  # rising, in [0, 1]
@@ -48,14 +51,15 @@ def make_schedule(
 ) -> Schedule:
     """The schedule of a network's training; the defaults are Emu Video's (arXiv 2311.10709, appendix).
 
-    kind: "scaled_linear" (sqrt(beta) is linear), "linear" (Ho et al. 2020) or "cosine" (Nichol & Dhariwal 2021, which
-        ignores the betas).
+    kind: "scaled_linear" (sqrt(beta) is linear), "linear" (Ho et al. 2020) or "cosine" (Nichol & Dhariwal
+        2021, which ignores the betas).
     zero_terminal_snr: shift and scale alpha so that the last timestep is pure noise (Lin et al. 2023,
-        https://arxiv.org/abs/2305.08891), as in Emu Video's 512 px stages. It asks for "v" or "x0" prediction, because at
-        alpha = 0 epsilon says nothing of x0.
+        https://arxiv.org/abs/2305.08891), as in Emu Video's 512 px stages. It asks for "v" or "x0"
+        prediction, because at alpha = 0 epsilon says nothing of x0.
+    Raises UserError for an unknown kind or fewer than two steps.
     """
-    if num_steps < 1:
-        raise ValueError(f"schedule: num_steps is {num_steps}, needs at least 1")
+    if num_steps < 2:
+        raise UserError(f"schedule: num_steps is {num_steps}, needs at least 2")
     if kind == "scaled_linear":
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_steps) ** 2
     elif kind == "linear":
@@ -64,7 +68,7 @@ def make_schedule(
         alpha_bar = np.cos((np.linspace(0, 1, num_steps + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
     else:
-        raise ValueError(f"schedule: unknown kind {kind!r}, use 'scaled_linear', 'linear' or 'cosine'")
+        raise UserError(f"schedule: unknown kind {kind!r}, use 'scaled_linear', 'linear' or 'cosine'")
     alphas = np.sqrt(np.cumprod(1 - betas))
     if zero_terminal_snr:
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
@@ -118,8 +122,9 @@ def to_x0(
 ) -> Float[Array, "B K h w c"]:
     """The clean views that a prediction implies.
 
-    Exact at every level for "v" and "x0". From "epsilon" it is (x - sigma eps) / alpha, where alpha is held at 2^-12 or
-    above: at alpha = 0 the clean views cannot be known from epsilon, and the value is finite but means nothing.
+    Exact at every level for "v" and "x0". From "epsilon" it is (x - sigma eps) / alpha with alpha held at
+    2^-12 or above: at alpha = 0 epsilon does not determine the clean views, and the value is finite but means
+    nothing.
     """
     _check_type(prediction_type)
     prediction, alpha, sigma = prediction.astype(jnp.float32), expand(alpha, noisy), expand(sigma, noisy)
@@ -137,7 +142,7 @@ def to_eps(
     alpha: Float[Array, " *B"],
     sigma: Float[Array, " *B"],
 ) -> Float[Array, "B K h w c"]:
-    """The noise that a prediction implies; the mirror of `to_x0`: from "x0" sigma is held at 2^-12 or above."""
+    """The noise that a prediction implies: the mirror of `to_x0`, so from "x0" sigma is held at 2^-12."""
     _check_type(prediction_type)
     prediction, alpha, sigma = prediction.astype(jnp.float32), expand(alpha, noisy), expand(sigma, noisy)
     if prediction_type == "epsilon":
@@ -152,13 +157,15 @@ def loss_weight(
 ) -> Float[Array, " *B"]:
     """w_t of the loss (unspecified in the paper), for a squared error in the prediction's own space.
 
-    An error of 1 in x0 is one of 1 / sigma in v and of alpha / sigma in epsilon, so a weight w on the error in x0 is
-    w sigma^2 on that in v and w / SNR on that in epsilon, with SNR = alpha^2 / sigma^2. In x0 the kinds are
+    An error of 1 in x0 is one of 1 / sigma in v and of alpha / sigma in epsilon, so a weight w on the squared
+    error in x0 is w sigma^2 on that in v and w / SNR on that in epsilon, where SNR = alpha^2 / sigma^2. On x0
+    the kinds are
 
         "min_snr_5"      min(SNR, 5)  (Hang et al. 2023, https://arxiv.org/abs/2303.09556)
         "truncated_snr"  max(SNR, 1)  (Salimans & Ho 2022)
 
-    and "uniform" is 1 in the prediction's own space. Note that "min_snr_5" gives a v network no gradient at alpha = 0.
+    and "uniform" is 1 in the prediction's own space. At alpha = 0, "min_snr_5" leaves a v or x0 network
+    untrained.
     """
     _check_type(prediction_type)
     alpha, sigma = jnp.asarray(alpha, jnp.float32), jnp.asarray(sigma, jnp.float32)
@@ -170,7 +177,7 @@ def loss_weight(
     elif kind == "truncated_snr":
         weight_v = jnp.maximum(signal, noise)
     else:
-        raise ValueError(f"loss weight: unknown kind {kind!r}, use 'uniform', 'min_snr_5' or 'truncated_snr'")
+        raise UserError(f"loss weight: unknown kind {kind!r}, use 'uniform', 'min_snr_5' or 'truncated_snr'")
     return weight_v / {"v": 1.0, "x0": noise, "epsilon": signal}[prediction_type]
 
 
@@ -180,7 +187,7 @@ def loss(
     weight: Float[Array, " *B"],
     mask: Float[Array, "B K"] | None = None,
 ) -> Float[Array, ""]:
-    """w_t |prediction - target|^2 (Sec. 3.1), averaged over everything; over the frames where `mask` is 1 if given."""
+    """w_t |prediction - target|^2 (Sec. 3.1): the mean over all elements, or over frames whose mask is 1."""
     squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
     per_frame = expand(weight, squared[..., 0, 0, 0]) * squared.mean(axis=(-3, -2, -1))
     if mask is None:
@@ -188,11 +195,14 @@ def loss(
     return (per_frame * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
-def sample_timesteps(key: PRNGKeyArray, batch: int, num_timesteps: int, stratified: bool = True) -> Int[Array, " B"]:
+def sample_timesteps(
+    key: PRNGKeyArray, batch: int, num_timesteps: int, stratified: bool = True
+) -> Int[Array, " B"]:
     """Timesteps for one training step, each uniform in [0, num_timesteps).
 
-    stratified: one draw shifts an even grid over the batch, so that every batch covers all noise levels and the loss
-        varies less (Kingma et al. 2021, https://arxiv.org/abs/2107.00630, app. I.1); otherwise independent draws.
+    stratified: one draw shifts an even grid over the batch, so that every batch covers all noise levels and
+        the loss varies less (Kingma et al. 2021, https://arxiv.org/abs/2107.00630, app. I.1); else
+        independent draws.
     """
     if not stratified:
         return jax.random.randint(key, (batch,), 0, num_timesteps)
@@ -202,4 +212,6 @@ def sample_timesteps(key: PRNGKeyArray, batch: int, num_timesteps: int, stratifi
 
 def _check_type(prediction_type: str) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction type {prediction_type!r}, use one of {', '.join(PREDICTION_TYPES)}")
+        raise UserError(
+            f"unknown prediction type {prediction_type!r}, use one of {', '.join(PREDICTION_TYPES)}"
+        )
