@@ -1,15 +1,14 @@
-"""Sampling (Sec. 3.4): DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095), its restart, and
-guidance.
+"""Sampling (Sec. 3.4): DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), its partial restart, and guidance.
 
 With the noise-to-signal ratio r = sigma / alpha, the step from level s to level t is h = log(r_s / r_t) long.
 What multiplies the Gaussian part of x decays by exp(-h) = r_t / r_s, and what the network believes the views
 to be, D, fills the place:
 
-    1, 2m     x <- (sigma_t / sigma_s) x         + alpha_t (1 - exp(-h)) D
-    sde_2m    x <- (sigma_t / sigma_s) e^(-h) x  + alpha_t (1 - exp(-2h)) D  + sigma_t sqrt(1 - exp(-2h)) z
+    ODE   x <- (sigma_t / sigma_s) x          + alpha_t (1 - exp(-h)) D
+    SDE   x <- (sigma_t / sigma_s) exp(-h) x  + alpha_t (1 - exp(-2h)) D  + sigma_t sqrt(1 - exp(-2h)) z
 
-First order takes D = x0; second order extrapolates the last two predictions to the middle of the step,
-D = x0 + (h / 2 h_prev) (x0 - x0_prev). Every step is thus a fixed linear combination of x, x0, x0_prev and z,
+First order ("1", "sde_1") takes D = x0; second order ("2m", "sde_2m") extrapolates the last two predictions
+to the middle of the step, D = x0 + (h / 2 h_prev) (x0 - x0_prev). Every step is thus a fixed linear combination of x, x0, x0_prev and z,
 whose weights `coefficients` tabulates in float64 before the first network call.
 
 Which solver, spacing, guidance and restart level IM-3D uses is unspecified in the paper beyond "DPM-Solver++"
@@ -36,8 +35,7 @@ KARRAS_RHO = 7.0  # Karras et al. 2022, https://arxiv.org/abs/2206.00364
 
 
 class Steps(NamedTuple):
-    """The T steps of one sampling run: step i goes from level i to level i + 1, and costs one network
-    call."""
+    """The T steps of one sampling run: step i goes from level i to level i + 1 and costs one network call."""
 
     timesteps: Int[np.ndarray, " T"]  # falling; what the network is told at step i
     alphas: Float[np.ndarray, " T+1"]  # float64, rising to exactly 1
@@ -50,11 +48,10 @@ def make_steps(
     """`num_steps` steps from noise level `start_level` down to clean views.
 
     spacing: "trailing" and "linspace" are even in the training timestep, "karras" in r^(1/7). With zero
-        terminal SNR use one of the first two: Karras then spends half its steps where x is all but pure
-        noise.
+        terminal SNR use one of the first two: Karras then spends half its steps where x is all but noise.
     start_level: the s of J_s = sqrt(1 - s^2) J + s eps, in (0, 1]; 1 is the schedule's noisiest level. Below
-        1 this is Sec. 3.4's restart. "trailing" and "linspace" begin at the training timestep nearest to s,
-        "karras" at s.
+        1 this is a restart (Sec. 3.4): "trailing" and "linspace" begin at the training timestep whose sigma
+        is nearest to s, "karras" at s. Read the level that was reached from `sigmas[0]`.
     A level of zero SNR is held at alpha = 2^-12, as diffusers does, which keeps every step's length finite.
 
     Raises UserError where the schedule has fewer timesteps below `start_level` than steps asked for.
@@ -80,8 +77,7 @@ def make_steps(
         raise UserError(f"sampler: unknown spacing {spacing!r}, use 'trailing', 'linspace' or 'karras'")
     if (np.diff(kept) >= 0).any():
         raise UserError(
-            f"sampler: no {num_steps} distinct steps below noise level {start_level}; ask for fewer or a
-            higher level"
+            f"sampler: no {num_steps} distinct steps below noise level {start_level}; take fewer or start higher"
         )
     alphas = np.append(1 / np.sqrt(1 + kept**2), 1.0)
     return Steps(timesteps, alphas, np.append(kept * alphas[:-1], 0.0))
@@ -161,8 +157,9 @@ def sample(
     x0_prev = z = jnp.zeros_like(x)
     for i, weights in enumerate(jnp.asarray(coefficients(steps, solver), jnp.float32)):
         timestep = jnp.full(x.shape[:1], steps.timesteps[i], jnp.int32)
-        alpha, sigma = (jnp.full(x.shape[:1], levels[i], jnp.float32) for levels in (steps.alphas,
-        steps.sigmas)) x0 = denoise(x, timestep, alpha, sigma)
+        alpha = jnp.full(x.shape[:1], steps.alphas[i], jnp.float32)
+        sigma = jnp.full(x.shape[:1], steps.sigmas[i], jnp.float32)
+        x0 = denoise(x, timestep, alpha, sigma)
         if solver.startswith("sde"):
             z = jax.random.normal(jax.random.fold_in(key, i), x.shape)
         x = update(x, x0, x0_prev, z, weights)
@@ -187,8 +184,7 @@ class Guidance(NamedTuple):
 
     w_image: float | Sequence[float] | np.ndarray = 2.0
     w_text: float | Sequence[float] | np.ndarray = 7.5
-    rescale: float = 0.0  # phi of Lin et al. 2023 (Sec. 3.4 there), in [0, 1]: draws the contrast back
-    towards X(I,p)'s
+    rescale: float = 0.0  # phi of Lin et al. 2023, in [0, 1]: draws the contrast back to that of X(I,p)
 
     def branch_weights(self) -> dict[str, np.ndarray]:
         """The predictions that are needed and their weights, [1, 1 or K, 1, 1, 1], which sum to 1."""
