@@ -1,0 +1,153 @@
+"""Files: what is written can be read back, and what cannot be read or written is one clear error."""
+
+import json
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from recon_torch import export
+from recon_torch.errors import UserError
+
+
+def random_image(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_image_round_trip(tmp_path, channels):
+    pixels = random_image(5, 7, channels)
+    export.write_image(tmp_path / "new" / "x.png", pixels / 255.0)
+    read = export.read_image(tmp_path / "new" / "x.png")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, pixels.astype(np.float32) / 255.0)
+
+
+def test_values_are_rounded_and_clipped():
+    assert export.to_uint8(np.array([-1.0, 0.4999 / 255, 0.5001 / 255, 2.0])).tolist() == [0, 0, 1, 255]
+    with pytest.raises(ValueError, match="NaN"):
+        export.to_uint8(np.array([np.nan]))
+
+
+def test_other_modes(tmp_path):
+    grey = random_image(4, 6)
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    cases = {
+        "L": (Image.fromarray(grey), np.repeat(grey[..., None], 3, -1) / 255),
+        "I16": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, -1) / 255),
+        "1": (Image.fromarray(grey > 99), np.repeat(grey[..., None] > 99, 3, -1)),
+        "LA": (Image.fromarray(np.stack([grey, grey], -1), "LA"), np.repeat(grey[..., None], 4, -1) / 255),
+        "P": (palette, [[[1, 0, 0], [0, 1, 0]]]),
+    }
+    for name, (image, expected) in cases.items():
+        image.save(tmp_path / f"{name}.png")
+        np.testing.assert_allclose(
+            export.read_image(tmp_path / f"{name}.png"), expected, atol=1e-6, err_msg=name
+        )
+    palette.save(tmp_path / "clear.png", transparency=0)
+    np.testing.assert_array_equal(export.read_image(tmp_path / "clear.png")[0, :, 3], [0, 1])
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    pixels = random_image(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held a quarter turn to the left: turn the picture clockwise
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_allclose(export.read_image(tmp_path / "x.png"), np.rot90(pixels, -1) / 255, atol=1e-6)
+
+
+def test_unreadable_images_are_user_errors(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("not a picture")
+    export.write_image(tmp_path / "cut.png", random_image(64, 64, 3))
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    for name, message in [
+        ("none.png", "no image at"),
+        ("text.png", "cannot read"),
+        ("cut.png", "cannot read"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            export.read_image(tmp_path / name)
+    with pytest.raises(UserError, match="cannot read"):
+        export.read_image(tmp_path)
+    export.write_image(tmp_path / "large.png", random_image(8, 8, 3))
+    monkeypatch.setattr(export, "MAX_PIXELS", 63)
+    with pytest.raises(UserError, match="8 x 8 pixels"):
+        export.read_image(tmp_path / "large.png")
+
+
+def test_failed_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "x.json"
+    export.write_json(path, {"size": np.float32(0.5), "shape": np.arange(2)})
+    with pytest.raises(RuntimeError), export.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(ValueError, match="JSON compliant"):
+        export.write_json(path, float("nan"))
+    assert json.loads(path.read_text()) == {"size": 0.5, "shape": [0, 1]}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_unwritable_place_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.json").mkdir()
+    for path in (tmp_path / "file" / "x.json", tmp_path / "taken.json"):
+        with pytest.raises(UserError, match=f"cannot write {path}"):
+            export.write_json(path, 1)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken.json"]
+
+
+def smooth_frames(count, height, width):
+    """Coloured ramps that change with time: what survives chroma subsampling."""
+    time, row, column = np.meshgrid(*(np.linspace(0, 1, n) for n in (count, height, width)), indexing="ij")
+    return np.stack([0.2 + 0.6 * row, 0.8 - 0.6 * column, 0.1 + 0.8 * time], -1).astype(np.float32)
+
+
+def read_video(path):
+    reader = imageio_ffmpeg.read_frames(path)
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+
+
+def test_video_round_trip_with_odd_size(tmp_path):
+    frames = smooth_frames(6, 33, 47)
+    assert export.write_video(tmp_path / "x.mp4", frames, fps=12) == tmp_path / "x.mp4"
+    meta, decoded = read_video(tmp_path / "x.mp4")
+    assert (meta["codec"], meta["fps"], meta["pix_fmt"].split("(")[0]) == ("h264", 12.0, "yuv420p")
+    assert decoded.shape == (6, 34, 48, 3)
+    np.testing.assert_allclose(decoded[:, :33, :47] / 255.0, frames, atol=0.04)
+    export.write_video(tmp_path / "y.mp4", frames, fps=12)
+    assert (tmp_path / "x.mp4").read_bytes() == (tmp_path / "y.mp4").read_bytes()
+
+
+def test_without_ffmpeg_a_gif_is_written(tmp_path, monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    frames = np.stack([np.full((8, 8, 3), level, np.float32) for level in (0.0, 1.0)])
+    with pytest.warns(UserWarning, match="no ffmpeg"):
+        path = export.write_video(tmp_path / "x.mp4", frames)
+    assert path == tmp_path / "x.gif"
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+        image.seek(1)
+        assert np.asarray(image.convert("RGB")).min() == 255
+
+
+def test_contact_sheet_places_every_tile():
+    small = random_image(2, 8, 8, 3) / 255.0
+    large = random_image(1, 50, 40, 3, seed=1) / 255.0
+    sheet = export.contact_sheet([small, large], ["views", "render"], tile_px=32, gap_px=2)
+    gutter = sheet.shape[1] - 2 * (32 + 2)
+    assert sheet.shape[0] == 2 + 34 + 52
+    for k in range(2):
+        left = gutter + 34 * k
+        tile = sheet[2:34, left : left + 32]
+        np.testing.assert_array_equal(tile[::4, ::4], export.to_uint8(small[k]))
+        np.testing.assert_array_equal(tile[3::4, 3::4], export.to_uint8(small[k]))
+    np.testing.assert_array_equal(sheet[36:86, gutter : gutter + 40], export.to_uint8(large[0]))
+    assert sheet[:, :gutter].min() == 0  # the labels
