@@ -1,4 +1,4 @@
-"""Images, videos, contact sheets and JSON on disk. Every file is whole or absent: written aside, then renamed.
+"""Images, videos, contact sheets and JSON on disk. A file is whole or absent: written aside, then renamed.
 
 Images are float32 in [0, 1], channels last. NumPy only, so that both the JAX and the PyTorch half can use it.
 """
@@ -49,7 +49,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes JSON, two spaces deep. NumPy scalars and arrays become numbers and lists; NaN is a ValueError."""
+    """Writes JSON, indented. NumPy scalars and arrays become numbers and lists; NaN is a ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False, default=lambda value: value.tolist())
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
@@ -146,20 +146,15 @@ def contact_sheet(
 def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
     """Pipes frames of even size to ffmpeg."""
     # RGB is converted with the matrix that the file then declares, or players would shift the colours; bitexact
-    # leaves out the encoder's version and the date.
-    matrix = [
-        "-vf",
-        "scale=out_color_matrix=bt709:out_range=tv",
-        "-colorspace",
-        "bt709",
-        "-color_primaries",
-        "bt709",
-    ]
-    trim = ["-color_trc", "bt709", "-crf", "18", "-movflags", "+faststart", "-fflags", "+bitexact"]
+    # leaves out the encoder's version, so that equal frames give equal files.
+    options = (
+        "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709 -color_trc bt709"
+        " -crf 18 -movflags +faststart -fflags +bitexact"
+    )
     size = (frames.shape[2], frames.shape[1])
     writer = imageio_ffmpeg.write_frames(
-        path, size, fps=fps, codec="libx264", macro_block_size=2, quality=None, output_params=matrix + trim,
-        ffmpeg_log_level="error",
+        path, size, fps=fps, codec="libx264", quality=None, macro_block_size=2, ffmpeg_log_level="error",
+        output_params=options.split(),
     )  # fmt: skip
     writer.send(None)
     for frame in frames:
