@@ -145,11 +145,11 @@ def contact_sheet(
 
 def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
     """Pipes frames of even size to ffmpeg."""
-    # RGB is converted with the matrix that the file then declares, or players would shift the colours; bitexact
-    # leaves out the encoder's version, so that equal frames give equal files.
+    # RGB is converted with the matrix that the file then declares, or players would shift the colours;
+    # bitexact leaves out the encoder's version, so that equal frames give equal files.
     options = (
-        "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709 -color_trc bt709"
-        " -crf 18 -movflags +faststart -fflags +bitexact"
+        "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709"
+        " -color_trc bt709 -crf 18 -movflags +faststart -fflags +bitexact"
     )
     size = (frames.shape[2], frames.shape[1])
     writer = imageio_ffmpeg.write_frames(
