@@ -1,0 +1,358 @@
+"""Procedural objects: categories, colours, captions and their primitives (NumPy only).
+
+The paper trains on 100k artist-made assets; this project trains its small model on the objects of this module, which
+are also its test data and its ground truth. Object `index` is a pure function of `(seed, index)`, and the index ranges
+of the splits are disjoint, so training never meets a test object.
+
+An object is a caption and four padded groups of primitives (ellipsoids, boxes, cones, tori). The padding gives every
+category the same array shapes, so that `procedural.render` compiles once for all of them.
+
+World units: the object lies inside the ball of radius 0.5; +Z is up; its front faces +X before the random yaw.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+COLORS = {
+    "red": (0.86, 0.13, 0.13),
+    "orange": (0.96, 0.52, 0.10),
+    "yellow": (0.97, 0.85, 0.15),
+    "green": (0.18, 0.62, 0.22),
+    "cyan": (0.15, 0.78, 0.80),
+    "blue": (0.14, 0.30, 0.84),
+    "purple": (0.52, 0.20, 0.72),
+    "pink": (0.97, 0.55, 0.72),
+    "brown": (0.48, 0.28, 0.13),
+    "gray": (0.52, 0.52, 0.54),
+    "black": (0.12, 0.12, 0.13),
+    "beige": (0.88, 0.78, 0.60),
+}
+"""Colour name -> linear RGB in [0, 1]. White is left out because it is the background."""
+
+SPLITS = {"test": (0, 10_000), "validation": (10_000, 20_000), "train": (20_000, 2**31)}
+"""Split -> [first, last) object index."""
+
+SLOTS = {"ellipsoid": 4, "box": 7, "cone": 5, "torus": 1}
+"""Primitives of each kind that every object is padded to."""
+
+MAX_YAW_RAD = np.deg2rad(30.0)
+"""Objects face the first camera up to this angle, as pictures of objects do."""
+
+
+@dataclass
+class Scene:
+    """Primitives of one object, and its caption.
+
+    Each primitive is the image of a unit shape under `local -> center + axes @ local`: the unit sphere, the cube
+    [-1, 1]^3, the frustum |z| <= 1 with radius from 1 (bottom) to `shape` (top), or the torus of major radius 1 and
+    minor radius `shape` around z.
+    """
+
+    caption: str = ""
+    primitives: dict[str, list[tuple]] = field(default_factory=lambda: {kind: [] for kind in SLOTS})
+
+    def add(self, kind: str, center, half_size, color, *, rotation=None, shape: float = 1.0) -> None:
+        """Adds a primitive with half extents `half_size` (scalar or 3), turned by `rotation` [3, 3]."""
+        axes = (np.eye(3) if rotation is None else rotation) * np.broadcast_to(half_size, 3)
+        self.primitives[kind].append((np.asarray(center, float), axes, np.asarray(color, float), shape))
+
+
+def rotate(axis: str, angle_rad: float) -> np.ndarray:
+    """Rotation matrix [3, 3] about a coordinate axis."""
+    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    matrix = np.eye(3)
+    matrix[i, i] = matrix[j, j] = np.cos(angle_rad)
+    matrix[i, j], matrix[j, i] = -np.sin(angle_rad), np.sin(angle_rad)
+    return matrix
+
+
+# ---- Categories. Each takes a random generator and the colours of its two named parts, and says which those are. ----
+
+WOOD, STEEL, DARK = np.array([0.55, 0.36, 0.20]), np.array([0.62, 0.62, 0.65]), np.array([0.16, 0.16, 0.18])
+
+
+def _tree(scene, rng, first, second):
+    height, width = rng.uniform(0.22, 0.30), rng.uniform(0.20, 0.32)
+    scene.add("cone", (0, 0, -0.22), (0.06, 0.06, 0.2), second, shape=0.8)
+    for level in range(3):
+        scale = 1 - 0.24 * level
+        scene.add(
+            "cone",
+            (0, 0, -0.04 + 0.17 * level),
+            (width * scale, width * scale, height * 0.55),
+            first,
+            shape=0.1,
+        )
+
+
+def _bush(scene, rng, first, second):
+    scene.add("cone", (0, 0, -0.24), (0.055, 0.055, 0.2), second)
+    side = rng.uniform(0.10, 0.16)
+    scene.add("ellipsoid", (0, 0, 0.12), rng.uniform(0.2, 0.27, 3), first)
+    scene.add("ellipsoid", (side, side * 0.6, 0.0), rng.uniform(0.13, 0.18, 3), first)
+
+
+def _mushroom(scene, rng, first, second):
+    radius, height = rng.uniform(0.07, 0.12), rng.uniform(0.18, 0.26)
+    scene.add("cone", (0, 0, -0.2), (radius * 1.25, radius * 1.25, height), second, shape=0.75)
+    cap = rng.uniform(0.26, 0.38)
+    scene.add("cone", (0, 0, -0.2 + height + 0.06), (cap, cap, 0.1), first, shape=0.55)
+    scene.add(
+        "ellipsoid", (0, 0, -0.2 + height + 0.12), (cap * 0.6, cap * 0.6, rng.uniform(0.1, 0.15)), first
+    )
+
+
+def _snowman(scene, rng, first, second):
+    sizes = np.array([0.22, 0.16, 0.115]) * rng.uniform(0.9, 1.1, 3)
+    heights = np.array([-0.24, 0.02, 0.20])
+    body = np.array([0.84, 0.88, 0.93])
+    for height, size in zip(heights, sizes, strict=True):
+        scene.add("ellipsoid", (0, 0, height), size, body)
+    brim = rng.uniform(0.13, 0.18)
+    scene.add("cone", (0, 0, 0.29), (brim, brim, 0.018), first)
+    scene.add("cone", (0, 0, 0.37), (brim * 0.62, brim * 0.62, 0.075), first)
+    scene.add("cone", (0.16, 0, 0.2), (0.03, 0.03, 0.075), second, rotation=rotate("y", np.pi / 2), shape=0.1)
+
+
+def _lamp(scene, rng, first, second):
+    base, shade = rng.uniform(0.14, 0.22), rng.uniform(0.2, 0.3)
+    scene.add("cone", (0, 0, -0.38), (base, base, 0.04), second, shape=0.7)
+    scene.add("cone", (0, 0, -0.1), (0.03, 0.03, 0.28), second)
+    scene.add(
+        "cone", (0, 0, 0.2), (shade, shade, rng.uniform(0.13, 0.19)), first, shape=rng.uniform(0.4, 0.7)
+    )
+
+
+def _house(scene, rng, first, second):
+    length, width, height = rng.uniform(0.22, 0.32), rng.uniform(0.18, 0.22), rng.uniform(0.16, 0.2)
+    scene.add("box", (0, 0, -0.3 + height), (width, length, height), second)
+    roof = width / np.sqrt(2) * 1.1
+    scene.add(
+        "box", (0, 0, -0.3 + 2 * height), (roof, length * 1.08, roof), first, rotation=rotate("y", np.pi / 4)
+    )
+    scene.add("box", (0.1, length * 0.5, 2 * height - 0.12), (0.04, 0.04, 0.12), DARK)
+    scene.add("box", (width, -length * rng.uniform(0, 0.5), -0.2), (0.012, 0.055, 0.1), DARK)
+
+
+def _chair(scene, rng, first, second):
+    half, seat = rng.uniform(0.17, 0.23), rng.uniform(-0.1, 0.0)
+    scene.add("box", (0, 0, seat), (half, half, 0.035), first)
+    back = rng.uniform(0.18, 0.24)
+    scene.add("box", (-half + 0.03, 0, seat + back), (0.03, half, back), first)
+    _legs(scene, half - 0.035, half - 0.035, seat, second)
+
+
+def _table(scene, rng, first, second):
+    length, width, top = rng.uniform(0.26, 0.36), rng.uniform(0.2, 0.28), rng.uniform(-0.02, 0.14)
+    scene.add("box", (0, 0, top), (width, length, 0.035), first)
+    _legs(scene, width - 0.05, length - 0.05, top, second)
+
+
+def _legs(scene, x, y, top, color):
+    for sign_x, sign_y in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        half = (top + 0.38) / 2
+        scene.add("box", (sign_x * x, sign_y * y, top - half), (0.035, 0.035, half), color)
+
+
+def _mug(scene, rng, first, second):
+    radius, height = rng.uniform(0.2, 0.26), rng.uniform(0.2, 0.3)
+    scene.add("cone", (0, 0, 0), (radius, radius, height), first, shape=rng.uniform(0.85, 1.1))
+    scene.add("cone", (0, 0, height), (radius * 0.8, radius * 0.8, 0.006), DARK)
+    handle = height * 0.55
+    turn = rotate("x", np.pi / 2)
+    scene.add(
+        "torus", (0, radius * 0.98, 0), handle, second, rotation=rotate("z", np.pi / 2) @ turn, shape=0.28
+    )
+
+
+def _car(scene, rng, first, second):
+    length, width = rng.uniform(0.34, 0.4), rng.uniform(0.15, 0.19)
+    scene.add("box", (0, 0, -0.06), (length, width, 0.085), first)
+    cabin = rng.uniform(0.14, 0.2)
+    scene.add("box", (-0.08, 0, 0.08), (cabin, width * 0.85, 0.08), second)
+    turn = rotate("x", np.pi / 2)
+    for x in (-0.6, 0.6):
+        for y in (-1, 1):
+            scene.add("cone", (x * length, y * width, -0.14), (0.085, 0.085, 0.03), DARK, rotation=turn)
+
+
+def _truck(scene, rng, first, second):
+    width, load = rng.uniform(0.15, 0.19), rng.uniform(0.14, 0.2)
+    scene.add("box", (-0.1, 0, -0.13 + load), (0.26, width, load), first)
+    scene.add("box", (0.27, 0, -0.02), (0.11, width * 0.9, 0.12), second)
+    turn = rotate("x", np.pi / 2)
+    for x in (-0.24, 0.24):
+        for y in (-1, 1):
+            scene.add("cone", (x, y * width, -0.16), (0.085, 0.085, 0.03), DARK, rotation=turn)
+
+
+def _duck(scene, rng, first, second):
+    body = np.array([0.26, 0.17, 0.16]) * rng.uniform(0.9, 1.12, 3)
+    head = rng.uniform(0.11, 0.14)
+    scene.add("ellipsoid", (-0.04, 0, -0.12), body, first)
+    scene.add("ellipsoid", (0.14, 0, 0.14), head, first)
+    scene.add(
+        "cone",
+        (0.14 + head + 0.04, 0, 0.12),
+        (0.045, 0.06, 0.07),
+        second,
+        rotation=rotate("y", 1.57),
+        shape=0.4,
+    )
+    scene.add("cone", (-0.3, 0, -0.02), (0.07, 0.07, 0.1), first, rotation=rotate("y", -0.9), shape=0.15)
+
+
+def _rocket(scene, rng, first, second):
+    radius, height = rng.uniform(0.11, 0.15), rng.uniform(0.2, 0.26)
+    scene.add("cone", (0, 0, -0.06), (radius, radius, height), first)
+    scene.add("cone", (0, 0, height + 0.06), (radius, radius, 0.13), second, shape=0.05)
+    fin = rng.uniform(0.06, 0.1)
+    for quarter in range(4):
+        turn = rotate("z", quarter * np.pi / 2 + np.pi / 4)
+        center = turn @ np.array([radius + fin * 0.7, 0, -0.06 - height + 0.08])
+        scene.add("box", center, (fin, 0.02, 0.1), second, rotation=turn)
+
+
+def _ice_cream(scene, rng, first, second):
+    radius = rng.uniform(0.15, 0.19)
+    scene.add("cone", (0, 0, -0.18), (0.02, 0.02, 0.22), second, shape=radius / 0.02)
+    scene.add("ellipsoid", (0, 0, 0.1), radius * 1.15, first)
+    scene.add("ellipsoid", (0.0, 0, 0.27), radius * rng.uniform(0.7, 0.9), first)
+
+
+def _donut(scene, rng, first, second):
+    plate, ring = rng.uniform(0.34, 0.42), rng.uniform(0.2, 0.26)
+    scene.add("cone", (0, 0, -0.14), (plate * 0.7, plate * 0.7, 0.03), second, shape=1.4)
+    scene.add("torus", (0, 0, -0.02), ring, first, shape=rng.uniform(0.34, 0.44))
+
+
+def _ball_beside_box(scene, rng, first, second):
+    ball, box = rng.uniform(0.13, 0.19), rng.uniform(0.11, 0.17, 3)
+    side = rng.choice([-1.0, 1.0])
+    scene.add("ellipsoid", (rng.uniform(-0.06, 0.1), side * 0.21, ball - 0.2), ball, first)
+    scene.add("box", (rng.uniform(-0.1, 0.06), -side * 0.2, box[2] - 0.2), box, second)
+
+
+def _cone_on_box(scene, rng, first, second):
+    box, radius, height = rng.uniform(0.16, 0.25, 3), rng.uniform(0.12, 0.2), rng.uniform(0.12, 0.2)
+    offset = rng.uniform(-0.07, 0.07, 2)
+    scene.add("cone", (*offset, 2 * box[2] - 0.35 + height), (radius, radius, height), first, shape=0.05)
+    scene.add("box", (0, 0, box[2] - 0.35), box, second)
+
+
+@dataclass(frozen=True)
+class Category:
+    """How a category is built and spoken of: `caption` names the colours of its parts by {first} and {second}."""
+
+    build: Callable
+    caption: str
+
+
+CATEGORIES = {
+    "tree": Category(_tree, "a {first} tree with a {second} trunk"),
+    "bush": Category(_bush, "a {first} bush with a {second} trunk"),
+    "mushroom": Category(_mushroom, "a {first} mushroom with a {second} stem"),
+    "snowman": Category(_snowman, "a snowman with a {first} hat and a {second} nose"),
+    "lamp": Category(_lamp, "a {first} lamp with a {second} base"),
+    "house": Category(_house, "a {second} house with a {first} roof"),
+    "chair": Category(_chair, "a {first} chair with {second} legs"),
+    "table": Category(_table, "a {first} table with {second} legs"),
+    "mug": Category(_mug, "a {first} mug with a {second} handle"),
+    "car": Category(_car, "a {first} car with a {second} cabin"),
+    "truck": Category(_truck, "a {first} truck with a {second} cabin"),
+    "duck": Category(_duck, "a {first} duck with a {second} beak"),
+    "rocket": Category(_rocket, "a {first} rocket with {second} fins"),
+    "ice cream": Category(_ice_cream, "{first} ice cream in a {second} cone"),
+    "donut": Category(_donut, "a {first} donut on a {second} plate"),
+    "ball and box": Category(_ball_beside_box, "a {first} ball beside a {second} box"),
+    "cone on box": Category(_cone_on_box, "a {first} cone on a {second} box"),
+}
+
+
+def random_generator(seed: int, index: int) -> np.random.Generator:
+    """The generator of object `index`: counter based, so neighbouring indices are independent."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+
+
+def make_object(
+    seed: int, index: int, category: str | None = None, colors: tuple[str, str] | None = None
+) -> Scene:
+    """Object `index`, a pure function of its arguments.
+
+    Args:
+        seed: world seed. index: object number; see `SPLITS`. category, colors: fixed instead of drawn.
+    """
+    rng = random_generator(seed, index)
+    drawn_category = list(CATEGORIES)[rng.integers(len(CATEGORIES))]
+    drawn_colors = rng.choice(list(COLORS), 2, replace=False)
+    entry = CATEGORIES[category or drawn_category]
+    first, second = (str(name) for name in (colors or drawn_colors))
+    caption = entry.caption.format(first=first, second=second)
+    scene = Scene(re.sub(r"\ba (?=[aeiou])", "an ", caption))
+    entry.build(scene, rng, np.array(COLORS[first]), np.array(COLORS[second]))
+    _place(scene, rng)
+    return scene
+
+
+def _place(scene: Scene, rng: np.random.Generator) -> None:
+    """Turns the object by its yaw and shrinks it into the ball of radius 0.5."""
+    turn = rotate("z", rng.uniform(-MAX_YAW_RAD, MAX_YAW_RAD))
+    parts = [(kind, part) for kind, group in scene.primitives.items() for part in group]
+    low = np.min([part[0] - _extent(kind, part) for kind, part in parts], 0)
+    high = np.max([part[0] + _extent(kind, part) for kind, part in parts], 0)
+    middle, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
+    scale = min(1.0, 0.5 / radius)
+    for kind, group in scene.primitives.items():
+        scene.primitives[kind] = [
+            (turn @ (center - middle) * scale, turn @ axes * scale, color, shape)
+            for center, axes, color, shape in group
+        ]
+
+
+def _extent(kind: str, part: tuple) -> np.ndarray:
+    """Half size [3] of the axis-aligned box around a primitive."""
+    _, axes, _, shape = part
+    grow = {
+        "torus": np.array([1 + shape, 1 + shape, shape]),
+        "cone": np.array([max(1, shape), max(1, shape), 1]),
+    }
+    local = axes * grow.get(kind, np.ones(3))
+    return np.abs(local).sum(1) if kind in ("box", "cone") else np.sqrt((local**2).sum(1))
+
+
+def pack(scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """Scenes as padded arrays, ready for `procedural.render`.
+
+    Returns:
+        For each kind of primitive with S slots and B scenes: `{kind}_center` [B, S, 3], `{kind}_to_local` [B, S, 3, 3]
+        (inverse of the axes), `{kind}_color` [B, S, 3], `{kind}_shape` [B, S], float32, and `{kind}_count` [B].
+    """
+    packed = {}
+    for kind, slots in SLOTS.items():
+        center, color = np.zeros((2, len(scenes), slots, 3), np.float32)
+        to_local = np.zeros((len(scenes), slots, 3, 3), np.float32)
+        shape = np.zeros((len(scenes), slots), np.float32)
+        for b, scene in enumerate(scenes):
+            for s, (c, axes, rgb, k) in enumerate(scene.primitives[kind]):
+                center[b, s], to_local[b, s], color[b, s], shape[b, s] = c, np.linalg.inv(axes), rgb, k
+        packed |= {
+            f"{kind}_center": center,
+            f"{kind}_to_local": to_local,
+            f"{kind}_color": color,
+            f"{kind}_shape": shape,
+            f"{kind}_count": np.array([len(scene.primitives[kind]) for scene in scenes], np.int32),
+        }
+    return packed
+
+
+def vocabulary() -> list[str]:
+    """Every word of the caption grammar, sorted."""
+    words = {"an", *COLORS}
+    for category in CATEGORIES.values():
+        words |= set(category.caption.format(first="", second="").split())
+    return sorted(words)

@@ -1,0 +1,206 @@
+"""The ray caster of the procedural objects: RGB, alpha and depth for any orbit camera, in JAX.
+
+One program serves all categories and any batch, so that training needs no disk: parameters of objects come from
+`objects.pack`, rays are cast against every padded slot, and XLA fuses the whole into few loops. Light is fixed to the
+object, not to the camera, so that a point keeps its colour from view to view.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from im3d_jax.data import objects
+from recon_torch import cameras
+
+LIGHT = np.array([0.45, 0.35, 0.82]) / np.linalg.norm([0.45, 0.35, 0.82])
+AMBIENT = 0.62
+TORUS_STEPS = 20
+FAR = 1e4
+
+
+class Views(NamedTuple):
+    """Renders of B objects from K cameras.
+
+    rgb is over white, in [0, 1]; alpha is coverage; depth is the mean distance along z of what is covered, 0 elsewhere.
+    """
+
+    rgb: Float[Array, "B K H W 3"]
+    alpha: Float[Array, "B K H W 1"]
+    depth: Float[Array, "B K H W 1"]
+
+
+@partial(jax.jit, static_argnames=("size", "supersampling"))
+def render(
+    packed, w2c: Float[Array, "B K 4 4"], half_width: float, size: int, supersampling: int = 2
+) -> Views:
+    """Casts rays through square images of `size` pixels, `supersampling`^2 rays a pixel.
+
+    Args:
+        packed: arrays of `objects.pack`. w2c: OpenCV world-to-camera matrices.
+        half_width: half the image's width at unit depth, tan(field of view / 2).
+    """
+    one_view = partial(_render_view, half_width=half_width, size=size, supersampling=supersampling)
+    # Objects one after another, so that each costs only the primitives it has; the rays of its views fill a device.
+    return jax.lax.map(lambda each: jax.vmap(one_view, in_axes=(None, 0))(*each), (packed, w2c))
+
+
+def _render_view(packed, w2c, *, half_width, size, supersampling) -> Views:
+    origin, direction = _rays(w2c, half_width, size * supersampling)
+    distance, color, normal = _first_hit(packed, origin, direction)
+    hit = distance < FAR
+    shade = AMBIENT + (1 - AMBIENT) * sum(n * light for n, light in zip(normal, LIGHT, strict=True))
+    rgb = [jnp.where(hit, jnp.clip(c * shade, 0, 1), 1.0) for c in color]
+    # Rays are scaled to unit z in the camera frame, so the ray parameter is the z depth.
+    samples = jnp.stack([*rgb, hit.astype(jnp.float32), jnp.where(hit, distance, 0.0)], -1)
+    pixels = samples.reshape(size, supersampling, size, supersampling, 5).mean((1, 3))
+    alpha = pixels[..., 3:4]
+    return Views(pixels[..., :3], alpha, pixels[..., 4:] / jnp.maximum(alpha, 1e-6))
+
+
+def _rays(w2c, half_width, side):
+    """Ray origin (3 scalars) and directions (3 arrays [side, side]) through the centres of the samples."""
+    ticks = ((jnp.arange(side) + 0.5) / side * 2 - 1) * half_width
+    x, y = ticks[None, :], ticks[:, None]
+    direction = tuple(w2c[0, i] * x + w2c[1, i] * y + w2c[2, i] for i in range(3))
+    origin = tuple(-(w2c[:3, i] * w2c[:3, 3]).sum() for i in range(3))
+    return origin, direction
+
+
+def _first_hit(packed, origin, direction):
+    """Nearest hit over all primitives: distance, colour and unit normal, each per ray."""
+
+    def cast_against(kind, slot, best):
+        to_local = packed[f"{kind}_to_local"][slot]
+        o = _transform(to_local, [a - packed[f"{kind}_center"][slot, i] for i, a in enumerate(origin)])
+        d = _transform(to_local, direction)
+        t, local_normal = INTERSECT[kind](o, d, packed[f"{kind}_shape"][slot])
+        new = (t, *packed[f"{kind}_color"][slot], *_transform(to_local.T, local_normal))
+        return tuple(jnp.where(t < best[0], ours, old) for ours, old in zip(new, best, strict=True))
+
+    best = (jnp.full(direction[0].shape, FAR), *(jnp.zeros(direction[0].shape) for _ in range(6)))
+    for kind in INTERSECT:
+        best = jax.lax.fori_loop(0, packed[f"{kind}_count"], partial(cast_against, kind), best)
+    length = jnp.sqrt(_dot(best[4:], best[4:]) + 1e-12)
+    return best[0], best[1:4], [n / length for n in best[4:]]
+
+
+def _transform(matrix, vector):
+    return [matrix[i, 0] * vector[0] + matrix[i, 1] * vector[1] + matrix[i, 2] * vector[2] for i in range(3)]
+
+
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _keep(valid, t):
+    return jnp.where(valid & (t > 0), t, FAR)
+
+
+# ---- Unit shapes. Each returns the ray parameter of the first hit (FAR if none) and an unnormalised normal. ----
+
+
+def _ellipsoid(o, d, _):
+    a, b, c = _dot(d, d), _dot(o, d), _dot(o, o) - 1
+    discriminant = b * b - a * c
+    t = _keep(discriminant > 0, (-b - jnp.sqrt(jnp.maximum(discriminant, 0))) / a)
+    return t, [o[i] + t * d[i] for i in range(3)]
+
+
+def _box(o, d, _):
+    inverse = [1 / jnp.where(jnp.abs(x) < 1e-9, 1e-9, x) for x in d]
+    near = [(-jnp.sign(inverse[i]) - o[i]) * inverse[i] for i in range(3)]
+    far = [(jnp.sign(inverse[i]) - o[i]) * inverse[i] for i in range(3)]
+    enter = jnp.maximum(jnp.maximum(near[0], near[1]), near[2])
+    leave = jnp.minimum(jnp.minimum(far[0], far[1]), far[2])
+    return _keep(enter < leave, enter), [jnp.where(near[i] >= enter, -jnp.sign(d[i]), 0.0) for i in range(3)]
+
+
+def _cone(o, d, top):
+    """Frustum |z| <= 1 with radius (1 + top)/2 - z (1 - top)/2, with both caps."""
+    slope, middle = (top - 1) / 2, (1 + top) / 2
+    radius, change = middle + slope * o[2], slope * d[2]
+    a = d[0] ** 2 + d[1] ** 2 - change**2
+    a = jnp.where(jnp.abs(a) < 1e-9, 1e-9, a)
+    b = o[0] * d[0] + o[1] * d[1] - radius * change
+    c = o[0] ** 2 + o[1] ** 2 - radius**2
+    discriminant = b * b - a * c
+    root = jnp.sqrt(jnp.maximum(discriminant, 0))
+    t = jnp.full_like(a, FAR)
+    for sign in (-1, 1):
+        side = (-b + sign * root) / a
+        t = jnp.minimum(t, _keep((discriminant > 0) & (jnp.abs(o[2] + side * d[2]) <= 1), side))
+    normal = [o[0] + t * d[0], o[1] + t * d[1], -slope * (radius + t * change)]
+    for z, cap_radius in ((-1.0, 1.0), (1.0, top)):
+        cap = (z - o[2]) / jnp.where(jnp.abs(d[2]) < 1e-9, 1e-9, d[2])
+        inside = (o[0] + cap * d[0]) ** 2 + (o[1] + cap * d[1]) ** 2 <= cap_radius**2
+        cap = _keep(inside, cap)
+        normal = [jnp.where(cap < t, n, m) for n, m in zip((0.0, 0.0, z), normal, strict=True)]
+        t = jnp.minimum(t, cap)
+    return t, normal
+
+
+def _torus(o, d, minor):
+    """Sphere tracing from where the ray enters the bounding sphere: a quartic has no stable closed form in float32."""
+    norm = jnp.sqrt(_dot(d, d))
+    d = [x / norm for x in d]
+    b = _dot(o, d)
+    discriminant = b * b - _dot(o, o) + (1 + minor) ** 2
+    t = -b - jnp.sqrt(jnp.maximum(discriminant, 0))
+
+    def position(t):
+        x, y, z = (o[i] + t * d[i] for i in range(3))
+        return x, y, z, jnp.sqrt(x * x + y * y + 1e-12)
+
+    for _ in range(TORUS_STEPS):
+        x, y, z, ring = position(t)
+        t = t + jnp.sqrt((ring - 1) ** 2 + z * z) - minor
+    x, y, z, ring = position(t)
+    error = jnp.sqrt((ring - 1) ** 2 + z * z) - minor
+    toward = 1 - 1 / ring
+    return _keep((discriminant > 0) & (jnp.abs(error) < 0.01), t / norm), [x * toward, y * toward, z]
+
+
+INTERSECT = {"ellipsoid": _ellipsoid, "box": _box, "cone": _cone, "torus": _torus}
+
+
+# ---- Whole turntables ----
+
+
+class Turntables(NamedTuple):
+    """B objects on turntables. elevation_rad [B]; captions: list of B."""
+
+    views: Views
+    elevation_rad: np.ndarray
+    captions: list[str]
+
+
+def elevation_rad(seed: int, index: int) -> float:
+    """The elevation of object `index`'s video, from U[0, pi/4] (Sec. 3.1)."""
+    return float(objects.random_generator(seed + 2**32, index).uniform(0, np.pi / 4))
+
+
+def turntables(
+    seed: int, indices, *, size: int = 64, num_views: int = 16, azimuths_rad=None, elevations_rad=None
+) -> Turntables:
+    """Renders objects on the turntable of the paper: `num_views` azimuths, one elevation each.
+
+    Args:
+        seed: world seed. indices: object numbers [B]; see `objects.SPLITS`.
+        azimuths_rad: [K] instead of 2 pi k / K. elevations_rad: [B] instead of the object's own.
+    """
+    scenes = [objects.make_object(seed, int(i)) for i in indices]
+    if elevations_rad is None:
+        elevations_rad = [elevation_rad(seed, int(i)) for i in indices]
+    elevations = np.asarray(elevations_rad, np.float32)
+    orbits = [
+        cameras.orbit(num_views, elevation, size, azimuths_rad=azimuths_rad) for elevation in elevations
+    ]
+    focal_px = orbits[0].intrinsics_px[0, 0, 0]
+    views = render(objects.pack(scenes), np.stack([orbit.w2c for orbit in orbits]), size / focal_px / 2, size)
+    return Turntables(views, elevations, [scene.caption for scene in scenes])
