@@ -70,8 +70,8 @@ def init_ball(
 ) -> Gaussians:
     """Grey Gaussians spread evenly over a ball around the origin (Sec. A.1: 5000 points at the centre).
 
-    Each is a sphere with a standard deviation of half the mean distance between neighbours. The random numbers
-    are drawn on the CPU, so a seed gives the same start on every device.
+    Each is a sphere with a standard deviation of half the mean distance between neighbours. The random
+    numbers are drawn on the CPU, so a seed gives the same start on every device.
     """
     direction = torch.randn(num, 3, generator=generator)
     direction = direction / direction.norm(dim=-1, keepdim=True)

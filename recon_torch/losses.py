@@ -1,0 +1,188 @@
+"""What the renders are compared by (Sec. 3.3): LPIPS, MS-SSIM and a mask loss (10, 0.2 and 1 in the fit).
+
+All images are float32 [K,H,W,3] in [0, 1]. LPIPS is Zhang et al. 2018 with the lpips package's networks and
+heads; MS-SSIM is Wang et al. 2003.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from recon_torch.errors import UserError
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+
+TORCHVISION_FILES = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+RANDOM_BACKBONE_SEED = 0
+
+
+def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -> Float[Tensor, ""]:
+    """Mean squared difference between the rendered opacity and the foreground mask."""
+    return F.mse_loss(alpha, mask)
+
+
+def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, ""]:
+    """Mean squared difference of the pixels: what Table 2 puts in LPIPS's place."""
+    return F.mse_loss(rgb, target)
+
+
+def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
+    """Structural similarity of each view (Wang et al. 2004), 1 where equal. Windows stay inside the image."""
+    return _ssim_and_contrast(images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2))[0].mean(1)
+
+
+def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
+    """Multi-scale structural similarity of each view, 1 where equal.
+
+    Paper (Wang et al. 2003): five scales, a factor two apart. Here: those of the five at which the window of 11
+    px still fits (three at 64 px, four at 128 px, five from 176 px), with the weights renormalised.
+    """
+    x, y = images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2)
+    side = min(x.shape[2:])
+    num_scales = max(1, sum(side >> scale >= SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS))))
+    weights = [weight / sum(MS_SSIM_WEIGHTS[:num_scales]) for weight in MS_SSIM_WEIGHTS[:num_scales]]
+    result = 1.0
+    for scale, weight in enumerate(weights):
+        similarity, contrast = _ssim_and_contrast(x, y)
+        coarsest = scale == num_scales - 1
+        # A power below 1 has an infinite slope at 0 and no value below it, so what is opposed counts as 1e-4.
+        result = result * (similarity if coarsest else contrast).clamp_min(1e-4) ** weight
+        if not coarsest:
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return result.mean(1)
+
+
+def _ssim_and_contrast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean SSIM and its contrast-structure part, each [K,C], of images [K,C,H,W]."""
+    channels, side = x.shape[1], min(x.shape[2:])
+    window = _gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), x.device)
+    column = window.view(1, 1, -1, 1).repeat(5 * channels, 1, 1, 1)
+    stacked = torch.cat([x, y, x * x, y * y, x * y], 1)
+    blurred = F.conv2d(F.conv2d(stacked, column, groups=5 * channels), column.mT, groups=5 * channels)
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = blurred.split(channels, 1)
+    variance_sum = mean_xx - mean_x**2 + mean_yy - mean_y**2
+    covariance = mean_xy - mean_x * mean_y
+    contrast = (2 * covariance + SSIM_C2) / (variance_sum + SSIM_C2)
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+
+@functools.cache
+def _gaussian_window(size: int, device: torch.device) -> Tensor:
+    window = torch.exp(-((torch.arange(size, device=device) - size // 2) ** 2) / (2 * SSIM_SIGMA**2))
+    return window / window.sum()
+
+
+class PerceptualDistance:
+    """LPIPS with the targets' features computed once: targets change only at the method's restarts.
+
+    Attributes:
+        random_weights: no backbone weights were found, so its convolutions are random (seeded, the same every
+            run). The distance is then still a loss that tells shapes apart, but not the published metric.
+    """
+
+    def __init__(
+        self,
+        net: str = "vgg",
+        weights_path: str | os.PathLike | None = None,
+        num_stages: int | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        """Args:
+            net: "vgg", "alex" or "squeeze".
+            weights_path: the backbone's weights as torchvision names them (.pth, .safetensors); default its cache.
+            num_stages: use only the first so many of the backbone's stages; default all.
+
+        Raises:
+            UserError: an unknown net, or a weights file that is missing or does not fit the net.
+        """
+        if net not in TORCHVISION_FILES:
+            raise UserError(f"unknown LPIPS net {net!r}; choose from {', '.join(TORCHVISION_FILES)}")
+        model = _lpips_model(net)
+        if weights_path is None:
+            cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILES[net]
+            weights_path = cached if cached.is_file() else None
+        self.random_weights = weights_path is None
+        if weights_path is not None:
+            _load_backbone(model.net, Path(weights_path), net)
+        num_stages = num_stages or model.L
+        if not 1 <= num_stages <= model.L:
+            raise UserError(f"LPIPS with {net} has stages 1 to {model.L}, not {num_stages}")
+        self._scale_input = model.scaling_layer.to(device)
+        self._stages = [getattr(model.net, f"slice{index + 1}").to(device) for index in range(num_stages)]
+        heads = [model.lins[index].model[-1].weight.detach() for index in range(num_stages)]
+        # The heads' weights are not negative, so their root can go into the features.
+        self._root_weights = [head.clamp_min(0).sqrt().reshape(1, -1, 1, 1).to(device) for head in heads]
+
+    def features(self, images: Float[Tensor, "K H W 3"]) -> list[Tensor]:
+        """One [K,C,h,w] tensor for each stage, whose squared differences are LPIPS's summands."""
+        features, activation = [], self._scale_input(images.permute(0, 3, 1, 2) * 2 - 1)
+        for stage, root_weight in zip(self._stages, self._root_weights, strict=True):
+            activation = stage(activation)
+            norm = torch.linalg.vector_norm(activation, dim=1, keepdim=True)
+            features.append(activation * (root_weight / (norm + 1e-10)))
+        return features
+
+    def distance(
+        self, images: Float[Tensor, "K H W 3"], target_features: list[Tensor]
+    ) -> Float[Tensor, " K"]:
+        """LPIPS of each view; target_features are `features(targets)`, without gradient."""
+        pairs = zip(self.features(images), target_features, strict=True)
+        return sum((mine - target).square().sum(1).mean((1, 2)) for mine, target in pairs)
+
+
+def _lpips_model(net: str) -> torch.nn.Module:
+    """lpips' network with its trained heads and a random backbone, whatever the global seed is."""
+    _declare_torchvision_operators()
+    import lpips  # after the declaration: it imports torchvision
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision deprecates the arguments that lpips passes
+        torch.manual_seed(RANDOM_BACKBONE_SEED)
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    return model.requires_grad_(False)
+
+
+def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
+    """Fills lpips' slices (slice2.5.weight) from torchvision's names (features.5.weight)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"LPIPS weights {path} do not exist") from None
+    except Exception as error:  # the two loaders raise a dozen types for damaged files
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise UserError(f"LPIPS weights {path} cannot be read: {reason}") from None
+    names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
+    try:
+        backbone.load_state_dict({name: weights[source] for name, source in names.items()})
+    except (KeyError, TypeError, RuntimeError):
+        raise UserError(f"LPIPS weights {path} are not those of torchvision's {net} network") from None
+
+
+def _declare_torchvision_operators() -> None:
+    """Lets torchvision's CUDA build be imported beside a CPU-only torch, which lacks its NMS operators."""
+    if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    global _torchvision_operators  # the declarations last as long as this object
+    _torchvision_operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        _torchvision_operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
