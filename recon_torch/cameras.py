@@ -1,7 +1,7 @@
 """Cameras on an orbit, and their file form: nerfstudio's transforms.json (Sec. 3.1: K views, 2 pi / K apart).
 
-World: right-handed, +Z up. In memory a camera is an OpenCV world-to-camera matrix (x right, y down, z
-forward) and pixel intrinsics, pixel centres at +0.5. In files it is an OpenGL camera-to-world matrix (x right, y up, z
+World: right-handed, +Z up. In memory a camera is an OpenCV world-to-camera matrix (x right, y down, z forward)
+with pixel intrinsics, pixel centres at +0.5; in files an OpenGL camera-to-world matrix (x right, y up, z
 backward). NumPy only, so that both the JAX and the PyTorch half can use it.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from recon_torch.errors import UserError
+from recon_torch.export import write_json
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -108,7 +109,7 @@ def write_transforms(path: str | os.PathLike, cameras: Cameras, image_names: Seq
     """Writes nerfstudio's transforms.json.
 
     Args:
-        path: the json file; replaced in one step, so no reader sees half of it.
+        path: the json file.
         cameras: K cameras. Intrinsics that all share are written once, others on each frame.
         image_names: K image paths relative to the json's folder.
         extra: further top-level entries (JSON values).
@@ -124,10 +125,7 @@ def write_transforms(path: str | os.PathLike, cameras: Cameras, image_names: Seq
     ]
     content = {"camera_model": "PINHOLE", "w": cameras.width, "h": cameras.height}
     content |= (intrinsics[0] if shared and intrinsics else {}) | extra | {"frames": frames}
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_json(path, content)
 
 
 def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.errors import UserError
+from recon_torch.export import replacing
 
 SH_C0 = 0.5 / math.sqrt(math.pi)  # the constant spherical harmonic
 INITIAL_OPACITY = 0.1
@@ -97,10 +98,8 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
     )
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
     header += [f"property float {name}" for name in PLY_NAMES] + ["end_header\n"]
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes("\n".join(header).encode("ascii") + rows.tobytes())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes("\n".join(header).encode("ascii") + rows.tobytes())
 
 
 def load_ply(path: str | os.PathLike) -> Gaussians:
