@@ -1,0 +1,260 @@
+"""The child process that owns the Gaussians and the memory of the fit. `recon_torch.client` is its other end.
+
+The protocol. The parent sends one command at a time; the child answers it with any number of `Progress` and
+`Beat` and then one `Done` or `Failed`.
+
+    Start         build a `Fit` for a new asset; take its state from the snapshot if there is one
+    SetTargets    read the views and masks that the parent has written into shared memory
+    FitUntil      optimise to the given step, with a snapshot every `SNAPSHOT_STEPS`
+    RenderInto    render cameras into shared memory
+    ExportPly     write the Gaussians as a .ply
+
+Only plain values go through the pipe. A shared tensor crosses as its handle, some hundred bytes whatever its
+size. The child ends when its end of the pipe does, so whatever ends the parent ends the child.
+
+`Progress` and `Beat` come from the work itself, never from a free thread, so silence means a stalled child.
+This module imports torch only inside the child's functions: the precautions of `main` come before the seconds
+that torch, gsplat and lpips take to load.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import faulthandler
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxtyping import Float
+
+from recon_torch.cameras import Cameras
+from recon_torch.errors import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from torch import Tensor
+
+    from recon_torch.fit import Fit, FitSettings
+
+SNAPSHOT_STEPS = 50  # what a death costs at most
+RENDER_CHUNK_VIEWS = 8  # one beat per chunk
+WARM_UP_GAUSSIANS = 64
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Start(NamedTuple):
+    cameras: Cameras
+    settings: FitSettings
+    device: str
+    snapshot_path: str
+    progress_period_s: float
+
+
+class SetTargets(NamedTuple):
+    views: Float[Tensor, "K H W 3"]
+    masks: Float[Tensor, "K H W 1"]
+
+
+class FitUntil(NamedTuple):
+    step: int
+
+
+class RenderInto(NamedTuple):
+    cameras: Cameras
+    renders: Float[Tensor, "K H W 3"]
+    alphas: Float[Tensor, "K H W 1"]
+
+
+class ExportPly(NamedTuple):
+    path: str
+
+
+class Beat(NamedTuple):
+    """Part of a command is done."""
+
+
+class Progress(NamedTuple):
+    """A step of the optimisation is done."""
+
+    step: int
+    losses: dict[str, float]
+
+
+class Done(NamedTuple):
+    step: int
+    num_gaussians: int
+    notes: list[str]
+    metrics: dict[str, float]  # of FitUntil, otherwise empty
+
+
+class Failed(NamedTuple):
+    by_user: bool  # `text` is a UserError's line, otherwise a traceback
+    text: str
+
+
+Command = Start | SetTargets | FitUntil | RenderInto | ExportPly
+Answer = Done | Failed
+Reply = Beat | Progress | Answer
+
+
+def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent: bool) -> None:
+    """The child's life: read commands from `pipe` until it ends.
+
+    log_path: takes everything that is printed, for the parent to quote when the child dies.
+    num_threads: of torch and numba; None leaves them all cores.
+    follow_parent: have the kernel end this process with the thread that started it (Linux). The end of the
+        pipe does the same later and everywhere, unless a lock or a signal keeps this process from running.
+    """
+    if follow_parent and sys.platform == "linux":
+        _end_with_parent()
+    _divert_output(log_path)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _limit_threads(num_threads)
+    import recon_torch.fit  # noqa: F401  before the reader: two threads must not load torch together
+
+    commands = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(pipe, commands), daemon=True).start()
+    Worker(pipe).serve(iter(commands.get, None))
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != multiprocessing.parent_process().pid:  # it died before the call
+        os._exit(1)
+
+
+def _divert_output(log_path: str) -> None:
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the parent asks a stalled child where it stands
+
+
+def _limit_threads(num_threads: int | None) -> None:
+    if num_threads is None:
+        return
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(num_threads)
+    import torch
+
+    torch.set_num_threads(num_threads)
+
+
+def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
+    """Passes commands on; ends the process, whatever it is doing, when the parent is gone or has closed."""
+    try:
+        while True:
+            commands.put(pipe.recv())
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+class Worker:
+    """One `Fit` after the other, driven by commands."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._fit: Fit | None = None
+        self._warm = False
+        self._snapshot_path = ""
+        self._progress_period_s = 0.0
+        self._last_progress_s = 0.0
+
+    def serve(self, commands: Iterator[Command]) -> None:
+        for command in commands:
+            try:
+                metrics = self._obey(command) or {}
+                reply = Done(self._fit.step, self._fit.num_gaussians, list(self._fit.notes), metrics)
+            except UserError as error:
+                reply = Failed(by_user=True, text=str(error))
+            except Exception:
+                reply = Failed(by_user=False, text=traceback.format_exc())
+            self._pipe.send(reply)
+
+    def _obey(self, command: Command) -> dict[str, float] | None:
+        match command:
+            case Start():
+                self._start(command)
+            case SetTargets(views, masks):
+                self._fit.set_targets(views, masks)
+            case FitUntil(step):
+                return self._fit_until(step)
+            case RenderInto():
+                self._render_into(command)
+            case ExportPly(path):
+                from recon_torch.gaussians import save_ply
+
+                save_ply(self._fit.gaussians, path)
+
+    def _start(self, command: Start) -> None:
+        import torch
+
+        from recon_torch.fit import Fit
+
+        if not self._warm:
+            _warm_up(command)
+            self._warm = True
+        self._fit = Fit(command.cameras, command.settings, torch.device(command.device))
+        self._snapshot_path = command.snapshot_path
+        self._progress_period_s = command.progress_period_s
+        if os.path.exists(self._snapshot_path):
+            self._fit.load_state_dict(torch.load(self._snapshot_path, weights_only=True))
+
+    def _fit_until(self, step: int) -> dict[str, float]:
+        while self._fit.step < step:
+            self._fit.run(min(step, self._fit.step + SNAPSHOT_STEPS), self._on_step)
+            self._save_snapshot()
+            self._pipe.send(Beat())
+        return self._fit.metrics()
+
+    def _on_step(self, step: int, losses: dict[str, Any]) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_progress_s >= self._progress_period_s:
+            self._last_progress_s = now_s
+            self._pipe.send(Progress(step, {name: float(value) for name, value in losses.items()}))
+
+    def _save_snapshot(self) -> None:
+        import torch
+
+        temporary_path = self._snapshot_path + ".tmp"
+        torch.save(self._fit.state_dict(), temporary_path)
+        os.replace(temporary_path, self._snapshot_path)
+
+    def _render_into(self, command: RenderInto) -> None:
+        import torch
+
+        for first in range(0, len(command.cameras), RENDER_CHUNK_VIEWS):
+            chunk = slice(first, first + RENDER_CHUNK_VIEWS)
+            render = self._fit.render(command.cameras[chunk])
+            command.renders[chunk].copy_(render.rgb)
+            command.alphas[chunk].copy_(render.alpha)
+            if command.renders.is_cuda:
+                torch.cuda.synchronize()  # the other process does not wait for this one's stream
+            self._pipe.send(Beat())
+
+
+def _warm_up(command: Start) -> None:
+    """One step of a small fit: compiles the CPU kernels and loads LPIPS while the parent still samples."""
+    import torch
+
+    from recon_torch.fit import Fit
+
+    cameras = command.cameras
+    settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
+    fit = Fit(cameras, settings, torch.device(command.device))
+    shape = (len(cameras), cameras.height, cameras.width)
+    fit.set_targets(torch.full((*shape, 3), 0.5), torch.ones(*shape, 1))
+    fit.run(1)
