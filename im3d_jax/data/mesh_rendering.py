@@ -1,0 +1,203 @@
+"""Views of textured meshes by ray casting on any CPU, without GL; the paper renders 100k assets (Sec. 3.1).
+
+Light, axes and cameras are those of the procedural objects, so that renders of meshes can train and test the
+same models. Materials are flat albedo: metalness, roughness, normal maps and transparency are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import trimesh
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+from jaxtyping import Float, Int
+
+from im3d_jax.data.procedural import AMBIENT, LIGHT
+from recon_torch.cameras import Cameras
+from recon_torch.errors import UserError
+
+UP_AXES = ("y", "z")
+CREASE_DEG = 40.0  # edges sharper than this are shaded flat, whatever the file's normals say
+GREY = 0.7  # of meshes without any colour
+
+
+class Mesh(NamedTuple):
+    """F triangles with attributes on each of their three corners. Colours are sRGB in [0, 1]."""
+
+    corners: Float[np.ndarray, "F 3 3"]  # positions, inside the ball of radius 0.5, +Z up
+    normals: Float[np.ndarray, "F 3 3"]
+    colors: Float[np.ndarray, "F 3 3"]  # multiplied with the texture, where there is one
+    uvs: Float[np.ndarray, "F 3 2"]  # v upwards
+    texture_index: Int[np.ndarray, " F"]  # -1: no texture
+    textures: list[Float[np.ndarray, "height width 3"]]
+
+
+def load_mesh(path: str | Path, up: str = "y") -> Mesh:
+    """Reads a .glb, .gltf, .obj or .ply with all its parts, scaled into the ball of radius 0.5.
+
+    Args:
+        up: the file's axis that points up. "y" (glTF, and most .obj files) turns +Y to +Z and the front, +Z,
+            to +X, where view 0 stands; "z" changes nothing.
+
+    Raises:
+        UserError: the file is missing, is no mesh, or has no triangles.
+    """
+    if up not in UP_AXES:
+        raise UserError(f"up axis {up!r} of {path} is not known; use one of {', '.join(UP_AXES)}")
+    if not Path(path).is_file():
+        raise UserError(f"no mesh at {path}; check the path")
+    try:
+        scene = trimesh.load_scene(path)
+    except Exception as error:  # trimesh's readers raise whatever their parsers raise
+        raise UserError(
+            f"cannot read {path} as a mesh ({error}); give a .glb, .gltf, .obj or .ply file"
+        ) from error
+    return from_scene(scene, up, str(path))
+
+
+def from_scene(scene: trimesh.Scene, up: str = "z", name: str = "the scene") -> Mesh:
+    """The parts of a trimesh scene, under their transforms, as one mesh. See `load_mesh`."""
+    textures: list[np.ndarray] = []
+    parts = []
+    for node in scene.graph.nodes_geometry:
+        transform, geometry_name = scene.graph[node]
+        geometry = scene.geometry[geometry_name]
+        if isinstance(geometry, trimesh.Trimesh) and len(geometry.faces):
+            colors, uvs, texture = _appearance(geometry)
+            index = -1 if texture is None else len(textures)
+            textures += [] if texture is None else [texture]
+            parts.append((*_place(geometry, transform), colors, uvs, np.full(len(colors), index)))
+    if not parts:
+        raise UserError(f"{name} has no triangles; point clouds and lines cannot be rendered")
+    corners, normals, colors, uvs, texture_index = (
+        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+    )
+    if up == "y":
+        corners, normals = corners[..., [2, 0, 1]], normals[..., [2, 0, 1]]
+    return Mesh(_normalise(corners, name), normals, colors, uvs, texture_index, textures)
+
+
+def render(
+    mesh: Mesh, cameras: Cameras, supersampling: int = 3
+) -> tuple[Float[np.ndarray, "K H W 4"], Float[np.ndarray, "K H W 1"]]:
+    """RGBA and depth, float32, with `supersampling`^2 rays for each pixel.
+
+    RGBA is in [0, 1] with straight colours (not multiplied by alpha, as in PNG files). Depth is the mean
+    distance along the camera's z axis of what the pixel covers, in world units; 0 where alpha is 0.
+    """
+    scene = EmbreeScene(robust=True)
+    TriangleMesh(scene, mesh.corners.astype(np.float32))
+    views = [_render_view(mesh, scene, *rays, supersampling) for rays in _rays(cameras, supersampling)]
+    rgba, depth = zip(*views, strict=True)
+    return np.stack(rgba), np.stack(depth)
+
+
+def _rays(cameras: Cameras, supersampling: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Per view the camera centre [3] and directions [H*s, W*s, 3], of length 1 along the camera's z."""
+    v, u = np.meshgrid(
+        (np.arange(cameras.height * supersampling) + 0.5) / supersampling,
+        (np.arange(cameras.width * supersampling) + 0.5) / supersampling,
+        indexing="ij",
+    )
+    for w2c, intrinsics, origin in zip(cameras.w2c, cameras.intrinsics_px, cameras.positions, strict=True):
+        x, y = (u - intrinsics[0, 2]) / intrinsics[0, 0], (v - intrinsics[1, 2]) / intrinsics[1, 1]
+        yield origin, np.stack([x, y, np.ones_like(x)], -1) @ w2c[:3, :3]
+
+
+def _render_view(mesh: Mesh, scene: EmbreeScene, origin, directions, supersampling: int):
+    rows, columns = directions.shape[:2]
+    rays = np.ascontiguousarray(directions.reshape(-1, 3), np.float32)
+    hits = scene.run(np.tile(origin.astype(np.float32), (len(rays), 1)), rays, query="INTERSECT", output=True)
+    hit = hits["primID"] >= 0
+    samples = np.zeros((len(rays), 5), np.float32)  # premultiplied RGB, coverage, depth
+    samples[hit, :3] = _shade(mesh, rays[hit], hits["primID"][hit], hits["u"][hit], hits["v"][hit])
+    samples[hit, 3] = 1.0
+    samples[hit, 4] = hits["tfar"][hit]  # rays have unit z, so their parameter is the depth
+    pixels = samples.reshape(
+        rows // supersampling, supersampling, columns // supersampling, supersampling, 5
+    ).mean((1, 3))
+    covered = np.maximum(pixels[..., 3:4], 1e-6)
+    return np.concatenate([pixels[..., :3] / covered, pixels[..., 3:4]], -1), pixels[..., 4:] / covered
+
+
+def _shade(mesh: Mesh, rays, triangles, u, v) -> Float[np.ndarray, "R 3"]:
+    """Colours of the points at barycentric (1 - u - v, u, v) of the triangles, lit from both sides."""
+    weights = np.stack([1 - u - v, u, v], -1)[:, :, None]
+    color, normal, uv = (
+        (array[triangles] * weights).sum(1) for array in (mesh.colors, mesh.normals, mesh.uvs)
+    )
+    texture_index = mesh.texture_index[triangles]
+    for index, texture in enumerate(mesh.textures):
+        chosen = texture_index == index
+        color[chosen] *= _bilinear(texture, uv[chosen])
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+    normal *= np.where((normal * rays).sum(-1, keepdims=True) > 0, -1.0, 1.0)
+    return np.clip(color * (AMBIENT + (1 - AMBIENT) * (normal @ LIGHT)[:, None]), 0.0, 1.0)
+
+
+def _bilinear(texture: Float[np.ndarray, "h w 3"], uv: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, "R 3"]:
+    """Texture colours at uv, repeating outside [0, 1]; texel centres at +0.5, v upwards."""
+    height, width = texture.shape[:2]
+    column, row = uv[:, 0] * width - 0.5, (1 - uv[:, 1]) * height - 0.5
+    left, top = np.floor(column).astype(int), np.floor(row).astype(int)
+    right_share, low_share = (column - left)[:, None], (row - top)[:, None]
+    left, right, top, low = left % width, (left + 1) % width, top % height, (top + 1) % height
+    upper = texture[top, left] * (1 - right_share) + texture[top, right] * right_share
+    lower = texture[low, left] * (1 - right_share) + texture[low, right] * right_share
+    return upper * (1 - low_share) + lower * low_share
+
+
+def _place(geometry: trimesh.Trimesh, transform: Float[np.ndarray, "4 4"]):
+    """Corner positions and unit normals [F, 3, 3] in the scene's frame."""
+    corners = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3])[geometry.faces]
+    flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, None]
+    flat = flat * np.sign(
+        np.linalg.det(transform[:3, :3])
+    )  # a mirroring transform turns triangles inside out
+    smooth = (geometry.vertex_normals @ np.linalg.pinv(transform[:3, :3]))[geometry.faces]
+    flat, smooth = (n / np.maximum(np.linalg.norm(n, axis=-1, keepdims=True), 1e-20) for n in (flat, smooth))
+    creased = (flat * smooth).sum(-1, keepdims=True) < np.cos(np.radians(CREASE_DEG))
+    return corners, np.where(creased, flat, smooth)
+
+
+def _appearance(geometry: trimesh.Trimesh):
+    """Corner colours [F, 3, 3], corner uvs [F, 3, 2] and the texture [h, w, 3], or None."""
+    colors = np.full((len(geometry.faces), 3, 3), GREY)
+    uvs = np.zeros((len(geometry.faces), 3, 2))
+    visual = geometry.visual
+    if visual.kind == "vertex":
+        return visual.vertex_colors[geometry.faces][..., :3] / 255.0, uvs, None
+    if visual.kind == "face":
+        return np.repeat(visual.face_colors[:, None, :3] / 255.0, 3, axis=1), uvs, None
+    if visual.kind != "texture":
+        return colors, uvs, None
+    factor, image = _material(visual.material)
+    colors[:] = factor
+    if image is None or visual.uv is None:
+        return colors, uvs, None
+    uvs = np.asarray(visual.uv, np.float64)[geometry.faces]
+    return colors, uvs, np.asarray(image.convert("RGB"), np.float32) / 255.0
+
+
+def _material(material):
+    """The constant factor [3] in sRGB, and the image of a glTF or .obj material, or None."""
+    if isinstance(material, trimesh.visual.material.PBRMaterial):
+        linear = 1.0 if material.baseColorFactor is None else material.baseColorFactor[:3] / 255.0
+        return np.power(
+            linear, 1 / 2.2
+        ), material.baseColorTexture  # glTF factors are linear, its images sRGB
+    return (np.ones(3) if material.image else material.diffuse[:3] / 255.0), material.image
+
+
+def _normalise(corners: Float[np.ndarray, "F 3 3"], name: str) -> Float[np.ndarray, "F 3 3"]:
+    """The bounding box's centre to the origin, the farthest point from it to distance 0.5."""
+    points = corners.reshape(-1, 3)
+    centred = points - (points.min(0) + points.max(0)) / 2
+    radius = np.linalg.norm(centred, axis=-1).max()
+    if not np.isfinite(radius) or radius == 0:
+        raise UserError(f"{name} has no extent, or positions that are not finite")
+    return (centred * (0.5 / radius)).reshape(corners.shape)
