@@ -8,8 +8,9 @@ to be, D, fills the place:
     SDE   x <- (sigma_t / sigma_s) exp(-h) x  + alpha_t (1 - exp(-2h)) D  + sigma_t sqrt(1 - exp(-2h)) z
 
 First order ("1", "sde_1") takes D = x0; second order ("2m", "sde_2m") extrapolates the last two predictions
-to the middle of the step, D = x0 + (h / 2 h_prev) (x0 - x0_prev). Every step is thus a fixed linear combination of x, x0, x0_prev and z,
-whose weights `coefficients` tabulates in float64 before the first network call.
+to the middle of the step, D = x0 + (h / 2 h_prev) (x0 - x0_prev). Every step is thus a fixed linear
+combination of x, x0, x0_prev and z, whose weights `coefficients` tabulates in float64 before the first
+network call.
 
 Which solver, spacing, guidance and restart level IM-3D uses is unspecified in the paper beyond "DPM-Solver++"
 and the step counts, so all of them are arguments.
@@ -76,9 +77,7 @@ def make_steps(
     else:
         raise UserError(f"sampler: unknown spacing {spacing!r}, use 'trailing', 'linspace' or 'karras'")
     if (np.diff(kept) >= 0).any():
-        raise UserError(
-            f"sampler: no {num_steps} distinct steps below noise level {start_level}; take fewer or start higher"
-        )
+        raise UserError(f"sampler: no {num_steps} distinct steps below noise level {start_level}; take fewer")
     alphas = np.append(1 / np.sqrt(1 + kept**2), 1.0)
     return Steps(timesteps, alphas, np.append(kept * alphas[:-1], 0.0))
 
@@ -219,7 +218,7 @@ class Guidance(NamedTuple):
 
 def guide(
     predictions: Float[Array, "n B K h w c"],
-    weights: Sequence[Float[np.ndarray, "1 #K 1 1 1"]],
+    weights: Sequence[Float[np.ndarray, "1 _ 1 1 1"]],
     rescale: float = 0.0,
 ) -> Float[Array, "B K h w c"]:
     """The weighted sum of predictions, pulled by `rescale` in [0, 1] towards the last one's contrast.
