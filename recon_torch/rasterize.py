@@ -1,0 +1,143 @@
+"""Differentiable rendering of 3D Gaussians (Sec. 3.2): one function, the same numbers from each engine.
+
+- "gsplat": gsplat's CUDA kernels.
+- "cpu": a tile rasteriser in numba with hand-written gradients (`rasterize_cpu`).
+- "torch": slow, obvious PyTorch (`rasterize_reference`) in any floating dtype, anywhere; tests compare with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recon_torch.errors import UserError
+
+Engine = Literal["auto", "gsplat", "cpu", "torch"]
+
+
+class Render(NamedTuple):
+    """K views of the Gaussians."""
+
+    rgb: Float[Tensor, "K H W 3"]  # blended over the background
+    alpha: Float[Tensor, "K H W 1"]  # 1 - transmittance, in [0, 0.9999]
+    depth: Float[Tensor, "K H W 1"]  # expected camera z: the mean over what alpha saw; 0 where alpha is 0
+    info: dict[str, Any]  # what gsplat's strategies read, see `rasterize`
+
+
+def rasterize(
+    means: Float[Tensor, "N 3"],
+    quats: Float[Tensor, "N 4"],
+    scales: Float[Tensor, "N 3"],
+    opacities: Float[Tensor, "N"],
+    colors: Float[Tensor, "N 3"],
+    w2c: Float[Tensor, "K 4 4"],
+    intrinsics_px: Float[Tensor, "K 3 3"],
+    width: int,
+    height: int,
+    *,
+    background: Float[Tensor, "3"] | None = None,
+    engine: Engine = "auto",
+) -> Render:
+    """Renders N Gaussians from K cameras; differentiable in everything but the cameras and the background.
+
+    `means` are world coordinates, `quats` wxyz of any length but 0, `scales` standard deviations (not their
+    logarithms), `opacities` in [0, 1], `colors` usually in [0, 1]. Cameras are OpenCV world-to-camera matrices
+    and pixel intrinsics without skew; pixel centres lie at +0.5. `background` defaults to black.
+
+    A Gaussian with a NaN or an infinity in its geometry or opacity, a quaternion of length 0, or a coordinate or
+    scale beyond 1e6 is not drawn and gets a gradient of zero.
+
+    `info` is what `gsplat.DefaultStrategy` needs, in the layout of gsplat's `packed=False`: `means2d` [K,N,2] in
+    pixels, on which `retain_grad()` gives the loss's gradient per pixel; `radii` [K,N,2] int, 0 where a Gaussian
+    cannot be seen; `width`, `height`, `n_cameras`, `gaussian_ids` (None).
+
+    Raises `UserError` if the engine cannot run here, `ValueError` for tensors of wrong shape.
+    """
+    _check_shapes(means, quats, scales, opacities, colors, w2c, intrinsics_px, width, height)
+    engine = _choose_engine(engine, means.device)
+    background = means.new_zeros(3) if background is None else background.to(means)
+    gaussians = (means, quats, scales, opacities, colors)
+    render = {"gsplat": _gsplat_engine, "cpu": _cpu_engine, "torch": _torch_engine}[engine]
+    rgb, alpha, depth, means2d, radii = render(gaussians, w2c, intrinsics_px, width, height, background)
+    info = dict(
+        means2d=means2d, radii=radii, width=width, height=height, n_cameras=len(w2c), gaussian_ids=None
+    )
+    return Render(rgb, alpha, depth, info)
+
+
+def _choose_engine(engine: Engine, device: torch.device) -> Engine:
+    if engine == "auto":
+        return "gsplat" if device.type == "cuda" else "cpu"
+    if engine not in ("gsplat", "cpu", "torch"):
+        raise UserError(f"engine {engine!r} is unknown: choose one of auto, gsplat, cpu, torch")
+    needs = {"gsplat": "cuda", "cpu": "cpu"}.get(engine, device.type)
+    if device.type != needs:
+        raise UserError(
+            f"engine {engine!r} needs tensors on {needs}, these are on {device}: use engine 'auto'"
+        )
+    return engine
+
+
+def _check_shapes(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    w2c: Tensor,
+    intrinsics_px: Tensor,
+    width: int,
+    height: int,
+) -> None:
+    num_gaussians, num_views = len(means), len(w2c)
+    expected = {
+        "means": (means, (num_gaussians, 3)),
+        "quats": (quats, (num_gaussians, 4)),
+        "scales": (scales, (num_gaussians, 3)),
+        "opacities": (opacities, (num_gaussians,)),
+        "colors": (colors, (num_gaussians, 3)),
+        "w2c": (w2c, (num_views, 4, 4)),
+        "intrinsics_px": (intrinsics_px, (num_views, 3, 3)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if width < 1 or height < 1:
+        raise ValueError(f"the image size must be positive, got {width} x {height}")
+
+
+def _gsplat_engine(gaussians, w2c, intrinsics_px, width, height, background):
+    from gsplat import rasterization  # its import compiles or loads CUDA code
+
+    image, alpha, meta = rasterization(
+        *gaussians,
+        viewmats=w2c,
+        Ks=intrinsics_px,
+        width=width,
+        height=height,
+        packed=False,
+        render_mode="RGB+ED",
+        backgrounds=background.expand(len(w2c), 3),
+    )
+    return image[..., :3], alpha, image[..., 3:], meta["means2d"], meta["radii"]
+
+
+def _cpu_engine(gaussians, w2c, intrinsics_px, width, height, background):
+    from recon_torch.rasterize_cpu import composite, project  # numba takes a second to import
+
+    means, quats, scales, opacities, colors = gaussians
+    projection = project(means, quats, scales, opacities, w2c, intrinsics_px, width, height)
+    images = composite(projection, opacities, colors, background, width, height)
+    return *images, projection.means2d, projection.radii
+
+
+def _torch_engine(gaussians, w2c, intrinsics_px, width, height, background):
+    from recon_torch.rasterize_reference import composite, project
+
+    means, quats, scales, opacities, colors = gaussians
+    projection = project(means, quats, scales, opacities, w2c, intrinsics_px, width, height)
+    images = composite(projection, opacities, colors, background, width, height)
+    return *images, projection.means2d, projection.radii
