@@ -1,7 +1,7 @@
 """Cameras on an orbit, and their file form: nerfstudio's transforms.json (Sec. 3.1: K views, 2 pi / K apart).
 
-World: right-handed, +Z up. In memory a camera is an OpenCV world-to-camera matrix (x right, y down, z forward)
-with pixel intrinsics, pixel centres at +0.5; in files an OpenGL camera-to-world matrix (x right, y up, z
+World: right-handed, +Z up. A camera in memory is an OpenCV world-to-camera matrix (x right, y down, z
+forward), with pixel intrinsics, pixel centres at +0.5; in files an OpenGL camera-to-world matrix (x right, y up, z
 backward). NumPy only, so that both the JAX and the PyTorch half can use it.
 """
 

@@ -48,7 +48,7 @@ def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) ->
 def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
     """Multi-scale structural similarity of each view, 1 where equal.
 
-    Paper (Wang et al. 2003): five scales, a factor two apart. Here: those of the five in which the window of 11 px
+    Paper (Wang et al. 2003): five scales, a factor two apart. Here: those in which the window of 11 px
     fits (three at 64 px, four at 128 px, five from 176 px), with the weights renormalised.
     """
     x, y = images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2)
@@ -104,7 +104,7 @@ class PerceptualDistance:
     ):
         """Args:
             net: "vgg", "alex" or "squeeze".
-            weights_path: the backbone's weights in torchvision's naming (.pth, .safetensors); default its cache.
+            weights_path: backbone weights in torchvision's naming (.pth, .safetensors); default its cache.
             num_stages: use only the first so many of the backbone's stages; default all.
 
         Raises:

@@ -1,0 +1,330 @@
+"""The direct fit of Gaussians to views (Sec. 3.3, A.1): 5000 points, 1200 steps, densify and prune every 50.
+
+The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss, without a pixel loss. The views may change in mid-fit:
+the method renders the fit, lets the video model mend the renders, and fits on.
+
+Every random choice is a pure function of (seed, step), so a fit restored from its snapshot goes on bit for bit
+as the one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gsplat import DefaultStrategy
+from jaxtyping import Float
+from torch import Tensor
+
+from recon_torch.cameras import Cameras
+from recon_torch.errors import UserError
+from recon_torch.gaussians import Gaussians, init_ball
+from recon_torch.losses import PerceptualDistance, mask_loss, ms_ssim, rgb_loss
+from recon_torch.metrics import psnr, silhouette_iou, ssim
+from recon_torch.rasterize import Engine, Render, rasterize
+
+PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
+VIEW_STREAM, SPLIT_STREAM = 1, 2  # what a step's random numbers are for
+VIEWS_AT_ONCE = 8  # bounds the memory of metrics
+SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Paper: 5000 Gaussians, 1200 steps, refinement every 50, weights 10, 0.2, 1. Unspecified: the rest.
+
+    Learning rates start from DreamGaussian's.
+    """
+
+    num_gaussians: int = 5000
+    num_steps: int = 1200
+    views_per_step: int = 1
+    init_radius: float = 0.5
+
+    w_lpips: float = 10.0
+    w_ssim: float = 0.2
+    w_mask: float = 1.0
+    w_rgb: float = 0.0  # Table 2's ablation sets this and w_lpips=0
+    lpips_net: str = "vgg"
+    lpips_stages: int | None = None
+    lpips_weights: str | None = None
+    background: float = 1.0  # grey level behind the views
+
+    lr_means: float = 1e-3
+    lr_means_final: float = 2e-5
+    lr_sh0: float = 1e-2
+    lr_opacities: float = 5e-2
+    lr_scales: float = 5e-3
+    lr_quats: float = 5e-3
+
+    refine_every: int = 50
+    grow_grad2d: float = 0.01
+    grow_scale3d: float = 0.01
+    prune_opacity: float = 0.01
+    max_gaussians: int = 20000
+
+    engine: Engine = "auto"
+    seed: int = 0
+
+
+class CappedStrategy(DefaultStrategy):
+    """gsplat's densification that spends its last places on the Gaussians with the largest gradients."""
+
+    max_gaussians: int
+
+    def _grow_gs(self, params, optimizers, state, step) -> tuple[int, int]:
+        places = self.max_gaussians - len(params["means"])
+        if places <= 0:
+            return 0, 0
+        gradients = state["grad2d"] / state["count"].clamp_min(1)
+        threshold = self.grow_grad2d
+        if (gradients > threshold).sum() > places:
+            self.grow_grad2d = gradients.topk(places + 1).values[-1].item()
+        grown = super()._grow_gs(params, optimizers, state, step)
+        self.grow_grad2d = threshold
+        return grown
+
+
+class Fit:
+    """The state of one optimisation.
+
+    Attributes:
+        step: steps done so far.
+        notes: what a report should say about this fit.
+    """
+
+    def __init__(self, cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None):
+        self.cameras = cameras
+        self.settings = settings
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.step = 0
+        self.notes: list[str] = []
+        if min(cameras.width, cameras.height) < SMALLEST_SIDE_PX:
+            raise UserError(
+                f"views of {cameras.width}x{cameras.height} px are too small; give at least 32x32"
+            )
+        self._perceptual = _perceptual_distance(settings, self.device)
+        if self._perceptual.random_weights:
+            self.notes.append(f"LPIPS uses a {settings.lpips_net} backbone with random weights")
+
+        generator = torch.Generator().manual_seed(settings.seed)
+        start = init_ball(settings.num_gaussians, settings.init_radius, generator, self.device)
+        self._strategy = _make_strategy(settings)
+        self._strategy_state = self._strategy.initialize_state()
+        self._params: dict[str, torch.nn.Parameter] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._set_params(dict(zip(PARAM_NAMES, start, strict=True)))
+
+    def _set_params(self, tensors: dict[str, Tensor]) -> None:
+        settings = self.settings
+        rates = {
+            "means": settings.lr_means,
+            "quats": settings.lr_quats,
+            "scales": settings.lr_scales,
+            "opacities": settings.lr_opacities,
+            "sh0": settings.lr_sh0,
+        }
+        self._params = {name: torch.nn.Parameter(tensor.to(self.device)) for name, tensor in tensors.items()}
+        self._optimizers = {
+            name: torch.optim.Adam([self._params[name]], lr=rate, eps=1e-15, fused=True)
+            for name, rate in rates.items()
+        }
+
+    @property
+    def gaussians(self) -> Gaussians:
+        return Gaussians(*(self._params[name].detach() for name in PARAM_NAMES))
+
+    @property
+    def num_gaussians(self) -> int:
+        return len(self._params["means"])
+
+    def set_targets(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> None:
+        """The views to fit from now on, composited on the settings' background, and their foreground masks.
+
+        Raises:
+            UserError: values that are not finite.
+            ValueError: shapes that are not those of the cameras.
+        """
+        shape = (len(self.cameras), self.cameras.height, self.cameras.width)
+        if views.shape != (*shape, 3) or masks.shape != (*shape, 1):
+            raise ValueError(f"views {tuple(views.shape)}, masks {tuple(masks.shape)} for cameras {shape}")
+        finite = torch.isfinite(views).flatten(1).all(1) & torch.isfinite(masks).flatten(1).all(1)
+        if not finite.all():
+            bad = torch.nonzero(~finite)[:, 0].tolist()
+            raise UserError(f"views {bad} or their masks have values that are not finite; make them anew")
+        # Copies, as the caller's tensors may be shared memory that is written again.
+        self._views = views.to(self.device, torch.float32, copy=True)
+        self._masks = masks.to(self.device, torch.float32, copy=True)
+        self._target_features = None
+
+    def run(self, until_step: int, on_step: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:
+        """Optimises to the given step; on_step gets the steps done and the step's losses (unweighted)."""
+        while self.step < until_step:
+            losses = self._optimise_once()
+            self.step += 1
+            if on_step is not None:
+                on_step(self.step, losses)
+
+    def _optimise_once(self) -> dict[str, Tensor]:
+        chosen = self._choose_views()
+        render = self._render(self._trained(), self.cameras[chosen])
+        losses = self._losses(render, torch.from_numpy(chosen))
+        total = sum(getattr(self.settings, f"w_{name}") * loss for name, loss in losses.items())
+        self._strategy.step_pre_backward(
+            self._params, self._optimizers, self._strategy_state, self.step, render.info
+        )
+        total.backward()
+        self._update(render.info)
+        return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
+
+    def _losses(self, render: Render, chosen: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss that have a weight."""
+        settings, views, masks = self.settings, self._views[chosen], self._masks[chosen]
+        terms = {
+            "lpips": lambda: self._perceptual.distance(render.rgb, self._features_of(chosen)).mean(),
+            "ssim": lambda: 1 - ms_ssim(render.rgb, views).mean(),
+            "mask": lambda: mask_loss(render.alpha, masks),
+            "rgb": lambda: rgb_loss(render.rgb, views),
+        }
+        return {name: term() for name, term in terms.items() if getattr(settings, f"w_{name}") > 0}
+
+    def _features_of(self, chosen: Tensor) -> list[Tensor]:
+        if self._target_features is None:
+            with torch.no_grad():
+                parts = [self._perceptual.features(part) for part in self._views.split(VIEWS_AT_ONCE)]
+            self._target_features = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+        return [stage[chosen] for stage in self._target_features]
+
+    def _update(self, info: dict[str, Any]) -> None:
+        """One step of Adam, then gsplat's bookkeeping: densify and prune where the step number says so."""
+        settings = self.settings
+        progress = min(self.step / settings.num_steps, 1.0)
+        decay = (settings.lr_means_final / settings.lr_means) ** progress
+        self._optimizers["means"].param_groups[0]["lr"] = settings.lr_means * decay
+        for optimizer in self._optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.random.fork_rng():  # gsplat draws the places of split Gaussians from the global generator
+            torch.manual_seed(_fold_in(settings.seed, SPLIT_STREAM, self.step))
+            self._strategy.step_post_backward(
+                self._params, self._optimizers, self._strategy_state, self.step, info
+            )
+
+    def _choose_views(self) -> np.ndarray:
+        """The step's views: the next ones of an endless row of shuffles, so each is seen equally often."""
+        num_views, count = len(self.cameras), self.settings.views_per_step
+        chosen = []
+        for index in range(self.step * count, (self.step + 1) * count):
+            epoch, place = divmod(index, num_views)
+            shuffle = np.random.default_rng([self.settings.seed, VIEW_STREAM, epoch]).permutation(num_views)
+            chosen.append(shuffle[place])
+        return np.array(chosen)
+
+    def _trained(self) -> Gaussians:
+        return Gaussians(*(self._params[name] for name in PARAM_NAMES))
+
+    def _render(self, gaussians: Gaussians, cameras: Cameras) -> Render:
+        return rasterize(
+            gaussians.means,
+            gaussians.quats,
+            gaussians.scales,
+            gaussians.opacities,
+            gaussians.colors,
+            torch.from_numpy(cameras.w2c).to(self.device),
+            torch.from_numpy(cameras.intrinsics_px).to(self.device),
+            cameras.width,
+            cameras.height,
+            background=torch.full((3,), self.settings.background, device=self.device),
+            engine=self.settings.engine,
+        )
+
+    @torch.no_grad()
+    def render(self, cameras: Cameras) -> Render:
+        """The Gaussians as they are now, over the settings' background."""
+        return self._render(self.gaussians, cameras)
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """Agreement of the renders with the targets, as means over the views."""
+        return self.compare(self.cameras, self._views, self._masks)
+
+    @torch.no_grad()
+    def compare(
+        self, cameras: Cameras, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]
+    ) -> dict[str, float]:
+        """psnr and psnr_foreground (dB), ssim, lpips, silhouette_iou of renders against views, means over K."""
+        rows = []
+        for part in torch.arange(len(cameras)).split(VIEWS_AT_ONCE):
+            render = self.render(cameras[part.numpy()])
+            rgb, view, mask = render.rgb.clamp(0, 1), views[part].to(self.device), masks[part].to(self.device)
+            rows.append(
+                {
+                    "psnr": psnr(rgb, view),
+                    "psnr_foreground": psnr(rgb, view, mask),
+                    "ssim": ssim(rgb, view),
+                    "lpips": self._perceptual.distance(rgb, self._perceptual.features(view)),
+                    "silhouette_iou": silhouette_iou(render.alpha, mask),
+                }
+            )
+        return {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but settings, cameras and targets, as tensors and numbers: torch.load needs no pickle."""
+        return {
+            "step": self.step,
+            "params": {name: param.detach().clone() for name, param in self._params.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "strategy": {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in self._strategy_state.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a `state_dict()` of a fit with the same settings and cameras."""
+        self.step = state["step"]
+        self._set_params(state["params"])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self._strategy_state = {
+            name: value.to(self.device, copy=True) if isinstance(value, Tensor) else value
+            for name, value in state["strategy"].items()
+        }
+
+
+def _make_strategy(settings: FitSettings) -> CappedStrategy:
+    strategy = CappedStrategy(
+        prune_opa=settings.prune_opacity,
+        grow_grad2d=settings.grow_grad2d,
+        grow_scale3d=settings.grow_scale3d,
+        refine_start_iter=0,
+        refine_stop_iter=settings.num_steps,
+        refine_every=settings.refine_every,
+        reset_every=settings.num_steps + 1,  # never, and with it no pruning by size
+    )
+    strategy.max_gaussians = settings.max_gaussians
+    return strategy
+
+
+@functools.cache
+def _cached_perceptual(net: str, weights: str | None, stages: int | None, device: torch.device):
+    distance = PerceptualDistance(net, weights, stages, device)
+    if distance.random_weights:
+        warnings.warn(
+            f"no weights for LPIPS's {net} backbone, using random ones; name a file in lpips_weights",
+            stacklevel=2,
+        )
+    return distance
+
+
+def _perceptual_distance(settings: FitSettings, device: torch.device) -> PerceptualDistance:
+    return _cached_perceptual(settings.lpips_net, settings.lpips_weights, settings.lpips_stages, device)
+
+
+def _fold_in(seed: int, *names: int) -> int:
+    return int(np.random.SeedSequence([seed, *names]).generate_state(1, np.uint64)[0] >> np.uint64(1))
