@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from recon_torch.fit import FitSettings
 
 MAX_DEATHS = 2  # of workers, per asset
-QUOTED_LOG_LINES = 20
+QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 25, 160
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
 
@@ -298,8 +299,10 @@ class _Process:
             raise self._gone() from None
 
     def receive(self, patience_s: float) -> worker.Reply:
+        # Short waits, so that the time for which this process itself was suspended counts as one of them.
+        num_waits = math.ceil(patience_s)
         try:
-            if self._pipe.poll(patience_s):
+            if any(self._pipe.poll(patience_s / num_waits) for _ in range(num_waits)):
                 return self._pipe.recv()
         except (EOFError, ConnectionError):
             raise self._gone() from None
@@ -333,7 +336,7 @@ class _Process:
 
     def _last_lines(self) -> str:
         lines = Path(self._log_path).read_text(errors="replace").splitlines()
-        return "\n".join(lines[-QUOTED_LOG_LINES:])
+        return "\n".join(line[:QUOTED_LOG_COLUMNS] for line in lines[-QUOTED_LOG_LINES:])
 
 
 def _private_directory(parent: str | os.PathLike | None) -> tempfile.TemporaryDirectory:

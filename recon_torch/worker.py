@@ -13,8 +13,6 @@ Only plain values go through the pipe. A shared tensor crosses as its handle, so
 size. The child ends when its end of the pipe does, so whatever ends the parent ends the child.
 
 `Progress` and `Beat` come from the work itself, never from a free thread, so silence means a stalled child.
-This module imports torch only inside the child's functions: the precautions of `main` come before the seconds
-that torch, gsplat and lpips take to load.
 """
 
 from __future__ import annotations
@@ -33,15 +31,17 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
+from recon_torch.export import replacing
+from recon_torch.gaussians import save_ply
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips
     from multiprocessing.connection import Connection
-
-    from torch import Tensor
 
     from recon_torch.fit import Fit, FitSettings
 
@@ -119,11 +119,11 @@ def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent
     _divert_output(log_path)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _limit_threads(num_threads)
-    import recon_torch.fit  # noqa: F401  before the reader: two threads must not load torch together
+    from recon_torch.fit import Fit  # takes seconds, and must be over when the reader starts to unpickle
 
     commands = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, commands), daemon=True).start()
-    Worker(pipe).serve(iter(commands.get, None))
+    Worker(Fit, pipe).serve(iter(commands.get, None))
 
 
 def _end_with_parent() -> None:
@@ -136,18 +136,15 @@ def _divert_output(log_path: str) -> None:
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)  # a crash in C code prints its Python stack
     faulthandler.register(signal.SIGUSR1)  # the parent asks a stalled child where it stands
 
 
 def _limit_threads(num_threads: int | None) -> None:
     if num_threads is None:
         return
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = str(num_threads)
-    import torch
-
     torch.set_num_threads(num_threads)
+    os.environ["NUMBA_NUM_THREADS"] = str(num_threads)  # which is not loaded yet
 
 
 def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
@@ -165,7 +162,8 @@ def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
 class Worker:
     """One `Fit` after the other, driven by commands."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, fit_class: type[Fit], pipe: Connection) -> None:
+        self._fit_class = fit_class
         self._pipe = pipe
         self._fit: Fit | None = None
         self._warm = False
@@ -195,23 +193,26 @@ class Worker:
             case RenderInto():
                 self._render_into(command)
             case ExportPly(path):
-                from recon_torch.gaussians import save_ply
-
                 save_ply(self._fit.gaussians, path)
 
     def _start(self, command: Start) -> None:
-        import torch
-
-        from recon_torch.fit import Fit
-
         if not self._warm:
-            _warm_up(command)
+            self._warm_up(command)
             self._warm = True
-        self._fit = Fit(command.cameras, command.settings, torch.device(command.device))
+        self._fit = self._fit_class(command.cameras, command.settings, torch.device(command.device))
         self._snapshot_path = command.snapshot_path
         self._progress_period_s = command.progress_period_s
         if os.path.exists(self._snapshot_path):
             self._fit.load_state_dict(torch.load(self._snapshot_path, weights_only=True))
+
+    def _warm_up(self, command: Start) -> None:
+        """A step of a small fit: compiles the CPU kernels and loads LPIPS while the parent still samples."""
+        cameras = command.cameras[:1]
+        settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
+        fit = self._fit_class(cameras, settings, torch.device(command.device))
+        views = torch.full((1, cameras.height, cameras.width, 3), 0.5)
+        fit.set_targets(views, views[..., :1])
+        fit.run(1)
 
     def _fit_until(self, step: int) -> dict[str, float]:
         while self._fit.step < step:
@@ -227,15 +228,10 @@ class Worker:
             self._pipe.send(Progress(step, {name: float(value) for name, value in losses.items()}))
 
     def _save_snapshot(self) -> None:
-        import torch
-
-        temporary_path = self._snapshot_path + ".tmp"
-        torch.save(self._fit.state_dict(), temporary_path)
-        os.replace(temporary_path, self._snapshot_path)
+        with replacing(self._snapshot_path) as temporary:
+            torch.save(self._fit.state_dict(), temporary)
 
     def _render_into(self, command: RenderInto) -> None:
-        import torch
-
         for first in range(0, len(command.cameras), RENDER_CHUNK_VIEWS):
             chunk = slice(first, first + RENDER_CHUNK_VIEWS)
             render = self._fit.render(command.cameras[chunk])
@@ -244,17 +240,3 @@ class Worker:
             if command.renders.is_cuda:
                 torch.cuda.synchronize()  # the other process does not wait for this one's stream
             self._pipe.send(Beat())
-
-
-def _warm_up(command: Start) -> None:
-    """One step of a small fit: compiles the CPU kernels and loads LPIPS while the parent still samples."""
-    import torch
-
-    from recon_torch.fit import Fit
-
-    cameras = command.cameras
-    settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
-    fit = Fit(cameras, settings, torch.device(command.device))
-    shape = (len(cameras), cameras.height, cameras.width)
-    fit.set_targets(torch.full((*shape, 3), 0.5), torch.ones(*shape, 1))
-    fit.run(1)

@@ -86,6 +86,18 @@ def test_a_round_trip_through_a_jitted_function():
     torch.testing.assert_close(views, 2 * renders + 1, rtol=0, atol=0)
 
 
+def test_a_view_sees_what_another_process_writes():
+    tensor = shared("cpu")
+    view = bridge.as_jax(tensor)
+    process = torch.multiprocessing.get_context("spawn").Process(
+        target=torch.nn.init.constant_, args=(tensor, 3.0)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert float(jnp.max(view)) == float(jnp.min(view)) == 3
+
+
 def test_a_tensor_under_optimisation_can_be_viewed():
     tensor = torch.ones(16, requires_grad=True)
     assert bridge.as_jax(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
