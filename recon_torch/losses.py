@@ -69,7 +69,7 @@ def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"])
 def _ssim_and_contrast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean SSIM and its contrast-structure part, each [K,C], of images [K,C,H,W]."""
     channels, side = x.shape[1], min(x.shape[2:])
-    window = _gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), x.device)
+    window = _gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), x.dtype, x.device)
     column = window.view(1, 1, -1, 1).repeat(5 * channels, 1, 1, 1)
     stacked = torch.cat([x, y, x * x, y * y, x * y], 1)
     blurred = F.conv2d(F.conv2d(stacked, column, groups=5 * channels), column.mT, groups=5 * channels)
@@ -82,8 +82,9 @@ def _ssim_and_contrast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _gaussian_window(size: int, device: torch.device) -> Tensor:
-    window = torch.exp(-((torch.arange(size, device=device) - size // 2) ** 2) / (2 * SSIM_SIGMA**2))
+def _gaussian_window(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    offsets = torch.arange(size, dtype=dtype, device=device) - size // 2
+    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     return window / window.sum()
 
 
