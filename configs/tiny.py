@@ -1,0 +1,44 @@
+"""The shipped 64 px model: from a prompt or an image to an asset on a CPU.
+
+Command: im3d generate --prompt "a red mushroom with a beige stem" --out out/mushroom
+Devices: two CPU cores are enough.
+"""
+
+from ml_collections import ConfigDict
+
+from im3d_jax.data import objects
+
+
+def get_config() -> ConfigDict:
+    words = tuple(objects.vocabulary())
+    return ConfigDict(
+        dict(
+            seed=0,
+            weights="im3d_jax/weights/tiny.safetensors",
+            size=64,
+            num_views=16,
+            backbone=dict(
+                name="emu_video",
+                kwargs=dict(
+                    latent_shape=(16, 16, 64),
+                    model_channels=48,
+                    channel_mult=(1, 2, 3),
+                    num_res_blocks=(1, 1, 1),
+                    attention_levels=(1, 2),
+                    head_dim=32,
+                    num_transformer_layers=1,
+                    ff_mult=2,
+                    temporal_span=("pixel", "first", "video"),
+                    closed_orbit=True,
+                    text_dims=(96,),
+                    vocabulary=len(words) + 1,
+                    prediction_type="x0",
+                ),
+            ),
+            autoencoder=dict(name="patches", kwargs=dict(patch=4)),
+            text=dict(words=words, max_words=16),
+            schedule=dict(
+                kind="scaled_linear", num_steps=1000, beta_start=8.5e-4, beta_end=1.2e-2, zero_terminal_snr=True
+            ),
+        )
+    )

@@ -1,0 +1,33 @@
+"""Stage 1 of the shipped model: text to image on first views of procedural objects (Emu Video's text-to-image model).
+
+Command: im3d train --config=configs/tiny_text_to_image.py --workdir=runs/tiny_text_to_image
+Devices: CPU; the shipped run's steps, time and results stand in im3d_jax/weights/MODEL_CARD.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tiny
+
+
+def get_config() -> ConfigDict:
+    config = tiny.get_config()
+    config.train = ConfigDict(
+        dict(
+            init_from="",
+            trainable=".*",
+            streams=dict(
+                image=dict(every=1, batch_size=64, num_views=1, first_object=0, keep_image=0.0, keep_text=0.9)
+            ),
+            num_steps=1300,
+            warmup_steps=100,
+            decay_steps=150,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            clip_norm=1.0,
+            ema_decay=0.995,
+            loss_weight="uniform",
+            checkpoint_every=200,
+            log_every=10,
+        )
+    )
+    return config

@@ -1,0 +1,40 @@
+"""The backbone contract: one module per denoiser, named in the config and imported by name.
+
+A backbone module has a `Model` whose arguments are `config.backbone.kwargs`, and a model has
+
+    init(key) -> params                                            every temporal layer at the identity
+    apply(params, noisy [B,K,h,w,c], timestep [B], Conditioning)   -> prediction [B,K,h,w,c], float32
+    empty_conditioning(batch) -> Conditioning                      no image and the empty prompt
+    latent_shape, prediction_type                                  (h, w, c); "epsilon", "v" or "x0"
+    temporal_pattern                                               regex of the parameter paths Sec. 3.1 trains
+    partition_rules                                                (regex of the path, logical axes) for sharding
+
+How a model holds its parameters is its own affair: nothing outside depends on Flax.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from recon_torch.errors import UserError
+
+
+def build(name: str, kwargs: dict):
+    """The model of a backbone: a module of this package ("emu_video") or any importable one ("my_pkg.my_model").
+
+    Raises UserError for a module that does not exist or has no Model, and for arguments it does not take.
+    """
+    path = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and not path.startswith(error.name):
+            raise
+        raise UserError(f"config.backbone.name: no module {path}; name a backbone of im3d_jax or your own") from None
+    if not hasattr(module, "Model"):
+        raise UserError(f"config.backbone.name: {path} has no Model, which the backbone contract asks for")
+    unknown = set(kwargs) - set(inspect.signature(module.Model).parameters)
+    if unknown:
+        raise UserError(f"config.backbone.kwargs: {path}.Model takes no argument {', '.join(sorted(unknown))}")
+    return module.Model(**kwargs)
