@@ -3,8 +3,8 @@
 The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss, without a pixel loss. The views may change in mid-fit:
 the method renders the fit, lets the video model mend the renders, and fits on.
 
-Every random choice is a pure function of (seed, step), so a fit restored from its snapshot goes on bit for bit
-as the one that was never interrupted.
+Every random choice is a pure function of (seed, step), so a fit restored from its snapshot goes on bit for
+bit as the one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Fit:
             raise UserError(
                 f"views of {cameras.width}x{cameras.height} px are too small; give at least 32x32"
             )
-        self._perceptual = _perceptual_distance(settings, self.device)
+        self._perceptual = _perceptual(settings, self.device, settings.lpips_stages)
         if self._perceptual.random_weights:
             self.notes.append(f"LPIPS uses a {settings.lpips_net} backbone with random weights")
 
@@ -257,8 +257,8 @@ class Fit:
     def compare(
         self, cameras: Cameras, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]
     ) -> dict[str, float]:
-        """psnr and psnr_foreground (dB), ssim, lpips, silhouette_iou of renders against views, means over K."""
-        rows = []
+        """psnr, psnr_foreground (dB), ssim, lpips, silhouette_iou of renders against views: means over K."""
+        perceptual, rows = _perceptual(self.settings, self.device, num_stages=None), []
         for part in torch.arange(len(cameras)).split(VIEWS_AT_ONCE):
             render = self.render(cameras[part.numpy()])
             rgb, view, mask = render.rgb.clamp(0, 1), views[part].to(self.device), masks[part].to(self.device)
@@ -267,7 +267,7 @@ class Fit:
                     "psnr": psnr(rgb, view),
                     "psnr_foreground": psnr(rgb, view, mask),
                     "ssim": ssim(rgb, view),
-                    "lpips": self._perceptual.distance(rgb, self._perceptual.features(view)),
+                    "lpips": perceptual.distance(rgb, perceptual.features(view)),
                     "silhouette_iou": silhouette_iou(render.alpha, mask),
                 }
             )
@@ -312,8 +312,9 @@ def _make_strategy(settings: FitSettings) -> CappedStrategy:
 
 
 @functools.cache
-def _cached_perceptual(net: str, weights: str | None, stages: int | None, device: torch.device):
-    distance = PerceptualDistance(net, weights, stages, device)
+def _cached_perceptual(net: str, weights: str | None, num_stages: int | None, device: torch.device):
+    """Loaded once for all fits of a process; the warning thus comes once, too."""
+    distance = PerceptualDistance(net, weights, num_stages, device)
     if distance.random_weights:
         warnings.warn(
             f"no weights for LPIPS's {net} backbone, using random ones; name a file in lpips_weights",
@@ -322,8 +323,8 @@ def _cached_perceptual(net: str, weights: str | None, stages: int | None, device
     return distance
 
 
-def _perceptual_distance(settings: FitSettings, device: torch.device) -> PerceptualDistance:
-    return _cached_perceptual(settings.lpips_net, settings.lpips_weights, settings.lpips_stages, device)
+def _perceptual(settings: FitSettings, device: torch.device, num_stages: int | None) -> PerceptualDistance:
+    return _cached_perceptual(settings.lpips_net, settings.lpips_weights, num_stages, device)
 
 
 def _fold_in(seed: int, *names: int) -> int:
