@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import faulthandler
+import math
 import multiprocessing
 import os
 import queue
@@ -169,7 +170,7 @@ class Worker:
         self._warm = False
         self._snapshot_path = ""
         self._progress_period_s = 0.0
-        self._last_progress_s = 0.0
+        self._last_progress_s = -math.inf
 
     def serve(self, commands: Iterator[Command]) -> None:
         for command in commands:

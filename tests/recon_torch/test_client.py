@@ -28,21 +28,28 @@ SETTINGS = FitSettings(num_gaussians=200, num_steps=200, lpips_net="alex", w_lpi
 PATIENCE_S = 120.0  # for what takes a second where nothing else runs
 
 # A parent with two workers. The kernel ends the one that the main thread started, even if it is stopped; the
-# other one has to notice the end of the pipe.
+# other one, which has nothing to do, has to notice the end of the pipe.
 PARENT = """
-import threading
+import threading, time
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient
 from recon_torch.fit import FitSettings
 
-def fit(starter):
-    client = ReconClient(orbit(1, size=32), FitSettings(num_gaussians=10, w_lpips=0.0), num_threads=1)
+def start(starter):
+    settings = FitSettings(num_gaussians=10, lpips_net="alex", w_lpips=0.0)
+    client = ReconClient(orbit(1, size=32), settings, num_threads=1)
     client.set_targets()
-    client.fit(10**9, lambda step, losses: print(starter, client.pid, flush=True))
+    client.fit(1)
+    print(starter, client.pid, flush=True)
+    return client
+
+def start_and_wait():
+    client = start("thread")
+    time.sleep(10**6)
 
 if __name__ == "__main__":
-    threading.Thread(target=fit, args=("thread",)).start()
-    fit("main")
+    threading.Thread(target=start_and_wait).start()
+    start("main").fit(10**9)
 """
 
 
@@ -241,7 +248,8 @@ def test_ctrl_c_is_the_parents_affair(client):
 def test_no_worker_survives_the_kill_of_its_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # the killed one cannot tidy up
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
     pids = {}
     while len(pids) < 2:
         starter, pid = parent.stdout.readline().split()
@@ -249,7 +257,8 @@ def test_no_worker_survives_the_kill_of_its_parent(tmp_path):
     assert all(is_running(pid) for pid in pids.values())
     os.kill(pids["main"], signal.SIGSTOP)
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
     wait_until(lambda: not any(is_running(pid) for pid in pids.values()))
 
 
