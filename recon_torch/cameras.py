@@ -1,8 +1,8 @@
 """Cameras on an orbit, and their file form: nerfstudio's transforms.json (Sec. 3.1: K views, 2 pi / K apart).
 
 World: right-handed, +Z up. A camera in memory is an OpenCV world-to-camera matrix (x right, y down, z
-forward), with pixel intrinsics, pixel centres at +0.5; in files an OpenGL camera-to-world matrix (x right, y up, z
-backward). NumPy only, so that both the JAX and the PyTorch half can use it.
+forward), with pixel intrinsics, pixel centres at +0.5; in files an OpenGL camera-to-world matrix (x right,
+y up, z backward). NumPy only, so that both the JAX and the PyTorch half can use it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ bit as the one that was never interrupted.
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -129,7 +130,9 @@ class Fit:
             "opacities": settings.lr_opacities,
             "sh0": settings.lr_sh0,
         }
-        self._params = {name: torch.nn.Parameter(tensor.to(self.device)) for name, tensor in tensors.items()}
+        self._params = {
+            name: torch.nn.Parameter(tensor.to(self.device, copy=True)) for name, tensor in tensors.items()
+        }
         self._optimizers = {
             name: torch.optim.Adam([self._params[name]], lr=rate, eps=1e-15, fused=True)
             for name, rate in rates.items()
@@ -147,7 +150,7 @@ class Fit:
         """The views to fit from now on, composited on the settings' background, and their foreground masks.
 
         Raises:
-            UserError: values that are not finite.
+            UserError: values that are not finite, or no foreground in any view.
             ValueError: shapes that are not those of the cameras.
         """
         shape = (len(self.cameras), self.cameras.height, self.cameras.width)
@@ -157,6 +160,8 @@ class Fit:
         if not finite.all():
             bad = torch.nonzero(~finite)[:, 0].tolist()
             raise UserError(f"views {bad} or their masks have values that are not finite; make them anew")
+        if masks.max() < 0.5:
+            raise UserError("the masks of all views are empty: there is no foreground to fit")
         # Copies, as the caller's tensors may be shared memory that is written again.
         self._views = views.to(self.device, torch.float32, copy=True)
         self._masks = masks.to(self.device, torch.float32, copy=True)
@@ -271,18 +276,17 @@ class Fit:
                     "silhouette_iou": silhouette_iou(render.alpha, mask),
                 }
             )
-        return {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
+        return {name: torch.cat([row[name] for row in rows]).nanmean().item() for name in rows[0]}
 
     def state_dict(self) -> dict[str, Any]:
         """All but settings, cameras and targets, as tensors and numbers: torch.load needs no pickle."""
         return {
             "step": self.step,
             "params": {name: param.detach().clone() for name, param in self._params.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
-            "strategy": {
-                name: value.clone() if isinstance(value, Tensor) else value
-                for name, value in self._strategy_state.items()
+            "optimizers": {
+                name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers.items()
             },
+            "strategy": copy.deepcopy(self._strategy_state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -290,7 +294,7 @@ class Fit:
         self.step = state["step"]
         self._set_params(state["params"])
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
         self._strategy_state = {
             name: value.to(self.device, copy=True) if isinstance(value, Tensor) else value
             for name, value in state["strategy"].items()

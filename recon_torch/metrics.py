@@ -20,7 +20,8 @@ def psnr(
 ) -> Float[Tensor, " K"]:
     """Peak signal-to-noise ratio in dB for pixels in [0, 1]; infinite where equal.
 
-    With masks, each pixel counts by its mask, so that the background of a small object does not flatter.
+    With masks, each pixel counts by its mask, so that the background of a small object does not flatter;
+    NaN where a mask is empty.
     """
     squared = (images - targets).square().mean(-1, keepdim=True)
     weights = squared.new_ones(squared.shape) if masks is None else masks

@@ -1,0 +1,235 @@
+"""The fit on views of known Gaussians: it finds them, repeats itself to the bit, and keeps its own rules."""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from recon_torch.cameras import Cameras, orbit
+from recon_torch.errors import UserError
+from recon_torch.fit import CappedStrategy, Fit, FitSettings
+from recon_torch.gaussians import Gaussians
+from recon_torch.losses import PerceptualDistance, ms_ssim
+from recon_torch.metrics import psnr, silhouette_iou
+from recon_torch.rasterize import rasterize
+
+SIZE = 32
+pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
+
+
+def known_object(color_shift: float = 0.0) -> Gaussians:
+    """Four opaque blobs of different colours and shapes, none in line with another."""
+    means = torch.tensor([[0.0, 0.0, -0.2], [0.2, 0.0, 0.1], [-0.15, 0.2, 0.15], [-0.1, -0.25, 0.0]])
+    colors = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.6, 0.2], [0.2, 0.3, 0.9], [0.9, 0.8, 0.2]])
+    return Gaussians(
+        means=means,
+        quats=torch.tensor([1.0, 0, 0, 0]).repeat(4, 1),
+        log_scales=torch.tensor(
+            [[0.15, 0.15, 0.05], [0.06, 0.1, 0.1], [0.1, 0.1, 0.1], [0.08, 0.05, 0.12]]
+        ).log(),
+        opacity_logits=torch.full((4,), 5.0),
+        sh0=((colors + color_shift).clamp(0, 1) - 0.5) / 0.28209479,
+    )
+
+
+def render(gaussians: Gaussians, cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
+    image = rasterize(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.colors,
+        torch.from_numpy(cameras.w2c),
+        torch.from_numpy(cameras.intrinsics_px),
+        cameras.width,
+        cameras.height,
+        background=torch.ones(3),
+    )
+    return image.rgb, image.alpha
+
+
+CAMERAS = orbit(8, 0.4, SIZE)
+HELD_OUT = orbit(8, 0.4, SIZE, azimuths_rad=2 * np.pi * (np.arange(8) + 0.5) / 8)
+QUICK = FitSettings(
+    num_gaussians=600, num_steps=300, lpips_net="alex", lpips_stages=2, max_gaussians=2000, engine="cpu"
+)
+
+
+def make_fit(color_shift: float = 0.0, **changes) -> Fit:
+    fit = Fit(CAMERAS, dataclasses.replace(QUICK, **changes), "cpu")
+    fit.set_targets(*render(known_object(color_shift), CAMERAS))
+    return fit
+
+
+def bytes_of(fit: Fit) -> bytes:
+    return b"".join(tensor.numpy().tobytes() for tensor in fit.gaussians)
+
+
+def test_finds_the_object_also_from_where_it_never_looked():
+    fit = make_fit()
+    views, masks = render(known_object(), HELD_OUT)
+    before = fit.compare(HELD_OUT, views, masks)
+    fit.run(300)
+    after = fit.compare(HELD_OUT, views, masks)
+    assert before["psnr"] < 20 and after["psnr"] > 30
+    assert before["silhouette_iou"] < 0.6 and after["silhouette_iou"] > 0.9
+    assert after["ssim"] > 0.95 > before["ssim"]
+    assert after["lpips"] < 0.2 * before["lpips"]
+
+
+def test_same_seed_same_bytes():
+    fits = [make_fit(seed=seed, refine_every=10) for seed in (3, 3, 4)]
+    for fit in fits:
+        fit.run(25)
+    first, again, other = map(bytes_of, fits)
+    assert first == again != other
+
+
+def test_snapshot_goes_on_bit_for_bit():
+    """Across densifications (steps 10, 20, 30, 40), which change the number of Gaussians."""
+    settings = dict(refine_every=10, grow_grad2d=1e-4)
+    whole = make_fit(**settings)
+    whole.run(45)
+    broken = make_fit(**settings)
+    broken.run(23)
+    file = io.BytesIO()
+    torch.save(broken.state_dict(), file)
+    file.seek(0)
+    resumed = make_fit(**settings)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert resumed.step == 23 and resumed.num_gaussians == broken.num_gaussians != QUICK.num_gaussians
+    resumed.run(45)
+    assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_snapshot_is_no_view_of_the_fit():
+    fit = make_fit()
+    fit.run(3)
+    state = fit.state_dict()
+    fit.run(6)
+    expected = bytes_of(fit)
+    for _ in range(2):
+        fit.load_state_dict(state)
+        assert fit.step == 3
+        fit.run(6)
+        assert bytes_of(fit) == expected
+
+
+def test_new_targets_in_mid_fit_are_followed():
+    fit = make_fit()
+    fit.run(100)
+    views, masks = render(known_object(color_shift=0.3), CAMERAS)
+    before = fit.compare(CAMERAS, views, masks)["psnr"]
+    fit.set_targets(views, masks)
+    fit.run(200)
+    assert fit.metrics()["psnr"] > before + 5
+
+
+def test_targets_are_copied():
+    views, masks = render(known_object(), CAMERAS)
+    fits = [Fit(CAMERAS, QUICK, "cpu") for _ in range(2)]
+    for fit in fits:
+        fit.set_targets(views, masks)
+    fits[0].run(5)
+    views.zero_()
+    masks.zero_()
+    fits[1].run(5)
+    assert bytes_of(fits[0]) == bytes_of(fits[1])
+
+
+def test_loss_is_the_papers():
+    """10 LPIPS + 0.2 (1 - MS-SSIM) + mask, from the start's render and the public functions."""
+    fit = make_fit(views_per_step=8, lpips_stages=None)
+    rgb, alpha = render(fit.gaussians, CAMERAS)
+    views, masks = render(known_object(), CAMERAS)
+    lpips = PerceptualDistance("alex")
+    expected = (
+        10 * lpips.distance(rgb, lpips.features(views)).mean()
+        + 0.2 * (1 - ms_ssim(rgb, views).mean())
+        + (alpha - masks).square().mean()
+    )
+    seen = []
+    fit.run(1, lambda step, losses: seen.append(losses["loss"].item()))
+    assert seen == [pytest.approx(expected.item(), rel=1e-4)]
+
+
+@pytest.mark.parametrize("removed", ["lpips", "ssim", "mask"])
+def test_each_term_can_be_removed(removed):
+    """Table 2's ablations, with the pixel loss in LPIPS's place."""
+    changes = {f"w_{removed}": 0.0} | ({"w_rgb": 1.0} if removed == "lpips" else {})
+    fit, seen = make_fit(**changes), []
+    fit.run(60, lambda step, losses: seen.append({name: loss.item() for name, loss in losses.items()}))
+    expected = {"lpips", "ssim", "mask", "loss"} - {removed} | ({"rgb"} if removed == "lpips" else set())
+    assert set(seen[0]) == expected
+    assert np.mean([losses["loss"] for losses in seen[-8:]]) < 0.7 * np.mean(
+        [losses["loss"] for losses in seen[:8]]
+    )
+
+
+def test_every_view_is_seen_once_in_a_round():
+    fit = make_fit(views_per_step=2)
+    rounds = []
+    for step in range(8):
+        fit.step = step
+        rounds.append(fit._choose_views())
+    first, second = np.concatenate(rounds[:4]), np.concatenate(rounds[4:])
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert list(first) != list(second)
+
+
+def test_number_of_gaussians_stays_below_the_cap():
+    fit, counts = make_fit(refine_every=5, grow_grad2d=0.0, prune_opacity=0.0, max_gaussians=650), []
+    fit.run(16, lambda step, losses: counts.append(fit.num_gaussians))
+    assert counts[0] == 600 and max(counts) == 650
+
+
+def test_the_last_places_go_to_the_largest_gradients():
+    strategy = CappedStrategy(grow_grad2d=0.5)
+    strategy.max_gaussians = 6
+    tensors = dict(means=torch.zeros(4, 3), quats=torch.ones(4, 4), scales=torch.full((4, 3), -9.0))
+    tensors |= dict(opacities=torch.zeros(4), sh0=torch.arange(12.0).reshape(4, 3))
+    params = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+    optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
+    state = strategy.initialize_state() | {
+        "grad2d": torch.tensor([0.6, 0.9, 0.4, 0.8]),
+        "count": torch.ones(4),
+    }
+    assert strategy._grow_gs(params, optimizers, state, 1) == (2, 0)
+    assert params["sh0"][4:, 0].tolist() == [3.0, 9.0] and strategy.grow_grad2d == 0.5
+
+
+def test_bad_targets():
+    fit = make_fit()
+    views, masks = render(known_object(), CAMERAS)
+    for tensor in (views, masks):
+        broken = [views.clone(), masks.clone()]
+        broken[0 if tensor is views else 1][5, 3, 3] = math.nan
+        with pytest.raises(UserError, match=r"views \[5\].*not finite"):
+            fit.set_targets(*broken)
+    with pytest.raises(UserError, match="no foreground"):
+        fit.set_targets(views, torch.zeros_like(masks))
+    with pytest.raises(ValueError, match="for cameras"):
+        fit.set_targets(views[:3], masks[:3])
+    with pytest.raises(UserError, match="too small"):
+        Fit(orbit(4, 0.0, 16), QUICK, "cpu")
+
+
+def test_says_that_lpips_is_random(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert any("random" in note for note in make_fit().notes)
+
+
+def test_metrics_in_closed_form():
+    images, targets = torch.full((2, 8, 8, 3), 0.6), torch.full((2, 8, 8, 3), 0.5)
+    masks = torch.zeros(2, 8, 8, 1)
+    masks[:, :4] = 1
+    images[1, 4:] = 0.5
+    torch.testing.assert_close(psnr(images, targets), torch.tensor([20.0, 20 + 10 * math.log10(2)]))
+    torch.testing.assert_close(psnr(images, targets, masks), torch.tensor([20.0, 20.0]))
+    alphas = torch.zeros(2, 8, 8, 1)
+    alphas[0, 2:6] = 0.7
+    torch.testing.assert_close(silhouette_iou(alphas, masks), torch.tensor([1 / 3, 0.0]))
+    assert silhouette_iou(alphas[1:], alphas[1:]).item() == 1
