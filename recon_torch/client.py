@@ -78,7 +78,7 @@ class ReconClient:
         device: str = "auto",
         num_threads: int | None = None,
         progress_period_s: float = 0.2,
-        stall_timeout_s: float = 120.0,
+        stall_timeout_s: float = 300.0,
         startup_timeout_s: float = 600.0,
     ) -> None:
         """Starts the worker and returns; the first call that needs it waits for it.
@@ -88,7 +88,8 @@ class ReconClient:
         device: of the fit and the tensors; "auto" is "cuda" where there is one, otherwise "cpu".
         num_threads: of the worker; None is all cores, as this process idles while the worker fits.
         progress_period_s: between two calls of `on_progress`; 0 reports every step.
-        stall_timeout_s: a worker silent for so long counts as dead.
+        stall_timeout_s: a worker silent for so long counts as dead. The longest silence of a healthy one is the
+            LPIPS of all views, a minute or so at 512 px on a CPU.
         startup_timeout_s: the same while it imports, compiles its kernels and loads LPIPS.
         Raises UserError if the snapshot directory cannot be made or shared memory is too small.
         """

@@ -135,8 +135,8 @@ def _end_with_parent() -> None:
 
 def _divert_output(log_path: str) -> None:
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
+    for standard_output in (1, 2):
+        os.dup2(log, standard_output)
     faulthandler.enable(all_threads=False)  # a crash in C code prints its Python stack
     faulthandler.register(signal.SIGUSR1)  # the parent asks a stalled child where it stands
 
