@@ -184,6 +184,8 @@ class Fit:
             self._params, self._optimizers, self._strategy_state, self.step, render.info
         )
         total.backward()
+        if self.step % self.settings.refine_every == 0 and not torch.isfinite(total):
+            raise FloatingPointError(f"the loss is {total.item()} at step {self.step}")
         self._update(render.info)
         return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
 
@@ -214,10 +216,15 @@ class Fit:
         for optimizer in self._optimizers.values():
             optimizer.step()
             optimizer.zero_grad()
-        with torch.random.fork_rng():  # gsplat draws the places of split Gaussians from the global generator
+        # gsplat draws the places of split Gaussians from the global generator.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(_fold_in(settings.seed, SPLIT_STREAM, self.step))
             self._strategy.step_post_backward(
                 self._params, self._optimizers, self._strategy_state, self.step, info
+            )
+        if self.num_gaussians == 0:
+            raise UserError(
+                "the fit has pruned every Gaussian; do the views and the cameras belong together?"
             )
 
     def _choose_views(self) -> np.ndarray:

@@ -217,6 +217,11 @@ def test_bad_targets():
         Fit(orbit(4, 0.0, 16), QUICK, "cpu")
 
 
+def test_a_fit_that_loses_every_gaussian_says_so():
+    with pytest.raises(UserError, match="pruned every Gaussian"):
+        make_fit(refine_every=5, prune_opacity=0.999).run(10)
+
+
 def test_says_that_lpips_is_random(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert any("random" in note for note in make_fit().notes)
