@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     words = tuple(objects.vocabulary())
     return ConfigDict(
         dict(
-            seed=0,
+            seed=0,  # of the objects and of training; `im3d generate --seed` is that of an asset
             weights="im3d_jax/weights/tiny.safetensors",
             size=64,
             num_views=16,
@@ -40,5 +40,22 @@ def get_config() -> ConfigDict:
             schedule=dict(
                 kind="scaled_linear", num_steps=1000, beta_start=8.5e-4, beta_end=1.2e-2, zero_terminal_snr=True
             ),
+            # Guidance scales and solver: unspecified in the paper, chosen on validation objects.
+            text_to_image=dict(num_steps=40, spacing="trailing", solver="2m", w_text=2.0, rescale=0.0),
+            video=dict(
+                num_steps=40,
+                spacing="trailing",
+                solver="2m",
+                w_image=1.0,
+                w_text=1.0,
+                rescale=0.0,
+                tie_first_view=True,
+            ),
+            # Paper: at fit steps 500 and 1000, two runs of 10 denoising steps each (A.1). The level is unspecified.
+            rounds=dict(at_steps=(500, 1000), num_runs=2, num_steps=10, start_level=0.7),
+            elevation=dict(weights="", dino=""),
+            image=dict(fill=0.7, background_tolerance=0.06),
+            fit=dict(num_gaussians=5000, num_steps=1200, views_per_step=1, w_lpips=10.0, w_ssim=0.2, w_mask=1.0),
+            turntable=dict(num_frames=48, size=192, fps=24),
         )
     )

@@ -39,6 +39,10 @@ class Patches:
         x = jnp.clip(x.reshape(*batch, height * p, width * p, 4) / 2 + 0.5, 0, 1)
         return x[..., :3], x[..., 3:]
 
+    def clip(self, latents: Float[Array, "B K h w c"]) -> Float[Array, "B K h w c"]:
+        """The nearest latents of an image: pixels have bounds, and samplers overshoot them."""
+        return jnp.clip(latents, -1, 1)
+
 
 AUTOENCODERS = {"patches": Patches}
 

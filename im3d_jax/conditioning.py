@@ -10,6 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from PIL import Image
+
+from recon_torch import export
+from recon_torch.errors import UserError
 
 
 class Conditioning(NamedTuple):
@@ -84,3 +88,53 @@ def drop(conditioning: Conditioning, keep_image: Float[Array, " B"], keep_text: 
     masks = tuple(jnp.where(keep_text[:, None] > 0, mask, first) for mask in conditioning.text_mask)
     text = tuple(empty(text) for text in conditioning.text)
     return Conditioning(conditioning.image, conditioning.image_mask * keep_image, text, masks)
+
+
+def load_image(path: str, size: int, fill: float, background_tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """A user's picture as view 0: its object over white, centred, as large as the objects of the training views.
+
+    The object is where alpha says or, without alpha, where colours differ from the plain background at the border.
+
+    Args:
+        fill: share of the picture's side that the object's longer side gets.
+        background_tolerance: difference from the background in [0, 1] that makes a pixel foreground.
+
+    Returns:
+        (rgb [size, size, 3], alpha [size, size, 1]), float32 in [0, 1].
+
+    Raises UserError if the file cannot be read, holds no foreground, or has neither alpha nor a plain background.
+    """
+    picture = export.read_image(path)
+    rgb, alpha = picture[..., :3], picture[..., 3:]
+    if not alpha.size or alpha.min() > 0.99:
+        alpha = _differs_from_border(path, rgb, background_tolerance)
+    rows, columns = (np.flatnonzero(alpha[..., 0].max(axis) > 0.5) for axis in (1, 0))
+    if not rows.size:
+        raise UserError(f"{path} shows no foreground; give a picture of an object, with alpha or on a plain background")
+    middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2
+    side = max(np.ptp(rows), np.ptp(columns)) + 1
+    premultiplied = np.concatenate([rgb * alpha, alpha], -1)
+    cut = _cut_square(premultiplied, middle, side / fill, size)
+    return cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:]
+
+
+def _differs_from_border(path: str, rgb: np.ndarray, tolerance: float) -> np.ndarray:
+    """Foreground [H, W, 1] of a picture on a plain background, whose colour is the median of the border."""
+    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    background = np.median(border, 0)
+    if np.mean(np.abs(border - background).max(-1) > tolerance) > 0.5:
+        raise UserError(f"{path} has no plain background and no alpha; cut the object out and save it as RGBA")
+    return (np.abs(rgb - background).max(-1, keepdims=True) > tolerance).astype(np.float32)
+
+
+def _cut_square(picture: np.ndarray, middle: np.ndarray, side: float, size: int) -> np.ndarray:
+    """The square [size, size, C] of `side` pixels around `middle` (row, column), empty beyond the picture."""
+    pad = int(np.ceil(side))
+    padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)))
+    top, left = middle + pad - side / 2
+    box = (left, top, left + side, top + side)
+    channels = [
+        np.asarray(Image.fromarray(padded[..., c]).resize((size, size), Image.Resampling.BOX, box=box))
+        for c in range(padded.shape[-1])
+    ]
+    return np.stack(channels, -1).clip(0, 1).astype(np.float32)

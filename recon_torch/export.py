@@ -48,6 +48,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_directory(path: str | Path) -> Path:
+    """Makes an output directory if there is none. Raises UserError if it cannot be made or written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"directory {path} cannot be made: {error.strerror}; choose another one") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"directory {path} cannot be written to; choose another one")
+    return Path(path)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes JSON, indented. NumPy scalars and arrays become numbers and lists; NaN is a ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False, default=lambda value: value.tolist())

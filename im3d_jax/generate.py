@@ -1,0 +1,263 @@
+"""`im3d generate`: the method, Figure 2 of the paper, read downwards in `make_asset`.
+
+    im3d generate --prompt "a red mushroom with a beige stem" --out out/mushroom
+    im3d generate --image photo.png --out out/photo --seed 3
+    im3d generate --prompt "a blue car" --prompt "a green duck" --num-assets 2 --out out/four
+
+Several assets go to OUT/0000, OUT/0001, ... and share one loaded model and one worker process.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from im3d_jax import bridge, conditioning, config_flags
+from im3d_jax.generator import Generator
+from recon_torch import elevation, export
+from recon_torch.cameras import Cameras, orbit, write_transforms
+from recon_torch.client import ReconClient
+from recon_torch.errors import CommandParser, UserError
+from recon_torch.fit import FitSettings
+
+PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
+INITIAL_ELEVATION_RAD = 0.3  # of the worker's first cameras, before a video has been seen
+
+
+class Request(NamedTuple):
+    """One asset to make. Either the prompt or the image (a path) may be empty, not both."""
+
+    prompt: str
+    image: str
+    seed: int
+    out: Path
+    save_views: bool = False
+
+
+class Round(NamedTuple):
+    """What a round of the fit was given and what it made: targets [K,H,W,4], renders [K,H,W,3], alphas [K,H,W,1]."""
+
+    until_step: int
+    quality: dict[str, float]
+    targets: np.ndarray
+    renders: np.ndarray
+    alphas: np.ndarray
+
+
+def make_asset(generator: Generator, client: ReconClient, estimator, request: Request) -> dict:
+    """Prompt or image -> asset in `request.out`. Returns the report."""
+    config, seconds = generator.config, Stopwatch()
+    key = jax.random.key(request.seed)
+    generator.num_calls = generator.num_evaluations = 0
+
+    # ---- prompt -> image ----
+    if request.image:
+        rgb, alpha = conditioning.load_image(request.image, config.size, **config.image)
+        image = generator.codec.encode(rgb[None], alpha[None])
+    else:
+        with seconds("text_to_image"), progress("image", config.text_to_image.num_steps) as bar:
+            image = generator.text_to_image([request.prompt], stream(key, "image"), lambda *_: bar.update())[:, 0]
+            image.block_until_ready()
+    image_calls, image_evaluations = generator.num_calls, generator.num_evaluations
+
+    # ---- image -> video J ----
+    given = generator.condition([request.prompt], image)
+    with seconds("video"), progress("video", config.video.num_steps) as bar:
+        latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
+        views, masks = jax.block_until_ready(generator.codec.decode(latents))
+
+    # ---- video -> cameras ----
+    with seconds("elevation"):
+        elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]))
+    cameras = orbit(config.num_views, elevation_rad, config.size)
+    client.reset(cameras)
+
+    # ---- J -> Gaussians G, and twice: renders of G, renoised and denoised, are the next J ----
+    rounds = []
+    for number, until_step in enumerate((*config.rounds.at_steps, config.fit.num_steps)):
+        with seconds("fit"), progress(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
+            bridge.write(views[0], client.views)
+            bridge.write(masks[0], client.masks)
+            client.set_targets()
+            quality = client.fit(until_step, lambda step, _, bar=bar: bar.update(step - bar.n))
+            client.render()
+            bar.update(until_step - bar.n)
+        targets = np.concatenate([views[0], masks[0]], -1)
+        rounds.append(Round(until_step, quality, targets, client.renders.numpy().copy(), client.alphas.numpy().copy()))
+        if until_step == config.fit.num_steps:
+            break
+        with seconds("renoise_denoise"), progress(f"denoise, round {number + 1}", num_refining_steps(config)) as bar:
+            latents = generator.codec.encode(bridge.as_jax(client.renders)[None], bridge.as_jax(client.alphas)[None])
+            for run in range(config.rounds.num_runs):
+                run_key = stream(key, f"round {number} run {run}")
+                latents = generator.refine(latents, given, run_key, lambda *_, bar=bar: bar.update())
+            views, masks = jax.block_until_ready(generator.codec.decode(latents))
+
+    # ---- G -> files ----
+    report = {
+        "prompt": request.prompt,
+        "image": request.image,
+        "seed": request.seed,
+        "network_calls": generator.num_calls - image_calls,
+        "network_evaluations": generator.num_evaluations - image_evaluations,
+        "text_to_image_calls": image_calls,
+        "text_to_image_evaluations": image_evaluations,
+        "elevation_deg": float(np.rad2deg(elevation_rad)),
+        "num_gaussians": client.num_gaussians,
+        "rounds": [{"until_step": r.until_step, **r.quality} for r in rounds],
+        "config_digest": config_flags.config_digest(config),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+        "notes": client.notes,
+    }
+    with seconds("export"):
+        write_asset(request, client, cameras, config, rounds, report)
+    # Last, so that a report stands for a whole asset.
+    export.write_json(request.out / "report.json", report | {"seconds": seconds.report()})
+    return report
+
+
+def num_refining_steps(config) -> int:
+    return config.rounds.num_runs * config.rounds.num_steps
+
+
+def write_asset(request: Request, client: ReconClient, cameras, config, rounds: list[Round], report: dict) -> None:
+    """Writes an asset's files beside `out` and then moves them in, so that none is ever half there."""
+    with tempfile.TemporaryDirectory(prefix=".im3d_", dir=request.out) as directory:
+        staging = Path(directory)
+        client.export(staging / "asset.ply")
+        final = np.concatenate([rounds[-1].renders, rounds[-1].alphas], -1)
+        write_views(staging, "images", final, cameras)
+        if request.save_views:
+            for number, each in enumerate(rounds):
+                write_views(staging / f"views_{number}", "images", each.targets, cameras)
+        rows = [rounds[0].targets[:1, ..., :3]]
+        labels = ["input"]
+        for number, each in enumerate(rounds):
+            rows += [each.targets[..., :3], each.renders.clip(0, 1)]
+            labels += [f"views {number}", f"renders {number}"]
+        export.write_image(staging / "views.png", export.contact_sheet(rows, labels))
+        around = orbit(
+            config.turntable.num_frames, np.deg2rad(report["elevation_deg"]), config.turntable.size
+        )
+        client.render(around)
+        export.write_video(staging / "turntable.mp4", client.renders.clamp(0, 1).numpy(), config.turntable.fps)
+        for path in staging.iterdir():
+            target = request.out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+
+
+def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras) -> None:
+    """Pictures [K, H, W, 4], whose colours are over white, as RGBA files with a transforms.json beside them."""
+    alpha = rgba[..., 3:].clip(0, 1)
+    straight = np.where(alpha > 0, (rgba[..., :3] - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
+    names = [f"{folder}/{k:03d}.png" for k in range(len(rgba))]
+    for name, picture in zip(names, np.concatenate([straight, alpha], -1).clip(0, 1), strict=True):
+        export.write_image(directory / name, picture)
+    write_transforms(directory / "transforms.json", cameras, names)
+
+
+def stream(key: jax.Array, name: str) -> jax.Array:
+    """The random stream of a named use: no two uses share numbers, and none depends on the order of calls."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+class Stopwatch:
+    """Wall-clock seconds of named stages; a stage that comes again adds up."""
+
+    def __init__(self):
+        self.begun, self.stages = time.monotonic(), {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - start
+
+    def report(self) -> dict[str, float]:
+        return {name: round(s, 2) for name, s in (self.stages | {"total": time.monotonic() - self.begun}).items()}
+
+
+@contextmanager
+def progress(what: str, total: int, initial: int = 0) -> Iterator[tqdm]:
+    """A bar with rate and ETA on a terminal, one plain line in a log."""
+    start = time.monotonic()
+    with tqdm(total=total, initial=initial, desc=f"{what:>18}", disable=None, file=sys.stderr) as bar:
+        yield bar
+    if bar.disable:
+        print(f"{what}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def parse_requests(flags) -> list[Request]:
+    """The assets that the command line asks for. Raises UserError for what cannot be made."""
+    if not flags.prompt and not flags.image:
+        raise UserError("nothing to make; give --prompt TEXT or --image FILE")
+    if flags.image and len(flags.prompt) > 1:
+        raise UserError("--image takes at most one --prompt, which describes it")
+    if any(not prompt.strip() for prompt in flags.prompt):
+        raise UserError("--prompt is empty; describe the object, as in --prompt 'a red car with a blue cabin'")
+    if flags.num_assets < 1:
+        raise UserError(f"--num-assets is {flags.num_assets}, needs at least 1")
+    wanted = [(prompt, flags.seed + n) for prompt in flags.prompt or [""] for n in range(flags.num_assets)]
+    outs = [flags.out] if len(wanted) == 1 else [flags.out / f"{i:04d}" for i in range(len(wanted))]
+    return [
+        Request(prompt, flags.image, seed, out, flags.save_views)
+        for (prompt, seed), out in zip(wanted, outs, strict=True)
+    ]
+
+
+def warn_of_unknown_words(generator: Generator, prompts: list[str]) -> list[str]:
+    """One warning for each prompt with words that the text encoder was not trained on."""
+    warnings = []
+    for prompt in prompts:
+        if unknown := generator.vocabulary.unknown(prompt):
+            known = ", ".join(generator.vocabulary.words)
+            warnings.append(f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}")
+            print(f"im3d: warning: {warnings[-1]}", file=sys.stderr)
+    return warnings
+
+
+def generate(config, requests: list[Request]) -> list[dict]:
+    """Makes the assets one after the other with one generator and one worker. Returns their reports."""
+    for request in requests:
+        export.make_directory(request.out)
+        if request.image:  # before anything is loaded, so that a bad picture is told at once
+            conditioning.load_image(request.image, config.size, **config.image)
+    settings = FitSettings(**config.fit)
+    cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
+    with ReconClient(cameras, settings) as client:
+        generator = Generator(config)
+        estimator = elevation.load(config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None)
+        warn_of_unknown_words(generator, [request.prompt for request in requests])
+        return [make_asset(generator, client, estimator, request) for request in requests]
+
+
+def main(argv: list[str]) -> None:
+    parser = CommandParser("generate", __doc__)
+    parser.add_argument("--prompt", action="append", default=[], help="what to make; may be given several times")
+    parser.add_argument("--image", default="", help="picture to start from: RGBA, or on a plain background")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the asset's files")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first asset; the next ones count up")
+    parser.add_argument("--num-assets", type=int, default=1, help="assets for each prompt (default %(default)s)")
+    parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
+    flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
+    for request, report in zip(requests := parse_requests(flags), generate(config, requests), strict=True):
+        last = report["rounds"][-1]
+        print(f"{request.out}: {report['num_gaussians']} Gaussians, PSNR {last['psnr']:.1f} dB to the last views")
