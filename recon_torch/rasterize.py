@@ -1,8 +1,8 @@
 """Differentiable rendering of 3D Gaussians (Sec. 3.2): one function, the same numbers from each engine.
 
 - "gsplat": gsplat's CUDA kernels.
-- "cpu": a tile rasteriser in numba with hand-written gradients (`rasterize_cpu`).
-- "torch": slow, obvious PyTorch (`rasterize_reference`) in any floating dtype, anywhere; tests compare with it.
+- "cpu": numba kernels with hand-written gradients (`project_cpu`, `rasterize_cpu`).
+- "torch": slow, obvious PyTorch in any floating dtype (`rasterize_reference`), for tests to compare with.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def rasterize(
     """Renders N Gaussians from K cameras; differentiable in everything but the cameras and the background.
 
     `means` are world coordinates, `quats` wxyz of any length but 0, `scales` standard deviations (not their
-    logarithms), `opacities` in [0, 1], `colors` usually in [0, 1]. Cameras are OpenCV world-to-camera matrices
-    and pixel intrinsics without skew; pixel centres lie at +0.5. `background` defaults to black.
+    logs), `opacities` in [0, 1], `colors` usually in [0, 1]. Cameras are OpenCV world-to-camera matrices and
+    pixel intrinsics without skew; pixel centres lie at +0.5. `background` defaults to black.
 
-    A Gaussian with a NaN or an infinity in its geometry or opacity, a quaternion of length 0, or a coordinate or
-    scale beyond 1e6 is not drawn and gets a gradient of zero.
+    A Gaussian with a NaN or an infinity in its geometry or opacity, a quaternion of length 0, or a coordinate
+    or scale beyond 1e6 is not drawn and gets a gradient of zero.
 
-    `info` is what `gsplat.DefaultStrategy` needs, in the layout of gsplat's `packed=False`: `means2d` [K,N,2] in
-    pixels, on which `retain_grad()` gives the loss's gradient per pixel; `radii` [K,N,2] int, 0 where a Gaussian
-    cannot be seen; `width`, `height`, `n_cameras`, `gaussian_ids` (None).
+    `info` is what `gsplat.DefaultStrategy` needs, in the layout of gsplat's `packed=False`: `means2d` [K,N,2]
+    in pixels, on which `retain_grad()` gives the loss's gradient per pixel; `radii` [K,N,2] int, 0 where a
+    Gaussian cannot be seen; `width`, `height`, `n_cameras`, `gaussian_ids` (None).
 
     Raises `UserError` if the engine cannot run here, `ValueError` for tensors of wrong shape.
     """
@@ -126,8 +126,12 @@ def _gsplat_engine(gaussians, w2c, intrinsics_px, width, height, background):
 
 
 def _cpu_engine(gaussians, w2c, intrinsics_px, width, height, background):
-    from recon_torch.rasterize_cpu import composite, project  # numba takes a second to import
+    from recon_torch.project_cpu import project  # numba takes a second to import
+    from recon_torch.rasterize_cpu import composite
 
+    for tensor in (*gaussians, w2c, intrinsics_px):
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"engine 'cpu' computes in float32, got {tensor.dtype}: use engine 'torch'")
     means, quats, scales, opacities, colors = gaussians
     projection = project(means, quats, scales, opacities, w2c, intrinsics_px, width, height)
     images = composite(projection, opacities, colors, background, width, height)

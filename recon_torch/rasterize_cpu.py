@@ -31,6 +31,8 @@ PLANE = STRIDE * TILE_HEIGHT
 # Where a tile's planes begin. Unsigned: else numba would look for negative indices in the innermost loop.
 P1, P2, P3, P4, P5, P6 = (np.uint64(plane * PLANE) for plane in range(1, 7))
 
+LOOK_EVERY = 64  # splats between two looks at which pixels are finished
+
 # exp(x) = p(x / 8) ** 8 on [-6, 0], fitted by least squares in relative error: within 4e-7 of exp.
 LOWEST_EXPONENT = np.float32(-6)  # exp(-6) < ALPHA_MIN
 EXP_SCALE = np.float32(1 / 8)
@@ -224,11 +226,15 @@ def _forward(records, begins, background, rgb, alpha, depth, transmittance, last
         left, top, right, bottom = box
         # Planes: red, green, blue, depth, last splat, transmittance (negative where the pixel is finished).
         state, shown = np.zeros(6 * PLANE, np.float32), np.empty(LANES, np.float32)
+        unfinished = np.ones(PLANE // LANES + 1, np.bool_)
         for y in range(TILE_HEIGHT):
             for x in range(STRIDE):
                 state[5 * PLANE + y * STRIDE + x] = ONE if x < right - left else -ONE
         for m in range(begins[tile], begins[tile + 1]):
-            reached[m] = _blend(records, m, np.float32(m - begins[tile] + 1), state, shown, box)
+            number = m - begins[tile] + 1
+            if number % LOOK_EVERY == 0:
+                _find_unfinished(state, unfinished)
+            reached[m] = _blend(records, m, np.float32(number), state, unfinished, shown, box)
         for y in range(top, bottom):
             for x in range(left, right):
                 i = (y - top) * STRIDE + x - left
@@ -241,7 +247,17 @@ def _forward(records, begins, background, rgb, alpha, depth, transmittance, last
 
 
 @kernel(fastmath=FAST_MATH)
-def _blend(records, m, number, state, shown, box):
+def _find_unfinished(state, unfinished):
+    """Which blocks of LANES pixels still have a pixel to blend into."""
+    for block in range(PLANE // LANES):
+        most = -ONE
+        for lane in range(LANES):
+            most = max(most, state[5 * PLANE + block * LANES + lane])
+        unfinished[block] = most > ZERO
+
+
+@kernel(fastmath=FAST_MATH)
+def _blend(records, m, number, state, unfinished, shown, box):
     """Adds a splat to its tile; returns whether it shows. `shown` is working memory."""
     left, top = box[:2]
     mean_x, mean_y, opacity = records[m, 0], records[m, 1], records[m, 5]
@@ -253,8 +269,10 @@ def _blend(records, m, number, state, shown, box):
         dy = mean_y - (np.float32(y) + HALF)
         a, b, c = -HALF * conic_xx, -conic_xy * dy, -HALF * conic_yy * dy * dy
         for x in range(x0, x1, LANES):
-            dx0 = mean_x - (np.float32(x) + HALF)
-            run = np.uint64((y - top) * STRIDE + x - left)
+            first = (y - top) * STRIDE + x - left
+            if not (unfinished[first // LANES] or unfinished[first // LANES + 1]):
+                continue
+            dx0, run = mean_x - (np.float32(x) + HALF), np.uint64(first)
             for lane in range(LANES):
                 i, dx = run + np.uint64(lane), dx0 - np.float32(lane)
                 exponent = (a * dx + b) * dx + c
@@ -309,7 +327,7 @@ def _backward(
 def _unblend(records, m, number, state, sums, box, rows):
     """Takes a splat off its tile again, and writes its gradients.
 
-    `sums` is working memory: by lane, the gradient of sigma times 1, dy, dy^2, and of red, green, blue, depth.
+    `sums` is working memory: by lane, gradients of sigma times 1, dy, dy^2, and of red, green, blue, depth.
     """
     left, top = box[:2]
     mean_x, mean_y, opacity = records[m, 0], records[m, 1], records[m, 5]

@@ -1,8 +1,8 @@
 """Gaussian splatting as slow, obvious PyTorch, for tests to compare with (3DGS, Kerbl et al. 2023).
 
 Two stages with autograd's own backward, in any floating dtype: `project` (EWA splatting, Zwicker et al. 2001,
-with gsplat 1.5.3's conventions) and `composite` (front-to-back alpha blending). The constants here are gsplat's;
-the CPU engine imports them.
+with gsplat 1.5.3's conventions) and `composite` (front-to-back alpha blending). The constants here are
+gsplat's; the CPU engine imports them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MAX_SIGMAS = 3.33  # a splat ends here, or sooner where its alpha falls under AL
 ALPHA_MIN = 1 / 255  # fainter contributions are skipped
 ALPHA_MAX = 0.999
 TRANSMITTANCE_MIN = 1e-4  # a pixel is finished before it gets darker than this
+SMALLEST_ALPHA = 1e-10  # keeps the expected depth finite where alpha is 0
 FRUSTUM_MARGIN = 0.3  # the projection's slope is held constant this far (in half images) outside the image
 TILE_PX = 16
 
@@ -134,7 +135,7 @@ def composite(
         views.append(torch.cat(rows, 0))
     rgb, depth, transmittance = torch.stack(views).split([3, 1, 1], -1)
     alpha = 1 - transmittance
-    return rgb + transmittance * background, alpha, depth / alpha.clamp(min=1e-10)
+    return rgb + transmittance * background, alpha, depth / alpha.clamp(min=SMALLEST_ALPHA)
 
 
 def _composite_tile(
