@@ -88,7 +88,7 @@ class ReconClient:
         device: of the fit and the tensors; "auto" is "cuda" where there is one, otherwise "cpu".
         num_threads: of the worker; None is all cores, as this process idles while the worker fits.
         progress_period_s: between two calls of `on_progress`; 0 reports every step.
-        stall_timeout_s: a worker silent for so long counts as dead. The longest silence of a healthy one is the
+        stall_timeout_s: a worker silent for so long counts as dead. A healthy one is silent longest for the
             LPIPS of all views, a minute or so at 512 px on a CPU.
         startup_timeout_s: the same while it imports, compiles its kernels and loads LPIPS.
         Raises UserError if the snapshot directory cannot be made or shared memory is too small.

@@ -211,7 +211,7 @@ class Worker:
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
         fit = self._fit_class(cameras, settings, torch.device(command.device))
-        views = torch.full((1, cameras.height, cameras.width, 3), 0.5)
+        views = torch.ones(1, cameras.height, cameras.width, 3)
         fit.set_targets(views, views[..., :1])
         fit.run(1)
 

@@ -38,6 +38,7 @@ from recon_torch.fit import FitSettings
 def start(starter):
     settings = FitSettings(num_gaussians=10, lpips_net="alex", w_lpips=0.0)
     client = ReconClient(orbit(1, size=32), settings, num_threads=1)
+    client.masks.fill_(1)
     client.set_targets()
     client.fit(1)
     print(starter, client.pid, flush=True)
@@ -156,6 +157,7 @@ def test_a_new_asset_begins_afresh_in_the_same_process(client):
     first = client.pid, client.fit(30), client.render()[0].clone()
     client.reset(orbit(2, size=32), SETTINGS)
     assert client.views.shape == (2, 32, 32, 3) and client.masks.shape == (2, 32, 32, 1)
+    client.masks.fill_(1)
     client.set_targets()
     client.fit(5)
     begin_asset(client)
@@ -220,7 +222,12 @@ def test_a_stalled_worker_is_replaced_and_the_second_death_is_the_last(client, m
     begin_asset(client)
     first_pid = client.pid
     monkeypatch.setattr(client, "stall_timeout_s", 8.0)
-    client.fit(70, At(55, lambda: os.kill(first_pid, signal.SIGSTOP)))
+
+    def stop():
+        os.kill(first_pid, signal.SIGSTOP)
+        client.stall_timeout_s = PATIENCE_S  # of the next worker, as this machine may be slow
+
+    client.fit(70, At(55, stop))
     assert client.step == 70 and client.pid != first_pid and not is_running(first_pid)
     assert "silent for 8 s" in client.notes[-1]
 
@@ -251,10 +258,12 @@ def test_no_worker_survives_the_kill_of_its_parent(tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}  # the killed one cannot tidy up
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
     pids = {}
-    while len(pids) < 2:
-        starter, pid = parent.stdout.readline().split()
+    for line in parent.stdout:
+        starter, pid = line.split()
         pids[starter] = int(pid)
-    assert all(is_running(pid) for pid in pids.values())
+        if len(pids) == 2:
+            break
+    assert len(pids) == 2 and all(is_running(pid) for pid in pids.values())
     os.kill(pids["main"], signal.SIGSTOP)
     parent.kill()
     parent.wait()
