@@ -88,25 +88,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     client.reset(cameras)
 
     # ---- J -> Gaussians G, and twice: renders of G, renoised and denoised, are the next J ----
-    rounds = []
-    for number, until_step in enumerate((*config.rounds.at_steps, config.fit.num_steps)):
-        with seconds("fit"), progress(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
-            bridge.write(views[0], client.views)
-            bridge.write(masks[0], client.masks)
-            client.set_targets()
-            quality = client.fit(until_step, lambda step, _, bar=bar: bar.update(step - bar.n))
-            client.render()
-            bar.update(until_step - bar.n)
-        targets = np.concatenate([views[0], masks[0]], -1)
-        rounds.append(Round(until_step, quality, targets, client.renders.numpy().copy(), client.alphas.numpy().copy()))
-        if until_step == config.fit.num_steps:
-            break
-        with seconds("renoise_denoise"), progress(f"denoise, round {number + 1}", num_refining_steps(config)) as bar:
-            latents = generator.codec.encode(bridge.as_jax(client.renders)[None], bridge.as_jax(client.alphas)[None])
-            for run in range(config.rounds.num_runs):
-                run_key = stream(key, f"round {number} run {run}")
-                latents = generator.refine(latents, given, run_key, lambda *_, bar=bar: bar.update())
-            views, masks = jax.block_until_ready(generator.codec.decode(latents))
+    rounds = list(fit_and_refine(generator, client, given, (views, masks), key, seconds))
 
     # ---- G -> files ----
     report = {
@@ -132,8 +114,33 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     return report
 
 
-def num_refining_steps(config) -> int:
-    return config.rounds.num_runs * config.rounds.num_steps
+def fit_and_refine(
+    generator: Generator, client: ReconClient, given, first_video, key: jax.Array, seconds: Stopwatch
+) -> Iterator[Round]:
+    """The fit to the first video (views [1,K,H,W,3], masks [1,K,H,W,1]), and its rounds (Sec. 3.3, 3.4).
+
+    Yields each round when it is fitted; until the next is asked for, `client` may render other cameras.
+    """
+    config, (views, masks) = generator.config, first_video
+    for number, until_step in enumerate((*config.rounds.at_steps, config.fit.num_steps)):
+        if number > 0:
+            total = config.rounds.num_runs * config.rounds.num_steps
+            with seconds("renoise_denoise"), progress(f"denoise, round {number}", total) as bar:
+                for run in range(config.rounds.num_runs):
+                    run_key = stream(key, f"round {number - 1} run {run}")
+                    latents = generator.refine(latents, given, run_key, lambda *_, bar=bar: bar.update())
+                views, masks = jax.block_until_ready(generator.codec.decode(latents))
+        with seconds("fit"), progress(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
+            bridge.write(views[0], client.views)
+            bridge.write(masks[0], client.masks)
+            client.set_targets()
+            quality = client.fit(until_step, lambda step, _, bar=bar: bar.update(step - bar.n))
+            client.render()
+            bar.update(until_step - bar.n)
+        renders, alphas = (bridge.as_jax(tensor)[None] for tensor in (client.renders, client.alphas))
+        latents = generator.codec.encode(renders, alphas).block_until_ready()  # before anybody renders into the same memory again
+        targets = np.concatenate([views[0], masks[0]], -1)
+        yield Round(until_step, quality, targets, client.renders.numpy().copy(), client.alphas.numpy().copy())
 
 
 def write_asset(request: Request, client: ReconClient, cameras, config, rounds: list[Round], report: dict) -> None:

@@ -46,7 +46,7 @@ MAX_YAW_RAD = np.deg2rad(30.0)
 
 @dataclass
 class Scene:
-    """Primitives of one object, and its caption.
+    """Primitives of one object, its caption and its category (a key of `CATEGORIES`).
 
     Each primitive is the image of a unit shape under `local -> center + axes @ local`: the unit sphere, the cube
     [-1, 1]^3, the frustum |z| <= 1 with radius from 1 (bottom) to `shape` (top), or the torus of major radius 1 and
@@ -54,6 +54,7 @@ class Scene:
     """
 
     caption: str = ""
+    category: str = ""
     primitives: dict[str, list[tuple]] = field(default_factory=lambda: {kind: [] for kind in SLOTS})
 
     def add(self, kind: str, center, half_size, color, *, rotation=None, shape: float = 1.0) -> None:
@@ -290,10 +291,11 @@ def make_object(
     rng = random_generator(seed, index)
     drawn_category = list(CATEGORIES)[rng.integers(len(CATEGORIES))]
     drawn_colors = rng.choice(list(COLORS), 2, replace=False)
-    entry = CATEGORIES[category or drawn_category]
+    category = category or drawn_category
+    entry = CATEGORIES[category]
     first, second = (str(name) for name in (colors or drawn_colors))
     caption = entry.caption.format(first=first, second=second)
-    scene = Scene(re.sub(r"\ba (?=[aeiou])", "an ", caption))
+    scene = Scene(re.sub(r"\ba (?=[aeiou])", "an ", caption), category)
     entry.build(scene, rng, np.array(COLORS[first]), np.array(COLORS[second]))
     _place(scene, rng)
     return scene
