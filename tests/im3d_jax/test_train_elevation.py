@@ -18,13 +18,13 @@ AMOUNTS = dict(noise=0.0, blur_px=0.0, shift_px=0, colour=0.0)
 
 
 def test_rendered_frames_are_the_objects_at_their_elevations(config):
-    frames, elevations_rad = train_elevation.render_split("train", 3, config)
-    assert frames.shape == (3, 4, 64, 64, 3) and frames.dtype == torch.uint8
+    frames, elevations_rad = train_elevation.render_split("train", 8, config)
+    assert frames.shape == (8, 4, 64, 64, 3) and frames.dtype == torch.uint8
     first = 20_000
     assert elevations_rad.tolist() == pytest.approx(
-        [procedural.elevation_rad(0, first + i) for i in range(3)]
+        [procedural.elevation_rad(0, first + i) for i in range(8)]
     )
-    same, _ = train_elevation.render_split("train", 3, config)
+    same, _ = train_elevation.render_split("train", 8, config)
     assert torch.equal(frames, same)
 
 
@@ -68,7 +68,7 @@ def test_degrade_amounts():
 
 def test_command_takes_steps_and_writes_weights(tmp_path, capsys):
     out = tmp_path / "x.safetensors"
-    shrink = {"num_objects": 8, "num_test_objects": 4, "num_steps": 3, "batch_size": 4}
+    shrink = {"num_objects": 8, "num_test_objects": 16, "num_steps": 3, "batch_size": 4}
     flags = [f"--config.{key}={value}" for key, value in shrink.items()]
     train_elevation.main(["--out", str(out), *flags])
     first = elevation.load(out).state_dict()
@@ -88,6 +88,6 @@ def test_training_fits_a_few_videos(config):
 
 
 def test_shipped_weights_on_test_objects(config):
-    config.num_test_objects = 32
+    config.num_test_objects = 16
     errors_deg = train_elevation.errors_on_test_deg(elevation.load(), config, degraded=False)
     assert np.median(errors_deg) < 3
