@@ -94,19 +94,18 @@ class PerceptualDistance:
     Attributes:
         random_weights: no backbone weights were found, so its convolutions are random (seeded, the same every
             run). The distance is then still a loss that tells shapes apart, but not the published metric.
+        num_stages: the backbone's stages: five, or seven of squeeze.
     """
 
     def __init__(
         self,
         net: str = "vgg",
         weights_path: str | os.PathLike | None = None,
-        num_stages: int | None = None,
         device: torch.device | str = "cpu",
     ):
         """Args:
             net: "vgg", "alex" or "squeeze".
             weights_path: backbone weights in torchvision's naming (.pth, .safetensors); default its cache.
-            num_stages: use only the first so many of the backbone's stages; default all.
 
         Raises:
             UserError: an unknown net, or a weights file that is missing or does not fit the net.
@@ -120,19 +119,17 @@ class PerceptualDistance:
         self.random_weights = weights_path is None
         if weights_path is not None:
             _load_backbone(model.net, Path(weights_path), net)
-        num_stages = num_stages or model.L
-        if not 1 <= num_stages <= model.L:
-            raise UserError(f"LPIPS with {net} has stages 1 to {model.L}, not {num_stages}")
+        self.num_stages = model.L
         self._scale_input = model.scaling_layer.to(device)
-        self._stages = [getattr(model.net, f"slice{index + 1}").to(device) for index in range(num_stages)]
-        heads = [model.lins[index].model[-1].weight.detach() for index in range(num_stages)]
+        self._stages = [getattr(model.net, f"slice{index + 1}").to(device) for index in range(model.L)]
+        heads = [head.model[-1].weight.detach() for head in model.lins]
         # The heads' weights are not negative, so their root can go into the features.
         self._root_weights = [head.clamp_min(0).sqrt().reshape(1, -1, 1, 1).to(device) for head in heads]
 
-    def features(self, images: Float[Tensor, "K H W 3"]) -> list[Tensor]:
-        """One [K,C,h,w] tensor for each stage, whose squared differences are LPIPS's summands."""
+    def features(self, images: Float[Tensor, "K H W 3"], num_stages: int | None = None) -> list[Tensor]:
+        """One [K,C,h,w] tensor of each of the first stages (default all); LPIPS is the squared distance."""
         features, activation = [], self._scale_input(images.permute(0, 3, 1, 2) * 2 - 1)
-        for stage, root_weight in zip(self._stages, self._root_weights, strict=True):
+        for stage, root_weight in zip(self._stages[:num_stages], self._root_weights, strict=False):
             activation = stage(activation)
             norm = torch.linalg.vector_norm(activation, dim=1, keepdim=True)
             features.append(activation * (root_weight / (norm + 1e-10)))
@@ -141,8 +138,8 @@ class PerceptualDistance:
     def distance(
         self, images: Float[Tensor, "K H W 3"], target_features: list[Tensor]
     ) -> Float[Tensor, " K"]:
-        """LPIPS of each view; target_features are `features(targets)`, without gradient."""
-        pairs = zip(self.features(images), target_features, strict=True)
+        """LPIPS of each view; target_features are `features(targets)`; the stages they have are used."""
+        pairs = zip(self.features(images, len(target_features)), target_features, strict=True)
         return sum((mine - target).square().sum(1).mean((1, 2)) for mine, target in pairs)
 
 

@@ -142,7 +142,7 @@ def test_targets_are_copied():
 
 def test_loss_is_the_papers():
     """10 LPIPS + 0.2 (1 - MS-SSIM) + mask, from the start's render and the public functions."""
-    fit = make_fit(views_per_step=8, lpips_stages=None)
+    fit = make_fit(views_per_step=8, lpips_stages=5)
     rgb, alpha = render(fit.gaussians, CAMERAS)
     views, masks = render(known_object(), CAMERAS)
     lpips = PerceptualDistance("alex")
@@ -213,6 +213,8 @@ def test_bad_targets():
         fit.set_targets(views, torch.zeros_like(masks))
     with pytest.raises(ValueError, match="for cameras"):
         fit.set_targets(views[:3], masks[:3])
+    with pytest.raises(UserError, match="lpips_stages is 6"):
+        Fit(CAMERAS, dataclasses.replace(QUICK, lpips_stages=6), "cpu")
     with pytest.raises(UserError, match="too small"):
         Fit(orbit(4, 0.0, 16), QUICK, "cpu")
 
