@@ -2,10 +2,10 @@
 
     im3d train-elevation --out recon_torch/weights/elevation_tiny.safetensors
 
-Devices: one CPU thread. Time: 7 CPU-minutes. Result: on 200 test objects a median error of 0.68 degrees (mean
-0.91; 4 above 3 degrees, 1 above 5), and of 0.76 on views with the blur, noise, shifts and tints of training.
-It knows its categories and not perspective as such: on five meshes of other kinds it is off by 2 to 35 degrees,
-so give the elevation of pictures that are not procedural objects.
+Devices: one CPU thread. Time: 7 CPU-minutes. Result: on 200 test objects a median error of 0.68 degrees
+(mean 0.91; 4 above 3 degrees, 1 above 5), and of 0.76 on views with the blur, noise, shifts and tints of
+training. It knows its categories, not perspective as such: on five meshes of other kinds it is off by 2 to
+35 degrees, so give the elevation of pictures that are not of procedural objects.
 """
 
 from ml_collections import ConfigDict
