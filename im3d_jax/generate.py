@@ -138,7 +138,8 @@ def fit_and_refine(
             client.render()
             bar.update(until_step - bar.n)
         renders, alphas = (bridge.as_jax(tensor)[None] for tensor in (client.renders, client.alphas))
-        latents = generator.codec.encode(renders, alphas).block_until_ready()  # before anybody renders into the same memory again
+        # Done before anybody renders into the same memory again.
+        latents = jax.block_until_ready(generator.codec.encode(renders, alphas))
         targets = np.concatenate([views[0], masks[0]], -1)
         yield Round(until_step, quality, targets, client.renders.numpy().copy(), client.alphas.numpy().copy())
 
