@@ -1,6 +1,6 @@
 # make demo | test | lint | format | bench. The environment in .venv is made once, and again when its pins change.
 PYTHON ?= python3
-PROMPT ?= a red mushroom with white stem
+PROMPT ?= a red mushroom with a beige stem
 BIN := .venv/bin
 READY := .venv/.ready
 
