@@ -1,0 +1,1 @@
+"""Measuring a trained model against the ground truth of the procedural test objects: `im3d evaluate`."""

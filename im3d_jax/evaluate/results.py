@@ -1,0 +1,130 @@
+"""What has been measured: kept on disk from run to run, and laid out as tables in Markdown."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from im3d_jax.evaluate import scores, views
+from im3d_jax.evaluate.scores import Score
+from recon_torch import export
+
+SCORE_COLUMNS = ["PSNR, dB", "foreground PSNR, dB", "silhouette IoU", "LPIPS"]
+
+
+def kept(path: Path, key: str, make: Callable[[], dict]) -> dict:
+    """What `make()` returned in an earlier run with the same `key`, or else returns now, and its seconds."""
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        if earlier["key"] == key:
+            return earlier
+    start = time.monotonic()
+    made = make()
+    made = {"key": key, **made, "seconds": round(time.monotonic() - start, 1)}
+    export.write_json(path, made)
+    return made
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def report(parts: dict[str, dict], about: list[str]) -> str:
+    """The whole of `table.md`. `parts` may lack any part; `about` is a list of remarks."""
+    sections = [tables(parts[name]) for name, tables in SECTIONS.items() if name in parts]
+    if "elevation" in parts or "views" in parts:
+        sections.append(elevation_section(parts))
+    return "\n".join(["# Evaluation on test objects\n", *(f"- {line}" for line in about), "", *sections])
+
+
+def views_section(part: dict) -> str:
+    rows = part["objects"]
+    names = list(rows[0]["scores"])
+    overall = [[name, *_format(scores.mean([row["scores"][name] for row in rows]))] for name in names]
+    return "\n".join(
+        [
+            f"## Views 1 to the last, from the true first view: mean of {len(rows)} objects\n",
+            table(["", *SCORE_COLUMNS], overall),
+            "The object's own mean view is made from the truth: what a perfect blur would reach.\n",
+            "### By category\n",
+            _category_table(rows),
+        ]
+    )
+
+
+def _category_table(rows: list[dict]) -> str:
+    lines = []
+    for category in sorted({row["category"] for row in rows}):
+        members = [row["scores"] for row in rows if row["category"] == category]
+        ours = scores.mean([member[views.GENERATED] for member in members])
+        psnr = [
+            scores.mean([member[name] for member in members]).psnr
+            for name in (views.REPEATED, views.TRAINING_MEAN)
+        ]
+        lines.append([category, str(len(members)), *_format(ours), *(f"{value:.2f}" for value in psnr)])
+    return table(["category", "objects", *SCORE_COLUMNS, "PSNR, first view", "PSNR, training mean"], lines)
+
+
+def assets_section(part: dict) -> str:
+    rows, lines = part["objects"], []
+    for name in rows[0]["fits"]:
+        for number in range(len(rows[0]["fits"][name]["rounds"])):
+            mean = scores.mean([row["fits"][name]["rounds"][number] for row in rows])
+            lines.append([f"{name} elevation, round {number}", *_format(mean)])
+    return "\n".join(
+        [
+            f"## Renders of the asset between the turntable's azimuths: mean of {len(rows)} objects\n",
+            table(["", *SCORE_COLUMNS], lines),
+            "All are rendered from the true elevation.\n",
+        ]
+    )
+
+
+def prompts_section(part: dict) -> str:
+    rows = part["objects"]
+    generated, true = (np.mean([row[f"{kind}neighbour_lpips"] for row in rows]) for kind in ("", "true_"))
+    return "\n".join(
+        [
+            f"## From the prompt alone: {len(rows)} prompts\n",
+            table(
+                ["LPIPS between neighbouring views", "mean"],
+                [["generated", f"{generated:.3f}"], ["true turntables", f"{true:.3f}"]],
+            ),
+            "Whether the prompts are met is for the eye: `prompts.png`.\n",
+        ]
+    )
+
+
+def elevation_section(parts: dict[str, dict]) -> str:
+    lines = []
+    for name, what in (("elevation", "true views"), ("views", "generated views")):
+        if name in parts:
+            errors_deg = [
+                abs(r["estimated_elevation_deg"] - r["elevation_deg"]) for r in parts[name]["objects"]
+            ]
+            figures = (np.median(errors_deg), np.mean(errors_deg), np.percentile(errors_deg, 90))
+            lines.append([what, str(len(errors_deg)), *(f"{value:.2f}" for value in figures)])
+    return "\n".join(
+        [
+            "## Error of the estimated elevation, degrees\n",
+            table(["", "objects", "median", "mean", "90th percentile"], lines),
+        ]
+    )
+
+
+def _format(score: Score) -> list[str]:
+    return [
+        f"{score.psnr:.2f}",
+        f"{score.psnr_foreground:.2f}",
+        f"{score.silhouette_iou:.3f}",
+        f"{score.lpips:.3f}",
+    ]
+
+
+SECTIONS = {"views": views_section, "assets": assets_section, "prompts": prompts_section}

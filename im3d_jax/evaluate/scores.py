@@ -1,0 +1,63 @@
+"""How well views agree with the truth, and what generated views are compared with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from recon_torch import metrics
+from recon_torch.losses import PerceptualDistance
+
+MAX_PSNR_DB = 99.0  # of equal pictures, so that means exist
+
+Pictures = tuple[Float[np.ndarray, "K H W 3"], Float[np.ndarray, "K H W 1"]]
+"""(rgb over white, alpha) of K views, in [0, 1]."""
+
+
+class Score(NamedTuple):
+    """Means over the views. PSNR in dB, capped at 99; foreground: weighted by the true coverage."""
+
+    psnr: float
+    psnr_foreground: float
+    silhouette_iou: float
+    lpips: float
+
+
+class Judge:
+    """Scores pictures against one object's true views, whose LPIPS features are computed once."""
+
+    def __init__(self, truth: Pictures, perceptual: PerceptualDistance):
+        self._rgb, self._alpha = (torch.from_numpy(np.asarray(x, np.float32)) for x in truth)
+        self._perceptual = perceptual
+        with torch.no_grad():
+            self._features = perceptual.features(self._rgb)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Pictures) -> Score:
+        rgb, alpha = (torch.from_numpy(np.array(x, np.float32)) for x in pictures)
+        rgb = rgb.clamp(0, 1)
+        each = (
+            metrics.psnr(rgb, self._rgb).clamp_max(MAX_PSNR_DB),
+            metrics.psnr(rgb, self._rgb, self._alpha).clamp_max(MAX_PSNR_DB),
+            metrics.silhouette_iou(alpha, self._alpha),
+            self._perceptual.distance(rgb, self._features),
+        )
+        return Score(*(float(values.nanmean()) for values in each))
+
+
+@torch.no_grad()
+def change_between_neighbours(rgb: Float[np.ndarray, "K H W 3"], perceptual: PerceptualDistance) -> float:
+    """Mean LPIPS between each view and the next around the orbit: high where views flicker."""
+    features = perceptual.features(torch.from_numpy(np.array(rgb, np.float32)))
+    turned = [feature.roll(-1, 0) for feature in features]
+    return float(
+        sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(features, turned, strict=True)).mean()
+    )
+
+
+def mean(scores: list[dict[str, float]]) -> Score:
+    """The mean over objects of scores as `results.json` keeps them."""
+    return Score(*(float(np.mean([score[name] for score in scores])) for name in Score._fields))

@@ -1,0 +1,118 @@
+"""Part `views`: from the true first view and the caption, are the other views of the turntable right?
+
+The generated views 1 ... K-1 are compared with the truth, beside the same without the caption, a single step
+of the sampler, two baselines and, as a bound on what blur alone can reach, the object's own mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from jaxtyping import Array, Float
+
+from im3d_jax.evaluate.scores import Judge, Pictures
+from im3d_jax.evaluate.truth import Truth
+from im3d_jax.generate import progress, stream
+from im3d_jax.generator import Generator
+from recon_torch import elevation, export
+from recon_torch.losses import PerceptualDistance
+
+BATCH = 4  # objects at a time; a last batch is filled up, so that one program serves all
+SHEET_VIEWS = 8
+
+GENERATED = "generated, image and caption"
+REPEATED = "baseline: first view repeated"
+TRAINING_MEAN = "baseline: mean training view"
+
+
+def measure(
+    generator: Generator,
+    one_step: Generator,
+    estimator: elevation.ElevationEstimator,
+    truth: Truth,
+    training_mean: Pictures,
+    perceptual: PerceptualDistance,
+    sheet: Path,
+) -> dict:
+    """Scores of every candidate on every object, and the elevations estimated from the generated views.
+
+    Args:
+        one_step: a generator of the same weights whose videos take a single step.
+        training_mean: (rgb, alpha) of `truth.mean_turntable` on training objects.
+        sheet: where to write the contact sheet.
+    """
+    images = generator.codec.encode(truth.rgb[:, 0], truth.alpha[:, 0])
+    no_captions = [""] * len(truth)
+    candidates = {
+        GENERATED: turntables(generator, truth.captions, images, "views"),
+        "generated, image alone": turntables(generator, no_captions, images, "views without text"),
+        "one step, image and caption": turntables(one_step, truth.captions, images, "views in one step"),
+        REPEATED: [repeated(rgb, alpha) for rgb, alpha in zip(truth.rgb, truth.alpha, strict=True)],
+        TRAINING_MEAN: [training_mean] * len(truth),
+        "bound on blur: the object's own mean view": [
+            own_mean(rgb, alpha) for rgb, alpha in zip(truth.rgb, truth.alpha, strict=True)
+        ],
+    }
+    rows = []
+    with progress("score views", len(truth)) as bar:
+        for b in range(len(truth)):
+            judge = Judge((truth.rgb[b, 1:], truth.alpha[b, 1:]), perceptual)
+            judged = {name: judge((views[b][0][1:], views[b][1][1:])) for name, views in candidates.items()}
+            estimate_rad = elevation.estimate(estimator, torch.from_numpy(candidates[GENERATED][b][0]))
+            rows.append(
+                {
+                    "index": truth.indices[b],
+                    "caption": truth.captions[b],
+                    "category": truth.categories[b],
+                    "scores": {name: score._asdict() for name, score in judged.items()},
+                    "elevation_deg": float(np.rad2deg(truth.elevations_rad[b])),
+                    "estimated_elevation_deg": float(np.rad2deg(estimate_rad)),
+                }
+            )
+            bar.update()
+    write_sheet(sheet, truth, candidates[GENERATED])
+    return {"objects": rows}
+
+
+def turntables(
+    generator: Generator, captions: list[str], images: Float[Array, "B h w c"], what: str
+) -> list[Pictures]:
+    """Generated (rgb, alpha) of B objects from latent first views. `what` names the random stream."""
+    count, pictures = len(captions), []
+    total = generator.config.video.num_steps * len(range(0, count, BATCH))
+    with progress(what, total) as bar:
+        for start in range(0, count, BATCH):
+            chosen = np.arange(start, start + BATCH) % count
+            given = generator.condition([captions[i] for i in chosen], images[chosen])
+            key = stream(jax.random.key(generator.config.seed), f"{what} {start}")
+            latents = generator.turntable(given, key, lambda *_: bar.update())
+            rgb, alpha = (np.array(x) for x in generator.codec.decode(latents))
+            pictures += zip(rgb, alpha, strict=True)
+    return pictures[:count]
+
+
+def repeated(rgb: Float[np.ndarray, "K H W 3"], alpha: Float[np.ndarray, "K H W 1"]) -> Pictures:
+    """View 0 in every place."""
+    return np.broadcast_to(rgb[:1], rgb.shape), np.broadcast_to(alpha[:1], alpha.shape)
+
+
+def own_mean(rgb: Float[np.ndarray, "K H W 3"], alpha: Float[np.ndarray, "K H W 1"]) -> Pictures:
+    """The mean of the object's true views in every place."""
+    return np.broadcast_to(rgb.mean(0), rgb.shape), np.broadcast_to(alpha.mean(0), alpha.shape)
+
+
+def write_sheet(path: Path, truth: Truth, generated: list[Pictures]) -> None:
+    """Two rows for each object: the truth above what was generated, every other view."""
+    rows, labels = [], []
+    for b, caption in enumerate(truth.captions):
+        rows += [for_sheet(truth.rgb[b]), for_sheet(generated[b][0])]
+        labels += [caption, "generated"]
+    export.write_image(path, export.contact_sheet(rows, labels, tile_px=64))
+
+
+def for_sheet(views: Float[np.ndarray, "K H W 3"]) -> Float[np.ndarray, "k H W 3"]:
+    """At most 8 evenly spaced views, from view 0."""
+    return views[:: -(-len(views) // SHEET_VIEWS)].clip(0, 1)
