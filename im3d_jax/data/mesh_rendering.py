@@ -67,10 +67,13 @@ def from_scene(scene: trimesh.Scene, up: str = "z", name: str = "the scene") -> 
         transform, geometry_name = scene.graph[node]
         geometry = scene.geometry[geometry_name]
         if isinstance(geometry, trimesh.Trimesh) and len(geometry.faces):
-            colors, uvs, texture = _appearance(geometry)
+            faces = np.asarray(geometry.faces)
+            if np.linalg.det(transform[:3, :3]) < 0:
+                faces = faces[:, ::-1]  # mirroring turns triangles inside out
+            colors, uvs, texture = _appearance(geometry, faces)
             index = -1 if texture is None else len(textures)
             textures += [] if texture is None else [texture]
-            parts.append((*_place(geometry, transform), colors, uvs, np.full(len(colors), index)))
+            parts.append((*_place(geometry, faces, transform), colors, uvs, np.full(len(colors), index)))
     if not parts:
         raise UserError(f"{name} has no triangles; point clouds and lines cannot be rendered")
     corners, normals, colors, uvs, texture_index = (
@@ -135,7 +138,9 @@ def _shade(mesh: Mesh, rays, triangles, u, v) -> Float[np.ndarray, "R 3"]:
         chosen = texture_index == index
         color[chosen] *= _bilinear(texture, uv[chosen])
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    normal *= np.where((normal * rays).sum(-1, keepdims=True) > 0, -1.0, 1.0)
+    # The triangle says which side is seen: at a silhouette its smooth normal may already point away.
+    from_behind = (_outward(mesh.corners[triangles]) * rays).sum(-1, keepdims=True) > 0
+    normal *= np.where(from_behind, -1.0, 1.0)
     return np.clip(color * (AMBIENT + (1 - AMBIENT) * (normal @ LIGHT)[:, None]), 0.0, 1.0)
 
 
@@ -151,26 +156,28 @@ def _bilinear(texture: Float[np.ndarray, "h w 3"], uv: Float[np.ndarray, "R 2"])
     return upper * (1 - low_share) + lower * low_share
 
 
-def _place(geometry: trimesh.Trimesh, transform: Float[np.ndarray, "4 4"]):
+def _place(geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"], transform: Float[np.ndarray, "4 4"]):
     """Corner positions and unit normals [F, 3, 3] in the scene's frame."""
-    corners = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3])[geometry.faces]
-    flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, None]
-    flat = flat * np.sign(
-        np.linalg.det(transform[:3, :3])
-    )  # a mirroring transform turns triangles inside out
-    smooth = (geometry.vertex_normals @ np.linalg.pinv(transform[:3, :3]))[geometry.faces]
+    corners = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3])[faces]
+    flat = _outward(corners)[:, None]
+    smooth = (geometry.vertex_normals @ np.linalg.pinv(transform[:3, :3]))[faces]
     flat, smooth = (n / np.maximum(np.linalg.norm(n, axis=-1, keepdims=True), 1e-20) for n in (flat, smooth))
     creased = (flat * smooth).sum(-1, keepdims=True) < np.cos(np.radians(CREASE_DEG))
     return corners, np.where(creased, flat, smooth)
 
 
-def _appearance(geometry: trimesh.Trimesh):
+def _outward(corners: Float[np.ndarray, "F 3 3"]) -> Float[np.ndarray, "F 3"]:
+    """The normals of triangles, not of unit length: they point to where the corners run counter-clockwise."""
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def _appearance(geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"]):
     """Corner colours [F, 3, 3], corner uvs [F, 3, 2] and the texture [h, w, 3], or None."""
-    colors = np.full((len(geometry.faces), 3, 3), GREY)
-    uvs = np.zeros((len(geometry.faces), 3, 2))
+    colors = np.full((len(faces), 3, 3), GREY)
+    uvs = np.zeros((len(faces), 3, 2))
     visual = geometry.visual
     if visual.kind == "vertex":
-        return visual.vertex_colors[geometry.faces][..., :3] / 255.0, uvs, None
+        return visual.vertex_colors[faces][..., :3] / 255.0, uvs, None
     if visual.kind == "face":
         return np.repeat(visual.face_colors[:, None, :3] / 255.0, 3, axis=1), uvs, None
     if visual.kind != "texture":
@@ -179,7 +186,7 @@ def _appearance(geometry: trimesh.Trimesh):
     colors[:] = factor
     if image is None or visual.uv is None:
         return colors, uvs, None
-    uvs = np.asarray(visual.uv, np.float64)[geometry.faces]
+    uvs = np.asarray(visual.uv, np.float64)[faces]
     return colors, uvs, np.asarray(image.convert("RGB"), np.float32) / 255.0
 
 
