@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
                     ff_mult=2,
                     temporal_span=("pixel", "first", "video"),
                     closed_orbit=True,
+                    clean_first_view=True,
                     text_dims=(96,),
                     vocabulary=len(words) + 1,
                     prediction_type="x0",

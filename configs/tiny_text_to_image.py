@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
             init_from="",
             trainable=".*",
             streams=dict(
-                image=dict(every=1, batch_size=64, num_views=1, first_object=0, keep_image=0.0, keep_text=0.9)
+                image=dict(every=1, batch_size=64, num_views=1, first_object=0, keep_image=0.0, keep_text=0.9, timestep_shift=1.0)
             ),
             num_steps=1300,
             warmup_steps=100,

@@ -15,10 +15,10 @@ from configs import tiny_text_to_image
 def get_config() -> ConfigDict:
     config = tiny_text_to_image.get_config()
     config.train.update(
-        init_from="runs/tiny_text_to_image/weights.safetensors", num_steps=3000, decay_steps=800, learning_rate=6e-4
+        init_from="runs/tiny_text_to_image/weights.safetensors", num_steps=1800, decay_steps=450, learning_rate=8e-4
     )
     config.train.streams.image.update(every=6, first_object=2**29)
     config.train.streams.turntable = ConfigDict(
-        dict(every=1, batch_size=4, num_views=16, first_object=2**30, keep_image=0.95, keep_text=0.6)
+        dict(every=1, batch_size=4, num_views=16, first_object=2**30, keep_image=0.95, keep_text=0.5, timestep_shift=3.0)
     )
     return config

@@ -196,17 +196,21 @@ def loss(
 
 
 def sample_timesteps(
-    key: PRNGKeyArray, batch: int, num_timesteps: int, stratified: bool = True
+    key: PRNGKeyArray, batch: int, num_timesteps: int, stratified: bool = True, shift: float = 1.0
 ) -> Int[Array, " B"]:
-    """Timesteps for one training step, each uniform in [0, num_timesteps).
+    """Timesteps for one training step, in [0, num_timesteps).
 
     stratified: one draw shifts an even grid over the batch, so that every batch covers all noise levels and
         the loss varies less (Kingma et al. 2021, https://arxiv.org/abs/2107.00630, app. I.1); else
         independent draws.
+    shift: 1 is uniform; above 1 turns u into shift u / (1 + (shift - 1) u), towards noisier levels (Esser et
+        al. 2024, https://arxiv.org/abs/2403.03206, sec. 5.3.2): what K views share survives more noise.
     """
-    if not stratified:
-        return jax.random.randint(key, (batch,), 0, num_timesteps)
-    unit = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+    if stratified:
+        unit = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+    else:
+        unit = jax.random.uniform(key, (batch,))
+    unit = shift * unit / (1 + (shift - 1) * unit)
     return jnp.minimum(jnp.floor(unit * num_timesteps).astype(jnp.int32), num_timesteps - 1)
 
 

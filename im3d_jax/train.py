@@ -3,7 +3,8 @@
     im3d train --config=configs/tiny_text_to_image.py --workdir=runs/t2i
     im3d train --config=configs/tiny_turntable.py --workdir=runs/turntable --config.train.trainable=temporal
 
-The objects of a step are a pure function of its number, so a resumed run sees what an uninterrupted one would.
+The objects of a step are a pure function of its number, so a resumed run sees what an uninterrupted one
+would.
 """
 
 from __future__ import annotations
@@ -26,9 +27,15 @@ from im3d_jax import autoencoder, backbones, checkpoint, conditioning, config_fl
 from im3d_jax.data import objects, procedural
 from recon_torch.errors import CommandParser, UserError
 
+TRAINED_BY = ("seed", "size", "backbone", "autoencoder", "text", "schedule", "train")
+"""Sections of the config that a run depends on: it cannot go on with others."""
+
+MAY_CHANGE = ("num_steps", "decay_steps", "checkpoint_every", "log_every")
+"""Keys of `config.train` that may change from one start of a run to the next, as when it is extended."""
+
 
 class TrainState(NamedTuple):
-    """What training changes. `trained` and `ema` hold the trained parameters only, by path; the rest is frozen."""
+    """What training changes: `trained` and `ema` hold the trained parameters, by path; the rest is frozen."""
 
     step: jax.Array
     trained: dict[str, jax.Array]
@@ -37,7 +44,7 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Views of B objects: rgb [B,K,H,W,3] and alpha [B,K,H,W,1] in [0, 1], and their captions' words [B, L]."""
+    """Views of B objects: rgb [B,K,H,W,3] and alpha [B,K,H,W,1] in [0, 1]; words of their captions [B, L]."""
 
     rgb: jax.Array
     alpha: jax.Array
@@ -47,7 +54,7 @@ class Batch(NamedTuple):
 
 @partial(
     jax.jit,
-    static_argnames=("model", "codec", "optimizer", "loss_weight", "keep_image", "keep_text"),
+    static_argnames=("model", "codec", "optimizer", "loss_weight", "keep_image", "keep_text", "timestep_shift"),
     donate_argnums=0,
 )
 def train_step(
@@ -64,23 +71,29 @@ def train_step(
     loss_weight: str,
     keep_image: float,
     keep_text: float,
+    timestep_shift: float,
 ):
     """One step of the loss of Sec. 3.1. Returns the new state and metrics (0-d arrays).
 
     Args:
         frozen: parameters that do not train, by path; no gradient is computed for them.
-        keep_image, keep_text: probabilities that an asset keeps its conditions; without, guidance learns nothing.
+        keep_image, keep_text: probabilities that an asset keeps its conditions. Below 1, the network also
+            learns to do without, which guidance needs.
     """
     latents = codec.encode(batch.rgb, batch.alpha)
     num_assets = latents.shape[0]
     keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
-    timestep = diffusion.sample_timesteps(keys[0], num_assets, schedule.num_timesteps)
+    timestep = diffusion.sample_timesteps(
+        keys[0], num_assets, schedule.num_timesteps, shift=timestep_shift
+    )
     alpha, sigma = diffusion.level(schedule, timestep)
     noise = jax.random.normal(keys[1], latents.shape)
     noisy = diffusion.add_noise(latents, noise, alpha, sigma)
-    given = conditioning.Conditioning(latents[:, 0], jnp.ones(num_assets), (batch.words,), (batch.words_mask,))
-    kept = (jax.random.bernoulli(k, p, (num_assets,)) for k, p in zip(keys[2:], (keep_image, keep_text), strict=True))
-    given = conditioning.drop(given, *kept)
+    kept_image = jax.random.bernoulli(keys[2], keep_image, (num_assets,))
+    kept_text = jax.random.bernoulli(keys[3], keep_text, (num_assets,))
+    text = (batch.words,), (batch.words_mask,)
+    given = conditioning.Conditioning(latents[:, 0], jnp.ones(num_assets), *text)
+    given = conditioning.drop(given, kept_image, kept_text)
     target = diffusion.target(model.prediction_type, latents, noise, alpha, sigma)
     weight = diffusion.loss_weight(loss_weight, model.prediction_type, alpha, sigma)
 
@@ -142,7 +155,7 @@ def train(config, workdir: Path) -> TrainState:
 
     # ---- Model ----
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
-    codec = autoencoder.build(config.autoencoder.name, config.autoencoder.kwargs.to_dict())
+    codec = autoencoder.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
     schedule = diffusion.make_schedule(**config.schedule)
     vocabulary = conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
     params = jax.jit(model.init)(jax.random.key(config.seed))
@@ -152,14 +165,15 @@ def train(config, workdir: Path) -> TrainState:
 
     # ---- State ----
     mesh = sharding.make_mesh()
+    check_streams(settings.streams, mesh.size)
     trained, frozen = jax.device_put(split_params(params, settings.trainable), sharding.replicated(mesh))
     optimizer = make_optimizer(settings)
-    state = TrainState(jnp.zeros((), jnp.int32), trained, jax.tree.map(jnp.copy, trained), optimizer.init(trained))
+    ema = jax.tree.map(jnp.copy, trained)
+    state = TrainState(jnp.zeros((), jnp.int32), trained, ema, optimizer.init(trained))
     state = jax.device_put(state, sharding.replicated(mesh))
     manager = checkpoint.open_manager(workdir)
-    restored = checkpoint.restore(manager, state)
+    restored = checkpoint.restore(manager, state, run_settings(config))
     state = state if restored is None else restored
-    digest = config_flags.config_digest(config)
     key = jax.random.key(config.seed + 1)
 
     # ---- Loop ----
@@ -182,19 +196,40 @@ def train(config, workdir: Path) -> TrainState:
             loss_weight=settings.loss_weight,
             keep_image=stream.keep_image,
             keep_text=stream.keep_text,
+            timestep_shift=stream.timestep_shift,
         )
         step += 1
         log.add(name, metrics)
-        if step % settings.log_every == 0:
-            log.write(step)
-        if step % settings.checkpoint_every == 0 or step == settings.num_steps:
-            checkpoint.save(manager, step, state, digest)
+        is_saved = step % settings.checkpoint_every == 0 or step == settings.num_steps
+        if is_saved or step % settings.log_every == 0:
+            log.write(step)  # also before saving, because it stops at NaN
+        if is_saved:
+            checkpoint.save(manager, step, state, run_settings(config))
             weights = traverse_util.unflatten_dict({**frozen, **state.ema}, sep="/")
+            digest = config_flags.config_digest(config)
             metadata = {"step": step, "words": list(config.text.words), "config_digest": digest}
             checkpoint.save_weights(workdir / "weights.safetensors", weights, metadata)
     manager.wait_until_finished()
     manager.close()
     return state
+
+
+def run_settings(config) -> dict:
+    """What a run depends on, by dotted key: a checkpoint is only resumed with the same."""
+    config = config.to_dict()
+    sections = {name: config[name] for name in TRAINED_BY}
+    sections["train"] = {key: value for key, value in config["train"].items() if key not in MAY_CHANGE}
+    return traverse_util.flatten_dict(sections, sep=".")
+
+
+def check_streams(streams, num_devices: int) -> None:
+    """Raises UserError for batches that do not split over the devices, and where a step would have none."""
+    for name, stream in streams.items():
+        if stream.batch_size % num_devices:
+            key = f"config.train.streams.{name}.batch_size"
+            raise UserError(f"{key} is {stream.batch_size}; give a multiple of the {num_devices} devices")
+    if all(stream.every > 1 for stream in streams.values()):
+        raise UserError("config.train.streams: some steps have no stream; set `every` of one to 1")
 
 
 def stream_of(streams, step: int) -> str:
@@ -204,7 +239,7 @@ def stream_of(streams, step: int) -> str:
 
 
 class Log:
-    """Means of the metrics since the last line, with rate and ETA, to a terminal or log and to a JSON-lines file."""
+    """Means of the metrics since the last line, with rate and ETA, as printed lines and as JSON lines."""
 
     def __init__(self, path: Path, step: int, num_steps: int):
         self.path, self.num_steps = path, num_steps
@@ -215,8 +250,10 @@ class Log:
             self.pending.setdefault(f"{stream}_{name}", []).append(value)
 
     def write(self, step: int) -> None:
-        """Raises FloatingPointError if a loss is not finite: the state since the last checkpoint is lost."""
+        """Raises FloatingPointError if a metric is not finite."""
         means = {name: float(np.mean(jax.device_get(values))) for name, values in self.pending.items()}
+        if not np.isfinite(list(means.values())).all():
+            raise FloatingPointError(f"not finite by step {step}: {means}; the last checkpoint still is")
         now = time.monotonic()
         rate = (step - self.since) / (now - self.at)
         self.since, self.at, self.pending = step, now, {}
@@ -225,14 +262,14 @@ class Log:
         print(f"step {step}/{self.num_steps} {text} {rate:.3g} steps/s ETA {eta}", flush=True)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "steps_per_second": rate, **means}) + "\n")
-        if not all(np.isfinite(list(means.values()))):
-            raise FloatingPointError(f"non-finite metrics by step {step}: {text}; resume from the last checkpoint")
 
 
 def main(argv: list[str]) -> None:
     parser = CommandParser("train", __doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, weights and metrics; resumes there")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="of checkpoints and weights; resumes there"
+    )
     flags, config = config_flags.parse(argv, parser)
     if "train" not in config:
-        raise UserError(f"{flags.config} has no `train` section; use configs/tiny_text_to_image.py or the like")
+        raise UserError(f"{flags.config} has no `train` section; give configs/tiny_text_to_image.py")
     train(config, flags.workdir)

@@ -1,13 +1,13 @@
 """The paper's generator: Emu Video's factorised UNet (Girdhar et al. 2023, arXiv 2311.10709; IM-3D Sec. 3.1).
 
-A text-to-image UNet in the layout of latent diffusion is turned into a video model by a 1D temporal convolution after
-every spatial convolution and a temporal attention block after every spatial one. Those start as the identity, so at
-initialisation a video is K separate images; and for a single frame they are skipped, so that the same parameters
-without time are the text-to-image model. The conditioning image enters as frame 0's latent, with zeros elsewhere and
-a mask, on extra input channels whose weights start at zero.
+A text-to-image UNet in the layout of latent diffusion is turned into a video model by a 1D temporal
+convolution after every spatial convolution and a temporal attention block after every spatial one. Those
+start as the identity, so at initialisation a video is K separate images; and for a single frame they are
+skipped, so that the same parameters without time are the text-to-image model. The conditioning image enters
+as frame 0's latent, with zeros elsewhere and a mask, on extra input channels whose weights start at zero.
 
-The tiny model and the paper's size are this code with other arguments. Every temporal parameter's path contains
-"temporal", which is what `TEMPORAL` matches and fine-tuning trains.
+The tiny model and the paper's size are this code with other arguments. Every temporal parameter's path
+contains "temporal", which is what `TEMPORAL` matches and fine-tuning trains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from im3d_jax.conditioning import Conditioning, WordEncoder
 TEMPORAL = "temporal"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
 
-PARTITION_RULES = ((r"(proj_in|ff_in|to_qkv|conv\d|conv)/kernel", ("embed", "mlp")),)
+PARTITION_RULES = ((r"(proj_in|ff_in|to_[qkv]|conv\d?)/kernel", ("embed", "mlp")),)
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,22 @@ class Model:
 
     Args:
         latent_shape: (h, w, c) of one frame's latent.
-        model_channels, channel_mult, num_res_blocks: the UNet's width at each level and its residual blocks there.
+        model_channels, channel_mult, num_res_blocks: width of the UNet's levels, and their residual blocks.
         attention_levels: levels with attention; level l has latents of side h / 2^l.
-        head_dim, num_transformer_layers, ff_mult: heads, depth and feed-forward width of every attention block.
-        temporal_span: level -> what temporal attention sees: "pixel", the same place in every frame (Emu Video);
-            "first", all of frame 0; "video", all of every frame. Paper: "pixel". The tiny model uses the others,
-            because with few layers content has no other way to move across the image from one view to the next.
+        head_dim, num_transformer_layers, ff_mult: size of the heads, and depth and feed-forward width of
+            every attention block.
+        temporal_span: level -> what temporal attention sees: "pixel", the same place in every frame (Emu
+            Video); "first", all of frame 0; "video", all of every frame. Paper: "pixel". The tiny model uses
+            the others, because with few layers content has no other way to move across the image from one
+            view to the next.
         closed_orbit: temporal convolutions wrap around. Unspecified in the paper; a turntable's last view is
             next to its first.
-        text_dims: width of each text encoder's output; transformer layer j attends to encoder j modulo their number.
-        vocabulary: if set, text is word indices and the model carries its own `WordEncoder` of `text_dims[0]`.
+        clean_first_view: view 0 comes in without noise where the image is given. Paper: noised as the others.
+            The tiny model has it clean, because layers that know pictures can then read it from the start.
+        text_dims: width of each text encoder's output; transformer layer j attends to encoder j modulo their
+            number.
+        vocabulary: if set, text is word indices below it and the model carries its own `WordEncoder` of
+            `text_dims[0]`.
         prediction_type: of the trained network, see `diffusion`.
         dtype: of the computation; normalisation and softmax stay float32.
     """
@@ -61,6 +67,7 @@ class Model:
     ff_mult: int = 4
     temporal_span: Sequence[str] = ("pixel", "pixel", "pixel", "pixel")
     closed_orbit: bool = False
+    clean_first_view: bool = False
     text_dims: Sequence[int] = (768, 2048)
     vocabulary: int = 0
     max_words: int = 16
@@ -72,6 +79,9 @@ class Model:
     partition_rules = PARTITION_RULES
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, list):  # a model is a static argument of jit, so it must be hashable
+                object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "net", UNet(self))
 
     def init(self, key) -> dict:
@@ -115,7 +125,7 @@ class UNet(nn.Module):
         emb = nn.Dense(4 * width, dtype=dtype, name="time_embedding_2")(nn.silu(emb))
         emb = FrameEmbedding(name="temporal_embedding")(emb, noisy.shape[1])
 
-        x = _with_image(noisy, conditioning).astype(dtype)
+        x = _with_image(noisy, conditioning, spec.clean_first_view).astype(dtype)
         x = InputConv(width, noisy.shape[-1], dtype, name="conv_in")(x)
         x = block.temporal_conv(x, "conv_in_temporal")
         skips = [x]
@@ -137,7 +147,8 @@ class UNet(nn.Module):
                 x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
                 x = block.conv(x, mult * width, f"up_{level}_sample")
         x = nn.silu(GroupNorm(name="norm_out")(x))
-        x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, dtype=dtype, name="conv_out")(x)
+        zeros = nn.initializers.zeros
+        x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=zeros, dtype=dtype, name="conv_out")(x)
         return block.temporal_conv(x, "conv_out_temporal").astype(jnp.float32)
 
     def _text(self, conditioning: Conditioning):
@@ -248,7 +259,8 @@ class SpatialTransformer(nn.Module):
             y = LayerNorm(name=f"norm2_{layer}")(tokens).reshape(b, k * h * w, c)
             cross = Attention(spec.head_dim, dtype, name=f"cross_{layer}")(y, words.astype(dtype), mask)
             tokens += cross.reshape(tokens.shape)
-            tokens += FeedForward(spec.ff_mult, dtype, name=f"ff_{layer}")(LayerNorm(name=f"norm3_{layer}")(tokens))
+            y = LayerNorm(name=f"norm3_{layer}")(tokens)
+            tokens += FeedForward(spec.ff_mult, dtype, name=f"ff_{layer}")(y)
         return x + nn.Dense(c, dtype=dtype, name="proj_out")(tokens).reshape(x.shape)
 
 
@@ -259,7 +271,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` [B, Q, c] to `context` [B, S, d]; mask [B, S] is 1 where it may look."""
+    """Multi-head attention of `queries` [B, Q, c] to `context` [B, S, d] where `mask` [B, S] is 1."""
 
     head_dim: int
     dtype: Any
@@ -287,8 +299,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        hidden, gate = jnp.split(nn.Dense(2 * self.mult * x.shape[-1], dtype=self.dtype, name="ff_in")(x), 2, -1)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="ff_out")(hidden * nn.gelu(gate, approximate=False))
+        channels = x.shape[-1]
+        x = nn.Dense(2 * self.mult * channels, dtype=self.dtype, name="ff_in")(x)
+        hidden, gate = jnp.split(x, 2, -1)
+        gated = hidden * nn.gelu(gate, approximate=False)
+        return nn.Dense(channels, dtype=self.dtype, name="ff_out")(gated)
 
 
 # ---- Temporal layers: identity at initialisation, skipped for a single frame ----
@@ -337,7 +352,7 @@ class TemporalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x, azimuths):
-        spec, (b, k, h, w, c) = self.spec, x.shape
+        spec, (h, w, c) = self.spec, x.shape[2:]
         dtype = jnp.dtype(spec.dtype)
         tokens = nn.Dense(c, dtype=dtype, name="proj_in")(GroupNorm(1e-6, name="norm")(x))
         tokens += nn.Dense(c, dtype=dtype, name="azimuth")(azimuths.astype(dtype))[:, None, None]
@@ -348,7 +363,8 @@ class TemporalTransformer(nn.Module):
             queries, context = _pair(y, self.span)
             out = Attention(spec.head_dim, dtype, name=f"self_{layer}")(queries, context)
             tokens += _unpair(out, self.span, tokens.shape)
-            tokens += FeedForward(spec.ff_mult, dtype, name=f"ff_{layer}")(LayerNorm(name=f"norm2_{layer}")(tokens))
+            y = LayerNorm(name=f"norm2_{layer}")(tokens)
+            tokens += FeedForward(spec.ff_mult, dtype, name=f"ff_{layer}")(y)
         return x + nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=dtype, name="proj_out")(tokens)
 
 
@@ -383,10 +399,12 @@ def _sinusoids(timestep: Int[Array, " B"], dim: int) -> Float[Array, "B d"]:
     return jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], -1)
 
 
-def _with_image(noisy, conditioning: Conditioning):
+def _with_image(noisy, conditioning: Conditioning, clean_first_view: bool):
     """Appends the image to frame 0, zeros to the others, and a mask that is 1 where there is an image."""
     frames = noisy.shape[1]
     given = conditioning.image_mask[:, None, None, None]
-    first = jnp.concatenate([conditioning.image * given, jnp.ones_like(conditioning.image[..., :1]) * given], -1)
-    extra = jnp.pad(first[:, None], ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0)))
+    image, ones = conditioning.image * given, jnp.ones_like(conditioning.image[..., :1]) * given
+    extra = jnp.pad(jnp.concatenate([image, ones], -1)[:, None], ((0, 0), (0, frames - 1), *[(0, 0)] * 3))
+    if clean_first_view:
+        noisy = noisy.at[:, 0].set(noisy[:, 0] * (1 - given) + image)
     return jnp.concatenate([noisy, extra], -1)
