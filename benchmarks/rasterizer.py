@@ -1,11 +1,11 @@
 """The CPU rasteriser against its torch twin, in the same run: milliseconds forward, and forward and backward.
 
     python benchmarks/rasterizer.py                              # 5k at 64 px, 10k at 128 px, 20k at 256 px
-    python benchmarks/rasterizer.py --cases 5000x64 --views 16   # the shipped model's case, all its views at once
+    python benchmarks/rasterizer.py --cases 5000x64 --views 16   # the shipped model's case, all views at once
     python benchmarks/rasterizer.py --threads 1 --no-twin
 
-The scene is a ball of random Gaussians whose size shrinks with their number, as in a fit. Times are the best of
---repeats, per call, for all the views of a call together; the twin is timed once after one call to warm up.
+The scene is a ball of random Gaussians whose size shrinks with their number, as in a fit. Times are the best
+of --repeats, per call, for all its views together; the twin runs twice and the second run counts.
 """
 
 from __future__ import annotations

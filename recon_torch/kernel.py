@@ -1,8 +1,15 @@
-"""How this package compiles loops: numba, cached on disk, in torch's own number of threads."""
+"""How this package compiles loops and spreads them over threads.
+
+Kernels are plain numba functions over a range of tasks that write to disjoint places. Numba's own parallel
+loops would bring a second OpenMP runtime beside torch's: two pools that spin on the same cores, and a barrier
+that waits for every thread even where another process holds its core.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -11,25 +18,44 @@ from torch import Tensor
 
 # The compiler may reorder sums and fuse products, but NaN and infinity keep their meaning.
 FAST_MATH = {"contract", "reassoc", "nsz", "arcp"}
+CHUNKS_PER_THREAD = 4
+
+_pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernel")
 
 
 def kernel(**options) -> Callable:
     """`numba.njit` with its cache on disk, or without where it finds no folder that it can write to."""
+    options |= {"nogil": True, "error_model": "numpy"}
 
     def decorate(function: Callable) -> Callable:
         try:
-            return numba.njit(function, cache=True, error_model="numpy", **options)
+            return numba.njit(function, cache=True, **options)
         except RuntimeError:  # "cannot cache function: no locator available"
-            return numba.njit(function, error_model="numpy", **options)
+            return numba.njit(function, **options)
 
     return decorate
 
 
-def use_torch_threads() -> None:
-    """Lets kernels use as many threads as torch does; with OpenMP both draw on one pool."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+def run(function: Callable, num_tasks: int, *arguments, grain: int = 1) -> None:
+    """Calls function(begin, end, *arguments) for chunks of at least `grain` that make up [0, num_tasks).
+
+    Uses as many threads as torch does. The caller takes part and never waits for a thread that has not begun.
+    """
+    num_threads = torch.get_num_threads()
+    size = max(grain, -(-num_tasks // (CHUNKS_PER_THREAD * num_threads)))
+    begins = iter(range(0, num_tasks, size))
+
+    def work() -> None:
+        for begin in begins:  # the threads share this iterator
+            function(begin, min(begin + size, num_tasks), *arguments)
+
+    helpers = [_pool.submit(work) for _ in range(min(num_threads, -(-num_tasks // size)) - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """Contiguous CPU tensors as NumPy arrays of the same memory."""
+    """CPU tensors as contiguous NumPy arrays, of the same memory where they are contiguous already."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]

@@ -13,17 +13,17 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import prange
 from torch import Tensor
 
 from recon_torch import rasterize_reference as reference
-from recon_torch.kernel import arrays, kernel, use_torch_threads
+from recon_torch.kernel import arrays, kernel, run
 from recon_torch.rasterize_reference import Projection
 
 EPS2D_PX2 = np.float32(reference.EPS2D_PX2)
 NEAR_PLANE, FAR_PLANE = np.float32(reference.NEAR_PLANE), np.float32(reference.FAR_PLANE)
 MAX_SIGMAS, ALPHA_MIN = np.float32(reference.MAX_SIGMAS), np.float32(reference.ALPHA_MIN)
 FRUSTUM_MARGIN, LARGEST = np.float32(reference.FRUSTUM_MARGIN), np.float32(reference.LARGEST)
+GRAIN = 1024  # Gaussians worth handing to a thread
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 
 
@@ -49,8 +49,8 @@ class _Project(torch.autograd.Function):
         radii = torch.empty(*shape, 2, dtype=torch.int32)
         sizes = np.array([width, height], np.float32)
         inputs = arrays(means, quats, scales, w2c, intrinsics_px)
-        use_torch_threads()
-        _forward(*inputs, sizes, *arrays(opacities, means2d, conics, depths, extents, radii))
+        outputs = arrays(means2d, conics, depths, extents, radii)
+        run(_forward, len(means), *inputs, sizes, *arrays(opacities), *outputs, grain=GRAIN)
         ctx.saved = *inputs, sizes, *arrays(conics, radii)
         ctx.mark_non_differentiable(extents, radii)
         return means2d, conics, depths, extents, radii
@@ -58,121 +58,100 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx, v_means2d, v_conics, v_depths, _v_extents, _v_radii):
         gradients = [torch.empty(array.shape) for array in ctx.saved[:3]]
-        use_torch_threads()
-        _backward(*ctx.saved, *arrays(v_means2d, v_conics, v_depths, *gradients))
+        outputs = arrays(v_means2d, v_conics, v_depths, *gradients)
+        run(_backward, len(gradients[0]), *ctx.saved, *outputs, grain=GRAIN)
         return *gradients, *[None] * 5
 
 
-# The parallel kernels only hand out work: numba cannot analyse tuples of tuples there.
-
-
-@kernel(parallel=True)
+@kernel()
 def _forward(
-    means, quats, scales, w2c, intrinsics, sizes, opacities, means2d, conics, depths, extents, radii
+    begin, end, means, quats, scales, w2c, intrinsics, sizes, opacities,
+    means2d, conics, depths, extents, radii,
 ):  # fmt: skip
-    for n in prange(len(means)):
-        _project_one(
-            n, means, quats, scales, w2c, intrinsics, sizes, opacities,
-            means2d, conics, depths, extents, radii,
-        )  # fmt: skip
-
-
-@kernel(parallel=True)
-def _backward(
-    means, quats, scales, w2c, intrinsics, sizes, conics, radii,
-    v_means2d, v_conics, v_depths, v_means, v_quats, v_scales,
-):  # fmt: skip
-    for n in prange(len(means)):
-        _project_one_backward(
-            n, means, quats, scales, w2c, intrinsics, sizes, conics, radii,
-            v_means2d, v_conics, v_depths, v_means, v_quats, v_scales,
-        )  # fmt: skip
-
-
-@kernel()
-def _project_one(
-    n, means, quats, scales, w2c, intrinsics, sizes, opacities, means2d, conics, depths, extents, radii
-):  # fmt: skip
-    mean, scale, opacity = _row(means, n), _row(scales, n), opacities[n]
-    root = _scaled(_rotation(quats, n)[0], scale)
-    sigmas = ZERO  # stays 0, and so the splat unseen, if the Gaussian cannot be drawn
-    if opacity >= ALPHA_MIN and opacity < math.inf and _within_limits(mean) and _within_limits(scale):
-        sigmas = min(MAX_SIGMAS, math.sqrt(TWO * math.log(opacity / ALPHA_MIN)))
-    for k in range(len(w2c)):
-        view, focal, centre = _pinhole(w2c, intrinsics, k)
-        point, _, slope = _linearise(mean, view, focal, centre, sizes)
-        u = _times(slope[0], root), _times(slope[1], root)
-        xx, xy, yy = _dot(u[0], u[0]) + EPS2D_PX2, _dot(u[0], u[1]), _dot(u[1], u[1]) + EPS2D_PX2
-        det = xx * yy - xy * xy
-        x = focal[0] * point[0] / point[2] + centre[0]
-        y = focal[1] * point[1] / point[2] + centre[1]
-        extent_x, extent_y = sigmas * math.sqrt(xx), sigmas * math.sqrt(yy)
-        radius_x, radius_y, depth = np.ceil(extent_x), np.ceil(extent_y), point[2]
-        # Written so that a NaN makes it false.
-        seen = sigmas > ZERO and det > ZERO and det < math.inf and depth >= NEAR_PLANE and depth <= FAR_PLANE
-        seen = seen and x + radius_x > ZERO and x - radius_x < sizes[0]
-        seen = seen and y + radius_y > ZERO and y - radius_y < sizes[1]
-        if not seen:
-            x = y = xy = depth = extent_x = extent_y = radius_x = radius_y = ZERO
-            xx = yy = det = ONE
-        means2d[k, n, 0], means2d[k, n, 1], depths[k, n] = x, y, depth
-        conics[k, n, 0], conics[k, n, 1], conics[k, n, 2] = yy / det, -xy / det, xx / det
-        extents[k, n, 0], extents[k, n, 1] = extent_x, extent_y
-        radii[k, n, 0], radii[k, n, 1] = np.int32(radius_x), np.int32(radius_y)
-
-
-@kernel()
-def _project_one_backward(
-    n, means, quats, scales, w2c, intrinsics, sizes, conics, radii,
-    v_means2d, v_conics, v_depths, v_means, v_quats, v_scales,
-):  # fmt: skip
-    mean, scale = _row(means, n), _row(scales, n)
-    rotation, quat, length = _rotation(quats, n)
-    root = _scaled(rotation, scale)
-    nothing = ZERO, ZERO, ZERO
-    v_mean, v_root, seen = nothing, (nothing, nothing, nothing), False
-    for k in range(len(w2c)):
-        if radii[k, n, 0] > 0:
-            seen = True
+    for n in range(begin, end):
+        mean, scale, opacity = _row(means, n), _row(scales, n), opacities[n]
+        root = _scaled(_rotation(quats, n)[0], scale)
+        sigmas = ZERO  # stays 0, and so the splat unseen, if the Gaussian cannot be drawn
+        if opacity >= ALPHA_MIN and opacity < math.inf and _within_limits(mean) and _within_limits(scale):
+            sigmas = min(MAX_SIGMAS, math.sqrt(TWO * math.log(opacity / ALPHA_MIN)))
+        for k in range(len(w2c)):
             view, focal, centre = _pinhole(w2c, intrinsics, k)
-            point, tangents, slope = _linearise(mean, view, focal, centre, sizes)
+            point, _, slope = _linearise(mean, view, focal, centre, sizes)
             u = _times(slope[0], root), _times(slope[1], root)
-            v_u = _covariance_gradient(_entry(conics, k, n), _entry(v_conics, k, n), u)
-            v_root = (
-                _plus(v_root[0], slope[0][0], v_u[0], slope[1][0], v_u[1]),
-                _plus(v_root[1], slope[0][1], v_u[0], slope[1][1], v_u[1]),
-                _plus(v_root[2], slope[0][2], v_u[0], slope[1][2], v_u[1]),
+            xx, xy, yy = _dot(u[0], u[0]) + EPS2D_PX2, _dot(u[0], u[1]), _dot(u[1], u[1]) + EPS2D_PX2
+            det = xx * yy - xy * xy
+            x = focal[0] * point[0] / point[2] + centre[0]
+            y = focal[1] * point[1] / point[2] + centre[1]
+            extent_x, extent_y = sigmas * math.sqrt(xx), sigmas * math.sqrt(yy)
+            radius_x, radius_y, depth = np.ceil(extent_x), np.ceil(extent_y), point[2]
+            # Written so that a NaN makes it false.
+            seen = (
+                sigmas > ZERO and det > ZERO and det < math.inf and depth >= NEAR_PLANE and depth <= FAR_PLANE
             )
-            x, y, z = point
-            v_slope = _times_transposed(v_u[0], root), _times_transposed(v_u[1], root)
-            v_x, v_zx = _axis_gradient(
-                x, z, focal[0], tangents[0], view[0], view[2], v_slope[0], v_means2d[k, n, 0]
+            seen = seen and x + radius_x > ZERO and x - radius_x < sizes[0]
+            seen = seen and y + radius_y > ZERO and y - radius_y < sizes[1]
+            if not seen:
+                x = y = xy = depth = extent_x = extent_y = radius_x = radius_y = ZERO
+                xx = yy = det = ONE
+            means2d[k, n, 0], means2d[k, n, 1], depths[k, n] = x, y, depth
+            conics[k, n, 0], conics[k, n, 1], conics[k, n, 2] = yy / det, -xy / det, xx / det
+            extents[k, n, 0], extents[k, n, 1] = extent_x, extent_y
+            radii[k, n, 0], radii[k, n, 1] = np.int32(radius_x), np.int32(radius_y)
+
+
+@kernel()
+def _backward(
+    begin, end, means, quats, scales, w2c, intrinsics, sizes, conics, radii,
+    v_means2d, v_conics, v_depths, v_means, v_quats, v_scales,
+):  # fmt: skip
+    for n in range(begin, end):
+        mean, scale = _row(means, n), _row(scales, n)
+        rotation, quat, length = _rotation(quats, n)
+        root = _scaled(rotation, scale)
+        nothing = ZERO, ZERO, ZERO
+        v_mean, v_root, seen = nothing, (nothing, nothing, nothing), False
+        for k in range(len(w2c)):
+            if radii[k, n, 0] > 0:
+                seen = True
+                view, focal, centre = _pinhole(w2c, intrinsics, k)
+                point, tangents, slope = _linearise(mean, view, focal, centre, sizes)
+                u = _times(slope[0], root), _times(slope[1], root)
+                v_u = _covariance_gradient(_entry(conics, k, n), _entry(v_conics, k, n), u)
+                v_root = (
+                    _plus(v_root[0], slope[0][0], v_u[0], slope[1][0], v_u[1]),
+                    _plus(v_root[1], slope[0][1], v_u[0], slope[1][1], v_u[1]),
+                    _plus(v_root[2], slope[0][2], v_u[0], slope[1][2], v_u[1]),
+                )
+                x, y, z = point
+                v_slope = _times_transposed(v_u[0], root), _times_transposed(v_u[1], root)
+                v_x, v_zx = _axis_gradient(
+                    x, z, focal[0], tangents[0], view[0], view[2], v_slope[0], v_means2d[k, n, 0]
+                )
+                v_y, v_zy = _axis_gradient(
+                    y, z, focal[1], tangents[1], view[1], view[2], v_slope[1], v_means2d[k, n, 1]
+                )
+                v_mean = _plus(v_mean, v_x, view[0], v_y, view[1])
+                v_mean = _plus(v_mean, v_zx, view[2], v_zy + v_depths[k, n], view[2])
+        v_means[n, 0], v_means[n, 1], v_means[n, 2] = v_mean
+        if not seen:
+            v_scales[n, 0] = v_scales[n, 1] = v_scales[n, 2] = ZERO
+            v_quats[n, 0] = v_quats[n, 1] = v_quats[n, 2] = v_quats[n, 3] = ZERO
+        else:
+            v_scales[n, 0] = (
+                v_root[0][0] * rotation[0][0] + v_root[1][0] * rotation[1][0] + v_root[2][0] * rotation[2][0]
             )
-            v_y, v_zy = _axis_gradient(
-                y, z, focal[1], tangents[1], view[1], view[2], v_slope[1], v_means2d[k, n, 1]
+            v_scales[n, 1] = (
+                v_root[0][1] * rotation[0][1] + v_root[1][1] * rotation[1][1] + v_root[2][1] * rotation[2][1]
             )
-            v_mean = _plus(v_mean, v_x, view[0], v_y, view[1])
-            v_mean = _plus(v_mean, v_zx, view[2], v_zy + v_depths[k, n], view[2])
-    v_means[n, 0], v_means[n, 1], v_means[n, 2] = v_mean
-    if not seen:
-        v_scales[n, 0] = v_scales[n, 1] = v_scales[n, 2] = ZERO
-        v_quats[n, 0] = v_quats[n, 1] = v_quats[n, 2] = v_quats[n, 3] = ZERO
-    else:
-        v_scales[n, 0] = (
-            v_root[0][0] * rotation[0][0] + v_root[1][0] * rotation[1][0] + v_root[2][0] * rotation[2][0]
-        )
-        v_scales[n, 1] = (
-            v_root[0][1] * rotation[0][1] + v_root[1][1] * rotation[1][1] + v_root[2][1] * rotation[2][1]
-        )
-        v_scales[n, 2] = (
-            v_root[0][2] * rotation[0][2] + v_root[1][2] * rotation[1][2] + v_root[2][2] * rotation[2][2]
-        )
-        v_unit = _quaternion_gradient(quat, _scaled(v_root, scale))
-        radial = quat[0] * v_unit[0] + quat[1] * v_unit[1] + quat[2] * v_unit[2] + quat[3] * v_unit[3]
-        v_quats[n, 0] = (v_unit[0] - radial * quat[0]) / length
-        v_quats[n, 1] = (v_unit[1] - radial * quat[1]) / length
-        v_quats[n, 2] = (v_unit[2] - radial * quat[2]) / length
-        v_quats[n, 3] = (v_unit[3] - radial * quat[3]) / length
+            v_scales[n, 2] = (
+                v_root[0][2] * rotation[0][2] + v_root[1][2] * rotation[1][2] + v_root[2][2] * rotation[2][2]
+            )
+            v_unit = _quaternion_gradient(quat, _scaled(v_root, scale))
+            radial = quat[0] * v_unit[0] + quat[1] * v_unit[1] + quat[2] * v_unit[2] + quat[3] * v_unit[3]
+            v_quats[n, 0] = (v_unit[0] - radial * quat[0]) / length
+            v_quats[n, 1] = (v_unit[1] - radial * quat[1]) / length
+            v_quats[n, 2] = (v_unit[2] - radial * quat[2]) / length
+            v_quats[n, 3] = (v_unit[3] - radial * quat[3]) / length
 
 
 @kernel()

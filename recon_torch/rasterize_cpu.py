@@ -12,11 +12,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import prange
 from torch import Tensor
 
 from recon_torch import rasterize_reference as reference
-from recon_torch.kernel import FAST_MATH, arrays, kernel, use_torch_threads
+from recon_torch.kernel import FAST_MATH, arrays, kernel, run
 from recon_torch.rasterize_reference import Projection
 
 ALPHA_MIN, ALPHA_MAX = np.float32(reference.ALPHA_MIN), np.float32(reference.ALPHA_MAX)
@@ -56,7 +55,6 @@ def composite(
 class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means2d, conics, depths, extents, opacities, colors, background, width, height):
-        use_torch_threads()
         splats = arrays(means2d, conics, depths, extents, opacities, colors)
         records, owners, begins = _bin(*splats, width, height)
         views = len(means2d)
@@ -64,22 +62,21 @@ class _Composite(torch.autograd.Function):
         transmittance, last = np.empty((2, views, height, width), np.float32)
         reached = np.empty(len(records), np.bool_)
         background, *images = arrays(background, rgb, alpha, depth)
-        _forward(records, begins, background, *images, transmittance, last, reached)
+        run(_forward, len(begins) - 1, records, begins, background, *images, transmittance, last, reached)
         ctx.saved = records, begins, background, images[2], transmittance, last, reached
         ctx.owners, ctx.shape = owners, depths.shape
         return rgb, alpha, depth
 
     @staticmethod
     def backward(ctx, v_rgb, v_alpha, v_depth):
-        use_torch_threads()
         records, begins, *_, reached = ctx.saved
         rows = np.empty((len(records), 10), np.float32)
-        _backward(*ctx.saved, *arrays(v_rgb, v_alpha, v_depth), rows)
+        run(_backward, len(begins) - 1, *ctx.saved, *arrays(v_rgb, v_alpha, v_depth), rows)
         v_means2d, v_conics, v_opacities, v_colors, v_depths = (
             torch.zeros(*ctx.shape, *size) for size in ((2,), (3,), (), (3,), ())
         )
         by_gaussian = arrays(v_means2d, v_conics, v_opacities, v_colors, v_depths)
-        _sum_rows(rows, ctx.owners, begins, reached, *by_gaussian)
+        run(_sum_rows, len(v_means2d), rows, ctx.owners, begins, reached, *by_gaussian)
         return v_means2d, v_conics, v_depths, None, v_opacities.sum(0), v_colors.sum(0), None, None, None
 
 
@@ -95,11 +92,11 @@ def _bin(means2d, conics, depths, extents, opacities, colors, width, height):
     views, columns, rows = len(means2d), -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
     order, found = np.empty(depths.shape, np.int32), np.empty(views, np.int64)
     counts = np.empty((views, rows * columns), np.int64)
-    _sort(means2d, depths, extents, width, height, order, found, counts)
+    run(_sort, views, means2d, depths, extents, width, height, order, found, counts)
     begins = np.concatenate([[0], counts.ravel().cumsum()])
     records, owners = np.empty((begins[-1], 12), np.float32), np.empty(begins[-1], np.int32)
     splats = means2d, conics, depths, extents, opacities, colors
-    _fill(*splats, width, height, order, found, begins, records, owners)
+    run(_fill, views, *splats, width, height, order, found, begins, records, owners)
     return records, owners, begins
 
 
@@ -121,11 +118,11 @@ def _tiles(means2d, extents, k, n, width, height):
     return x0 // TILE_WIDTH, (x1 - 1) // TILE_WIDTH + 1, y0 // TILE_HEIGHT, (y1 - 1) // TILE_HEIGHT + 1
 
 
-@kernel(parallel=True)
-def _sort(means2d, depths, extents, width, height, order, found, counts):
+@kernel()
+def _sort(begin, end, means2d, depths, extents, width, height, order, found, counts):
     """Per view: the Gaussians in sight from near to far, how many, and how many reach each tile."""
     columns = -(-width // TILE_WIDTH)
-    for k in prange(len(means2d)):
+    for k in range(begin, end):
         bits, keys = depths[k].view(np.uint32), np.empty(depths.shape[1], np.uint32)
         counts[k] = 0
         seen = 0
@@ -159,13 +156,14 @@ def _radix_sort(keys, order):
     result[:] = order
 
 
-@kernel(parallel=True)
+@kernel()
 def _fill(
-    means2d, conics, depths, extents, opacities, colors, width, height, order, found, begins, records, owners
+    begin, end, means2d, conics, depths, extents, opacities, colors, width, height,
+    order, found, begins, records, owners,
 ):  # fmt: skip
-    views, columns = len(means2d), -(-width // TILE_WIDTH)
+    columns = -(-width // TILE_WIDTH)
     tiles = columns * -(-height // TILE_HEIGHT)
-    for k in prange(views):
+    for k in range(begin, end):
         cursor = begins[k * tiles : (k + 1) * tiles].copy()
         for i in range(found[k]):
             n = order[k, i]
@@ -190,12 +188,8 @@ def _tile_place(tile, width, height):
     """View, and left, top, right and bottom pixel of a tile."""
     columns, rows = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
     left, top = tile % columns * TILE_WIDTH, tile // columns % rows * TILE_HEIGHT
-    return tile // (columns * rows), (
-        left,
-        top,
-        min(left + TILE_WIDTH, width),
-        min(top + TILE_HEIGHT, height),
-    )
+    right, bottom = min(left + TILE_WIDTH, width), min(top + TILE_HEIGHT, height)
+    return tile // (columns * rows), (left, top, right, bottom)
 
 
 @kernel()
@@ -217,11 +211,11 @@ def _exp(x):
     return p * p
 
 
-@kernel(parallel=True, fastmath=FAST_MATH)
-def _forward(records, begins, background, rgb, alpha, depth, transmittance, last, reached):
+@kernel(fastmath=FAST_MATH)
+def _forward(begin, end, records, begins, background, rgb, alpha, depth, transmittance, last, reached):
     """Fills the images, and for `_backward` each pixel's last splat (from 1) and which splats show at all."""
     height, width = rgb.shape[1:3]
-    for tile in prange(len(begins) - 1):
+    for tile in range(begin, end):
         k, box = _tile_place(tile, width, height)
         left, top, right, bottom = box
         # Planes: red, green, blue, depth, last splat, transmittance (negative where the pixel is finished).
@@ -293,13 +287,14 @@ def _blend(records, m, number, state, unfinished, shown, box):
     return shown.sum() > ZERO
 
 
-@kernel(parallel=True, fastmath=FAST_MATH)
+@kernel(fastmath=FAST_MATH)
 def _backward(
-    records, begins, background, depth, transmittance, last, reached, v_rgb, v_alpha, v_depth, rows
+    begin, end, records, begins, background, depth, transmittance, last, reached,
+    v_rgb, v_alpha, v_depth, rows,
 ):  # fmt: skip
     """Fills rows [M,10], the gradients of the first ten entries of the records."""
     height, width = v_rgb.shape[1:3]
-    for tile in prange(len(begins) - 1):
+    for tile in range(begin, end):
         k, box = _tile_place(tile, width, height)
         left, top, right, bottom = box
         # Planes: gradients of red, green, blue and blended depth; last splat; transmittance in front of the
@@ -394,12 +389,14 @@ def _add_run(records, m, dx0, sums, rows):
     rows[m, 9] += depth
 
 
-@kernel(parallel=True)
-def _sum_rows(rows, owners, begins, reached, v_means2d, v_conics, v_opacities, v_colors, v_depths):
+@kernel()
+def _sum_rows(
+    begin, end, rows, owners, begins, reached, v_means2d, v_conics, v_opacities, v_colors, v_depths
+):
     """Adds up each Gaussian's rows within a view, in the order of the tiles."""
     views = len(v_means2d)
     tiles = (len(begins) - 1) // max(views, 1)
-    for k in prange(views):
+    for k in range(begin, end):
         for m in range(begins[k * tiles], begins[(k + 1) * tiles]):
             if reached[m]:
                 n = owners[m]
