@@ -113,7 +113,7 @@ class Fit:
             )
         self._perceptual = _perceptual_distance(settings.lpips_net, settings.lpips_weights, self.device)
         if self._perceptual.random_weights:
-            self.notes.append(f"LPIPS uses a {settings.lpips_net} backbone with random weights")
+            self.notes.append(f"LPIPS runs on {settings.lpips_net} with random weights")
         self._lpips_stages = _lpips_stages(settings, self._perceptual)
 
         generator = torch.Generator().manual_seed(settings.seed)
