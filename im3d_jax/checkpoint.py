@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from recon_torch import export
 from recon_torch.errors import UserError
 
 
@@ -23,18 +23,30 @@ def open_manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state, config_digest: str) -> None:
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"config_digest": config_digest})
-    )
-    manager.save(step, args=args)
+def save(manager: ocp.CheckpointManager, step: int, state, settings: dict) -> None:
+    """Saves a state and, as JSON, the settings that it depends on."""
+    meta = ocp.args.JsonSave({"settings": settings})
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta))
 
 
-def restore(manager: ocp.CheckpointManager, like):
-    """The newest state, placed as `like` is, or None if there is none yet."""
+def restore(manager: ocp.CheckpointManager, like, settings: dict):
+    """The newest state, placed as `like` is, or None if there is none yet.
+
+    Raises UserError if it was saved with other settings.
+    """
     step = manager.latest_step()
     if step is None:
         return None
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    settings = json.loads(json.dumps(settings))
+    saved = meta.get("settings", settings)
+    changed = sorted(key for key in settings | saved if settings.get(key) != saved.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{manager.directory.parent} holds a run with config.{key} {saved.get(key)!r}, now it is"
+            f" {settings.get(key)!r}; use another --workdir"
+        )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
 
@@ -43,9 +55,8 @@ def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
     """Writes parameters as one safetensors file of `dtype`; whole or not at all."""
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {name: np.ascontiguousarray(np.asarray(value).astype(dtype)) for name, value in flat.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(arrays, temporary, metadata={"im3d": json.dumps(metadata)})
-    os.replace(temporary, path)
+    with export.replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={"im3d": json.dumps(metadata)})
 
 
 def load_weights(path: str | Path, like) -> tuple[dict, dict]:
@@ -66,16 +77,20 @@ def load_weights(path: str | Path, like) -> tuple[dict, dict]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"weights {path} are damaged ({error}); fetch or train them again") from None
     expected = traverse_util.flatten_dict(like, sep="/")
-    _check_names(path, flat, expected)
-    return traverse_util.unflatten_dict({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()}, sep="/"), metadata
+    _check(path, flat, expected)
+    flat = {name: jnp.asarray(value, jnp.float32) for name, value in flat.items()}
+    return traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 
-def _check_names(path: Path, found: dict, expected: dict) -> None:
-    for problem, names in (("lack", expected.keys() - found.keys()), ("have an unknown", found.keys() - expected.keys())):
+def _check(path: Path, found: dict, expected: dict) -> None:
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    for problem, names in (("lack", missing), ("have an unknown", extra)):
         if names:
-            raise UserError(f"weights {path} {problem} {sorted(names)[0]} ({len(names)} such); is the config theirs?")
+            first = f"{min(names)} ({len(names)} such)"
+            raise UserError(f"weights {path} {problem} {first}; give the config that they were trained with")
     for name, value in expected.items():
         if found[name].shape != value.shape:
-            raise UserError(f"weights {path}: {name} is {found[name].shape}, the config makes it {value.shape}")
+            shapes = f"is {found[name].shape}, the config makes it {value.shape}"
+            raise UserError(f"weights {path}: {name} {shapes}; give the config that they were trained with")
         if not np.isfinite(found[name]).all():
             raise UserError(f"weights {path}: {name} holds NaN or infinity; fetch or train them again")

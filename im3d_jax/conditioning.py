@@ -1,9 +1,10 @@
-"""Conditioning: what a backbone is told besides the noisy views, and how a prompt becomes that (Sec. 3.1)."""
+"""What a backbone is told besides the noisy views, and how a prompt and a picture become that (Sec. 3.1)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,8 +21,8 @@ class Conditioning(NamedTuple):
     """Conditions of B assets.
 
     image: latent of the conditioning image, which is view 0; image_mask: 1 where there is one.
-    text: for each text encoder either embeddings [B, L, d] or, for a backbone with an encoder of its own, word
-    indices [B, L]; text_mask: 1 at the words. The empty prompt is one word of index 0 or of zeros.
+    text: for each text encoder either embeddings [B, L, d] or, for a backbone with an encoder of its own,
+    word indices [B, L]; text_mask: 1 at the words. The empty prompt is one word of index 0 or of zeros.
     """
 
     image: Float[Array, "B h w c"]
@@ -31,7 +32,7 @@ class Conditioning(NamedTuple):
 
 
 class WordEncoder(nn.Module):
-    """The tiny model's text encoder: word and position embeddings and one transformer layer, trained with it."""
+    """The tiny model's text encoder, trained with it: word and position embeddings, a transformer layer."""
 
     vocabulary: int
     dim: int
@@ -61,7 +62,7 @@ class Vocabulary:
         return [word for word in _split(prompt) if word not in self.words]
 
     def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Word indices [B, L] int32 and mask [B, L] float32. Unknown words are left out, those beyond L cut."""
+        """Word indices [B, L] int32 and mask [B, L] float32. Leaves out unknown words and those beyond L."""
         indices = np.zeros((len(prompts), self.max_words), np.int32)
         mask = np.zeros((len(prompts), self.max_words), np.float32)
         mask[:, 0] = 1
@@ -77,7 +78,9 @@ def _split(prompt: str) -> list[str]:
     return re.findall(r"[a-z]+", prompt.lower())
 
 
-def drop(conditioning: Conditioning, keep_image: Float[Array, " B"], keep_text: Float[Array, " B"]) -> Conditioning:
+def drop(
+    conditioning: Conditioning, keep_image: Float[Array, " B"], keep_text: Float[Array, " B"]
+) -> Conditioning:
     """Replaces the conditions of the assets whose keep is 0 by none, for training and for guidance."""
 
     def empty(text):
@@ -90,19 +93,20 @@ def drop(conditioning: Conditioning, keep_image: Float[Array, " B"], keep_text: 
     return Conditioning(conditioning.image, conditioning.image_mask * keep_image, text, masks)
 
 
-def load_image(path: str, size: int, fill: float, background_tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """A user's picture as view 0: its object over white, centred, as large as the objects of the training views.
+def load_image(
+    path: str | Path, size: int, fill: float, background_tolerance: float
+) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size 1"]]:
+    """A user's picture as view 0: its object over white, centred, as large as those of the training views.
 
-    The object is where alpha says or, without alpha, where colours differ from the plain background at the border.
+    The object is where alpha says or, without alpha, where colours differ from the plain background.
 
     Args:
+        size: side of the square result in pixels.
         fill: share of the picture's side that the object's longer side gets.
         background_tolerance: difference from the background in [0, 1] that makes a pixel foreground.
 
-    Returns:
-        (rgb [size, size, 3], alpha [size, size, 1]), float32 in [0, 1].
-
-    Raises UserError if the file cannot be read, holds no foreground, or has neither alpha nor a plain background.
+    Returns (rgb, alpha), float32 in [0, 1]. Raises UserError if the file cannot be read, holds no
+    foreground, or has neither alpha nor a plain background.
     """
     picture = export.read_image(path)
     rgb, alpha = picture[..., :3], picture[..., 3:]
@@ -110,7 +114,7 @@ def load_image(path: str, size: int, fill: float, background_tolerance: float) -
         alpha = _differs_from_border(path, rgb, background_tolerance)
     rows, columns = (np.flatnonzero(alpha[..., 0].max(axis) > 0.5) for axis in (1, 0))
     if not rows.size:
-        raise UserError(f"{path} shows no foreground; give a picture of an object, with alpha or on a plain background")
+        raise UserError(f"{path} shows no object; give one with alpha or on a plain background")
     middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2
     side = max(np.ptp(rows), np.ptp(columns)) + 1
     premultiplied = np.concatenate([rgb * alpha, alpha], -1)
@@ -123,18 +127,22 @@ def _differs_from_border(path: str, rgb: np.ndarray, tolerance: float) -> np.nda
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     background = np.median(border, 0)
     if np.mean(np.abs(border - background).max(-1) > tolerance) > 0.5:
-        raise UserError(f"{path} has no plain background and no alpha; cut the object out and save it as RGBA")
+        raise UserError(f"{path} has neither a plain background nor alpha; cut the object out as RGBA")
     return (np.abs(rgb - background).max(-1, keepdims=True) > tolerance).astype(np.float32)
 
 
 def _cut_square(picture: np.ndarray, middle: np.ndarray, side: float, size: int) -> np.ndarray:
     """The square [size, size, C] of `side` pixels around `middle` (row, column), empty beyond the picture."""
-    pad = int(np.ceil(side))
-    padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)))
-    top, left = middle + pad - side / 2
+    corner = np.floor(middle - side / 2).astype(int)
+    extent = int(np.ceil(side)) + 1
+    first, last = np.maximum(corner, 0), np.minimum(corner + extent, picture.shape[:2])
+    window = np.zeros((extent, extent, picture.shape[-1]), np.float32)
+    inside = tuple(slice(a, b) for a, b in zip(first - corner, last - corner, strict=True))
+    window[inside] = picture[first[0] : last[0], first[1] : last[1]]
+    top, left = middle - side / 2 - corner
     box = (left, top, left + side, top + side)
     channels = [
-        np.asarray(Image.fromarray(padded[..., c]).resize((size, size), Image.Resampling.BOX, box=box))
-        for c in range(padded.shape[-1])
+        np.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.BOX, box=box))
+        for channel in np.moveaxis(window, -1, 0)
     ]
-    return np.stack(channels, -1).clip(0, 1).astype(np.float32)
+    return np.stack(channels, -1).clip(0, 1)

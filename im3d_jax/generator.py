@@ -1,6 +1,6 @@
 """A trained backbone ready to sample: prompts and images in, latent turntables out (Sec. 3.1, 3.4).
 
-Holds the backbone, its weights and everything they were trained with, and counts the network calls that it makes.
+Holds the backbone, its weights and everything they were trained with, and counts its network calls.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax import autoencoder, backbones, checkpoint, conditioning, diffusion, sampler
 from im3d_jax.conditioning import Conditioning
+from recon_torch.errors import UserError
 
 ROOT = Path(__file__).parents[1]  # shipped weights are named relative to it
 
@@ -31,21 +32,30 @@ class Generator:
     """
 
     def __init__(self, config, params=None):
-        """Loads `config.weights`, unless `params` are given. Raises UserError if they do not fit the config."""
+        """Loads `config.weights`, unless `params` are given. Raises UserError if they do not fit."""
         self.config = config
         self.model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
-        self.codec = autoencoder.build(config.autoencoder.name, config.autoencoder.kwargs.to_dict())
+        self.codec = autoencoder.build(
+            **config.autoencoder, size=config.size, latent_shape=self.model.latent_shape
+        )
         self.schedule = diffusion.make_schedule(**config.schedule)
         self.vocabulary = conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
         if params is None:
             path = Path(config.weights)
             path = path if path.is_file() else ROOT / path
-            params, _ = checkpoint.load_weights(path, jax.eval_shape(self.model.init, jax.random.key(0)))
+            shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+            params, metadata = checkpoint.load_weights(path, shapes)
+            if metadata.get("words") != list(
+                self.vocabulary.words
+            ):  # equally many fit, and mean other things
+                raise UserError(
+                    f"weights {path} were trained on other words than config.text.words; train again"
+                )
         self.params = params
         self.num_calls = self.num_evaluations = 0
 
     def condition(self, prompts: list[str], image: Float[Array, "B h w c"] | None = None) -> Conditioning:
-        """Conditions of B assets: their prompts ("" for none) and the latent of view 0 (None for no image)."""
+        """Conditions of B assets: their prompts ("" for none) and the latent of view 0 (None: no image)."""
         words, mask = (jnp.asarray(x) for x in self.vocabulary.encode(prompts))
         empty = self.model.empty_conditioning(len(prompts))
         given = empty._replace(text=(words,), text_mask=(mask,))
@@ -74,11 +84,16 @@ class Generator:
         return self._sample_video(noise, steps, given, jax.random.fold_in(key, 1), on_step)
 
     def refine(
-        self, renders: Float[Array, "B K h w c"], given: Conditioning, key: PRNGKeyArray, on_step: OnStep | None = None
+        self,
+        renders: Float[Array, "B K h w c"],
+        given: Conditioning,
+        key: PRNGKeyArray,
+        on_step: OnStep | None = None,
     ) -> Float[Array, "B K h w c"]:
         """Noises latent renders to `config.rounds.start_level` and denoises them again (Sec. 3.4)."""
         settings = self.config.rounds
-        steps = sampler.make_steps(self.schedule, settings.num_steps, self.config.video.spacing, settings.start_level)
+        spacing = self.config.video.spacing
+        steps = sampler.make_steps(self.schedule, settings.num_steps, spacing, settings.start_level)
         noisy = sampler.renoise(jax.random.fold_in(key, 0), renders, steps)
         return self._sample_video(noisy, steps, given, jax.random.fold_in(key, 1), on_step)
 
@@ -94,9 +109,9 @@ class Generator:
         def denoise(noisy, timestep, alpha, sigma):
             self.num_calls += 1
             self.num_evaluations += guidance.num_evaluations
-            return _denoise(
-                self.params, noisy, timestep, alpha, sigma, given, self.model, self.codec, guidance, tie_first_view
-            )
+            levels = timestep, alpha, sigma
+            settings = self.model, self.codec, guidance, tie_first_view
+            return _denoise(self.params, noisy, *levels, given, *settings)
 
         return denoise
 
@@ -105,8 +120,8 @@ class Generator:
 def _denoise(params, noisy, timestep, alpha, sigma, given, model, codec, guidance, tie_first_view):
     """The guided estimate of the clean latents.
 
-    Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`: it is that image, because it is
-    known and the other views hold on to it.
+    Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`: it is that image, because it
+    is known and the other views hold on to it.
     """
     batch = noisy.shape[0]
     none, every = jnp.zeros(batch), jnp.ones(batch)

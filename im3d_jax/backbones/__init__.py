@@ -6,8 +6,8 @@ A backbone module has a `Model` whose arguments are `config.backbone.kwargs`, an
     apply(params, noisy [B,K,h,w,c], timestep [B], Conditioning)   -> prediction [B,K,h,w,c], float32
     empty_conditioning(batch) -> Conditioning                      no image and the empty prompt
     latent_shape, prediction_type                                  (h, w, c); "epsilon", "v" or "x0"
-    temporal_pattern                                               regex of the parameter paths Sec. 3.1 trains
-    partition_rules                                                (regex of the path, logical axes) for sharding
+    temporal_pattern                                               regex of the paths that Sec. 3.1 trains
+    partition_rules                                                (regex of the path, logical axes) pairs
 
 How a model holds its parameters is its own affair: nothing outside depends on Flax.
 """
@@ -21,7 +21,11 @@ from recon_torch.errors import UserError
 
 
 def build(name: str, kwargs: dict):
-    """The model of a backbone: a module of this package ("emu_video") or any importable one ("my_pkg.my_model").
+    """The model of a backbone.
+
+    Args:
+        name: a module of this package ("emu_video") or any importable one ("my_pkg.my_model").
+        kwargs: the arguments of its Model.
 
     Raises UserError for a module that does not exist or has no Model, and for arguments it does not take.
     """
@@ -31,10 +35,12 @@ def build(name: str, kwargs: dict):
     except ModuleNotFoundError as error:
         if error.name and not path.startswith(error.name):
             raise
-        raise UserError(f"config.backbone.name: no module {path}; name a backbone of im3d_jax or your own") from None
+        message = f"config.backbone.name: no module {path}; name a backbone of im3d_jax or your own"
+        raise UserError(message) from None
     if not hasattr(module, "Model"):
         raise UserError(f"config.backbone.name: {path} has no Model, which the backbone contract asks for")
     unknown = set(kwargs) - set(inspect.signature(module.Model).parameters)
     if unknown:
-        raise UserError(f"config.backbone.kwargs: {path}.Model takes no argument {', '.join(sorted(unknown))}")
+        names = ", ".join(sorted(unknown))
+        raise UserError(f"config.backbone.kwargs: {path}.Model takes no argument {names}; remove it")
     return module.Model(**kwargs)

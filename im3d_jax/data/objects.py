@@ -1,13 +1,13 @@
 """Procedural objects: categories, colours, captions and their primitives (NumPy only).
 
-The paper trains on 100k artist-made assets; this project trains its small model on the objects of this module, which
-are also its test data and its ground truth. Object `index` is a pure function of `(seed, index)`, and the index ranges
-of the splits are disjoint, so training never meets a test object.
+Paper: 100k artist-made assets. Here: the objects of this module, because they need no download and their
+truth is known; they are the small model's training data and its test data. Object `index` is a pure function
+of `(seed, index)`, and the index ranges of the splits are disjoint, so training never meets a test object.
 
-An object is a caption and four padded groups of primitives (ellipsoids, boxes, cones, tori). The padding gives every
-category the same array shapes, so that `procedural.render` compiles once for all of them.
+An object is a caption and four padded groups of primitives (ellipsoids, boxes, cones, tori). The padding
+gives every category the same array shapes, so that `procedural.render` compiles once for all of them.
 
-World units: the object lies inside the ball of radius 0.5; +Z is up; its front faces +X before the random yaw.
+The object lies inside the ball of radius 0.5; +Z is up; its front faces +X before the random yaw.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ MAX_YAW_RAD = np.deg2rad(30.0)
 class Scene:
     """Primitives of one object, its caption and its category (a key of `CATEGORIES`).
 
-    Each primitive is the image of a unit shape under `local -> center + axes @ local`: the unit sphere, the cube
-    [-1, 1]^3, the frustum |z| <= 1 with radius from 1 (bottom) to `shape` (top), or the torus of major radius 1 and
-    minor radius `shape` around z.
+    Each primitive is the image of a unit shape under `local -> center + axes @ local`: the unit sphere, the
+    cube [-1, 1]^3, the frustum |z| <= 1 with radius from 1 (bottom) to `shape` (top), or the torus of major
+    radius 1 and minor radius `shape` around z.
     """
 
     caption: str = ""
@@ -72,7 +72,7 @@ def rotate(axis: str, angle_rad: float) -> np.ndarray:
     return matrix
 
 
-# ---- Categories. Each takes a random generator and the colours of its two named parts, and says which those are. ----
+# ---- Categories: builders that take a random generator and the colours of the two named parts ----
 
 WOOD, STEEL, DARK = np.array([0.55, 0.36, 0.20]), np.array([0.62, 0.62, 0.65]), np.array([0.16, 0.16, 0.18])
 
@@ -248,7 +248,7 @@ def _cone_on_box(scene, rng, first, second):
 
 @dataclass(frozen=True)
 class Category:
-    """How a category is built and spoken of: `caption` names the colours of its parts by {first} and {second}."""
+    """How a category is built and spoken of; `caption` has {first} and {second} for its parts' colours."""
 
     build: Callable
     caption: str
@@ -331,8 +331,9 @@ def pack(scenes: list[Scene]) -> dict[str, np.ndarray]:
     """Scenes as padded arrays, ready for `procedural.render`.
 
     Returns:
-        For each kind of primitive with S slots and B scenes: `{kind}_center` [B, S, 3], `{kind}_to_local` [B, S, 3, 3]
-        (inverse of the axes), `{kind}_color` [B, S, 3], `{kind}_shape` [B, S], float32, and `{kind}_count` [B].
+        For each kind of primitive with S slots and B scenes: `{kind}_center` [B, S, 3], `{kind}_to_local`
+        [B, S, 3, 3] (inverse of the axes), `{kind}_color` [B, S, 3], `{kind}_shape` [B, S], float32, and
+        `{kind}_count` [B].
     """
     packed = {}
     for kind, slots in SLOTS.items():

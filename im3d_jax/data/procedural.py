@@ -1,8 +1,9 @@
 """The ray caster of the procedural objects: RGB, alpha and depth for any orbit camera, in JAX.
 
-One program serves all categories and any batch, so that training needs no disk: parameters of objects come from
-`objects.pack`, rays are cast against every padded slot, and XLA fuses the whole into few loops. Light is fixed to the
-object, not to the camera, so that a point keeps its colour from view to view.
+One program serves all categories, so that training needs no disk: parameters of objects come from
+`objects.pack`, rays are cast against each kind of primitive in a loop over the slots in use, and XLA fuses
+the whole into few loops. Light is fixed to the object, not to the camera, so that a point keeps its colour
+from view to view.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ FAR = 1e4
 class Views(NamedTuple):
     """Renders of B objects from K cameras.
 
-    rgb is over white, in [0, 1]; alpha is coverage; depth is the mean distance along z of what is covered, 0 elsewhere.
+    rgb is over white, in [0, 1]; alpha is coverage; depth is the mean distance along the camera's z of what
+    is covered, 0 elsewhere.
     """
 
     rgb: Float[Array, "B K H W 3"]
@@ -46,7 +48,7 @@ def render(
         half_width: half the image's width at unit depth, tan(field of view / 2).
     """
     one_view = partial(_render_view, half_width=half_width, size=size, supersampling=supersampling)
-    # Objects one after another, so that each costs only the primitives it has; the rays of its views fill a device.
+    # Objects one after another, so that each costs only the primitives it has; its rays fill a device.
     return jax.lax.map(lambda each: jax.vmap(one_view, in_axes=(None, 0))(*each), (packed, w2c))
 
 
@@ -102,7 +104,7 @@ def _keep(valid, t):
     return jnp.where(valid & (t > 0), t, FAR)
 
 
-# ---- Unit shapes. Each returns the ray parameter of the first hit (FAR if none) and an unnormalised normal. ----
+# ---- Unit shapes: the ray parameter of the first hit (FAR if none) and a normal of any length there ----
 
 
 def _ellipsoid(o, d, _):
@@ -146,7 +148,7 @@ def _cone(o, d, top):
 
 
 def _torus(o, d, minor):
-    """Sphere tracing from where the ray enters the bounding sphere: a quartic has no stable closed form in float32."""
+    """Sphere tracing from the bounding sphere: the quartic has no stable closed form in float32."""
     norm = jnp.sqrt(_dot(d, d))
     d = [x / norm for x in d]
     b = _dot(o, d)
