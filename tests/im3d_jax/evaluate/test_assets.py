@@ -1,0 +1,121 @@
+"""The part `assets` with a worker whose pictures are the camera's position as a colour."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from im3d_jax.autoencoder import Patches
+from im3d_jax.evaluate import assets
+from im3d_jax.evaluate.truth import Truth
+
+NUM_VIEWS, SIZE, INDEX = 4, 32, 7
+TRUE_RAD, ESTIMATED_RAD = 0.4, 0.25
+AT_STEPS, LAST_STEP = (2, 4), 6
+
+
+def paint(positions):
+    """[K, H, W, 3]: each view has the one colour 0.5 + position / 8."""
+    return np.broadcast_to(
+        0.5 + np.asarray(positions)[:, None, None] / 8, (len(positions), SIZE, SIZE, 3)
+    ).astype("f4")
+
+
+def on_orbit(elevation_rad, azimuths_deg):
+    a, e = np.deg2rad(azimuths_deg), elevation_rad
+    return 2 * np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.full(len(a), np.sin(e))], -1)
+
+
+def truth_at(azimuths_deg):
+    rgb = paint(on_orbit(TRUE_RAD, azimuths_deg))[None]
+    return Truth([INDEX], ["a mug"], ["mug"], np.array([TRUE_RAD]), rgb, np.ones_like(rgb[..., :1]))
+
+
+class Worker:
+    """Has the interface of `ReconClient`. Every render writes into the same memory."""
+
+    def __init__(self):
+        self.views, self.renders = torch.zeros(2, NUM_VIEWS, SIZE, SIZE, 3)
+        self.masks, self.alphas = torch.zeros(2, NUM_VIEWS, SIZE, SIZE, 1)
+        self.fitted = []
+
+    def reset(self, cameras):
+        self.cameras, self.step = cameras, 0
+
+    def set_targets(self):
+        self.fitted.append((self.cameras, self.views.numpy().copy()))
+
+    def fit(self, until_step, on_progress):
+        self.step = until_step
+        return {"psnr": 0.0}
+
+    def render(self, cameras=None):
+        self.renders.copy_(torch.from_numpy(paint((cameras or self.cameras).positions)))
+        self.alphas.fill_(1)
+        return self.renders, self.alphas
+
+
+class Generator:
+    """Its videos are grey; refining darkens what it is given."""
+
+    codec = Patches(patch=4)
+    config = ConfigDict(
+        dict(seed=0, size=SIZE, num_views=NUM_VIEWS, video=dict(num_steps=1), fit=dict(num_steps=LAST_STEP),
+             rounds=dict(at_steps=AT_STEPS, num_runs=1, num_steps=1))
+    )  # fmt: skip
+
+    def condition(self, captions, images):
+        assert captions == ["a mug"]
+        return images
+
+    def turntable(self, given, key, on_step):
+        return jnp.zeros((1, NUM_VIEWS, *given.shape[1:]))
+
+    def refine(self, renders, given, key, on_step):
+        return renders - 0.125
+
+
+def estimator(frames):
+    return torch.full((len(frames),), ESTIMATED_RAD)
+
+
+@pytest.fixture(scope="module")
+def run(perceptual, tmp_path_factory):
+    worker, directory = Worker(), tmp_path_factory.mktemp("assets")
+    truth, between = truth_at([0, 90, 180, 270]), truth_at([45, 135, 225, 315])
+    result = assets.measure(Generator(), worker, estimator, truth, between, perceptual, directory, "key")
+    return result, worker, directory
+
+
+def test_unseen_views_are_rendered_from_the_true_cameras_after_every_round(run):
+    [row] = run[0]["objects"]
+    assert row["index"] == INDEX
+    for name in ("estimated", "true"):
+        assert len(row["fits"][name]["rounds"]) == 3
+        for score in row["fits"][name]["rounds"]:
+            assert score["psnr"] > 90 and score["silhouette_iou"] == 1
+
+
+def test_fits_use_the_elevation_they_are_named_after(run):
+    [row] = run[0]["objects"]
+    assert row["fits"]["estimated"]["elevation_deg"] == pytest.approx(np.rad2deg(ESTIMATED_RAD))
+    heights = [cameras.positions[:, 2].mean() for cameras, _ in run[1].fitted]
+    expected = [2 * np.sin(ESTIMATED_RAD)] * 3 + [2 * np.sin(TRUE_RAD)] * 3
+    assert heights == pytest.approx(expected, rel=1e-5)
+
+
+def test_rounds_refine_the_turntable_and_not_the_unseen_views(run):
+    for number, (cameras, targets) in enumerate(run[1].fitted):
+        video, refined = np.full_like(targets, 0.5), paint(cameras.positions) - 0.125 / 2  # in latents 0.125
+        expected = video if number % 3 == 0 else refined
+        np.testing.assert_allclose(targets, expected, atol=1e-6)
+
+
+def test_a_second_run_keeps_what_was_measured(run, perceptual):
+    result, _, directory = run
+    truth = truth_at([0, 90, 180, 270])
+    again = assets.measure(None, None, None, truth, truth, perceptual, directory, "key")
+    assert again == result
+    with pytest.raises(AttributeError):  # under another key it would measure
+        assets.measure(None, None, None, truth, truth, perceptual, directory, "other key")
