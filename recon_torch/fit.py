@@ -68,7 +68,7 @@ class FitSettings:
     refine_every: int = 50
     grow_grad2d: float = 0.002
     grow_scale3d: float = 0.01
-    prune_opacity: float = 0.01
+    prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
     max_gaussians: int = 20000
 
     engine: Engine = "auto"
