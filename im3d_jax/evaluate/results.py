@@ -18,15 +18,11 @@ SCORE_COLUMNS = ["PSNR, dB", "foreground PSNR, dB", "silhouette IoU", "LPIPS"]
 
 def kept(path: Path, key: str, make: Callable[[], dict]) -> dict:
     """What `make()` returned in an earlier run with the same `key`, or else returns now, and its seconds."""
-    if path.is_file():
-        earlier = json.loads(path.read_text())
-        if earlier["key"] == key:
-            return earlier
-    start = time.monotonic()
-    made = make()
-    made = {"key": key, **made, "seconds": round(time.monotonic() - start, 1)}
-    export.write_json(path, made)
-    return made
+    if not path.is_file() or json.loads(path.read_text())["key"] != key:
+        start = time.monotonic()
+        made = make()
+        export.write_json(path, {"key": key, **made, "seconds": round(time.monotonic() - start, 1)})
+    return json.loads(path.read_text())  # also what was just made, so that both runs hold the same numbers
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -49,7 +45,7 @@ def views_section(part: dict) -> str:
     overall = [[name, *_format(scores.mean([row["scores"][name] for row in rows]))] for name in names]
     return "\n".join(
         [
-            f"## Views 1 to the last, from the true first view: mean of {len(rows)} objects\n",
+            f"## Views 1 to the last, from the true first view: mean over objects ({len(rows)})\n",
             table(["", *SCORE_COLUMNS], overall),
             "The object's own mean view is made from the truth: what a perfect blur would reach.\n",
             "### By category\n",
@@ -79,7 +75,7 @@ def assets_section(part: dict) -> str:
             lines.append([f"{name} elevation, round {number}", *_format(mean)])
     return "\n".join(
         [
-            f"## Renders of the asset between the turntable's azimuths: mean of {len(rows)} objects\n",
+            f"## Renders of the asset between the turntable's azimuths: mean over objects ({len(rows)})\n",
             table(["", *SCORE_COLUMNS], lines),
             "All are rendered from the true elevation.\n",
         ]
@@ -91,7 +87,7 @@ def prompts_section(part: dict) -> str:
     generated, true = (np.mean([row[f"{kind}neighbour_lpips"] for row in rows]) for kind in ("", "true_"))
     return "\n".join(
         [
-            f"## From the prompt alone: {len(rows)} prompts\n",
+            f"## From the prompt alone: mean over prompts ({len(rows)})\n",
             table(
                 ["LPIPS between neighbouring views", "mean"],
                 [["generated", f"{generated:.3f}"], ["true turntables", f"{true:.3f}"]],
