@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
                     temporal_span=("pixel", "first", "video"),
                     closed_orbit=True,
                     clean_first_view=True,
+                    image_in_every_view=True,
                     text_dims=(96,),
                     vocabulary=len(words) + 1,
                     prediction_type="x0",
@@ -39,7 +40,11 @@ def get_config() -> ConfigDict:
             autoencoder=dict(name="patches", kwargs=dict(patch=4)),
             text=dict(words=words, max_words=16),
             schedule=dict(
-                kind="scaled_linear", num_steps=1000, beta_start=8.5e-4, beta_end=1.2e-2, zero_terminal_snr=True
+                kind="scaled_linear",
+                num_steps=1000,
+                beta_start=8.5e-4,
+                beta_end=1.2e-2,
+                zero_terminal_snr=True,
             ),
             # Guidance scales and solver: unspecified in the paper, chosen on validation objects.
             text_to_image=dict(num_steps=40, spacing="trailing", solver="2m", w_text=2.0, rescale=0.0),
@@ -52,11 +57,12 @@ def get_config() -> ConfigDict:
                 rescale=0.0,
                 tie_first_view=True,
             ),
-            # Paper: at fit steps 500 and 1000, two runs of 10 denoising steps each (A.1). The level is unspecified.
+            # Paper: at fit steps 500 and 1000, two runs of 10 denoising steps (A.1). Level: unspecified.
             rounds=dict(at_steps=(500, 1000), num_runs=2, num_steps=10, start_level=0.7),
             elevation=dict(weights="", dino=""),
             image=dict(fill=0.7, background_tolerance=0.06),
-            fit=dict(num_gaussians=5000, num_steps=1200, views_per_step=1, w_lpips=10.0, w_ssim=0.2, w_mask=1.0),
+            # Fields of recon_torch.fit.FitSettings; those that are not named keep their defaults.
+            fit=dict(num_gaussians=5000, num_steps=1200, w_lpips=10.0, w_ssim=0.2, w_mask=1.0),
             turntable=dict(num_frames=48, size=192, fps=24),
         )
     )

@@ -1,4 +1,4 @@
-"""Stage 1 of the shipped model: text to image on first views of procedural objects (Emu Video's text-to-image model).
+"""Stage 1 of the shipped model: text to image, on first views of procedural objects.
 
 Command: im3d train --config=configs/tiny_text_to_image.py --workdir=runs/tiny_text_to_image
 Devices: CPU; the shipped run's steps, time and results stand in im3d_jax/weights/MODEL_CARD.md.
@@ -16,7 +16,15 @@ def get_config() -> ConfigDict:
             init_from="",
             trainable=".*",
             streams=dict(
-                image=dict(every=1, batch_size=64, num_views=1, first_object=0, keep_image=0.0, keep_text=0.9, timestep_shift=1.0)
+                image=dict(
+                    every=1,
+                    batch_size=64,
+                    num_views=1,
+                    first_object=0,
+                    keep_image=0.0,
+                    keep_text=0.9,
+                    timestep_shift=1.0,
+                )
             ),
             num_steps=1300,
             warmup_steps=100,

@@ -1,7 +1,7 @@
 """Stage 2 of the shipped model: image to 16-view turntable (Sec. 3.1).
 
-Paper: only temporal layers train. Here: everything trains, because at this size that measures better, with one
-step in six on stage 1's images to keep its ability. Give --config.train.trainable=temporal for the paper's recipe.
+Paper: only temporal layers train. Here: everything trains, because at this size that measures better, with
+one step in six on stage 1's images to keep its ability. --config.train.trainable=temporal is the paper's way.
 
 Command: im3d train --config=configs/tiny_turntable.py --workdir=runs/tiny_turntable
 Devices: CPU; the shipped run's steps, time and results stand in im3d_jax/weights/MODEL_CARD.md.
@@ -15,10 +15,21 @@ from configs import tiny_text_to_image
 def get_config() -> ConfigDict:
     config = tiny_text_to_image.get_config()
     config.train.update(
-        init_from="runs/tiny_text_to_image/weights.safetensors", num_steps=1800, decay_steps=450, learning_rate=8e-4
+        init_from="runs/tiny_text_to_image/weights.safetensors",
+        num_steps=1800,
+        decay_steps=450,
+        learning_rate=8e-4,
     )
     config.train.streams.image.update(every=6, first_object=2**29)
     config.train.streams.turntable = ConfigDict(
-        dict(every=1, batch_size=4, num_views=16, first_object=2**30, keep_image=0.95, keep_text=0.5, timestep_shift=3.0)
+        dict(
+            every=1,
+            batch_size=4,
+            num_views=16,
+            first_object=2**30,
+            keep_image=0.95,
+            keep_text=0.5,
+            timestep_shift=3.0,
+        )
     )
     return config

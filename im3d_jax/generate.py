@@ -50,7 +50,7 @@ class Request(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What a round of the fit was given and what it made: targets [K,H,W,4], renders [K,H,W,3], alphas [K,H,W,1]."""
+    """A round of the fit: what it was given and what it made."""
 
     until_step: int
     quality: dict[str, float]
@@ -71,8 +71,9 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
         image = generator.codec.encode(rgb[None], alpha[None])
     else:
         with seconds("text_to_image"), progress("image", config.text_to_image.num_steps) as bar:
-            image = generator.text_to_image([request.prompt], stream(key, "image"), lambda *_: bar.update())[:, 0]
-            image.block_until_ready()
+            image_key = stream(key, "image")
+            latents = generator.text_to_image([request.prompt], image_key, lambda *_: bar.update())
+            image = latents[:, 0].block_until_ready()
     image_calls, image_evaluations = generator.num_calls, generator.num_evaluations
 
     # ---- image -> video J ----
@@ -144,7 +145,9 @@ def fit_and_refine(
         yield Round(until_step, quality, targets, client.renders.numpy().copy(), client.alphas.numpy().copy())
 
 
-def write_asset(request: Request, client: ReconClient, cameras, config, rounds: list[Round], report: dict) -> None:
+def write_asset(
+    request: Request, client: ReconClient, cameras, config, rounds: list[Round], report: dict
+) -> None:
     """Writes an asset's files beside `out` and then moves them in, so that none is ever half there."""
     with tempfile.TemporaryDirectory(prefix=".im3d_", dir=request.out) as directory:
         staging = Path(directory)
@@ -164,7 +167,9 @@ def write_asset(request: Request, client: ReconClient, cameras, config, rounds: 
             config.turntable.num_frames, np.deg2rad(report["elevation_deg"]), config.turntable.size
         )
         client.render(around)
-        export.write_video(staging / "turntable.mp4", client.renders.clamp(0, 1).numpy(), config.turntable.fps)
+        export.write_video(
+            staging / "turntable.mp4", client.renders.clamp(0, 1).numpy(), config.turntable.fps
+        )
         for path in staging.iterdir():
             target = request.out / path.name
             if target.is_dir():
@@ -173,7 +178,7 @@ def write_asset(request: Request, client: ReconClient, cameras, config, rounds: 
 
 
 def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras) -> None:
-    """Pictures [K, H, W, 4], whose colours are over white, as RGBA files with a transforms.json beside them."""
+    """Pictures [K, H, W, 4] whose colours are over white, as RGBA files with a transforms.json beside."""
     alpha = rgba[..., 3:].clip(0, 1)
     straight = np.where(alpha > 0, (rgba[..., :3] - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
     names = [f"{folder}/{k:03d}.png" for k in range(len(rgba))]
@@ -200,7 +205,9 @@ class Stopwatch:
         self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - start
 
     def report(self) -> dict[str, float]:
-        return {name: round(s, 2) for name, s in (self.stages | {"total": time.monotonic() - self.begun}).items()}
+        return {
+            name: round(s, 2) for name, s in (self.stages | {"total": time.monotonic() - self.begun}).items()
+        }
 
 
 @contextmanager
@@ -220,7 +227,9 @@ def parse_requests(flags) -> list[Request]:
     if flags.image and len(flags.prompt) > 1:
         raise UserError("--image takes at most one --prompt, which describes it")
     if any(not prompt.strip() for prompt in flags.prompt):
-        raise UserError("--prompt is empty; describe the object, as in --prompt 'a red car with a blue cabin'")
+        raise UserError(
+            "--prompt is empty; describe the object, as in --prompt 'a red car with a blue cabin'"
+        )
     if flags.num_assets < 1:
         raise UserError(f"--num-assets is {flags.num_assets}, needs at least 1")
     wanted = [(prompt, flags.seed + n) for prompt in flags.prompt or [""] for n in range(flags.num_assets)]
@@ -237,7 +246,9 @@ def warn_of_unknown_words(generator: Generator, prompts: list[str]) -> list[str]
     for prompt in prompts:
         if unknown := generator.vocabulary.unknown(prompt):
             known = ", ".join(generator.vocabulary.words)
-            warnings.append(f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}")
+            warnings.append(
+                f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
+            )
             print(f"im3d: warning: {warnings[-1]}", file=sys.stderr)
     return warnings
 
@@ -252,20 +263,28 @@ def generate(config, requests: list[Request]) -> list[dict]:
     cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
     with ReconClient(cameras, settings) as client:
         generator = Generator(config)
-        estimator = elevation.load(config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None)
+        estimator = elevation.load(
+            config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None
+        )
         warn_of_unknown_words(generator, [request.prompt for request in requests])
         return [make_asset(generator, client, estimator, request) for request in requests]
 
 
 def main(argv: list[str]) -> None:
     parser = CommandParser("generate", __doc__)
-    parser.add_argument("--prompt", action="append", default=[], help="what to make; may be given several times")
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="what to make; may be given several times"
+    )
     parser.add_argument("--image", default="", help="picture to start from: RGBA, or on a plain background")
     parser.add_argument("--out", type=Path, required=True, help="directory for the asset's files")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first asset; the next ones count up")
-    parser.add_argument("--num-assets", type=int, default=1, help="assets for each prompt (default %(default)s)")
+    parser.add_argument(
+        "--num-assets", type=int, default=1, help="assets for each prompt (default %(default)s)"
+    )
     parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
     for request, report in zip(requests := parse_requests(flags), generate(config, requests), strict=True):
         last = report["rounds"][-1]
-        print(f"{request.out}: {report['num_gaussians']} Gaussians, PSNR {last['psnr']:.1f} dB to the last views")
+        print(
+            f"{request.out}: {report['num_gaussians']} Gaussians, {last['psnr']:.1f} dB to the last views"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 from recon_torch.errors import UserError
@@ -48,6 +49,8 @@ def dispatch(argv: list[str]) -> None:
 
 def run(argv: list[str] | None = None) -> int:
     """The process's exit code: 0, 2 for a mistake of the user (one line on stderr), 130 for Ctrl-C."""
+    # Before torch loads: threads that spin while they wait slow down whatever shares the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -49,6 +49,8 @@ class Model:
             next to its first.
         clean_first_view: view 0 comes in without noise where the image is given. Paper: noised as the others.
             The tiny model has it clean, because layers that know pictures can then read it from the start.
+        image_in_every_view: the extra channels show the image to all views, as SVD does. Paper: to view 0,
+            zeros elsewhere. The tiny model needs the short way.
         text_dims: width of each text encoder's output; transformer layer j attends to encoder j modulo their
             number.
         vocabulary: if set, text is word indices below it and the model carries its own `WordEncoder` of
@@ -68,6 +70,7 @@ class Model:
     temporal_span: Sequence[str] = ("pixel", "pixel", "pixel", "pixel")
     closed_orbit: bool = False
     clean_first_view: bool = False
+    image_in_every_view: bool = False
     text_dims: Sequence[int] = (768, 2048)
     vocabulary: int = 0
     max_words: int = 16
@@ -125,7 +128,7 @@ class UNet(nn.Module):
         emb = nn.Dense(4 * width, dtype=dtype, name="time_embedding_2")(nn.silu(emb))
         emb = FrameEmbedding(name="temporal_embedding")(emb, noisy.shape[1])
 
-        x = _with_image(noisy, conditioning, spec.clean_first_view).astype(dtype)
+        x = _with_image(noisy, conditioning, spec).astype(dtype)
         x = InputConv(width, noisy.shape[-1], dtype, name="conv_in")(x)
         x = block.temporal_conv(x, "conv_in_temporal")
         skips = [x]
@@ -271,21 +274,28 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` [B, Q, c] to `context` [B, S, d] where `mask` [B, S] is 1."""
+    """Multi-head attention of `queries` [B, Q, c] to `context` [B, S, d] where `mask` [B, S] is 1.
+
+    like_to_like: queries and keys start as the tokens themselves, so that a token first looks at its likes.
+    """
 
     head_dim: int
     dtype: Any
+    like_to_like: bool = False
 
     @nn.compact
     def __call__(self, queries, context, mask=None):
         channels = queries.shape[-1]
         heads = max(1, channels // self.head_dim)
 
-        def project(x, name):
-            y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
+        def project(x, name, init):
+            y = nn.Dense(channels, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x)
             return y.reshape(*y.shape[:2], heads, channels // heads)
 
-        q, k, v = project(queries, "to_q"), project(context, "to_k"), project(context, "to_v")
+        random = nn.initializers.lecun_normal()
+        alike = _identity if self.like_to_like else random
+        q, k = project(queries, "to_q", alike), project(context, "to_k", alike)
+        v = project(context, "to_v", random)
         allowed = None if mask is None else (mask > 0)[:, None, None, :]
         out = jax.nn.dot_product_attention(q, k, v, mask=allowed)
         return nn.Dense(channels, dtype=self.dtype, name="to_out")(out.reshape(queries.shape))
@@ -321,7 +331,7 @@ class FrameEmbedding(nn.Module):
         if num_frames == 1:
             return emb
         project = nn.Dense(emb.shape[-1], use_bias=False, kernel_init=nn.initializers.zeros, dtype=emb.dtype)
-        return emb + project(_frame_azimuths(num_frames).astype(emb.dtype))
+        return emb + project(_frame_azimuths(num_frames).astype(emb.dtype))[None]
 
 
 class TemporalConv(nn.Module):
@@ -341,7 +351,8 @@ class TemporalConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
         padding = ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))
         padded = jnp.pad(x, padding, mode="wrap" if self.closed_orbit else "constant")
-        return sum(padded[:, i : i + x.shape[1]] @ kernel[i] for i in range(3)) + bias
+        summed = sum(padded[:, i : i + x.shape[1]] @ kernel[i] for i in range(3))
+        return summed + bias[None, None, None, None]
 
 
 class TemporalTransformer(nn.Module):
@@ -355,13 +366,15 @@ class TemporalTransformer(nn.Module):
         spec, (h, w, c) = self.spec, x.shape[2:]
         dtype = jnp.dtype(spec.dtype)
         tokens = nn.Dense(c, dtype=dtype, name="proj_in")(GroupNorm(1e-6, name="norm")(x))
-        tokens += nn.Dense(c, dtype=dtype, name="azimuth")(azimuths.astype(dtype))[:, None, None]
+        tokens += nn.Dense(c, dtype=dtype, name="azimuth")(azimuths.astype(dtype))[None, :, None, None]
         if self.span != "pixel":
-            tokens += self.param("place", nn.initializers.normal(0.02), (h, w, c)).astype(dtype)
+            place = self.param("place", _places, (h, w, c)).astype(dtype)
+            tokens += place[None, None]
         for layer in range(spec.num_transformer_layers):
             y = LayerNorm(name=f"norm1_{layer}")(tokens)
             queries, context = _pair(y, self.span)
-            out = Attention(spec.head_dim, dtype, name=f"self_{layer}")(queries, context)
+            attention = Attention(spec.head_dim, dtype, self.span != "pixel", name=f"self_{layer}")
+            out = attention(queries, context)
             tokens += _unpair(out, self.span, tokens.shape)
             y = LayerNorm(name=f"norm2_{layer}")(tokens)
             tokens += FeedForward(spec.ff_mult, dtype, name=f"ff_{layer}")(y)
@@ -385,6 +398,20 @@ def _unpair(out, span, shape):
     return out.reshape(shape)
 
 
+def _identity(key, shape, dtype=jnp.float32):
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def _places(key, shape, dtype=jnp.float32) -> Float[Array, "h w c"]:
+    """Sinusoids of row and column, of unit size: small random ones would take long to tell apart."""
+    height, width, channels = shape
+    waves = np.pi / np.geomspace(1, 16, channels // 4)
+    place = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+    phases = (place[..., None] * waves).reshape(height, width, -1)
+    features = np.sqrt(2) * np.concatenate([np.sin(phases), np.cos(phases)], -1)
+    return jnp.asarray(np.pad(features, ((0, 0), (0, 0), (0, channels - features.shape[-1]))), dtype)
+
+
 def _frame_azimuths(num_frames: int, harmonics: int = 4) -> np.ndarray:
     """Features [K, 2 * harmonics] of the azimuth 2 pi k / K of each frame."""
     angles = 2 * np.pi * np.arange(num_frames) / num_frames
@@ -399,12 +426,14 @@ def _sinusoids(timestep: Int[Array, " B"], dim: int) -> Float[Array, "B d"]:
     return jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], -1)
 
 
-def _with_image(noisy, conditioning: Conditioning, clean_first_view: bool):
-    """Appends the image to frame 0, zeros to the others, and a mask that is 1 where there is an image."""
-    frames = noisy.shape[1]
+def _with_image(noisy, conditioning: Conditioning, spec):
+    """Appends the image to view 0 or to all, and a mask that is 1 at view 0 if there is an image."""
     given = conditioning.image_mask[:, None, None, None]
-    image, ones = conditioning.image * given, jnp.ones_like(conditioning.image[..., :1]) * given
-    extra = jnp.pad(jnp.concatenate([image, ones], -1)[:, None], ((0, 0), (0, frames - 1), *[(0, 0)] * 3))
-    if clean_first_view:
+    image = conditioning.image * given
+    views = jnp.zeros_like(noisy).at[:, 0].set(image)
+    if spec.image_in_every_view:
+        views = jnp.broadcast_to(image[:, None], noisy.shape)
+    mask = jnp.zeros_like(noisy[..., :1]).at[:, 0].set(given)
+    if spec.clean_first_view:
         noisy = noisy.at[:, 0].set(noisy[:, 0] * (1 - given) + image)
-    return jnp.concatenate([noisy, extra], -1)
+    return jnp.concatenate([noisy, views, mask], -1)
