@@ -41,7 +41,7 @@ class WordEncoder(nn.Module):
     @nn.compact
     def __call__(self, words, mask):
         x = nn.Embed(self.vocabulary, self.dim, name="words")(words)
-        x += self.param("positions", nn.initializers.normal(0.02), (words.shape[1], self.dim))
+        x += self.param("positions", nn.initializers.normal(0.02), (words.shape[1], self.dim))[None]
         y = nn.LayerNorm(name="norm1")(x)
         allowed = (mask > 0)[:, None, None, :]
         x += nn.MultiHeadDotProductAttention(self.num_heads, name="attention")(y, y, mask=allowed)

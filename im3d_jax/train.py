@@ -25,6 +25,7 @@ from flax import traverse_util
 
 from im3d_jax import autoencoder, backbones, checkpoint, conditioning, config_flags, diffusion, sharding
 from im3d_jax.data import objects, procedural
+from recon_torch import export
 from recon_torch.errors import CommandParser, UserError
 
 TRAINED_BY = ("seed", "size", "backbone", "autoencoder", "text", "schedule", "train")
@@ -54,7 +55,15 @@ class Batch(NamedTuple):
 
 @partial(
     jax.jit,
-    static_argnames=("model", "codec", "optimizer", "loss_weight", "keep_image", "keep_text", "timestep_shift"),
+    static_argnames=(
+        "model",
+        "codec",
+        "optimizer",
+        "loss_weight",
+        "keep_image",
+        "keep_text",
+        "timestep_shift",
+    ),
     donate_argnums=0,
 )
 def train_step(
@@ -79,13 +88,12 @@ def train_step(
         frozen: parameters that do not train, by path; no gradient is computed for them.
         keep_image, keep_text: probabilities that an asset keeps its conditions. Below 1, the network also
             learns to do without, which guidance needs.
+        timestep_shift: see `diffusion.sample_timesteps`.
     """
     latents = codec.encode(batch.rgb, batch.alpha)
     num_assets = latents.shape[0]
     keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
-    timestep = diffusion.sample_timesteps(
-        keys[0], num_assets, schedule.num_timesteps, shift=timestep_shift
-    )
+    timestep = diffusion.sample_timesteps(keys[0], num_assets, schedule.num_timesteps, shift=timestep_shift)
     alpha, sigma = diffusion.level(schedule, timestep)
     noise = jax.random.normal(keys[1], latents.shape)
     noisy = diffusion.add_noise(latents, noise, alpha, sigma)
@@ -148,24 +156,32 @@ def load_batch(config, vocabulary, name: str, step: int) -> Batch:
     return Batch(turntables.views.rgb, turntables.views.alpha, jnp.asarray(words), jnp.asarray(mask))
 
 
+@partial(jax.jit, static_argnames="model")
+def init(model, key: jax.Array) -> dict:
+    """Parameters of a model, as one compiled program."""
+    return model.init(key)
+
+
 def train(config, workdir: Path) -> TrainState:
     """Trains until `config.train.num_steps`, resuming from `workdir` if it holds a checkpoint."""
     settings = config.train
-    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh()
+    check_streams(settings.streams, mesh.size)
+    export.make_directory(workdir)
 
     # ---- Model ----
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
     codec = autoencoder.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
     schedule = diffusion.make_schedule(**config.schedule)
     vocabulary = conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
-    params = jax.jit(model.init)(jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
     if settings.init_from:
-        params, _ = checkpoint.load_weights(settings.init_from, params)
+        params, _ = checkpoint.load_weights(settings.init_from, jax.eval_shape(model.init, key))
+    else:
+        params = init(model, key)
     print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=12))
 
     # ---- State ----
-    mesh = sharding.make_mesh()
-    check_streams(settings.streams, mesh.size)
     trained, frozen = jax.device_put(split_params(params, settings.trainable), sharding.replicated(mesh))
     optimizer = make_optimizer(settings)
     ema = jax.tree.map(jnp.copy, trained)
