@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     flags = _parser().parse_args(argv)
     started = time.perf_counter()
     train, held_out = _load(flags)
-    _require_writable(flags.out)
+    export.make_directory(flags.out)
     center, scale = unit_frame(train.cameras)
     fit = Fit(
         to_unit(train.cameras, center, scale),
@@ -118,15 +118,6 @@ def _load(flags: argparse.Namespace) -> tuple[Views, Views | None]:
         raise UserError(f"--held-out {every} must be from 2 to the number of views, {len(views)}")
     last_of_each = index % every == every - 1
     return views.take(index[~last_of_each]), views.take(index[last_of_each])
-
-
-def _require_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another directory") from None
-    if not os.access(out, os.W_OK):
-        raise UserError(f"--out {out} cannot be written; choose another directory")
 
 
 def unit_frame(cameras: Cameras) -> tuple[Float[np.ndarray, "3"], float]:
