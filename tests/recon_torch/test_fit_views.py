@@ -168,7 +168,7 @@ def test_refuses_cameras_that_look_the_same_way(tmp_path):
 def test_refuses_an_out_that_is_a_file(tmp_path):
     write_views(tmp_path / "views", CAMERAS)
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="choose another directory"):
+    with pytest.raises(UserError, match="cannot be made"):
         fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out").read_text() == "mine"
 
