@@ -8,7 +8,7 @@ that waits for every thread even where another process holds its core.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -54,6 +54,15 @@ def run(function: Callable, num_tasks: int, *arguments, grain: int = 1) -> None:
     for helper in helpers:
         if not helper.cancel():
             helper.result()
+
+
+def gradient_arrays(gradients: Sequence[Tensor | None], like: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Gradients as `arrays`, zeros for those that do not matter to the loss.
+
+    For `ctx.set_materialize_grads(False)`: torch would fill such zeros with all its threads.
+    """
+    pairs = zip(gradients, like, strict=True)
+    return [np.zeros_like(array) if v is None else arrays(v)[0] for v, array in pairs]
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import rasterize_reference as reference
-from recon_torch.kernel import arrays, kernel, run
+from recon_torch.kernel import arrays, gradient_arrays, kernel, run
 from recon_torch.rasterize_reference import Projection
 
 EPS2D_PX2 = np.float32(reference.EPS2D_PX2)
@@ -51,15 +51,16 @@ class _Project(torch.autograd.Function):
         inputs = arrays(means, quats, scales, w2c, intrinsics_px)
         outputs = arrays(means2d, conics, depths, extents, radii)
         run(_forward, len(means), *inputs, sizes, *arrays(opacities), *outputs, grain=GRAIN)
-        ctx.saved = *inputs, sizes, *arrays(conics, radii)
+        ctx.saved, ctx.outputs = (*inputs, sizes, outputs[1], outputs[4]), outputs[:3]
         ctx.mark_non_differentiable(extents, radii)
+        ctx.set_materialize_grads(False)
         return means2d, conics, depths, extents, radii
 
     @staticmethod
     def backward(ctx, v_means2d, v_conics, v_depths, _v_extents, _v_radii):
         gradients = [torch.empty(array.shape) for array in ctx.saved[:3]]
-        outputs = arrays(v_means2d, v_conics, v_depths, *gradients)
-        run(_backward, len(gradients[0]), *ctx.saved, *outputs, grain=GRAIN)
+        v_outputs = gradient_arrays((v_means2d, v_conics, v_depths), ctx.outputs)
+        run(_backward, len(gradients[0]), *ctx.saved, *v_outputs, *arrays(*gradients), grain=GRAIN)
         return *gradients, *[None] * 5
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import rasterize_reference as reference
-from recon_torch.kernel import FAST_MATH, arrays, kernel, run
+from recon_torch.kernel import FAST_MATH, arrays, gradient_arrays, kernel, run
 from recon_torch.rasterize_reference import Projection
 
 ALPHA_MIN, ALPHA_MAX = np.float32(reference.ALPHA_MIN), np.float32(reference.ALPHA_MAX)
@@ -64,20 +64,23 @@ class _Composite(torch.autograd.Function):
         background, *images = arrays(background, rgb, alpha, depth)
         run(_forward, len(begins) - 1, records, begins, background, *images, transmittance, last, reached)
         ctx.saved = records, begins, background, images[2], transmittance, last, reached
-        ctx.owners, ctx.shape = owners, depths.shape
+        ctx.owners, ctx.images, ctx.shape = owners, images, depths.shape
+        ctx.set_materialize_grads(False)
         return rgb, alpha, depth
 
     @staticmethod
     def backward(ctx, v_rgb, v_alpha, v_depth):
         records, begins, *_, reached = ctx.saved
         rows = np.empty((len(records), 10), np.float32)
-        run(_backward, len(begins) - 1, *ctx.saved, *arrays(v_rgb, v_alpha, v_depth), rows)
-        v_means2d, v_conics, v_opacities, v_colors, v_depths = (
-            torch.zeros(*ctx.shape, *size) for size in ((2,), (3,), (), (3,), ())
-        )
-        by_gaussian = arrays(v_means2d, v_conics, v_opacities, v_colors, v_depths)
-        run(_sum_rows, len(v_means2d), rows, ctx.owners, begins, reached, *by_gaussian)
-        return v_means2d, v_conics, v_depths, None, v_opacities.sum(0), v_colors.sum(0), None, None, None
+        v_images = gradient_arrays((v_rgb, v_alpha, v_depth), ctx.images)
+        run(_backward, len(begins) - 1, *ctx.saved, *v_images, rows)
+        sizes = (2,), (3,), (), (), (3,)
+        by_view = [np.zeros((*ctx.shape, *size), np.float32) for size in sizes]
+        run(_sum_rows, len(by_view[0]), rows, ctx.owners, begins, reached, *by_view)
+        v_means2d, v_conics, v_depths, v_opacities, v_colors = by_view
+        gradients = v_means2d, v_conics, v_depths, v_opacities.sum(0), v_colors.sum(0)
+        v_means2d, v_conics, v_depths, v_opacities, v_colors = map(torch.from_numpy, gradients)
+        return v_means2d, v_conics, v_depths, None, v_opacities, v_colors, None, None, None
 
 
 # Sorting and binning
@@ -391,7 +394,7 @@ def _add_run(records, m, dx0, sums, rows):
 
 @kernel()
 def _sum_rows(
-    begin, end, rows, owners, begins, reached, v_means2d, v_conics, v_opacities, v_colors, v_depths
+    begin, end, rows, owners, begins, reached, v_means2d, v_conics, v_depths, v_opacities, v_colors
 ):
     """Adds up each Gaussian's rows within a view, in the order of the tiles."""
     views = len(v_means2d)

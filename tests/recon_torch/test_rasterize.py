@@ -90,6 +90,22 @@ def test_gradients_without_depth():
     assert_same(ours, theirs)
 
 
+def test_gradients_of_one_output_alone():
+    weights = torch.randn(3, 300, 2, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for engine, dtype in (("cpu", torch.float32), ("torch", torch.float64)):
+        gaussians = scene(300, opacity=0.5, dtype=dtype)
+        w2c, intrinsics, width, height = view()
+        render = rasterize(*gaussians, w2c.to(dtype), intrinsics.to(dtype), width, height, engine=engine)
+        assert (render.info["radii"] > 0).all()
+        loss = (render.info["means2d"] * weights).sum()
+        (of_means2d,) = torch.autograd.grad(loss, gaussians[:1], retain_graph=True)
+        (of_depth,) = torch.autograd.grad(render.depth.sum(), gaussians[:1])
+        gradients.append((of_means2d, of_depth))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm() > 0
+
+
 def test_equal_depths_are_blended_in_order_of_index():
     means = torch.tensor([[0.0, 0.0, 0.0]]).expand(3, 3)
     colors = torch.eye(3)
