@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -255,19 +255,27 @@ def warn_of_unknown_words(generator: Generator, prompts: list[str]) -> list[str]
 
 def generate(config, requests: list[Request]) -> list[dict]:
     """Makes the assets one after the other with one generator and one worker. Returns their reports."""
+    # Mistakes come to light before directories are made and minutes are spent.
+    check_rounds(config.rounds.at_steps, config.fit.num_steps)
+    for request in requests:
+        if request.image:
+            conditioning.load_image(request.image, config.size, **config.image)
+    generator = Generator(config)
+    weights = config.elevation.weights or elevation.TINY_WEIGHTS
+    estimator = elevation.load(weights, config.elevation.dino or None)
     for request in requests:
         export.make_directory(request.out)
-        if request.image:  # before anything is loaded, so that a bad picture is told at once
-            conditioning.load_image(request.image, config.size, **config.image)
-    settings = FitSettings(**config.fit)
+    warn_of_unknown_words(generator, [request.prompt for request in requests])
     cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
-    with ReconClient(cameras, settings) as client:
-        generator = Generator(config)
-        estimator = elevation.load(
-            config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None
-        )
-        warn_of_unknown_words(generator, [request.prompt for request in requests])
+    with ReconClient(cameras, FitSettings(**config.fit)) as client:
         return [make_asset(generator, client, estimator, request) for request in requests]
+
+
+def check_rounds(at_steps: Sequence[int], num_steps: int) -> None:
+    """Raises UserError for rounds that do not come one after the other within the fit."""
+    if (np.diff([0, *at_steps, num_steps]) <= 0).any():
+        steps = f"config.rounds.at_steps {tuple(at_steps)}, config.fit.num_steps {num_steps}"
+        raise UserError(f"{steps}: make each larger than the one before")
 
 
 def main(argv: list[str]) -> None:
@@ -285,6 +293,4 @@ def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
     for request, report in zip(requests := parse_requests(flags), generate(config, requests), strict=True):
         last = report["rounds"][-1]
-        print(
-            f"{request.out}: {report['num_gaussians']} Gaussians, {last['psnr']:.1f} dB to the last views"
-        )
+        print(f"{request.out}: {report['num_gaussians']} Gaussians, {last['psnr']:.1f} dB to the last views")
