@@ -1,6 +1,8 @@
 """The command: its flags, its files, and that a second run measures nothing."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from im3d_jax.data import objects
 from im3d_jax.evaluate import suite, truth
 from recon_torch.errors import UserError
+
+ROOT = Path(__file__).parents[3]
 
 
 class Untrained:
@@ -28,7 +32,8 @@ ARGUMENTS = ["--suite", "tiny", "--parts", "elevation", "--config.size=32"]
 
 
 def test_writes_tables_and_results_and_keeps_them(small, monkeypatch, tmp_path, capsys):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path)]
+    config = shutil.copy(ROOT / "configs" / "tiny.py", tmp_path)
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"--config={config}"]
     suite.main(arguments)
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
