@@ -54,7 +54,7 @@ def restore(manager: ocp.CheckpointManager, like, settings: dict):
 def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
     """Writes parameters as one safetensors file of `dtype`; whole or not at all."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: np.ascontiguousarray(np.asarray(value).astype(dtype)) for name, value in flat.items()}
+    arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
     with export.replacing(path) as temporary:
         save_file(arrays, temporary, metadata={"im3d": json.dumps(metadata)})
 

@@ -1,0 +1,134 @@
+"""The generator: how often it calls the network, with which conditions, and that its samples repeat."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from im3d_jax import checkpoint, config_flags, generator
+from recon_torch.errors import UserError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
+LATENT = (2, 2, 64)
+
+
+@pytest.fixture
+def config():
+    config = config_flags.load(CONFIG)
+    config.size = 8
+    config.backbone.kwargs.latent_shape = LATENT
+    return config
+
+
+def make_stub(config):
+    """A generator whose network predicts from what it is told, and notes each call."""
+    made = generator.Generator(config, params={"scale": jnp.float32(0.9)})
+    calls = []
+
+    class Network:
+        latent_shape, prediction_type = LATENT, "x0"
+        empty_conditioning = staticmethod(made.model.empty_conditioning)
+
+        @staticmethod
+        def apply(params, noisy, timestep, given):
+            jax.debug.callback(
+                lambda *told: calls.append(told), timestep, given.image_mask, given.text_mask[0]
+            )
+            words = given.text[0].sum(1).astype(jnp.float32) / 1000
+            told = words[:, None, None, None] + given.image * given.image_mask[:, None, None, None]
+            return 0.2 * noisy * params["scale"] + told[:, None] + timestep[:, None, None, None, None] * 1e-4
+
+    made.model = Network
+    return made, calls
+
+
+def image_of(batch):
+    return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (batch, *LATENT)), jnp.float32)
+
+
+def test_the_shipped_config_makes_the_papers_80_calls(config):
+    """40 for the first video and 2 runs of 10 steps in each of 2 rounds (A.1, Table 4)."""
+    made, _ = make_stub(config)
+    given = made.condition(["a red car"], image_of(1))
+    latents = made.turntable(given, jax.random.key(0))
+    assert made.num_calls == 40
+    for _ in config.rounds.at_steps:
+        for _ in range(config.rounds.num_runs):
+            latents = made.refine(latents, given, jax.random.key(1))
+    assert made.num_calls == 80
+    assert latents.shape == (1, 16, *LATENT)
+
+
+@pytest.mark.parametrize(
+    "w_image, w_text, per_call", [(1.0, 1.0, 1), (2.0, 2.0, 2), (1.0, 3.0, 2), (2.0, 7.5, 3), (0.0, 0.0, 1)]
+)
+def test_guidance_is_one_call_of_several_evaluations(config, w_image, w_text, per_call):
+    config.video.update(num_steps=3, w_image=w_image, w_text=w_text)
+    made, calls = make_stub(config)
+    made.turntable(made.condition(["a car", "a duck"], image_of(2)), jax.random.key(0))
+    jax.effects_barrier()
+    assert made.num_calls == len(calls) == 3
+    assert made.num_evaluations == 3 * per_call
+    for timestep, image_mask, text_mask in calls:
+        assert len(timestep) == 2 * per_call and len(set(timestep.tolist())) == 1
+        told = {(bool(i), int(t.sum()) > 1) for i, t in zip(image_mask, text_mask, strict=True)}
+        assert len(told) == per_call
+    assert [int(call[0][0]) for call in calls] == sorted((int(call[0][0]) for call in calls), reverse=True)
+
+
+def test_images_come_from_text_alone(config):
+    config.text_to_image.update(num_steps=2, w_text=2.0)
+    made, calls = make_stub(config)
+    images = made.text_to_image(["a red car", "a duck", ""], jax.random.key(0))
+    jax.effects_barrier()
+    assert images.shape == (3, 1, *LATENT)
+    assert (made.num_calls, made.num_evaluations) == (2, 4)
+    assert all(not image_mask.any() for _, image_mask, _ in calls)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_first_view_is_the_image_if_tied(config, tied):
+    config.video.update(num_steps=2, tie_first_view=tied)
+    made, _ = make_stub(config)
+    image = image_of(1)
+    given = made.condition(["a car"], image)
+    for latents in (
+        made.turntable(given, jax.random.key(0)),
+        made.refine(jnp.zeros((1, 16, *LATENT)), given, jax.random.key(0)),
+    ):
+        assert np.allclose(latents[:, 0], image, atol=1e-6) == tied
+        assert np.abs(latents).max() <= 1 + 1e-6
+
+
+def test_samples_repeat_with_the_key_and_differ_without(config):
+    config.video.update(num_steps=2, solver="sde_2m")
+    made, _ = make_stub(config)
+    given = made.condition(["a car"], image_of(1))
+    first, again, other = (made.turntable(given, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.allclose(first[:, 1:], other[:, 1:])
+
+
+def test_restarting_keeps_more_of_the_renders_at_lower_levels(config):
+    """The stub returns a fifth of what it sees, so what is left says how much noise was put on."""
+    renders = jnp.ones((1, 16, *LATENT))
+    distances = []
+    for start_level in (0.1, 0.5, 0.9):
+        config.rounds.update(num_steps=1, start_level=start_level)
+        made, _ = make_stub(config)
+        given = made.condition([""], jnp.zeros((1, *LATENT)))
+        distances.append(float(made.refine(renders, given, jax.random.key(0))[:, 1:].std()))
+    assert distances[0] < distances[1] < distances[2]
+    np.testing.assert_allclose(np.array(distances) / distances[2], np.array([0.1, 0.5, 0.9]) / 0.9, rtol=0.02)
+
+
+def test_weights_of_other_words_are_refused(config, tmp_path, monkeypatch):
+    config.weights = str(tmp_path / "w.safetensors")
+    shapes = {"scale": jnp.float32(1)}
+    monkeypatch.setattr(generator.jax, "eval_shape", lambda *_: shapes)
+    checkpoint.save_weights(tmp_path / "w.safetensors", shapes, {"words": list(config.text.words)})
+    assert generator.Generator(config).params == shapes
+    checkpoint.save_weights(tmp_path / "w.safetensors", shapes, {"words": list(config.text.words)[::-1]})
+    with pytest.raises(UserError, match="other words than config.text.words"):
+        generator.Generator(config)
