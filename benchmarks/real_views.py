@@ -22,7 +22,9 @@ MESHES = [ASSETS / "Duck.glb", ASSETS / "CesiumMilkTruck.glb"]
 ELEVATION_RAD = np.radians(20.0)
 TRAIN_AZIMUTHS_RAD = 2 * np.pi * np.arange(16) / 16
 TEST_AZIMUTHS_RAD = 2 * np.pi * (np.arange(8) + 0.25) / 8
-HEADER = "mesh              px |  training PSNR  SSIM  LPIPS | held-out PSNR  SSIM  LPIPS | Gaussians  fit s"
+HEADER = (
+    "mesh              px |  training PSNR  SSIM   LPIPS | held-out PSNR  SSIM   LPIPS | Gaussians  fit s"
+)
 
 
 def write_views(mesh: mesh_rendering.Mesh, directory: Path, azimuths_rad: np.ndarray, size: int) -> None:
@@ -35,7 +37,7 @@ def row(name: str, size: int, report: dict) -> str:
     quality = [
         report[views][metric] for views in ("training", "held_out") for metric in ("psnr", "ssim", "lpips")
     ]
-    numbers = "{:14.2f} {:5.3f} {:6.3f} | {:13.2f} {:5.3f} {:6.3f}".format(*quality)
+    numbers = "{:14.2f} {:5.3f} {:7.4f} | {:13.2f} {:5.3f} {:7.4f}".format(*quality)
     return f"{name:<16} {size:>3} | {numbers} | {report['num_gaussians']:9d} {report['seconds']['fit']:6.0f}"
 
 
