@@ -46,6 +46,7 @@ class Request(NamedTuple):
     image: str
     seed: int
     out: Path
+    elevation_rad: float | None = None  # of the views, where it is known
     save_views: bool = False
 
 
@@ -80,11 +81,13 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     given = generator.condition([request.prompt], image)
     with seconds("video"), progress("video", config.video.num_steps) as bar:
         latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
-        views, masks = jax.block_until_ready(generator.codec.decode(latents))
+        views, masks = jax.block_until_ready(generator.decode(latents))
 
     # ---- video -> cameras ----
     with seconds("elevation"):
-        elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]))
+        elevation_rad = request.elevation_rad
+        if elevation_rad is None:
+            elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]))
     cameras = orbit(config.num_views, elevation_rad, config.size)
     client.reset(cameras)
 
@@ -130,7 +133,7 @@ def fit_and_refine(
                 for run in range(config.rounds.num_runs):
                     run_key = stream(key, f"round {number - 1} run {run}")
                     latents = generator.refine(latents, given, run_key, lambda *_, bar=bar: bar.update())
-                views, masks = jax.block_until_ready(generator.codec.decode(latents))
+                views, masks = jax.block_until_ready(generator.decode(latents))
         with seconds("fit"), progress(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
             bridge.write(views[0], client.views)
             bridge.write(masks[0], client.masks)
@@ -232,10 +235,13 @@ def parse_requests(flags) -> list[Request]:
         )
     if flags.num_assets < 1:
         raise UserError(f"--num-assets is {flags.num_assets}, needs at least 1")
+    if flags.elevation_deg is not None and not -90 < flags.elevation_deg < 90:
+        raise UserError(f"--elevation-deg is {flags.elevation_deg:g}, must lie between -90 and 90")
+    elevation_rad = None if flags.elevation_deg is None else float(np.deg2rad(flags.elevation_deg))
     wanted = [(prompt, flags.seed + n) for prompt in flags.prompt or [""] for n in range(flags.num_assets)]
     outs = [flags.out] if len(wanted) == 1 else [flags.out / f"{i:04d}" for i in range(len(wanted))]
     return [
-        Request(prompt, flags.image, seed, out, flags.save_views)
+        Request(prompt, flags.image, seed, out, elevation_rad, flags.save_views)
         for (prompt, seed), out in zip(wanted, outs, strict=True)
     ]
 
@@ -288,6 +294,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first asset; the next ones count up")
     parser.add_argument(
         "--num-assets", type=int, default=1, help="assets for each prompt (default %(default)s)"
+    )
+    parser.add_argument(
+        "--elevation-deg", type=float, help="camera height of the picture, if known, instead of an estimate"
     )
     parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")

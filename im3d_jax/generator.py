@@ -19,6 +19,8 @@ from recon_torch.errors import UserError
 
 ROOT = Path(__file__).parents[1]  # shipped weights are named relative to it
 
+BACKGROUND_ALPHA = 0.1  # coverage below which a decoded pixel is taken for background
+
 OnStep = Callable[[int, Array], None]
 
 
@@ -97,10 +99,20 @@ class Generator:
         noisy = sampler.renoise(jax.random.fold_in(key, 0), renders, steps)
         return self._sample_video(noisy, steps, given, jax.random.fold_in(key, 1), on_step)
 
+    def decode(
+        self, latents: Float[Array, "B K h w c"]
+    ) -> tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]:
+        # Renders from the worker are bound to a device, noise is not: JAX would compile for each.
+        rgb, alpha = self.codec.decode(latents)
+        background = alpha < BACKGROUND_ALPHA
+        return jnp.where(background, 1.0, rgb), jnp.where(background, 0.0, alpha)
+
     def _sample_video(self, noisy, steps, given, key, on_step):
         settings = self.config.video
         guidance = sampler.Guidance(settings.w_image, settings.w_text, settings.rescale)
         denoise = self._denoiser(given, guidance, tie_first_view=settings.tie_first_view)
+        # Renders from the worker are bound to a device and noise is not; JAX would compile for each.
+        noisy = jax.device_put(noisy, jax.devices()[0])
         return sampler.sample(denoise, noisy, steps, solver=settings.solver, key=key, on_step=on_step)
 
     def _denoiser(self, given: Conditioning, guidance: sampler.Guidance, tie_first_view: bool):

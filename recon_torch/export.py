@@ -167,7 +167,10 @@ def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
         path, size, fps=fps, codec="libx264", quality=None, macro_block_size=2, ffmpeg_log_level="error",
         output_params=options.split(),
     )  # fmt: skip
-    writer.send(None)
+    with warnings.catch_warnings():
+        # JAX warns of any fork in its process; this one becomes ffmpeg at once.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\)", category=RuntimeWarning)
+        writer.send(None)
     for frame in frames:
         writer.send(np.ascontiguousarray(frame))
     writer.close()

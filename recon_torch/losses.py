@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_torch import torchvision_operators
 from recon_torch.errors import UserError
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
@@ -145,7 +146,7 @@ class PerceptualDistance:
 
 def _lpips_model(net: str) -> torch.nn.Module:
     """lpips' network with its trained heads and a random backbone, whatever the global seed is."""
-    _declare_torchvision_operators()
+    torchvision_operators.declare()
     import lpips  # after the declaration: it imports torchvision
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -174,13 +175,3 @@ def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
         backbone.load_state_dict({name: weights[source] for name, source in names.items()})
     except (KeyError, TypeError, RuntimeError):
         raise UserError(f"LPIPS weights {path} are not those of torchvision's {net} network") from None
-
-
-def _declare_torchvision_operators() -> None:
-    """Lets torchvision's CUDA build be imported beside a CPU-only torch, which lacks its NMS operators."""
-    if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
-        return
-    global _torchvision_operators  # the declarations last as long as this object
-    _torchvision_operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        _torchvision_operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

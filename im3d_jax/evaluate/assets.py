@@ -67,7 +67,7 @@ def measure_one(
     given = generator.condition([caption], generator.codec.encode(truth.rgb[b, :1], truth.alpha[b, :1]))
     with seconds("video"), progress(f"object {b}, video", config.video.num_steps) as bar:
         latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
-        video = jax.block_until_ready(generator.codec.decode(latents))
+        video = jax.block_until_ready(generator.decode(latents))
 
     judge = Judge((between.rgb[b], between.alpha[b]), perceptual)
     azimuths_rad = truths.azimuths_between_rad(config.num_views)

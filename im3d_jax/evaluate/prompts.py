@@ -26,7 +26,7 @@ def measure(generator: Generator, truth: Truth, perceptual: PerceptualDistance, 
     """Each prompt's change between neighbouring views, and writes the contact sheet: image, 7 more views."""
     latents = images(generator, truth.captions)
     videos = turntables(generator, truth.captions, latents, "prompts' views")
-    stills, _ = generator.codec.decode(latents[:, None])
+    stills, _ = generator.decode(latents[:, None])
     rows = []
     for b, prompt in enumerate(truth.captions):
         changes = [change_between_neighbours(rgb, perceptual) for rgb in (videos[b][0], truth.rgb[b])]

@@ -89,7 +89,7 @@ def turntables(
             given = generator.condition([captions[i] for i in chosen], images[chosen])
             key = stream(jax.random.key(generator.config.seed), f"{what} {start}")
             latents = generator.turntable(given, key, lambda *_: bar.update())
-            rgb, alpha = (np.array(x) for x in generator.codec.decode(latents))
+            rgb, alpha = (np.array(x) for x in generator.decode(latents))
             pictures += zip(rgb, alpha, strict=True)
     return pictures[:count]
 

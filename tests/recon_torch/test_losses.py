@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
 
-from recon_torch import losses
+from recon_torch import losses, torchvision_operators
 from recon_torch.errors import UserError
 from recon_torch.losses import PerceptualDistance, mask_loss, ms_ssim, rgb_loss, ssim
 
@@ -31,7 +31,7 @@ def gradient(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def lpips_package(net: str) -> torch.nn.Module:
-    losses._declare_torchvision_operators()
+    torchvision_operators.declare()
     import lpips
 
     with torch.random.fork_rng(), warnings.catch_warnings():

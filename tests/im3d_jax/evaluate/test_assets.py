@@ -69,6 +69,9 @@ class Generator:
         assert captions == ["a mug"]
         return images
 
+    def decode(self, latents):
+        return self.codec.decode(latents)
+
     def turntable(self, given, key, on_step):
         return jnp.zeros((1, NUM_VIEWS, *given.shape[1:]))
 

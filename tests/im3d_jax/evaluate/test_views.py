@@ -26,6 +26,9 @@ class Oracle:
     def condition(self, captions, images):
         return list(zip(captions, np.asarray(images), strict=True))
 
+    def decode(self, latents):
+        return self.codec.decode(latents)
+
     def turntable(self, given, key, on_step):
         on_step(0, None)
         return np.stack([self._answer(caption, image) for caption, image in given])
