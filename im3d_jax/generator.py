@@ -102,7 +102,7 @@ class Generator:
     def decode(
         self, latents: Float[Array, "B K h w c"]
     ) -> tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]:
-        # Renders from the worker are bound to a device, noise is not: JAX would compile for each.
+        """(rgb over white, alpha) in [0, 1], without the haze that denoising leaves on the background."""
         rgb, alpha = self.codec.decode(latents)
         background = alpha < BACKGROUND_ALPHA
         return jnp.where(background, 1.0, rgb), jnp.where(background, 0.0, alpha)
