@@ -115,7 +115,7 @@ def train_step(
     # Early on the average follows closely, so that short runs are not dominated by their start.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, trained)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, trained, ema, opt_state), metrics
 
 
