@@ -13,9 +13,8 @@ from recon_torch.errors import UserError
 @pytest.fixture
 def params():
     rng = np.random.default_rng(0)
-    return {
-        "block": {"kernel": rng.standard_normal((3, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}
-    }
+    kernel, bias = rng.standard_normal((3, 4)).astype(np.float32), np.zeros(4, np.float32)
+    return {"block": {"kernel": kernel, "bias": bias}, "mix": np.float32(0.25)}
 
 
 @pytest.fixture
