@@ -1,0 +1,217 @@
+"""Prompt or image to files, with random weights and the fit in this process; and what is refused."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from im3d_jax import backbones, checkpoint, config_flags, generate, main
+from recon_torch.cameras import read_transforms
+from recon_torch.fit import Fit
+from recon_torch.gaussians import load_ply, save_ply
+
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
+SHRUNK = """
+import importlib.util
+spec = importlib.util.spec_from_file_location("tiny", {tiny!r})
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+def get_config():
+    config = tiny.get_config()
+    config.update(size=32, num_views=4, weights={weights!r})
+    config.backbone.kwargs.update(latent_shape=(8, 8, 64), model_channels=8, channel_mult=(1,), ff_mult=1,
+        num_res_blocks=(1,), attention_levels=(0,), head_dim=8, temporal_span=("pixel",), text_dims=(8,))
+    config.text_to_image.num_steps = 2
+    config.video.update(num_steps=3, w_image=2.0, w_text=3.0)
+    config.rounds.update(at_steps=(8, 14), num_steps=2)
+    config.fit.update(num_gaussians=200, num_steps=20, lpips_net="alex")
+    config.turntable.update(num_frames=4, size=32)
+    return config
+"""
+
+
+class LocalClient:
+    """`ReconClient` without the process: the fit runs here."""
+
+    started = 0
+
+    def __init__(self, cameras, settings):
+        type(self).started += 1
+        self.settings = settings
+        self.reset(cameras)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def reset(self, cameras):
+        self._fit = Fit(cameras, self.settings, "cpu")
+        shape = (len(cameras), cameras.height, cameras.width)
+        self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
+
+    def set_targets(self):
+        self._fit.set_targets(self.views, self.masks)
+
+    def fit(self, until_step, on_progress):
+        self._fit.run(until_step, on_progress)
+        return self._fit.metrics()
+
+    def render(self, cameras=None):
+        render = self._fit.render(cameras or self._fit.cameras)
+        # Aligned as shared memory is.
+        self.renders, self.alphas = (tensor.contiguous().clone() for tensor in (render.rgb, render.alpha))
+
+    def export(self, path):
+        save_ply(self._fit.gaussians, path)
+
+    step = property(lambda self: self._fit.step)
+    num_gaussians = property(lambda self: self._fit.num_gaussians)
+    notes = property(lambda self: self._fit.notes)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "ReconClient", LocalClient)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory):
+    """A shrunk config on disk, with random weights for its network."""
+    directory = tmp_path_factory.mktemp("config")
+    path, weights = directory / "shrunk.py", directory / "w.safetensors"
+    path.write_text(SHRUNK.format(tiny=str(CONFIG), weights=str(weights)))
+    config = config_flags.load(path)
+    model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    checkpoint.save_weights(weights, params, {"words": list(config.text.words)})
+    return path
+
+
+def command(config_path, *arguments):
+    return main.run(["generate", f"--config={config_path}", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def asset(config_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prompt") / "asset"
+    assert (
+        command(config_path, "--prompt", "a red mushroom with a beige stem", "--out", out, "--save-views")
+        == 0
+    )
+    return out
+
+
+def test_all_files_are_there(asset):
+    views = {"views_0", "views_1", "views_2", "images"}
+    files = {"asset.ply", "turntable.mp4", "views.png", "transforms.json", "report.json"}
+    assert {path.name for path in asset.iterdir()} == files | views
+    for folder in (asset, *(asset / f"views_{number}" for number in range(3))):
+        cameras, paths = read_transforms(folder / "transforms.json")
+        assert len(cameras) == len(paths) == 4 and cameras.width == 32
+        assert all(Image.open(folder / path).size == (32, 32) for path in paths)
+    report = json.loads((asset / "report.json").read_text())
+    assert len(load_ply(asset / "asset.ply").means) == report["num_gaussians"]
+
+
+def test_the_report_has_what_the_design_lists(asset, config_path):
+    report = json.loads((asset / "report.json").read_text())
+    assert report["network_calls"] == 3 + 2 * 2 * 2
+    assert report["network_evaluations"] == 3 * report["network_calls"]
+    assert (report["text_to_image_calls"], report["text_to_image_evaluations"]) == (2, 4)
+    assert report["config_digest"] == config_flags.config_digest(config_flags.load(config_path))
+    assert report["seed"] == 0 and report["prompt"] == "a red mushroom with a beige stem"
+    assert report["versions"]["jax"] == version("jax") and "CPU" in report["device"]
+    assert 0 <= report["elevation_deg"] <= 45
+    assert [each["until_step"] for each in report["rounds"]] == [8, 14, 20]
+    assert all(
+        np.isfinite([each[name] for name in ("psnr", "ssim", "lpips")]).all() for each in report["rounds"]
+    )
+    stages = {"text_to_image", "video", "elevation", "fit", "renoise_denoise", "export"}
+    assert report["seconds"].keys() == stages | {"total"}
+    assert report["seconds"]["total"] == pytest.approx(
+        sum(report["seconds"][name] for name in stages), rel=0.3
+    )
+    assert any("random weights" in note for note in report["notes"])
+
+
+def test_the_files_show_the_elevation_that_was_estimated(asset):
+    report = json.loads((asset / "report.json").read_text())
+    cameras, _ = read_transforms(asset / "transforms.json")
+    heights = cameras.positions[:, 2]
+    np.testing.assert_allclose(heights, 2 * np.sin(np.deg2rad(report["elevation_deg"])), atol=1e-4)
+
+
+def test_an_image_is_view_0_of_several_assets_that_share_a_worker(config_path, tmp_path):
+    rows, columns = np.mgrid[:60, :60]
+    inside = np.hypot(rows - 20, columns - 30) < 15
+    picture = np.where(inside[..., None], [200, 30, 40], 255).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "ball.png")
+    before = LocalClient.started
+    arguments = ("--image", tmp_path / "ball.png", "--num-assets", 2, "--seed", 5, "--out", tmp_path / "out")
+    assert command(config_path, *arguments, "--save-views") == 0
+    assert LocalClient.started == before + 1
+    for number in range(2):
+        folder = tmp_path / "out" / f"{number:04d}"
+        report = json.loads((folder / "report.json").read_text())
+        assert report["seed"] == 5 + number and report["image"] == str(tmp_path / "ball.png")
+        assert report["text_to_image_calls"] == 0 and "text_to_image" not in report["seconds"]
+        view = np.asarray(Image.open(folder / "views_0" / "images" / "000.png"), float)
+        np.testing.assert_allclose(view[16, 16], [200, 30, 40, 255], atol=2)
+        assert (view[0, :, 3] == 0).all()
+    assert (tmp_path / "out/0000/asset.ply").read_bytes() != (tmp_path / "out/0001/asset.ply").read_bytes()
+
+
+def test_the_same_seed_makes_the_same_bytes(asset, config_path, tmp_path, capsys):
+    prompt = "a shiny RED mushroom with a beige stem"  # one word that it does not know changes nothing
+    assert command(config_path, "--prompt", prompt, "--out", tmp_path, "--save-views") == 0
+    for name in ("asset.ply", "turntable.mp4", "views.png", "views_2/images/003.png"):
+        assert (tmp_path / name).read_bytes() == (asset / name).read_bytes(), name
+    warning = next(line for line in capsys.readouterr().err.splitlines() if "warning" in line)
+    assert "shiny" in warning and "mushroom" in warning.partition("it knows")[2]
+
+
+def bad_cases(tmp_path, config_path):
+    (tmp_path / "file").write_text("")
+    blank = tmp_path / "blank.png"
+    Image.fromarray(np.full((20, 20, 3), 255, np.uint8)).save(blank)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(Path(config_flags.load(config_path).weights).read_bytes()[:-100])
+    out, prompt = ("--out", tmp_path / "out"), ("--prompt", "a red car")
+    return {
+        "no image at": ("--image", tmp_path / "none.png", *out),
+        "shows no object": ("--image", blank, *out),
+        "cannot read": ("--image", tmp_path / "file", *out),
+        "--prompt is empty": ("--prompt", "  ", *out),
+        "nothing to make": out,
+        "cannot be made": (*prompt, "--out", tmp_path / "file" / "out"),
+        "unknown config key 'vidio.num_steps'": (*prompt, *out, "--config.vidio.num_steps=3"),
+        "are damaged": (*prompt, *out, f"--config.weights={damaged}"),
+        "no weights at": (*prompt, *out, "--config.weights=none.safetensors"),
+        "make each larger": (*prompt, *out, "--config.fit.num_steps=10"),
+        "at least 1": (*prompt, *out, "--num-assets", 0),
+        "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),
+    }
+
+
+def test_mistakes_are_one_line_and_leave_nothing(config_path, tmp_path, capsys):
+    cases = bad_cases(tmp_path, config_path)
+    files = set(tmp_path.iterdir())
+    for words, arguments in cases.items():
+        assert command(config_path, *arguments) == 2, words
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
+        assert set(tmp_path.iterdir()) == files, words
