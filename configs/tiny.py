@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
                     closed_orbit=True,
                     clean_first_view=True,
                     image_in_every_view=True,
+                    copy_gate=True,
                     text_dims=(96,),
                     vocabulary=len(words) + 1,
                     prediction_type="x0",

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from im3d_jax.conditioning import Conditioning, WordEncoder
+from recon_torch.errors import UserError
 
 TEMPORAL = "temporal"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
@@ -51,6 +52,8 @@ class Model:
             The tiny model has it clean, because layers that know pictures can then read it from the start.
         image_in_every_view: the extra channels show the image to all views, as SVD does. Paper: to view 0,
             zeros elsewhere. The tiny model needs the short way.
+        copy_gate: a view is a blend, with learned weights, of the given image and of what the network draws;
+            for x0-prediction. Not in the paper. The tiny model has it, because few channels draw blurred.
         text_dims: width of each text encoder's output; transformer layer j attends to encoder j modulo their
             number.
         vocabulary: if set, text is word indices below it and the model carries its own `WordEncoder` of
@@ -71,6 +74,7 @@ class Model:
     closed_orbit: bool = False
     clean_first_view: bool = False
     image_in_every_view: bool = False
+    copy_gate: bool = False
     text_dims: Sequence[int] = (768, 2048)
     vocabulary: int = 0
     max_words: int = 16
@@ -85,6 +89,10 @@ class Model:
         for name, value in vars(self).items():
             if isinstance(value, list):  # a model is a static argument of jit, so it must be hashable
                 object.__setattr__(self, name, tuple(value))
+        if self.copy_gate and self.prediction_type != "x0":
+            raise UserError(
+                f"emu_video: copy_gate blends clean views; it cannot predict {self.prediction_type!r}"
+            )
         object.__setattr__(self, "net", UNet(self))
 
     def init(self, key) -> dict:
@@ -149,10 +157,13 @@ class UNet(nn.Module):
             if level:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
                 x = block.conv(x, mult * width, f"up_{level}_sample")
-        x = nn.silu(GroupNorm(name="norm_out")(x))
+        features = nn.silu(GroupNorm(name="norm_out")(x))
         zeros = nn.initializers.zeros
-        x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=zeros, dtype=dtype, name="conv_out")(x)
-        return block.temporal_conv(x, "conv_out_temporal").astype(jnp.float32)
+        x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=zeros, dtype=dtype, name="conv_out")(features)
+        x = block.temporal_conv(x, "conv_out_temporal")
+        if spec.copy_gate and noisy.shape[1] > 1:
+            x = CopyGate(dtype, name="temporal_copy_gate")(features, x, conditioning)
+        return x.astype(jnp.float32)
 
     def _text(self, conditioning: Conditioning):
         """One (tokens [B, L, d], mask [B, L]) for each text encoder."""
@@ -332,6 +343,19 @@ class FrameEmbedding(nn.Module):
             return emb
         project = nn.Dense(emb.shape[-1], use_bias=False, kernel_init=nn.initializers.zeros, dtype=emb.dtype)
         return emb + project(_frame_azimuths(num_frames).astype(emb.dtype))[None]
+
+
+class CopyGate(nn.Module):
+    """Blends the image that is given into every view; almost closed at initialisation."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features, drawn, conditioning: Conditioning):
+        init = {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.constant(-3.0)}
+        gate = nn.sigmoid(nn.Conv(drawn.shape[-1], (3, 3), dtype=self.dtype, name="conv", **init)(features))
+        gate *= conditioning.image_mask[:, None, None, None, None].astype(self.dtype)
+        return gate * conditioning.image[:, None].astype(self.dtype) + (1 - gate) * drawn
 
 
 class TemporalConv(nn.Module):

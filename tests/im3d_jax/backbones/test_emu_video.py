@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from im3d_jax import backbones, sharding
 from im3d_jax.backbones import emu_video
 from im3d_jax.conditioning import Conditioning
+from recon_torch.errors import UserError
 
 B, K, WORDS = 8, 5, 4
 SMALL = emu_video.Model(
@@ -152,6 +153,20 @@ def test_the_image_is_appended_to_frame_0_with_a_mask(inputs):
     assert all(np.array_equal(everywhere[:, k, ..., 3:6], given.image * mask) for k in range(K))
     kept = [0, 1, 2, 6]
     assert np.array_equal(everywhere[..., kept], x[..., kept])
+
+
+def test_an_open_gate_copies_the_image_where_there_is_one(apply, random, inputs):
+    noisy, timestep, given = inputs
+    gated = dataclasses.replace(SMALL, copy_gate=True, prediction_type="x0")
+    gate = {"conv": {"kernel": jnp.zeros((3, 3, 8, 3)), "bias": jnp.full(3, 50.0)}}
+    views = gated.apply({**random, "temporal_copy_gate": gate}, noisy, timestep, given)
+    drawn = apply(random, noisy, timestep, given)
+    with_image = np.asarray(given.image_mask) > 0
+    copies = np.broadcast_to(given.image[:, None], views.shape)
+    np.testing.assert_allclose(views[with_image], copies[with_image], atol=1e-6)
+    np.testing.assert_allclose(views[~with_image], drawn[~with_image], atol=1e-3)
+    with pytest.raises(UserError, match="copy_gate"):
+        dataclasses.replace(SMALL, copy_gate=True, prediction_type="v")
 
 
 def test_assets_do_not_see_each_other(apply, random, inputs):
