@@ -1,7 +1,8 @@
 """Stage 2 of the shipped model: image to 16-view turntable (Sec. 3.1).
 
-Paper: only temporal layers train. Here: everything trains, because at this size that measures better, with
-one step in six on stage 1's images to keep its ability. --config.train.trainable=temporal is the paper's way.
+Paper: only temporal layers train. Here: everything trains, because the few spatial layers of this network
+cannot spare what turning an object takes, with one step in six on stage 1's images to keep its ability.
+--config.train.trainable=temporal is the paper's way; the two have not been compared on this code yet.
 
 Command: im3d train --config=configs/tiny_turntable.py --workdir=runs/tiny_turntable
 Devices: CPU; the shipped run's steps, time and results stand in im3d_jax/weights/MODEL_CARD.md.
