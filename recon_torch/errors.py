@@ -18,7 +18,11 @@ class CommandParser(argparse.ArgumentParser):
     """An argument parser for one command: no abbreviations; a wrong flag is a `UserError`, not a usage."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"im3d {command}", description=description, allow_abbrev=False)
+        # Raw, because examples keep their lines.
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog=f"im3d {command}", description=description, allow_abbrev=False, formatter_class=formatter
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")

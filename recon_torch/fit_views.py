@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("fit", "Fit 3D Gaussians to views of one object.")
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     add("--views", type=Path, required=True, metavar="DIR", help="images and transforms.json")
     add(
