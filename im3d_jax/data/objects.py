@@ -74,7 +74,7 @@ def rotate(axis: str, angle_rad: float) -> np.ndarray:
 
 # ---- Categories: builders that take a random generator and the colours of the two named parts ----
 
-WOOD, STEEL, DARK = np.array([0.55, 0.36, 0.20]), np.array([0.62, 0.62, 0.65]), np.array([0.16, 0.16, 0.18])
+DARK = np.array([0.16, 0.16, 0.18])
 
 
 def _tree(scene, rng, first, second):
