@@ -23,12 +23,16 @@ class Conditioning(NamedTuple):
     image: latent of the conditioning image, which is view 0; image_mask: 1 where there is one.
     text: for each text encoder either embeddings [B, L, d] or, for a backbone with an encoder of its own,
     word indices [B, L]; text_mask: 1 at the words. The empty prompt is one word of index 0 or of zeros.
+    image_tokens: the image as an image encoder sees it, for a backbone that attends to it; elevation_rad: the
+    cameras' elevation, for one that is told it. None where the backbone does not ask.
     """
 
     image: Float[Array, "B h w c"]
     image_mask: Float[Array, " B"]
     text: tuple[Array, ...]
     text_mask: tuple[Float[Array, "B L"], ...]
+    image_tokens: Float[Array, "B L d"] | None = None
+    elevation_rad: Float[Array, " B"] | None = None
 
 
 class WordEncoder(nn.Module):
@@ -83,14 +87,19 @@ def drop(
 ) -> Conditioning:
     """Replaces the conditions of the assets whose keep is 0 by none, for training and for guidance."""
 
-    def empty(text):
-        return text * keep_text.reshape(-1, *[1] * (text.ndim - 1)).astype(text.dtype)
+    def empty(values, keep):
+        return values * keep.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
 
     keep_image, keep_text = keep_image.astype(jnp.float32), keep_text.astype(jnp.float32)
     first = jnp.zeros_like(conditioning.text_mask[0]).at[:, 0].set(1)
     masks = tuple(jnp.where(keep_text[:, None] > 0, mask, first) for mask in conditioning.text_mask)
-    text = tuple(empty(text) for text in conditioning.text)
-    return Conditioning(conditioning.image, conditioning.image_mask * keep_image, text, masks)
+    tokens = conditioning.image_tokens
+    return conditioning._replace(
+        image_mask=conditioning.image_mask * keep_image,
+        text=tuple(empty(text, keep_text) for text in conditioning.text),
+        text_mask=masks,
+        image_tokens=None if tokens is None else empty(tokens, keep_image),
+    )
 
 
 def load_image(

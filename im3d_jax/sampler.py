@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax.diffusion import MIN_LEVEL, Schedule, add_noise
 from recon_torch.errors import UserError
@@ -38,7 +38,7 @@ KARRAS_RHO = 7.0  # Karras et al. 2022, https://arxiv.org/abs/2206.00364
 class Steps(NamedTuple):
     """The T steps of one sampling run: step i goes from level i to level i + 1 and costs one network call."""
 
-    timesteps: Int[np.ndarray, " T"]  # falling; what the network is told at step i
+    timesteps: Float[np.ndarray, " T"]  # falling; what the network is told at step i
     alphas: Float[np.ndarray, " T+1"]  # float64, rising to exactly 1
     sigmas: Float[np.ndarray, " T+1"]  # float64, falling to exactly 0
 
@@ -64,16 +64,18 @@ def make_steps(
     ratios = _noise_to_signal(schedule)
     first = int(np.abs(schedule.sigmas - start_level).argmin())
     if spacing == "trailing":
-        timesteps = np.round((first + 1) * np.arange(num_steps, 0, -1) / num_steps).astype(int) - 1
-        kept = ratios[timesteps]
+        levels = np.round((first + 1) * np.arange(num_steps, 0, -1) / num_steps).astype(int) - 1
+        kept, timesteps = ratios[levels], schedule.timesteps[levels]
     elif spacing == "linspace":
-        timesteps = np.round(np.linspace(first, 0, num_steps + 1)[:-1]).astype(int)
-        kept = ratios[timesteps]
+        levels = np.round(np.linspace(first, 0, num_steps + 1)[:-1]).astype(int)
+        kept, timesteps = ratios[levels], schedule.timesteps[levels]
     elif spacing == "karras":
         start = min(ratios[-1], start_level / np.sqrt(max(1 - start_level**2, MIN_LEVEL**2)))
         ramp = np.linspace(start ** (1 / KARRAS_RHO), ratios[0] ** (1 / KARRAS_RHO), num_steps)
         kept = ramp**KARRAS_RHO
-        timesteps = np.round(np.interp(np.log(kept), np.log(ratios), np.arange(len(ratios)))).astype(int)
+        timesteps = np.interp(np.log(kept), np.log(ratios), schedule.timesteps)
+        if schedule.timesteps.dtype.kind == "i":  # the network was trained on whole numbers alone
+            timesteps = np.round(timesteps).astype(int)
     else:
         raise UserError(f"sampler: unknown spacing {spacing!r}, use 'trailing', 'linspace' or 'karras'")
     if (np.diff(kept) >= 0).any():
@@ -147,7 +149,7 @@ def sample(
 ) -> Float[Array, "B K h w c"]:
     """Denoise `x`, which is at noise level `steps.sigmas[0]`, to clean views. T calls of `denoise`.
 
-    denoise(x, timestep [B] int32, alpha [B], sigma [B]) returns its estimate of the clean views.
+    denoise(x, timestep [B], alpha [B], sigma [B]) returns its estimate of the clean views.
     key: needed by the SDE solvers alone; step i folds in i.
     on_step(i, x0) sees the estimate of step i, for progress and previews.
     """
@@ -155,7 +157,7 @@ def sample(
         raise ValueError(f"sampler: {solver} draws noise and needs a key")
     x0_prev = z = jnp.zeros_like(x)
     for i, weights in enumerate(jnp.asarray(coefficients(steps, solver), jnp.float32)):
-        timestep = jnp.full(x.shape[:1], steps.timesteps[i], jnp.int32)
+        timestep = jnp.full(x.shape[:1], steps.timesteps[i], jnp.float32)
         alpha = jnp.full(x.shape[:1], steps.alphas[i], jnp.float32)
         sigma = jnp.full(x.shape[:1], steps.sigmas[i], jnp.float32)
         x0 = denoise(x, timestep, alpha, sigma)
@@ -200,7 +202,7 @@ class Guidance(NamedTuple):
         self,
         network: Callable[[Array, Array, Any], Array],
         noisy: Float[Array, "B K h w c"],
-        timestep: Int[Array, " B"],
+        timestep: Float[Array, " B"],
         conditions: dict[str, Any],
     ) -> Float[Array, "B K h w c"]:
         """The guided prediction, from one call of `network` on a batch of num_evaluations * B.

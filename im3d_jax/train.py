@@ -93,8 +93,9 @@ def train_step(
     latents = codec.encode(batch.rgb, batch.alpha)
     num_assets = latents.shape[0]
     keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
-    timestep = diffusion.sample_timesteps(keys[0], num_assets, schedule.num_timesteps, shift=timestep_shift)
-    alpha, sigma = diffusion.level(schedule, timestep)
+    number = diffusion.sample_timesteps(keys[0], num_assets, schedule.num_timesteps, shift=timestep_shift)
+    alpha, sigma = diffusion.level(schedule, number)
+    timestep = jnp.asarray(schedule.timesteps, jnp.float32)[number]
     noise = jax.random.normal(keys[1], latents.shape)
     noisy = diffusion.add_noise(latents, noise, alpha, sigma)
     kept_image = jax.random.bernoulli(keys[2], keep_image, (num_assets,))

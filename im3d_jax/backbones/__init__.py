@@ -6,10 +6,20 @@ A backbone module has a `Model` whose arguments are `config.backbone.kwargs`, an
     apply(params, noisy [B,K,h,w,c], timestep [B], Conditioning)   -> prediction [B,K,h,w,c], float32
     empty_conditioning(batch) -> Conditioning                      no image and the empty prompt
     latent_shape, prediction_type                                  (h, w, c); "epsilon", "v" or "x0"
+    num_views                                                      K that it was trained for, None for any
     temporal_pattern                                               regex of the paths that Sec. 3.1 trains
     partition_rules                                                (regex of the path, logical axes) pairs
+    traceable                                                      False if jax.jit cannot trace `apply`
 
-How a model holds its parameters is its own affair: nothing outside depends on Flax.
+and, where it has a public ancestor,
+
+    from_pretrained(path, params) -> params                        of a public checkpoint
+    to_pretrained(params) -> {name: array}                         the same in the ancestor's layout
+
+`timestep` is what a network is told of the noise level, float32: `diffusion.Schedule.timesteps` says it. View 0
+is the conditioning image, at azimuth 0, and view k stands at 2 pi k / K, counter-clockwise seen from above; a
+model with another order of frames of its own translates inside `apply`. How a model holds its parameters is
+its own affair: nothing outside depends on Flax. `im3d check-backbone` tests all of it.
 """
 
 from __future__ import annotations
@@ -18,6 +28,19 @@ import importlib
 import inspect
 
 from recon_torch.errors import UserError
+
+REQUIRED = (
+    "init",
+    "apply",
+    "empty_conditioning",
+    "latent_shape",
+    "prediction_type",
+    "num_views",
+    "temporal_pattern",
+    "partition_rules",
+    "traceable",
+)
+"""Attributes of a model; `from_pretrained` and `to_pretrained` come in addition where there is an ancestor."""
 
 
 def build(name: str, kwargs: dict):
@@ -43,4 +66,9 @@ def build(name: str, kwargs: dict):
     if unknown:
         names = ", ".join(sorted(unknown))
         raise UserError(f"config.backbone.kwargs: {path}.Model takes no argument {names}; remove it")
-    return module.Model(**kwargs)
+    model = module.Model(**kwargs)
+    if lacking := [each for each in REQUIRED if not hasattr(model, each)]:
+        raise UserError(
+            f"config.backbone.name: {path}.Model lacks {', '.join(lacking)} of the backbone contract"
+        )
+    return model

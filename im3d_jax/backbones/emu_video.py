@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from im3d_jax.conditioning import Conditioning, WordEncoder
 from recon_torch.errors import UserError
@@ -82,8 +82,10 @@ class Model:
     dtype: Any = "float32"
     net: nn.Module = field(init=False, repr=False, compare=False)
 
+    num_views = None
     temporal_pattern = TEMPORAL
     partition_rules = PARTITION_RULES
+    traceable = True
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -443,7 +445,7 @@ def _frame_azimuths(num_frames: int, harmonics: int = 4) -> np.ndarray:
     return np.concatenate([np.cos(phases), np.sin(phases)], -1).astype(np.float32)
 
 
-def _sinusoids(timestep: Int[Array, " B"], dim: int) -> Float[Array, "B d"]:
+def _sinusoids(timestep: Float[Array, " B"], dim: int) -> Float[Array, "B d"]:
     """Embedding of the time step (Ho et al. 2020)."""
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(dim // 2) / (dim // 2))
     phases = timestep.astype(jnp.float32)[:, None] * frequencies[None]

@@ -1,0 +1,159 @@
+"""Public checkpoints <-> our parameter trees: safetensors files in the layouts of PyTorch projects.
+
+A model says where each of its parameters comes from by a function path -> `Source`; the layouts are changed
+here, and every tensor is accounted for. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+
+from recon_torch.errors import UserError
+
+
+class Source(NamedTuple):
+    """Where a parameter stands in a public checkpoint.
+
+    name: of the tensor.
+    layout: "" as the parameter's own rank says (see `LAYOUTS`), or "conv1x1" for a Dense of ours that is a
+        1x1 convolution there.
+    """
+
+    name: str
+    layout: str = ""
+
+
+SourceOf = Callable[[str], Source | None]
+"""Parameter path ("down_0/conv/kernel") -> its `Source`, or None for a parameter that is ours alone."""
+
+# layout -> (theirs to ours, ours to theirs). PyTorch puts the output channels first, Flax puts them last.
+LAYOUTS = {
+    "same": (lambda x: x, lambda x: x),
+    "linear": (lambda x: x.T, lambda x: x.T),
+    "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "conv2d": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    # A convolution over frames is a 3D one there, with an extent of 1 in both directions of the image.
+    "conv_frames": (
+        lambda x: x[..., 0, 0].transpose(2, 1, 0),
+        lambda x: x.transpose(2, 1, 0)[..., None, None],
+    ),
+}
+RANK_IN_CHECKPOINT = {"linear": 2, "conv1x1": 4, "conv2d": 4, "conv_frames": 5}
+KERNEL_LAYOUTS = {2: "linear", 3: "conv_frames", 4: "conv2d"}
+TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def torch_name(path: str) -> str:
+    """The name that a path has in a checkpoint whose modules mirror ours: "a_0/b/kernel" -> "a.0.b.weight".
+
+    Numbers at the end of a module's name are list indices there.
+    """
+    *modules, leaf = path.split("/")
+    parts = []
+    for module in modules:
+        stem, _, number = module.rpartition("_")
+        parts += [stem, number] if stem and number.isdigit() else [module]
+    return ".".join([*parts, TORCH_LEAVES.get(leaf, leaf)])
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors by name, of a .safetensors file or of a diffusers directory (whole or in shards).
+
+    bfloat16 and float16 become float32. Raises UserError for a path without weights and for a damaged file.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for file in _files(Path(path)):
+        try:
+            # Through JAX, because NumPy has no bfloat16.
+            with safe_open(file, framework="flax") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dict
+                    tensors[name] = np.asarray(opened.get_tensor(name).astype(jnp.float32))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"checkpoint {file} is damaged ({error}); fetch it again") from None
+    return tensors
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if indices := sorted(path.glob("*.safetensors.index.json")):
+        shards = json.loads(indices[0].read_text())["weight_map"].values()
+        return [path / Path(shard).name for shard in sorted(set(shards))]
+    # A directory may hold variants of the same weights: the plain one has the shortest name.
+    if files := sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name)):
+        return files[:1]
+    pickled = any(path.glob("*.bin")) or any(path.glob("*.ckpt")) or any(path.glob("*.pt"))
+    hint = "convert its pickled weights to safetensors first" if pickled else "give a file or a directory"
+    raise UserError(f"no .safetensors weights at {path}; {hint}")
+
+
+def read_config(path: str | Path) -> dict:
+    """config.json of a diffusers directory; {} for a bare file. Raises UserError if it is not JSON."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); fetch it again") from None
+
+
+def to_params(tensors: Mapping[str, np.ndarray], params, source_of: SourceOf, what: str):
+    """`params` with the values of a checkpoint, float32.
+
+    Args:
+        params: tree of arrays or ShapeDtypeStructs; those without a source keep their values.
+        what: the checkpoint's path and family, for errors.
+
+    Raises UserError that names a missing, unknown, wrongly shaped or non-finite tensor.
+    """
+    flat, found = traverse_util.flatten_dict(params, sep="/"), {}
+    sources = {path: source_of(path) for path in flat}
+    used = {source.name for source in sources.values() if source}
+    for problem, names in (
+        ("lacks", used - tensors.keys()),
+        ("has an unknown tensor", tensors.keys() - used),
+    ):
+        if names:
+            raise UserError(
+                f"{what} {problem} {min(names)} ({len(names)} such); is it of another family or size?"
+            )
+    for path, value in flat.items():
+        source = sources[path]
+        if source is None:
+            found[path] = value
+            continue
+        theirs, layout = tensors[source.name], _layout(path, source, value.ndim)
+        rank = RANK_IN_CHECKPOINT.get(layout, value.ndim)
+        ours = LAYOUTS[layout][0](theirs) if theirs.ndim == rank else theirs
+        if ours.shape != value.shape:
+            shapes = f"is {theirs.shape}; config.backbone makes {path} {value.shape}"
+            raise UserError(f"{what}: {source.name} {shapes}")
+        if not np.isfinite(ours).all():
+            raise UserError(f"{what}: {source.name} holds NaN or infinity; fetch it again")
+        found[path] = jnp.asarray(ours, jnp.float32)
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def to_tensors(params, source_of: SourceOf) -> dict[str, np.ndarray]:
+    """The inverse of `to_params`: a checkpoint's tensors by name. Parameters without a source stay out."""
+    tensors = {}
+    for path, value in traverse_util.flatten_dict(params, sep="/").items():
+        if source := source_of(path):
+            layout = _layout(path, source, value.ndim)
+            tensors[source.name] = np.ascontiguousarray(LAYOUTS[layout][1](np.asarray(value)))
+    return tensors
+
+
+def _layout(path: str, source: Source, rank: int) -> str:
+    if source.layout or not path.endswith("/kernel"):
+        return source.layout or "same"
+    return KERNEL_LAYOUTS[rank]
