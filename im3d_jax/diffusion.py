@@ -56,10 +56,10 @@ def make_schedule(
 
     kind: "scaled_linear" (sqrt(beta) is linear), "linear" (Ho et al. 2020), "cosine" (Nichol & Dhariwal
         2021, which ignores the betas), all of which tell the network the number of the step; or "edm".
-    sigma_min, sigma_max: noise-to-signal ratios between which "edm" spaces its levels evenly in the logarithm;
-        the network is told c_noise = ln(ratio) / 4 (Karras et al. 2022, https://arxiv.org/abs/2206.00364). EDM's
-        c_in scales its noisy input to unit variance, to what is noisy here, and with c_skip = 1 / (1 + ratio^2)
-        its denoiser is "v" prediction, so nothing else differs. The defaults are SVD's and SV3D's.
+    sigma_min, sigma_max: noise-to-signal ratios between which "edm" has its levels, evenly in the logarithm;
+        the network is told c_noise = ln(ratio) / 4 (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
+        EDM's c_in makes of its noisy input what is noisy here, and with c_skip = 1 / (1 + ratio^2) its
+        denoiser is "v" prediction, so nothing else differs. The defaults are SVD's and SV3D's.
     zero_terminal_snr: shift and scale alpha so that the last timestep is pure noise (Lin et al. 2023,
         https://arxiv.org/abs/2305.08891), as in Emu Video's 512 px stages. It asks for "v" or "x0"
         prediction, because at alpha = 0 epsilon says nothing of x0.

@@ -16,10 +16,10 @@ and, where it has a public ancestor,
     from_pretrained(path, params) -> params                        of a public checkpoint
     to_pretrained(params) -> {name: array}                         the same in the ancestor's layout
 
-`timestep` is what a network is told of the noise level, float32: `diffusion.Schedule.timesteps` says it. View 0
-is the conditioning image, at azimuth 0, and view k stands at 2 pi k / K, counter-clockwise seen from above; a
-model with another order of frames of its own translates inside `apply`. How a model holds its parameters is
-its own affair: nothing outside depends on Flax. `im3d check-backbone` tests all of it.
+`timestep` is what a network is told of the noise level, float32: `diffusion.Schedule.timesteps` says it.
+View 0 is the conditioning image, at azimuth 0, and view k stands at 2 pi k / K, counter-clockwise seen from
+above; a model with another order of frames of its own translates inside `apply`. How a model holds its
+parameters is its own affair: nothing outside depends on Flax. `im3d check-backbone` tests all of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REQUIRED = (
     "partition_rules",
     "traceable",
 )
-"""Attributes of a model; `from_pretrained` and `to_pretrained` come in addition where there is an ancestor."""
+"""What every model has; one with a public ancestor also has `from_pretrained` and `to_pretrained`."""
 
 
 def build(name: str, kwargs: dict):
