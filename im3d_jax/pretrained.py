@@ -54,13 +54,14 @@ TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 def torch_name(path: str) -> str:
     """The name that a path has in a checkpoint whose modules mirror ours: "a_0/b/kernel" -> "a.0.b.weight".
 
-    Numbers at the end of a module's name are list indices there.
+    Numbers at the end of a module's name are list indices there, but for diffusers' "linear_1", "linear_2".
     """
     *modules, leaf = path.split("/")
     parts = []
     for module in modules:
         stem, _, number = module.rpartition("_")
-        parts += [stem, number] if stem and number.isdigit() else [module]
+        indexed = number.isdigit() and stem not in ("", "linear")
+        parts += [stem, number] if indexed else [module]
     return ".".join([*parts, TORCH_LEAVES.get(leaf, leaf)])
 
 
