@@ -4,7 +4,7 @@ Command: im3d generate --prompt "a red mushroom with a beige stem" --out out/mus
 Devices: two CPU cores are enough.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from im3d_jax.data import objects
 
@@ -39,7 +39,8 @@ def get_config() -> ConfigDict:
                 ),
             ),
             autoencoder=dict(name="patches", kwargs=dict(patch=4)),
-            text=dict(words=words, max_words=16),
+            text=dict(name="words", kwargs=dict(words=words, max_words=16)),
+            image_encoder=dict(path=""),
             schedule=dict(
                 kind="scaled_linear",
                 num_steps=1000,
@@ -60,7 +61,10 @@ def get_config() -> ConfigDict:
             ),
             # Paper: at fit steps 500 and 1000, two runs of 10 denoising steps (A.1). Level: unspecified.
             rounds=dict(at_steps=(500, 1000), num_runs=2, num_steps=10, start_level=0.7),
-            elevation=dict(weights="", dino=""),
+            # deg: of all videos, for a generator that is told its cameras; otherwise it is estimated.
+            elevation=dict(weights="", dino="", deg=config_dict.placeholder(float)),
+            # Of views whose autoencoder has no alpha: an IS-Net file (A.1), else what is not white.
+            masks=dict(isnet="", tolerance=0.04),
             image=dict(fill=0.7, background_tolerance=0.06),
             # Fields of recon_torch.fit.FitSettings; those that are not named keep their defaults.
             fit=dict(num_gaussians=5000, num_steps=1200, w_lpips=10.0, w_ssim=0.2, w_mask=1.0),

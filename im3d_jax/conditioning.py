@@ -15,6 +15,7 @@ from PIL import Image
 
 from recon_torch import export
 from recon_torch.errors import UserError
+from recon_torch.masks import isnet_masks
 
 
 class Conditioning(NamedTuple):
@@ -61,12 +62,15 @@ class Vocabulary:
     words: tuple[str, ...]
     max_words: int = 16
 
-    def unknown(self, prompt: str) -> list[str]:
-        """The words of `prompt` that the encoder was not trained on."""
-        return [word for word in _split(prompt) if word not in self.words]
+    def warnings(self, prompt: str) -> list[str]:
+        """Names the words of `prompt` that the encoder was not trained on, if there are any."""
+        unknown = [word for word in _split(prompt) if word not in self.words]
+        known = ", ".join(self.words)
+        message = f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
+        return [message] if unknown else []
 
-    def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Word indices [B, L] int32 and mask [B, L] float32. Leaves out unknown words and those beyond L."""
+    def encode(self, prompts: list[str]) -> tuple[tuple[np.ndarray], tuple[np.ndarray]]:
+        """Word indices ([B, L] int32,) and mask ([B, L] float32,); no unknown words, none beyond L."""
         indices = np.zeros((len(prompts), self.max_words), np.int32)
         mask = np.zeros((len(prompts), self.max_words), np.float32)
         mask[:, 0] = 1
@@ -75,7 +79,33 @@ class Vocabulary:
             found = [lookup[word] for word in _split(prompt) if word in lookup][: self.max_words]
             indices[row, : len(found)] = found
             mask[row, : len(found)] = 1
-        return indices, mask
+        return (indices,), (mask,)
+
+
+def build_text(name: str, kwargs: dict):
+    """What turns prompts into `Conditioning.text`: it has `encode`, `warnings` and the `words` that it knows.
+
+    Args:
+        name: "words", a `Vocabulary` for a backbone that carries its own encoder; "pretrained" or
+            "precomputed", see `encoders`; "none" for a backbone without text.
+    """
+    if name == "words":
+        return Vocabulary(tuple(kwargs["words"]), kwargs["max_words"])
+    if name == "none":
+        return NoText()
+    raise UserError(f"config.text.name: no {name!r}; there is words, pretrained, precomputed, none")
+
+
+class NoText:
+    """For backbones that take no text: prompts only serve to draw the image."""
+
+    words = ()
+
+    def warnings(self, prompt: str) -> list[str]:
+        return []
+
+    def encode(self, prompts: list[str]) -> tuple[tuple, tuple]:
+        return (), ()
 
 
 def _split(prompt: str) -> list[str]:
@@ -91,8 +121,10 @@ def drop(
         return values * keep.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
 
     keep_image, keep_text = keep_image.astype(jnp.float32), keep_text.astype(jnp.float32)
-    first = jnp.zeros_like(conditioning.text_mask[0]).at[:, 0].set(1)
-    masks = tuple(jnp.where(keep_text[:, None] > 0, mask, first) for mask in conditioning.text_mask)
+    masks = tuple(
+        jnp.where(keep_text[:, None] > 0, mask, jnp.zeros_like(mask).at[:, 0].set(1))
+        for mask in conditioning.text_mask
+    )
     tokens = conditioning.image_tokens
     return conditioning._replace(
         image_mask=conditioning.image_mask * keep_image,
@@ -103,27 +135,41 @@ def drop(
 
 
 def load_image(
-    path: str | Path, size: int, fill: float, background_tolerance: float
+    path: str | Path, size: int, fill: float, background_tolerance: float, mask_weights: str = ""
 ) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size 1"]]:
-    """A user's picture as view 0: its object over white, centred, as large as those of the training views.
+    """A user's picture as view 0, see `place`. Raises UserError also if the file cannot be read."""
+    return place(export.read_image(path), str(path), size, fill, background_tolerance, mask_weights)
 
-    The object is where alpha says or, without alpha, where colours differ from the plain background.
+
+def place(
+    picture: Float[np.ndarray, "H W C"],
+    name: str,
+    size: int,
+    fill: float,
+    background_tolerance: float,
+    mask_weights: str = "",
+) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size 1"]]:
+    """A picture as view 0: its object over white, centred, as large as those of the training views.
+
+    The object is where alpha says; without alpha, where colours differ from the plain background; without
+    a plain background, where IS-Net says.
 
     Args:
+        picture: RGB or RGBA in [0, 1]. name: what errors call it.
         size: side of the square result in pixels.
         fill: share of the picture's side that the object's longer side gets.
         background_tolerance: difference from the background in [0, 1] that makes a pixel foreground.
+        mask_weights: IS-Net's .onnx file, see `masks.isnet_masks`; "" for none.
 
-    Returns (rgb, alpha), float32 in [0, 1]. Raises UserError if the file cannot be read, holds no
-    foreground, or has neither alpha nor a plain background.
+    Returns (rgb, alpha), float32 in [0, 1]. Raises UserError if the picture holds no foreground, or has
+    neither alpha nor a plain background and there are no mask weights.
     """
-    picture = export.read_image(path)
     rgb, alpha = picture[..., :3], picture[..., 3:]
     if not alpha.size or alpha.min() > 0.99:
-        alpha = _differs_from_border(path, rgb, background_tolerance)
+        alpha = _foreground(rgb, name, background_tolerance, mask_weights)
     rows, columns = (np.flatnonzero(alpha[..., 0].max(axis) > 0.5) for axis in (1, 0))
     if not rows.size:
-        raise UserError(f"{path} shows no object; give one with alpha or on a plain background")
+        raise UserError(f"{name} shows no object; give one with alpha or on a plain background")
     middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2
     side = max(np.ptp(rows), np.ptp(columns)) + 1
     premultiplied = np.concatenate([rgb * alpha, alpha], -1)
@@ -131,13 +177,15 @@ def load_image(
     return cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:]
 
 
-def _differs_from_border(path: str, rgb: np.ndarray, tolerance: float) -> np.ndarray:
-    """Foreground [H, W, 1] of a picture on a plain background, whose colour is the median of the border."""
+def _foreground(rgb: np.ndarray, name: str, tolerance: float, mask_weights: str) -> np.ndarray:
+    """Foreground [H, W, 1] of a picture without alpha. The background has the border's median colour."""
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     background = np.median(border, 0)
-    if np.mean(np.abs(border - background).max(-1) > tolerance) > 0.5:
-        raise UserError(f"{path} has neither a plain background nor alpha; cut the object out as RGBA")
-    return (np.abs(rgb - background).max(-1, keepdims=True) > tolerance).astype(np.float32)
+    if np.mean(np.abs(border - background).max(-1) > tolerance) <= 0.5:
+        return (np.abs(rgb - background).max(-1, keepdims=True) > tolerance).astype(np.float32)
+    if not mask_weights:
+        raise UserError(f"{name} has neither a plain background nor alpha; cut the object out as RGBA")
+    return isnet_masks(rgb[None], mask_weights)[0]
 
 
 def _cut_square(picture: np.ndarray, middle: np.ndarray, side: float, size: int) -> np.ndarray:

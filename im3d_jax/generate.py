@@ -68,24 +68,24 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
 
     # ---- prompt -> image ----
     if request.image:
-        rgb, alpha = conditioning.load_image(request.image, config.size, **config.image)
-        image = generator.codec.encode(rgb[None], alpha[None])
+        picture = conditioning.load_image(request.image, config.size, **config.image)
+        rgb, alpha = (part[None] for part in picture)
     else:
         with seconds("text_to_image"), progress("image", config.text_to_image.num_steps) as bar:
             image_key = stream(key, "image")
-            latents = generator.text_to_image([request.prompt], image_key, lambda *_: bar.update())
-            image = latents[:, 0].block_until_ready()
+            drawn = generator.text_to_image([request.prompt], image_key, lambda *_: bar.update())
+            rgb, alpha = jax.block_until_ready(drawn)
     image_calls, image_evaluations = generator.num_calls, generator.num_evaluations
 
     # ---- image -> video J ----
-    given = generator.condition([request.prompt], image)
+    elevation_rad = known_elevation_rad(config, request)
+    given = generator.condition([request.prompt], rgb, alpha, elevation_rad)
     with seconds("video"), progress("video", config.video.num_steps) as bar:
         latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
         views, masks = jax.block_until_ready(generator.decode(latents))
 
     # ---- video -> cameras ----
     with seconds("elevation"):
-        elevation_rad = request.elevation_rad
         if elevation_rad is None:
             elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]))
     cameras = orbit(config.num_views, elevation_rad, config.size)
@@ -246,17 +246,11 @@ def parse_requests(flags) -> list[Request]:
     ]
 
 
-def warn_of_unknown_words(generator: Generator, prompts: list[str]) -> list[str]:
-    """One warning for each prompt with words that the text encoder was not trained on."""
-    warnings = []
-    for prompt in prompts:
-        if unknown := generator.vocabulary.unknown(prompt):
-            known = ", ".join(generator.vocabulary.words)
-            warnings.append(
-                f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
-            )
-            print(f"im3d: warning: {warnings[-1]}", file=sys.stderr)
-    return warnings
+def known_elevation_rad(config, request: Request) -> float | None:
+    """Of the views: what the user says or the generator is told; None if the video has to say it."""
+    if request.elevation_rad is None and config.elevation.deg is not None:
+        return float(np.deg2rad(config.elevation.deg))
+    return request.elevation_rad
 
 
 def generate(config, requests: list[Request]) -> list[dict]:
@@ -271,7 +265,8 @@ def generate(config, requests: list[Request]) -> list[dict]:
     estimator = elevation.load(weights, config.elevation.dino or None)
     for request in requests:
         export.make_directory(request.out)
-    warn_of_unknown_words(generator, [request.prompt for request in requests])
+    for warning in dict.fromkeys(each for r in requests for each in generator.text.warnings(r.prompt)):
+        print(f"im3d: warning: {warning}", file=sys.stderr)
     cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
     with ReconClient(cameras, FitSettings(**config.fit)) as client:
         return [make_asset(generator, client, estimator, request) for request in requests]

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax import autoencoder, backbones, checkpoint, conditioning, diffusion, sampler
 from im3d_jax.conditioning import Conditioning
+from recon_torch import masks
 from recon_torch.errors import UserError
 
 ROOT = Path(__file__).parents[1]  # shipped weights are named relative to it
@@ -28,52 +30,80 @@ class Generator:
     """Samples images and turntables from a config's backbone.
 
     Attributes:
-        codec: the autoencoder. vocabulary: the words that prompts may use.
+        codec: the autoencoder. text: encodes prompts, see `conditioning.build_text`.
         num_calls, num_evaluations: of the network so far. Guidance makes one call on a batch of up to three
             evaluations (nothing, image, image and prompt).
     """
 
     def __init__(self, config, params=None):
-        """Loads `config.weights`, unless `params` are given. Raises UserError if they do not fit."""
+        """Loads `config.weights`, unless `params` are given. Raises UserError if parts do not go together."""
         self.config = config
         self.model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
+        if self.model.num_views not in (None, config.num_views):
+            made = f"{config.backbone.name} makes {self.model.num_views}"
+            raise UserError(f"config.num_views is {config.num_views}, but {made}; match them")
         self.codec = autoencoder.build(
             **config.autoencoder, size=config.size, latent_shape=self.model.latent_shape
         )
         self.schedule = diffusion.make_schedule(**config.schedule)
-        self.vocabulary = conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
-        if params is None:
-            path = Path(config.weights)
-            path = path if path.is_file() else ROOT / path
-            shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-            params, metadata = checkpoint.load_weights(path, shapes)
-            if metadata.get("words") != list(
-                self.vocabulary.words
-            ):  # equally many fit, and mean other things
-                raise UserError(
-                    f"weights {path} were trained on other words than config.text.words; train again"
-                )
-        self.params = params
+        self.text = conditioning.build_text(config.text.name, config.text.kwargs)
+        self.params = self._load_weights() if params is None else params
         self.num_calls = self.num_evaluations = 0
 
-    def condition(self, prompts: list[str], image: Float[Array, "B h w c"] | None = None) -> Conditioning:
-        """Conditions of B assets: their prompts ("" for none) and the latent of view 0 (None: no image)."""
-        words, mask = (jnp.asarray(x) for x in self.vocabulary.encode(prompts))
-        empty = self.model.empty_conditioning(len(prompts))
-        given = empty._replace(text=(words,), text_mask=(mask,))
-        return given if image is None else given._replace(image=image, image_mask=jnp.ones(len(prompts)))
+    def _load_weights(self):
+        """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
+        if self.config.weights in ("", "random"):
+            params = self.model.init(jax.random.key(self.config.seed))
+            if jax.tree.leaves(params) and not self.config.weights:
+                raise UserError("config.weights is empty; give a file, or 'random' to try things out")
+            return params
+        path = Path(self.config.weights)
+        path = path if path.is_file() else ROOT / path
+        params, metadata = checkpoint.load_weights(path, jax.eval_shape(self.model.init, jax.random.key(0)))
+        # Equally many words fit the same parameters, and mean other things.
+        if metadata.get("words", []) != list(self.text.words):
+            raise UserError(f"weights {path} were trained on other words than config.text's; train again")
+        return params
+
+    def condition(
+        self,
+        prompts: list[str],
+        rgb: Float[Array, "B H W 3"] | None = None,
+        alpha: Float[Array, "B H W 1"] | None = None,
+        elevation_rad: float | None = None,
+    ) -> Conditioning:
+        """Conditions of B assets: prompts ("" for none), the picture that is view 0, cameras' elevation."""
+        text, text_mask = jax.tree.map(jnp.asarray, self.text.encode(prompts))
+        given = self.model.empty_conditioning(len(prompts))._replace(text=text, text_mask=text_mask)
+        if elevation_rad is not None:
+            given = given._replace(elevation_rad=jnp.full(len(prompts), elevation_rad))
+        if rgb is None:
+            return given
+        latents = self.codec.encode(rgb[:, None], alpha[:, None])[:, 0]
+        return given._replace(image=latents, image_mask=jnp.ones(len(prompts)))
 
     def text_to_image(
         self, prompts: list[str], key: PRNGKeyArray, on_step: OnStep | None = None
-    ) -> Float[Array, "B 1 h w c"]:
-        """Latent images of the prompts: the backbone on a single frame and without an image."""
+    ) -> tuple[Float[Array, "B H W 3"], Float[Array, "B H W 1"]]:
+        """Pictures (rgb over white, alpha) of the prompts: the backbone on one frame without an image.
+
+        Raises UserError if the backbone takes no text.
+        """
         settings = self.config.text_to_image
+        given = self.condition(prompts)
+        if not given.text:
+            name = self.config.backbone.name
+            raise UserError(f"{name} takes no prompts; give --image or config.text_to_image.pipeline")
         guidance = sampler.Guidance(settings.w_text, settings.w_text, settings.rescale)
         steps = sampler.make_steps(self.schedule, settings.num_steps, settings.spacing)
         noise = jax.random.normal(jax.random.fold_in(key, 0), (len(prompts), 1, *self.model.latent_shape))
-        denoise = self._denoiser(self.condition(prompts), guidance, tie_first_view=False)
+        denoise = self._denoiser(given, guidance, tie_first_view=False)
         noise_key = jax.random.fold_in(key, 1)
-        return sampler.sample(denoise, noise, steps, solver=settings.solver, key=noise_key, on_step=on_step)
+        latents = sampler.sample(
+            denoise, noise, steps, solver=settings.solver, key=noise_key, on_step=on_step
+        )
+        rgb, alpha = self.decode(latents)
+        return rgb[:, 0], alpha[:, 0]
 
     def turntable(
         self, given: Conditioning, key: PRNGKeyArray, on_step: OnStep | None = None
@@ -104,8 +134,19 @@ class Generator:
     ) -> tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]:
         """(rgb over white, alpha) in [0, 1], without the haze that denoising leaves on the background."""
         rgb, alpha = self.codec.decode(latents)
+        if alpha is None:
+            alpha = self._masks(rgb)
         background = alpha < BACKGROUND_ALPHA
         return jnp.where(background, 1.0, rgb), jnp.where(background, 0.0, alpha)
+
+    def _masks(self, rgb: Float[Array, "B K H W 3"]) -> Float[Array, "B K H W 1"]:
+        """Foreground of decoded views, for an autoencoder without alpha (A.1)."""
+        settings, frames = self.config.masks, np.asarray(rgb, np.float32).reshape(-1, *rgb.shape[2:])
+        if settings.isnet:
+            found = masks.isnet_masks(frames, settings.isnet)
+        else:
+            found = masks.threshold_masks(frames, tolerance=settings.tolerance)
+        return jnp.asarray(found).reshape(*rgb.shape[:-1], 1)
 
     def _sample_video(self, noisy, steps, given, key, on_step):
         settings = self.config.video
@@ -118,12 +159,14 @@ class Generator:
     def _denoiser(self, given: Conditioning, guidance: sampler.Guidance, tie_first_view: bool):
         """The counted denoiser that `sampler.sample` calls."""
 
+        guided = _denoise if self.model.traceable else _denoise.__wrapped__
+
         def denoise(noisy, timestep, alpha, sigma):
             self.num_calls += 1
             self.num_evaluations += guidance.num_evaluations
             levels = timestep, alpha, sigma
             settings = self.model, self.codec, guidance, tie_first_view
-            return _denoise(self.params, noisy, *levels, given, *settings)
+            return guided(self.params, noisy, *levels, given, *settings)
 
         return denoise
 

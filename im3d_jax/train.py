@@ -153,7 +153,7 @@ def load_batch(config, vocabulary, name: str, step: int) -> Batch:
     turntables = procedural.turntables(
         config.seed, range(first, first + stream.batch_size), size=config.size, num_views=stream.num_views
     )
-    words, mask = vocabulary.encode(turntables.captions)
+    (words,), (mask,) = vocabulary.encode(turntables.captions)
     return Batch(turntables.views.rgb, turntables.views.alpha, jnp.asarray(words), jnp.asarray(mask))
 
 
@@ -174,7 +174,7 @@ def train(config, workdir: Path) -> TrainState:
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
     codec = autoencoder.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
     schedule = diffusion.make_schedule(**config.schedule)
-    vocabulary = conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
+    vocabulary = conditioning.build_text(config.text.name, config.text.kwargs)
     key = jax.random.key(config.seed)
     if settings.init_from:
         params, _ = checkpoint.load_weights(settings.init_from, jax.eval_shape(model.init, key))
@@ -224,7 +224,7 @@ def train(config, workdir: Path) -> TrainState:
             checkpoint.save(manager, step, state, run_settings(config))
             weights = traverse_util.unflatten_dict({**frozen, **state.ema}, sep="/")
             digest = config_flags.config_digest(config)
-            metadata = {"step": step, "words": list(config.text.words), "config_digest": digest}
+            metadata = {"step": step, "words": list(vocabulary.words), "config_digest": digest}
             checkpoint.save_weights(workdir / "weights.safetensors", weights, metadata)
     manager.wait_until_finished()
     manager.close()

@@ -64,7 +64,7 @@ def measure_one(
     """One video of object `b`, fitted twice: with the elevation read off the video, and with the true one."""
     config, caption = generator.config, truth.captions[b]
     key, seconds = jax.random.fold_in(jax.random.key(config.seed), truth.indices[b]), Stopwatch()
-    given = generator.condition([caption], generator.codec.encode(truth.rgb[b, :1], truth.alpha[b, :1]))
+    given = generator.condition([caption], truth.rgb[b, :1], truth.alpha[b, :1])
     with seconds("video"), progress(f"object {b}, video", config.video.num_steps) as bar:
         latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
         video = jax.block_until_ready(generator.decode(latents))

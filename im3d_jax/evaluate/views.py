@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from jaxtyping import Array, Float
 
 from im3d_jax.evaluate.scores import Judge, Pictures
 from im3d_jax.evaluate.truth import Truth
@@ -44,7 +43,7 @@ def measure(
         training_mean: (rgb, alpha) of `truth.mean_turntable` on training objects.
         sheet: where to write the contact sheet.
     """
-    images = generator.codec.encode(truth.rgb[:, 0], truth.alpha[:, 0])
+    images = truth.rgb[:, 0], truth.alpha[:, 0]
     no_captions = [""] * len(truth)
     candidates = {
         GENERATED: turntables(generator, truth.captions, images, "views"),
@@ -77,16 +76,14 @@ def measure(
     return {"objects": rows}
 
 
-def turntables(
-    generator: Generator, captions: list[str], images: Float[Array, "B h w c"], what: str
-) -> list[Pictures]:
-    """Generated (rgb, alpha) of B objects from latent first views. `what` names the random stream."""
+def turntables(generator: Generator, captions: list[str], images: Pictures, what: str) -> list[Pictures]:
+    """Generated (rgb, alpha) of B objects from their first views. `what` names the random stream."""
     count, pictures = len(captions), []
     total = generator.config.video.num_steps * len(range(0, count, BATCH))
     with progress(what, total) as bar:
         for start in range(0, count, BATCH):
             chosen = np.arange(start, start + BATCH) % count
-            given = generator.condition([captions[i] for i in chosen], images[chosen])
+            given = generator.condition([captions[i] for i in chosen], *(part[chosen] for part in images))
             key = stream(jax.random.key(generator.config.seed), f"{what} {start}")
             latents = generator.turntable(given, key, lambda *_: bar.update())
             rgb, alpha = (np.array(x) for x in generator.decode(latents))

@@ -15,15 +15,17 @@ VOCABULARY = Vocabulary(("a", "blue", "car", "red"), max_words=4)
 
 
 def test_prompts_become_word_indices():
-    indices, mask = VOCABULARY.encode(["A red CAR,", "", "a shiny blue-car a red", "zebra"])
+    (indices,), (mask,) = VOCABULARY.encode(["A red CAR,", "", "a shiny blue-car a red", "zebra"])
     assert indices.tolist() == [[1, 4, 3, 0], [0, 0, 0, 0], [1, 2, 3, 1], [0, 0, 0, 0]]
     assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert indices.dtype == np.int32 and mask.dtype == np.float32
 
 
 def test_unknown_words_are_named():
-    assert VOCABULARY.unknown("a Shiny red car with wheels") == ["shiny", "with", "wheels"]
-    assert VOCABULARY.unknown("a red car") == []
+    (warning,) = VOCABULARY.warnings("a Shiny red car with wheels")
+    assert warning.startswith("words shiny, with, wheels are unknown")
+    assert warning.endswith("it knows: a, blue, car, red")
+    assert VOCABULARY.warnings("a red car") == []
 
 
 @pytest.mark.parametrize("as_words", [True, False])

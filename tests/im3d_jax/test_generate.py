@@ -97,7 +97,7 @@ def config_path(tmp_path_factory):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
-    checkpoint.save_weights(weights, params, {"words": list(config.text.words)})
+    checkpoint.save_weights(weights, params, {"words": list(config.text.kwargs.words)})
     return path
 
 

@@ -28,7 +28,7 @@ def make_stub(config):
     calls = []
 
     class Network:
-        latent_shape, prediction_type = LATENT, "x0"
+        latent_shape, prediction_type, traceable = LATENT, "x0", True
         empty_conditioning = staticmethod(made.model.empty_conditioning)
 
         @staticmethod
@@ -44,14 +44,16 @@ def make_stub(config):
     return made, calls
 
 
-def image_of(batch):
-    return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (batch, *LATENT)), jnp.float32)
+def image_of(made, batch):
+    """A picture (rgb, alpha) for each asset."""
+    latents = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (batch, *LATENT)), jnp.float32)
+    return made.codec.decode(latents)
 
 
 def test_the_shipped_config_makes_the_papers_80_calls(config):
     """40 for the first video and 2 runs of 10 steps in each of 2 rounds (A.1, Table 4)."""
     made, _ = make_stub(config)
-    given = made.condition(["a red car"], image_of(1))
+    given = made.condition(["a red car"], *image_of(made, 1))
     latents = made.turntable(given, jax.random.key(0))
     assert made.num_calls == 40
     for _ in config.rounds.at_steps:
@@ -67,7 +69,7 @@ def test_the_shipped_config_makes_the_papers_80_calls(config):
 def test_guidance_is_one_call_of_several_evaluations(config, w_image, w_text, per_call):
     config.video.update(num_steps=3, w_image=w_image, w_text=w_text)
     made, calls = make_stub(config)
-    made.turntable(made.condition(["a car", "a duck"], image_of(2)), jax.random.key(0))
+    made.turntable(made.condition(["a car", "a duck"], *image_of(made, 2)), jax.random.key(0))
     jax.effects_barrier()
     assert made.num_calls == len(calls) == 3
     assert made.num_evaluations == 3 * per_call
@@ -81,9 +83,9 @@ def test_guidance_is_one_call_of_several_evaluations(config, w_image, w_text, pe
 def test_images_come_from_text_alone(config):
     config.text_to_image.update(num_steps=2, w_text=2.0)
     made, calls = make_stub(config)
-    images = made.text_to_image(["a red car", "a duck", ""], jax.random.key(0))
+    rgb, alpha = made.text_to_image(["a red car", "a duck", ""], jax.random.key(0))
     jax.effects_barrier()
-    assert images.shape == (3, 1, *LATENT)
+    assert rgb.shape == (3, 8, 8, 3) and alpha.shape == (3, 8, 8, 1)
     assert (made.num_calls, made.num_evaluations) == (2, 4)
     assert all(not image_mask.any() for _, image_mask, _ in calls)
 
@@ -92,20 +94,19 @@ def test_images_come_from_text_alone(config):
 def test_the_first_view_is_the_image_if_tied(config, tied):
     config.video.update(num_steps=2, tie_first_view=tied)
     made, _ = make_stub(config)
-    image = image_of(1)
-    given = made.condition(["a car"], image)
+    given = made.condition(["a car"], *image_of(made, 1))
     for latents in (
         made.turntable(given, jax.random.key(0)),
         made.refine(jnp.zeros((1, 16, *LATENT)), given, jax.random.key(0)),
     ):
-        assert np.allclose(latents[:, 0], image, atol=1e-6) == tied
+        assert np.allclose(latents[:, 0], given.image, atol=1e-6) == tied
         assert np.abs(latents).max() <= 1 + 1e-6
 
 
 def test_samples_repeat_with_the_key_and_differ_without(config):
     config.video.update(num_steps=2, solver="sde_2m")
     made, _ = make_stub(config)
-    given = made.condition(["a car"], image_of(1))
+    given = made.condition(["a car"], *image_of(made, 1))
     first, again, other = (made.turntable(given, jax.random.key(seed)) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.allclose(first[:, 1:], other[:, 1:])
 
@@ -117,7 +118,7 @@ def test_restarting_keeps_more_of_the_renders_at_lower_levels(config):
     for start_level in (0.1, 0.5, 0.9):
         config.rounds.update(num_steps=1, start_level=start_level)
         made, _ = make_stub(config)
-        given = made.condition([""], jnp.zeros((1, *LATENT)))
+        given = made.condition([""], jnp.full((1, 8, 8, 3), 0.5), jnp.full((1, 8, 8, 1), 0.5))
         distances.append(float(made.refine(renders, given, jax.random.key(0))[:, 1:].std()))
     assert distances[0] < distances[1] < distances[2]
     np.testing.assert_allclose(np.array(distances) / distances[2], np.array([0.1, 0.5, 0.9]) / 0.9, rtol=0.02)
@@ -127,8 +128,10 @@ def test_weights_of_other_words_are_refused(config, tmp_path, monkeypatch):
     config.weights = str(tmp_path / "w.safetensors")
     shapes = {"scale": jnp.float32(1)}
     monkeypatch.setattr(generator.jax, "eval_shape", lambda *_: shapes)
-    checkpoint.save_weights(tmp_path / "w.safetensors", shapes, {"words": list(config.text.words)})
+    checkpoint.save_weights(tmp_path / "w.safetensors", shapes, {"words": list(config.text.kwargs.words)})
     assert generator.Generator(config).params == shapes
-    checkpoint.save_weights(tmp_path / "w.safetensors", shapes, {"words": list(config.text.words)[::-1]})
-    with pytest.raises(UserError, match="other words than config.text.words"):
+    checkpoint.save_weights(
+        tmp_path / "w.safetensors", shapes, {"words": list(config.text.kwargs.words)[::-1]}
+    )
+    with pytest.raises(UserError, match="other words than config.text"):
         generator.Generator(config)

@@ -156,7 +156,7 @@ def one_step(config, params, devices, step=0):
     ema = {path: value + 1 for path, value in params.items()}
     state = train.TrainState(jnp.int32(step), params, ema, optimizer.init(params))
     before = jax.tree.map(np.array, state)
-    vocabulary = train.conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
+    vocabulary = train.conditioning.build_text(config.text.name, config.text.kwargs)
     batch = train.load_batch(config, vocabulary, "turntable", 0)
     state, metrics = train.train_step(
         jax.device_put(state, sharding.replicated(mesh)),
@@ -249,7 +249,7 @@ def test_no_object_is_met_twice_and_none_of_another_split(monkeypatch):
     monkeypatch.setattr(procedural, "turntables", record)
     monkeypatch.setattr(jnp, "asarray", np.asarray)
     config = config_flags.load(ROOT / "configs/tiny_turntable.py")
-    vocabulary = train.conditioning.Vocabulary(tuple(config.text.words), config.text.max_words)
+    vocabulary = train.conditioning.build_text(config.text.name, config.text.kwargs)
     for step in (*range(8), 10_000, config.train.num_steps - 1):
         train.load_batch(config, vocabulary, train.stream_of(config.train.streams, step), step)
     assert len(seen) == len(set(seen)) > 40

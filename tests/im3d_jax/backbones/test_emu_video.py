@@ -216,6 +216,60 @@ def test_sharded_equals_unsharded(apply, random, inputs):
     np.testing.assert_allclose(output, apply(random, *inputs), atol=1e-3)
 
 
+def equations(jaxpr):
+    """All equations of a jaxpr, also those of the functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_bfloat16_stays_close_to_float32(apply, random, inputs):
+    half = dataclasses.replace(SMALL, dtype="bfloat16")
+    expected, output = apply(random, *inputs), jax.jit(half.apply)(random, *inputs)
+    assert output.dtype == jnp.float32
+    error = np.linalg.norm(output - expected) / np.linalg.norm(expected)
+    assert 1e-4 < error < 0.05
+
+
+def test_norms_softmax_and_the_noise_level_are_float32_in_a_bfloat16_network(random, inputs):
+    half = dataclasses.replace(SMALL, dtype="bfloat16", vocabulary=0, text_dims=(8,))
+    noisy, timestep, given = inputs
+    given = given._replace(text=(jnp.ones((B, WORDS, 8)),))
+    found = {}
+    for equation in equations(jax.make_jaxpr(half.apply)(random, noisy, timestep, given).jaxpr):
+        name = equation.primitive.name
+        found.setdefault(name, []).append(str(equation.invars[0].aval.dtype))
+    for name in ("rsqrt", "exp", "reduce_max", "sin", "cos"):
+        assert set(found[name]) == {"float32"}, name
+    assert set(found["conv_general_dilated"]) == {"bfloat16"}
+    assert found["dot_general"].count("float32") == 2  # the embedding of the noise level, twice
+
+
+def test_remat_keeps_less_for_the_same_gradients(random, inputs):
+    noisy, timestep, given = inputs
+
+    def loss(model, params):
+        return jnp.square(model.apply(params, noisy, timestep, given)).mean()
+
+    def kept_bytes(model):
+        _, backward = jax.eval_shape(lambda params: jax.vjp(lambda p: loss(model, p), params), random)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    expected_loss, expected = jax.jit(jax.value_and_grad(lambda p: loss(SMALL, p)))(random)
+    sizes = [kept_bytes(SMALL)]
+    for policy in ("dots_saveable", "nothing_saveable"):
+        model = dataclasses.replace(SMALL, remat=policy)
+        sizes.append(kept_bytes(model))
+        value, gradients = jax.jit(jax.value_and_grad(lambda p, model=model: loss(model, p)))(random)
+        np.testing.assert_allclose(value, expected_loss, rtol=1e-6)
+        for path, gradient in flatten(gradients).items():
+            np.testing.assert_allclose(gradient, flatten(expected)[path], atol=1e-4, err_msg=path)
+    assert sizes[1] < 0.7 * sizes[0] and sizes[2] < 0.7 * sizes[1]
+    with pytest.raises(UserError, match="remat"):
+        dataclasses.replace(SMALL, remat="some")
+
+
 # ---- Layers ----
 
 
@@ -335,11 +389,18 @@ def test_every_spatial_layer_has_its_temporal_one(paper_size):
     assert all(name.replace("_attention", "_temporal_attention") in blocks for name in attentions)
 
 
-def test_partition_rules_name_real_parameters(paper_size):
-    for pattern, axes in emu_video.PARTITION_RULES:
-        for name in ("proj_in", "ff_in", "to_q", "to_k", "to_v", "conv1", "conv2", "conv_in/conv"):
-            assert any(re.search(pattern, path) and f"{name}/kernel" in path for path in paper_size)
-        assert all(len(axes) <= leaf.ndim for path, leaf in paper_size.items() if re.search(pattern, path))
+def test_partition_rules_divide_every_big_matrix(paper_size):
+    """The first rule found gives logical axes for a parameter's last two; what no rule names is small."""
+
+    def axes(path):
+        return next((axes for pattern, axes in emu_video.PARTITION_RULES if re.search(pattern, path)), None)
+
+    assert axes("down_0_0_attention/ff_0/ff_in/kernel") == ("embed", "mlp")
+    assert axes("down_0_0_attention/ff_0/ff_out/kernel") == ("mlp", "embed")
+    assert axes("down_1_0_res/conv1_temporal/kernel") == ("embed", "mlp")
+    assert axes("down_0_0_attention/norm/norm/scale") is None
+    unnamed = sum(math.prod(leaf.shape) for path, leaf in paper_size.items() if axes(path) is None)
+    assert unnamed < 1e-3 * sum(math.prod(leaf.shape) for leaf in paper_size.values())
 
 
 def test_models_from_lists_are_equal_and_hashable():

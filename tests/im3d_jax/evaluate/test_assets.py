@@ -65,9 +65,9 @@ class Generator:
              rounds=dict(at_steps=AT_STEPS, num_runs=1, num_steps=1))
     )  # fmt: skip
 
-    def condition(self, captions, images):
+    def condition(self, captions, rgb, alpha):
         assert captions == ["a mug"]
-        return images
+        return self.codec.encode(rgb, alpha)
 
     def decode(self, latents):
         return self.codec.decode(latents)

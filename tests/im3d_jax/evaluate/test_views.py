@@ -23,7 +23,8 @@ class Oracle:
         self.truth = truth
         self.latents = np.asarray(self.codec.encode(truth.rgb, truth.alpha))
 
-    def condition(self, captions, images):
+    def condition(self, captions, rgb, alpha):
+        images = self.codec.encode(rgb, alpha)
         return list(zip(captions, np.asarray(images), strict=True))
 
     def decode(self, latents):
@@ -34,7 +35,7 @@ class Oracle:
         return np.stack([self._answer(caption, image) for caption, image in given])
 
     def text_to_image(self, prompts, key, on_step):
-        return self.latents[[CAPTIONS.index(prompt) for prompt in prompts], :1]
+        return self.decode(self.latents[[CAPTIONS.index(prompt) for prompt in prompts], 0])
 
     def _answer(self, caption, image):
         b = next(b for b in range(OBJECTS) if np.array_equal(self.latents[b, 0], image))
