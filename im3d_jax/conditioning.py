@@ -16,7 +16,6 @@ from PIL import Image
 from recon_torch import export
 from recon_torch.errors import UserError
 from recon_torch.masks import isnet_masks
-from recon_torch.masks import isnet_masks
 
 
 class Conditioning(NamedTuple):
