@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -23,13 +24,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from im3d_jax.backbones import emu_video_checkpoints
 from im3d_jax.conditioning import Conditioning, WordEncoder
 from recon_torch.errors import UserError
 
 TEMPORAL = "temporal"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
 
-PARTITION_RULES = ((r"(proj_in|ff_in|to_[qkv]|conv\d?)/kernel", ("embed", "mlp")),)
+SMALL = dict(
+    latent_shape=(8, 8, 4),
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=(1, 1),
+    attention_levels=(1,),
+    head_dim=16,
+    text_dims=(16, 24),
+)
+"""Arguments of a model that checks and benchmarks can run anywhere."""
+
+PARTITION_RULES = (
+    (r"(proj_out|ff_out|to_out|conv2)/kernel", ("mlp", "embed")),
+    (r"/kernel", ("embed", "mlp")),
+)
+"""Logical names of a parameter's last axes; the first pattern that is found in its path counts."""
+
+REMAT = ("", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable")
 
 
 @dataclass(frozen=True)
@@ -39,9 +58,11 @@ class Model:
     Args:
         latent_shape: (h, w, c) of one frame's latent.
         model_channels, channel_mult, num_res_blocks: width of the UNet's levels, and their residual blocks.
-        attention_levels: levels with attention; level l has latents of side h / 2^l.
+        attention_levels: levels with attention; level l has latents of side h / 2^l. The middle of the network
+            has it as well, as in latent diffusion, on which Emu builds.
         head_dim, num_transformer_layers, ff_mult: size of the heads, and depth and feed-forward width of
             every attention block.
+        num_heads: if set, of every level, whatever the size that they then have, as in Stable Diffusion 1.
         temporal_span: level -> what temporal attention sees: "pixel", the same place in every frame (Emu
             Video); "first", all of frame 0; "video", all of every frame. Paper: "pixel". The tiny model uses
             the others, because with few layers content has no other way to move across the image from one
@@ -59,7 +80,9 @@ class Model:
         vocabulary: if set, text is word indices below it and the model carries its own `WordEncoder` of
             `text_dims[0]`.
         prediction_type: of the trained network, see `diffusion`.
-        dtype: of the computation; normalisation and softmax stay float32.
+        dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
+        remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
+            `jax.checkpoint_policies` that says what is kept inside the blocks, where most memory goes.
     """
 
     latent_shape: Sequence[int] = (64, 64, 8)
@@ -68,6 +91,7 @@ class Model:
     num_res_blocks: Sequence[int] = (3, 4, 4, 4)
     attention_levels: Sequence[int] = (0, 1, 2)
     head_dim: int = 64
+    num_heads: int = 0
     num_transformer_layers: int = 2
     ff_mult: int = 4
     temporal_span: Sequence[str] = ("pixel", "pixel", "pixel", "pixel")
@@ -80,6 +104,7 @@ class Model:
     max_words: int = 16
     prediction_type: str = "v"
     dtype: Any = "float32"
+    remat: str = ""
     net: nn.Module = field(init=False, repr=False, compare=False)
 
     num_views = None
@@ -95,6 +120,8 @@ class Model:
             raise UserError(
                 f"emu_video: copy_gate blends clean views; it cannot predict {self.prediction_type!r}"
             )
+        if self.remat not in REMAT:
+            raise UserError(f"emu_video: no policy {self.remat!r} for remat; there is {', '.join(REMAT[1:])}")
         object.__setattr__(self, "net", UNet(self))
 
     def init(self, key) -> dict:
@@ -111,6 +138,18 @@ class Model:
     ) -> Float[Array, "B K h w c"]:
         """The network's prediction, float32, of type `prediction_type`."""
         return self.net.apply({"params": params}, noisy, timestep, conditioning)
+
+    def num_heads_of(self, channels: int) -> int:
+        """Attention heads of a level that is `channels` wide."""
+        return self.num_heads or max(1, channels // self.head_dim)
+
+    def from_pretrained(self, path: str | Path, params) -> dict:
+        """`params` with the spatial layers of a Stable Diffusion; see `emu_video_checkpoints`."""
+        return emu_video_checkpoints.from_pretrained(self, path, params)
+
+    def to_pretrained(self, params) -> dict[str, np.ndarray]:
+        """The spatial layers in the layout of a Stable Diffusion; see `emu_video_checkpoints`."""
+        return emu_video_checkpoints.to_pretrained(self, params)
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image and the empty prompt."""
@@ -133,9 +172,10 @@ class UNet(nn.Module):
         width = spec.model_channels
         dtype = jnp.dtype(spec.dtype)
         block = Block(spec, _frame_azimuths(noisy.shape[1]))
+        attended = spec.attention_levels
         text = self._text(conditioning)
-        emb = nn.Dense(4 * width, dtype=dtype, name="time_embedding_1")(_sinusoids(timestep, width))
-        emb = nn.Dense(4 * width, dtype=dtype, name="time_embedding_2")(nn.silu(emb))
+        emb = nn.Dense(4 * width, name="time_embedding_1")(_sinusoids(timestep, width))
+        emb = nn.Dense(4 * width, name="time_embedding_2")(nn.silu(emb))
         emb = FrameEmbedding(name="temporal_embedding")(emb, noisy.shape[1])
 
         x = _with_image(noisy, conditioning, spec).astype(dtype)
@@ -144,7 +184,7 @@ class UNet(nn.Module):
         skips = [x]
         for level, mult in enumerate(spec.channel_mult):
             for i in range(spec.num_res_blocks[level]):
-                x = block(x, emb, text, level, mult * width, f"down_{level}_{i}")
+                x = block(x, emb, text, level, mult * width, f"down_{level}_{i}", level in attended)
                 skips.append(x)
             if level + 1 < len(spec.channel_mult):
                 x = block.conv(x, mult * width, f"down_{level}_sample", stride=2)
@@ -155,7 +195,7 @@ class UNet(nn.Module):
         for level, mult in reversed(list(enumerate(spec.channel_mult))):
             for i in range(spec.num_res_blocks[level] + 1):
                 x = jnp.concatenate([x, skips.pop()], -1)
-                x = block(x, emb, text, level, mult * width, f"up_{level}_{i}")
+                x = block(x, emb, text, level, mult * width, f"up_{level}_{i}", level in attended)
             if level:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
                 x = block.conv(x, mult * width, f"up_{level}_sample")
@@ -183,16 +223,23 @@ class Block:
     spec: Any
     azimuths: np.ndarray
 
-    def __call__(self, x, emb, text, level, channels, name, attend=True):
-        """Residual block, then spatial and temporal attention where the level has them."""
+    def __call__(self, x, emb, text, level, channels, name, attend):
+        """Residual block, then if it is to `attend` spatial and temporal attention."""
         spec = self.spec
-        x = ResBlock(spec, channels, self, name=f"{name}_res")(x, emb)
-        if attend and level in spec.attention_levels:
-            x = SpatialTransformer(spec, name=f"{name}_attention")(x, text)
+        x = self._remat(ResBlock)(spec, channels, self, name=f"{name}_res")(x, emb)
+        if attend:
+            x = self._remat(SpatialTransformer)(spec, name=f"{name}_attention")(x, text)
             if x.shape[1] > 1:
-                span = spec.temporal_span[level]
-                x = TemporalTransformer(spec, span, name=f"{name}_temporal_attention")(x, self.azimuths)
+                transformer = self._remat(TemporalTransformer)
+                name = f"{name}_temporal_attention"
+                x = transformer(spec, spec.temporal_span[level], name=name)(x, self.azimuths)
         return x
+
+    def _remat(self, module):
+        """The module, recomputed in the backward pass as `spec.remat` says."""
+        if not self.spec.remat:
+            return module
+        return nn.remat(module, policy=getattr(jax.checkpoint_policies, self.spec.remat))
 
     def conv(self, x, channels, name, stride=1):
         """3x3 spatial convolution and the temporal one that follows it."""
@@ -265,15 +312,16 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x, text):
         spec, (b, k, h, w, c) = self.spec, x.shape
         dtype = jnp.dtype(spec.dtype)
+        heads = spec.num_heads_of(c)
         tokens = GroupNorm(1e-6, name="norm")(x).reshape(b * k, h * w, c)
         tokens = nn.Dense(c, dtype=dtype, name="proj_in")(tokens)
         for layer in range(spec.num_transformer_layers):
             words, mask = text[layer % len(text)]
             # Queries of all frames of an asset share its text, so no copy of the text for each frame.
             y = LayerNorm(name=f"norm1_{layer}")(tokens)
-            tokens += Attention(spec.head_dim, dtype, name=f"self_{layer}")(y, y)
+            tokens += Attention(heads, dtype, name=f"self_{layer}")(y, y)
             y = LayerNorm(name=f"norm2_{layer}")(tokens).reshape(b, k * h * w, c)
-            cross = Attention(spec.head_dim, dtype, name=f"cross_{layer}")(y, words.astype(dtype), mask)
+            cross = Attention(heads, dtype, name=f"cross_{layer}")(y, words.astype(dtype), mask)
             tokens += cross.reshape(tokens.shape)
             y = LayerNorm(name=f"norm3_{layer}")(tokens)
             tokens += FeedForward(spec.ff_mult, dtype, name=f"ff_{layer}")(y)
@@ -292,18 +340,17 @@ class Attention(nn.Module):
     like_to_like: queries and keys start as the tokens themselves, so that a token first looks at its likes.
     """
 
-    head_dim: int
+    num_heads: int
     dtype: Any
     like_to_like: bool = False
 
     @nn.compact
     def __call__(self, queries, context, mask=None):
         channels = queries.shape[-1]
-        heads = max(1, channels // self.head_dim)
 
         def project(x, name, init):
             y = nn.Dense(channels, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)(x)
-            return y.reshape(*y.shape[:2], heads, channels // heads)
+            return y.reshape(*y.shape[:2], self.num_heads, channels // self.num_heads)
 
         random = nn.initializers.lecun_normal()
         alike = _identity if self.like_to_like else random
@@ -399,7 +446,8 @@ class TemporalTransformer(nn.Module):
         for layer in range(spec.num_transformer_layers):
             y = LayerNorm(name=f"norm1_{layer}")(tokens)
             queries, context = _pair(y, self.span)
-            attention = Attention(spec.head_dim, dtype, self.span != "pixel", name=f"self_{layer}")
+            alike = self.span != "pixel"
+            attention = Attention(spec.num_heads_of(c), dtype, alike, name=f"self_{layer}")
             out = attention(queries, context)
             tokens += _unpair(out, self.span, tokens.shape)
             y = LayerNorm(name=f"norm2_{layer}")(tokens)
