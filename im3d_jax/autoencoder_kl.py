@@ -1,0 +1,358 @@
+"""The autoencoder of latent diffusion (Rombach et al. 2022), and SVD's, whose decoder mixes frames.
+
+Emu Video's (Girdhar et al. 2023, appendix), which IM-3D builds on, has this architecture with 8 latent
+channels; so have those of Stable Diffusion 1, 2 and XL with 4. Stable Video Diffusion (Blattmann et al. 2023)
+follows every residual block of the decoder by one over time, so that the views do not flicker.
+
+Arrays inside are clips [B, F, H, W, C]. Modules carry diffusers' names: a parameter's path says the name of
+its tensor in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from im3d_jax import pretrained
+from recon_torch.errors import UserError
+
+DTYPES = ("float32", "bfloat16")  # not float16, which activations of published weights overflow
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the networks, by the names of diffusers' config.json. The defaults are Emu Video's.
+
+    Args:
+        block_out_channels: width of each level; every level but one halves the side.
+        layers_per_block: residual blocks of a level; the decoder has one more.
+        scaling_factor, shift_factor: the diffusion model sees (mean - shift) * scale. Unspecified in the
+            paper; Stable Diffusion's.
+        use_quant_conv, use_post_quant_conv: a 1x1 convolution after the encoder and before the decoder.
+        temporal_decoder: SVD's decoder.
+        dtype: of the computation, "float32" or "bfloat16"; normalisation and softmax stay float32.
+    """
+
+    block_out_channels: Sequence[int] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 8
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    temporal_decoder: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        if self.dtype not in DTYPES:
+            raise UserError(f"autoencoder_kl: no dtype {self.dtype!r}; give {' or '.join(DTYPES)}")
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if size % factor:
+            raise UserError(f"config.size is {size}; this autoencoder takes multiples of {factor}")
+        return size // factor, size // factor, self.latent_channels
+
+    def init(self, key: PRNGKeyArray) -> dict:
+        """Random parameters; under `jax.eval_shape`, their shapes."""
+        side = 2 ** len(self.block_out_channels)
+        return Network(self).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
+
+
+# ---- Weights ----
+
+FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
+BUILT = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None}
+"""What diffusers leaves open and is built here in one way."""
+
+UNSAID = {"block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4}
+"""What a config.json means by saying nothing, where that is not our default."""
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Layers of attention in files from before diffusers 0.12, such as Stable Diffusion 1's."""
+
+
+def read_architecture(path: str, **sizes) -> Architecture:
+    """The architecture of config.json at `path`, or of `sizes` if there is none; reads no weights."""
+    unknown = sizes.keys() - {each.name for each in fields(Architecture)}
+    if unknown:
+        raise UserError(
+            f"config.autoencoder.kwargs: autoencoder_kl takes no argument {min(unknown)}; remove it"
+        )
+    config = pretrained.read_config(_directory(path)) if path else {}
+    if not config:
+        return Architecture(**sizes)
+    if repeated := sizes.keys() - {"dtype"}:
+        raise UserError(
+            f"config.autoencoder.kwargs.{min(repeated)}: config.json of {path} says it; remove it"
+        )
+    family = config.get("_class_name")
+    if family not in FAMILIES:
+        raise UserError(f"{path} holds {family or 'a model of no name'}; give an {' or '.join(FAMILIES)}")
+    blocks = {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
+    other = [f"{key} {config[key]!r}" for key in BUILT if config.get(key, BUILT[key]) != BUILT[key]]
+    other += sorted(blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"})
+    if other:
+        raise UserError(f"{path} has {other[0]}, which autoencoder_kl does not build; give another")
+    said = {name: value for name, value in (UNSAID | config).items() if value is not None}
+    sizes |= {each.name: said[each.name] for each in fields(Architecture) if each.name in said}
+    if family == "AutoencoderKLTemporalDecoder":
+        sizes |= {"temporal_decoder": True, "use_post_quant_conv": False}
+    return Architecture(**sizes)
+
+
+def read_params(path: str, architecture: Architecture) -> dict:
+    """The weights at `path` as parameters, float32; see `autoencoder.AutoencoderKL.load`."""
+    if not path:
+        hint = "name a diffusers AutoencoderKL, or 'random' for a test"
+        raise UserError(f"config.autoencoder.kwargs.path is empty; {hint}")
+    if path == "random":
+        return jax.jit(architecture.init)(jax.random.key(0))
+    tensors = {_present_name(name): tensor for name, tensor in pretrained.read(_directory(path)).items()}
+    shapes = jax.eval_shape(architecture.init, jax.random.key(0))
+    return pretrained.to_params(tensors, shapes, source_of, f"autoencoder {path}")
+
+
+def source_of(path: str) -> pretrained.Source:
+    """Where a parameter stands in a checkpoint, for `pretrained`."""
+    return pretrained.Source(pretrained.torch_name(path))
+
+
+def _directory(path: str) -> Path:
+    inside_pipeline = Path(path) / "vae"
+    return inside_pipeline if inside_pipeline.is_dir() else Path(path)
+
+
+def _present_name(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    parent, _, layer = module.rpartition(".")
+    return f"{parent}.{OLD_NAMES[layer]}.{leaf}" if layer in OLD_NAMES else name
+
+
+# ---- Networks ----
+
+
+class Network(nn.Module):
+    """Both halves, with the convolutions between."""
+
+    spec: Architecture
+
+    def setup(self):
+        spec = self.spec
+        self.encoder, self.decoder = Encoder(spec), Decoder(spec)
+        if spec.use_quant_conv:
+            self.quant_conv = _conv(spec, 2 * spec.latent_channels, 1)
+        if spec.use_post_quant_conv:
+            self.post_quant_conv = _conv(spec, spec.latent_channels, 1)
+
+    def encode(self, images):
+        """Images in [-1, 1] -> channels of the posterior: its means, then its log variances."""
+        moments = self.encoder(images)
+        return (self.quant_conv(moments) if self.spec.use_quant_conv else moments).astype(jnp.float32)
+
+    def decode(self, latents):
+        """Latents as the encoder makes them -> images around [-1, 1]."""
+        latents = self.post_quant_conv(latents) if self.spec.use_post_quant_conv else latents
+        return self.decoder(latents).astype(jnp.float32)
+
+    def __call__(self, images):
+        return self.decode(self.encode(images)[..., : self.spec.latent_channels])
+
+
+class Encoder(nn.Module):
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        spec = self.spec
+        x = _conv(spec, spec.block_out_channels[0], name="conv_in")(x)
+        for level, channels in enumerate(spec.block_out_channels):
+            down = level + 1 < len(spec.block_out_channels)
+            x = DownBlock(spec, channels, down, name=f"down_blocks_{level}")(x)
+        x = MidBlock(spec, ResnetBlock, name="mid_block")(x)
+        x = nn.silu(_norm(x, spec, "conv_norm_out"))
+        return _conv(spec, 2 * spec.latent_channels, name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        spec = self.spec
+        block = SpatioTemporalResBlock if spec.temporal_decoder else ResnetBlock
+        x = _conv(spec, spec.block_out_channels[-1], name="conv_in")(x)
+        x = MidBlock(spec, block, name="mid_block")(x)
+        for level, channels in enumerate(reversed(spec.block_out_channels)):
+            up = level + 1 < len(spec.block_out_channels)
+            x = UpBlock(spec, block, channels, up, name=f"up_blocks_{level}")(x)
+        x = nn.silu(_norm(x, spec, "conv_norm_out"))
+        x = _conv(spec, 3, name="conv_out")(x)
+        return FrameConv(3, x.dtype, name="time_conv_out")(x) if spec.temporal_decoder else x
+
+
+class DownBlock(nn.Module):
+    spec: Architecture
+    channels: int
+    down: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.spec.layers_per_block):
+            x = ResnetBlock(self.spec, self.channels, name=f"resnets_{i}")(x)
+        return Downsample(self.spec, name="downsamplers_0")(x) if self.down else x
+
+
+class Downsample(nn.Module):
+    """Half the side. The padding is at the lower and right border alone, as the weights were trained."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        padding = ((0, 1), (0, 1))
+        return _conv(self.spec, x.shape[-1], strides=(2, 2), padding=padding, name="conv")(x)
+
+
+class UpBlock(nn.Module):
+    spec: Architecture
+    block: Callable[..., nn.Module]
+    channels: int
+    up: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.spec.layers_per_block + 1):
+            x = self.block(self.spec, self.channels, name=f"resnets_{i}")(x)
+        return Upsample(self.spec, name="upsamplers_0")(x) if self.up else x
+
+
+class Upsample(nn.Module):
+    """Twice the side."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+        return _conv(self.spec, x.shape[-1], name="conv")(x)
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks, and attention within each frame between them."""
+
+    spec: Architecture
+    block: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.block(self.spec, x.shape[-1], name="resnets_0")(x)
+        if self.spec.mid_block_add_attention:
+            x = Attention(self.spec, name="attentions_0")(x)
+        return self.block(self.spec, x.shape[-1], name="resnets_1")(x)
+
+
+class Attention(nn.Module):
+    """Residual self-attention of one head over the places of each frame."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        b, f, h, w, c = x.shape
+        tokens = _norm(x, self.spec, "group_norm").reshape(b * f, h * w, 1, c)
+        q, k, v = (nn.Dense(c, dtype=x.dtype, name=f"to_{each}")(tokens) for each in "qkv")
+        out = jax.nn.dot_product_attention(q, k, v)
+        return x + nn.Dense(c, dtype=x.dtype, name="to_out_0")(out).reshape(x.shape)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions within each frame."""
+
+    spec: Architecture
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = _conv(self.spec, self.channels, name="conv1")(nn.silu(_norm(x, self.spec, "norm1")))
+        h = _conv(self.spec, self.channels, name="conv2")(nn.silu(_norm(h, self.spec, "norm2")))
+        if x.shape[-1] != self.channels:
+            x = _conv(self.spec, self.channels, 1, name="conv_shortcut")(x)
+        return x + h
+
+
+# ---- Over time: SVD's decoder ----
+
+
+class SpatioTemporalResBlock(nn.Module):
+    """A residual block within each frame, blended with one over time that follows it."""
+
+    spec: Architecture
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        within = ResnetBlock(self.spec, self.channels, name="spatial_res_block")(x)
+        across = TemporalResnetBlock(self.spec, name="temporal_res_block")(within)
+        return TimeMixer(name="time_mixer")(within, across)
+
+
+class TemporalResnetBlock(nn.Module):
+    """Two convolutions over frames. They are normalised over the whole clip, unlike those within frames."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        h = x
+        for i in (1, 2):
+            h = nn.silu(_norm(h, self.spec, f"norm{i}", epsilon=1e-5, across_frames=True))
+            h = FrameConv(x.shape[-1], x.dtype, name=f"conv{i}")(h)
+        return x + h
+
+
+class FrameConv(nn.Module):
+    """1D convolution over frames, kernel 3, zeros beyond the clip, as shifted matrix products."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        return sum(padded[:, i : i + x.shape[1]] @ kernel[i] for i in range(3)) + bias[None, None, None, None]
+
+
+class TimeMixer(nn.Module):
+    """Blend of two arrays by one learned weight."""
+
+    @nn.compact
+    def __call__(self, within, across):
+        share = nn.sigmoid(self.param("mix_factor", nn.initializers.zeros, (1,)))[0].astype(within.dtype)
+        return (1 - share) * within + share * across
+
+
+def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs) -> nn.Conv:
+    kwargs = {"padding": kernel // 2, "dtype": jnp.dtype(spec.dtype)} | kwargs
+    return nn.Conv(channels, (kernel, kernel), **kwargs)
+
+
+def _norm(x, spec: Architecture, name: str, epsilon: float = 1e-6, across_frames: bool = False):
+    """Group normalisation in float32, of each frame by itself or of the clip."""
+    instances = x if across_frames else x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
+    norm = nn.GroupNorm(spec.norm_num_groups, epsilon=epsilon, dtype=jnp.float32, name=name)
+    return norm(instances).reshape(x.shape).astype(x.dtype)
