@@ -58,7 +58,7 @@ class Model:
     Args:
         latent_shape: (h, w, c) of one frame's latent.
         model_channels, channel_mult, num_res_blocks: width of the UNet's levels, and their residual blocks.
-        attention_levels: levels with attention; level l has latents of side h / 2^l. The middle of the network
+        attention_levels: levels with attention; level l has latents of side h / 2^l. The middle of the UNet
             has it as well, as in latent diffusion, on which Emu builds.
         head_dim, num_transformer_layers, ff_mult: size of the heads, and depth and feed-forward width of
             every attention block.
