@@ -1,0 +1,141 @@
+"""SVD's and SV3D's public weights <-> the parameters of `svd`.
+
+Two layouts of the same tensors: diffusers' UNetSpatioTemporalConditionModel, whose modules ours mirror, and
+Stability's own files (sv3d_u.safetensors, svd_xt.safetensors), which number the layers through and hold the
+autoencoder and the image encoder too.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from im3d_jax import pretrained
+from im3d_jax.pretrained import Source
+from recon_torch.errors import UserError
+
+STABILITY_PREFIX = "model.diffusion_model."
+OTHER_MODELS = ("first_stage_model.", "conditioner.")
+"""What else Stability's files hold: the autoencoder, and the image encoder."""
+
+LAYER = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)")
+"""A layer's place in diffusers' layout: way, block, kind, number."""
+
+# diffusers' names within a layer -> Stability's.
+RENAMED = (
+    (r"^conv_in\.", "input_blocks.0.0."),
+    (r"^conv_norm_out\.", "out.0."),
+    (r"^conv_out\.", "out.2."),
+    (r"^time_embedding\.linear_1\.", "time_embed.0."),
+    (r"^time_embedding\.linear_2\.", "time_embed.2."),
+    (r"^add_embedding\.linear_1\.", "label_emb.0.0."),
+    (r"^add_embedding\.linear_2\.", "label_emb.0.2."),
+    (r"\.spatial_res_block\.", "."),
+    (r"\.temporal_res_block\.", ".time_stack."),
+    (r"\.norm1\.", ".in_layers.0."),
+    (r"\.conv1\.", ".in_layers.2."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.norm2\.", ".out_layers.0."),
+    (r"\.conv2\.", ".out_layers.3."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+    (r"^(input_blocks\.\d+\.0)\.conv\.", r"\1.op."),  # of a downsampler
+)
+RENAMED_IN_ATTENTION = (
+    (r"\.temporal_transformer_blocks\.", ".time_stack."),
+    (r"\.time_pos_embed\.linear_1\.", ".time_pos_embed.0."),
+    (r"\.time_pos_embed\.linear_2\.", ".time_pos_embed.2."),
+)
+
+
+def from_pretrained(spec, path, params) -> dict:
+    """The parameters of a public checkpoint, float32.
+
+    Args:
+        spec: the `svd.Model`.
+        path: a .safetensors file or diffusers directory in diffusers' layout, or a file in Stability's, whole
+            or of the denoiser alone.
+        params: tree of the parameters' shapes.
+
+    Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
+    directory's config.json that `spec` does not have.
+    """
+    _check_config(spec, pretrained.read_config(path), path)
+    tensors = pretrained.read(path)
+    if any(name.startswith(STABILITY_PREFIX) for name in tensors):
+        tensors = {
+            name.removeprefix(STABILITY_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(OTHER_MODELS)
+        }
+    if any(name.startswith("input_blocks.") for name in tensors):
+        return pretrained.to_params(tensors, params, _stability_source(spec), f"{path} (Stability's SVD)")
+    what = f"{path} (UNetSpatioTemporalConditionModel)"
+    return pretrained.to_params(tensors, params, _diffusers_source, what)
+
+
+def to_pretrained(params) -> dict[str, np.ndarray]:
+    """The parameters as a UNetSpatioTemporalConditionModel's tensors."""
+    return pretrained.to_tensors(params, _diffusers_source)
+
+
+def to_stability(spec, params) -> dict[str, np.ndarray]:
+    """The parameters as Stability's tensors, with the prefix that they have in its files."""
+    tensors = pretrained.to_tensors(params, _stability_source(spec))
+    return {STABILITY_PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def stability_name(spec, name: str) -> str:
+    """The name that a tensor of diffusers' has in Stability's layout, without the prefix.
+
+    Stability numbers the layers of all levels through. A layer is a list: residual block, attention if the
+    level has it, and at the end of a level on the way up the convolution after upsampling.
+    """
+    found = LAYER.match(name)
+    renamed = RENAMED
+    if found:
+        way, block, kind, layer = found[1], int(found[2] or 0), found[3], int(found[4])
+        name = _layer(spec, way, block, kind, layer) + name[found.end() :]
+        renamed = RENAMED_IN_ATTENTION if kind == "attentions" else RENAMED
+    for theirs, stability in renamed:
+        name = re.sub(theirs, stability, name)
+    return name
+
+
+def _layer(spec, way: str, block: int, kind: str, layer: int) -> str:
+    layers, part = spec.layers_per_block + 1, int(kind == "attentions")
+    if way == "mid":
+        return f"middle_block.{2 * layer + part}"
+    if kind == "downsamplers":
+        return f"input_blocks.{(block + 1) * layers}.0"
+    if way == "down":
+        return f"input_blocks.{1 + block * layers + layer}.{part}"
+    if kind == "upsamplers":
+        level = len(spec.block_out_channels) - 1 - block
+        return f"output_blocks.{block * layers + layers - 1}.{1 + (level in spec.attention_levels)}"
+    return f"output_blocks.{block * layers + layer}.{part}"
+
+
+def _diffusers_source(path: str) -> Source:
+    # The embeddings' layers are called linear_1 and linear_2 there, and are no list.
+    return Source(re.sub(r"\.linear\.(\d)", r".linear_\1", pretrained.torch_name(path)))
+
+
+def _stability_source(spec):
+    return lambda path: Source(stability_name(spec, _diffusers_source(path).name))
+
+
+def _check_config(spec, config: dict, path) -> None:
+    """What shapes do not show."""
+    levels = range(len(spec.block_out_channels))
+    down = ["CrossAttnDown" if level in spec.attention_levels else "Down" for level in levels]
+    ours = {
+        "_class_name": "UNetSpatioTemporalConditionModel",
+        "num_attention_heads": list(spec.num_attention_heads),
+        "down_block_types": [f"{kind}BlockSpatioTemporal" for kind in down],
+        "transformer_layers_per_block": 1,
+    }
+    for key, value in ours.items():
+        theirs = config.get(key, value)
+        if theirs != value:
+            raise UserError(f"{path}: config.json has {key} {theirs}, config.backbone makes it {value}")
