@@ -25,6 +25,10 @@ COMMANDS = {
         "im3d_jax.train_elevation",
         "train the estimator of a video's elevation (Sec. 3.3)",
     ),
+    "check-backbone": (
+        "im3d_jax.check_backbone",
+        "test a denoiser, yours too, against the backbone contract",
+    ),
     "evaluate": ("im3d_jax.evaluate.suite", "measure the shipped model on test objects"),
 }
 

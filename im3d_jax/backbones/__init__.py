@@ -11,7 +11,8 @@ A backbone module has a `Model` whose arguments are `config.backbone.kwargs`, an
     partition_rules                                                (regex of the path, logical axes) pairs
     traceable                                                      False if jax.jit cannot trace `apply`
 
-and, where it has a public ancestor,
+A module may have `SMALL`, arguments of a model small enough to check anywhere. A model with a public ancestor
+also has
 
     from_pretrained(path, params) -> params                        of a public checkpoint
     to_pretrained(params) -> {name: array}                         the same in the ancestor's layout
@@ -43,23 +44,29 @@ REQUIRED = (
 """What every model has; one with a public ancestor also has `from_pretrained` and `to_pretrained`."""
 
 
-def build(name: str, kwargs: dict):
-    """The model of a backbone.
+def find(name: str):
+    """The module of a backbone: of this package ("emu_video") or any importable one ("my_pkg.my_model").
 
-    Args:
-        name: a module of this package ("emu_video") or any importable one ("my_pkg.my_model").
-        kwargs: the arguments of its Model.
-
-    Raises UserError for a module that does not exist or has no Model, and for arguments it does not take.
+    Raises UserError if there is none.
     """
     path = name if "." in name else f"{__name__}.{name}"
     try:
-        module = importlib.import_module(path)
+        return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name and not path.startswith(error.name):
             raise
         message = f"config.backbone.name: no module {path}; name a backbone of im3d_jax or your own"
         raise UserError(message) from None
+
+
+def build(name: str, kwargs: dict):
+    """The model of backbone `name` (see `find`) with the arguments `kwargs`.
+
+    Raises UserError for a module that does not exist or has no Model, for arguments that it does not take and
+    for what it lacks of the contract.
+    """
+    module = find(name)
+    path = module.__name__
     if not hasattr(module, "Model"):
         raise UserError(f"config.backbone.name: {path} has no Model, which the backbone contract asks for")
     unknown = set(kwargs) - set(inspect.signature(module.Model).parameters)
