@@ -1,0 +1,339 @@
+"""The UNet of ModelScope and I2VGen-XL, whose modules have the names of diffusers' classes.
+
+A spatial layer of Stable Diffusion and a temporal one behind it take turns, each on a residual of its own
+(Wang et al. 2023, arXiv 2308.06571; Zhang et al. 2023, arXiv 2311.04145). Layers that are the same in SVD
+come from `svd_unet`. Arrays are [B, K, h, w, c].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from im3d_jax.backbones.svd_unet import Embedding, FeedForward, Resample, TemporalConv, sinusoids
+from im3d_jax.conditioning import Conditioning
+
+POOLED_SIDE = 32  # to which I2VGen-XL averages the image's latent before it makes tokens of it
+
+
+class Context(NamedTuple):
+    """What spatial transformers attend to: tokens [B, L, d] where mask [B, L] is 1."""
+
+    tokens: Float[Array, "B L d"]
+    mask: Float[Array, "B L"]
+
+
+class UNet(nn.Module):
+    """The whole network; `spec` is the `Model` whose sizes it has."""
+
+    spec: Any
+
+    @nn.compact
+    def __call__(self, noisy, timestep, conditioning: Conditioning):
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        width, levels = spec.block_out_channels[0], range(len(spec.block_out_channels))
+        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))
+        (text,), (mask,) = conditioning.text, conditioning.text_mask
+        context, x = Context(text.astype(dtype), mask), noisy.astype(dtype)
+        if spec.image == "channels":
+            x = _with_image(x, conditioning)
+        elif spec.image == "i2vgen":
+            emb += self._frame_rate(width)
+            context = self._with_image_tokens(context, conditioning)
+            x = jnp.concatenate([x, self._image_frames(conditioning, noisy.shape[1])], -1)
+        emb = emb[:, None]  # the same for every frame
+
+        def kernel_init(key, shape, kernel_dtype=jnp.float32):
+            kernel = nn.initializers.lecun_normal()(key, shape, kernel_dtype)
+            return kernel.at[:, :, noisy.shape[-1] :].set(0)
+
+        x = nn.Conv(width, (3, 3), dtype=dtype, kernel_init=kernel_init, name="conv_in")(x)
+        x = TemporalTransformer(spec, 8 * spec.head_dim, name="transformer_in")(x)
+        skips = [x]
+        for level in levels:
+            x, outputs = DownBlock(spec, level, name=f"down_blocks_{level}")(x, emb, context)
+            skips += outputs
+        x = MidBlock(spec, name="mid_block")(x, emb, context)
+        for i, level in enumerate(reversed(levels)):
+            taken = spec.layers_per_block + 1
+            x = UpBlock(spec, level, name=f"up_blocks_{i}")(x, skips[-taken:], emb, context)
+            skips = skips[:-taken]
+        x = nn.silu(_group_norm(x, spec, "conv_norm_out"))
+        x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
+        return x.astype(jnp.float32)
+
+    # ---- What I2VGen-XL makes of its image ----
+
+    def _frame_rate(self, width):
+        """Embedding [1, d] of the frames per second."""
+        x = nn.Dense(4 * width, name="fps_embedding_0")(sinusoids(jnp.array([self.spec.fps]), width))
+        return nn.Dense(4 * width, name="fps_embedding_2")(nn.silu(x))
+
+    def _with_image_tokens(self, context: Context, conditioning: Conditioning) -> Context:
+        """Appends an 8x8 grid of tokens of the image's latent, and c tokens of its CLIP embedding."""
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        channels, dim = spec.latent_shape[-1], spec.cross_attention_dim
+        given = conditioning.image_mask[:, None, None]
+        conv = dict(kernel_size=(3, 3), padding=1, dtype=dtype)
+        image = (conditioning.image * given[..., None]).astype(dtype)
+        x = nn.silu(nn.Conv(8 * channels, name="image_latents_context_embedding_0", **conv)(image))
+        x, conv["strides"] = _average(x, POOLED_SIDE), (2, 2)
+        x = nn.silu(nn.Conv(16 * channels, name="image_latents_context_embedding_3", **conv)(x))
+        x = nn.Conv(dim, name="image_latents_context_embedding_5", **conv)(x)
+        grid = x.reshape(len(x), -1, dim)
+
+        tokens = (conditioning.image_tokens * given).astype(dtype)
+        width = 4 * spec.block_out_channels[0]
+        x = nn.silu(nn.Dense(width, dtype=dtype, name="context_embedding_0")(tokens))
+        x = nn.Dense(channels * dim, dtype=dtype, name="context_embedding_2")(x)
+        tokens = jnp.concatenate([context.tokens, grid, x.reshape(len(x), -1, dim)], 1)
+        seen = jnp.ones((len(tokens), tokens.shape[1] - context.tokens.shape[1]))
+        return Context(tokens, jnp.concatenate([context.mask, seen], 1))
+
+    def _image_frames(self, conditioning: Conditioning, num_frames: int):
+        """Features [B, K, h, w, c] of the image at frame 0 and, behind it, of how far a frame is from it."""
+        dtype, channels = jnp.dtype(self.spec.dtype), self.spec.latent_shape[-1]
+        image = conditioning.image
+        distance = jnp.linspace(0, 1, num_frames)[None, :, None, None, None]
+        frames = jnp.broadcast_to(distance, (len(image), num_frames, *image.shape[1:])).at[:, 0].set(image)
+        x = (frames * conditioning.image_mask[:, None, None, None, None]).astype(dtype)
+        x = nn.silu(nn.Conv(4 * channels, (3, 3), dtype=dtype, name="image_latents_proj_in_0")(x))
+        x = nn.silu(nn.Conv(4 * channels, (3, 3), dtype=dtype, name="image_latents_proj_in_2")(x))
+        x = nn.Conv(channels, (3, 3), dtype=dtype, name="image_latents_proj_in_4")(x)
+        return ImageFrames(dtype, name="image_latents_temporal_encoder")(x)
+
+
+def _with_image(noisy, conditioning: Conditioning):
+    """Appends the image at frame 0, zeros elsewhere, and a mask that is 1 where there is an image."""
+    given = conditioning.image_mask[:, None, None, None].astype(noisy.dtype)
+    image = jnp.zeros_like(noisy).at[:, 0].set(conditioning.image.astype(noisy.dtype) * given)
+    mask = jnp.zeros_like(noisy[..., :1]).at[:, 0].set(given)
+    return jnp.concatenate([noisy, image, mask], -1)
+
+
+def _average(x, side: int):
+    """Means over a `side` x `side` grid of cells that cover [B, h, w, c], whatever its size."""
+    rows, columns = (jnp.asarray(_cells(size, side), x.dtype) for size in x.shape[1:3])
+    return jnp.einsum("pi,qj,bijc->bpqc", rows, columns, x)
+
+
+def _cells(size: int, number: int) -> np.ndarray:
+    """Weights [number, size] of the places in each cell. Cells overlap where they do not divide evenly."""
+    cell, place = np.arange(number)[:, None], np.arange(size)[None]
+    inside = (place >= cell * size // number) & (place < -(-(cell + 1) * size // number))
+    return inside / inside.sum(1, keepdims=True)
+
+
+class ImageFrames(nn.Module):
+    """Attention across frames, as wide as the latent, on what is given of the image."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        (b, k, h, w, c), dtype = x.shape, self.dtype
+        tokens = x.reshape(b, k, h * w, c).swapaxes(1, 2).reshape(b * h * w, k, c)
+        y = _layer_norm(tokens, "norm1")
+        tokens += Attention(2, c, dtype, name="attn1")(y, y)
+        hidden = nn.gelu(nn.Dense(4 * c, dtype=dtype, name="ff_in")(tokens), approximate=False)
+        tokens += nn.Dense(c, dtype=dtype, name="ff_out")(hidden)
+        return tokens.reshape(b, h * w, k, c).swapaxes(1, 2).reshape(x.shape)
+
+
+# ---- Blocks ----
+
+
+class DownBlock(nn.Module):
+    """One level on the way down. Returns its result and the outputs of all its layers, for the way up."""
+
+    spec: Any
+    level: int
+
+    @nn.compact
+    def __call__(self, x, emb, context):
+        spec, outputs = self.spec, []
+        last = len(spec.block_out_channels) - 1
+        for i in range(spec.layers_per_block):
+            x = _residual(spec, self.level, i, x, emb)
+            if self.level < last:
+                x = _attention(spec, i, x, context)
+            outputs.append(x)
+        if self.level < last:
+            x = Resample(stride=2, dtype=spec.dtype, name="downsamplers_0")(x)
+            outputs.append(x)
+        return x, outputs
+
+
+class MidBlock(nn.Module):
+    """The middle of the network, with attention though its level has none."""
+
+    spec: Any
+
+    @nn.compact
+    def __call__(self, x, emb, context):
+        level = len(self.spec.block_out_channels) - 1
+        x = _residual(self.spec, level, 0, x, emb)
+        x = _attention(self.spec, 0, x, context)
+        return _residual(self.spec, level, 1, x, emb)
+
+
+class UpBlock(nn.Module):
+    """One level on the way up; takes `skips` from the way down, the last one first."""
+
+    spec: Any
+    level: int
+
+    @nn.compact
+    def __call__(self, x, skips, emb, context):
+        spec = self.spec
+        for i, skip in enumerate(reversed(skips)):
+            x = _residual(spec, self.level, i, jnp.concatenate([x, skip], -1), emb)
+            if self.level + 1 < len(spec.block_out_channels):
+                x = _attention(spec, i, x, context)
+        if self.level:
+            x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+            x = Resample(stride=1, dtype=spec.dtype, name="upsamplers_0")(x)
+        return x
+
+
+def _residual(spec, level, index, x, emb):
+    """A spatial residual block and the temporal convolutions that follow it, in the module being traced."""
+    block, convs = _remat(spec, ResBlock), _remat(spec, TemporalConvs)
+    x = block(spec, spec.block_out_channels[level], name=f"resnets_{index}")(x, emb)
+    return convs(spec, name=f"temp_convs_{index}")(x)
+
+
+def _attention(spec, index, x, context):
+    """A spatial transformer and the temporal one that follows it, in the module being traced."""
+    spatial, temporal = _remat(spec, SpatialTransformer), _remat(spec, TemporalTransformer)
+    x = spatial(spec, name=f"attentions_{index}")(x, context)
+    return temporal(spec, x.shape[-1], name=f"temp_attentions_{index}")(x)
+
+
+def _remat(spec, module):
+    """The module, recomputed in the backward pass as `spec.remat` says."""
+    return nn.remat(module, policy=getattr(jax.checkpoint_policies, spec.remat)) if spec.remat else module
+
+
+class ResBlock(nn.Module):
+    """Two normalised convolutions of each frame, with the embedding [B, 1, d] added between them."""
+
+    spec: Any
+    channels: int
+
+    @nn.compact
+    def __call__(self, x, emb):
+        spec, channels, dtype = self.spec, self.channels, self.spec.dtype
+        h = nn.silu(_group_norm(x, spec, "norm1"))
+        h = nn.Conv(channels, (3, 3), dtype=dtype, name="conv1")(h)
+        h += nn.Dense(channels, dtype=dtype, name="time_emb_proj")(nn.silu(emb))[:, :, None, None]
+        h = nn.silu(_group_norm(h, spec, "norm2"))
+        h = nn.Conv(channels, (3, 3), dtype=dtype, name="conv2")(h)
+        if x.shape[-1] != channels:
+            x = nn.Conv(channels, (1, 1), dtype=dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class TemporalConvs(nn.Module):
+    """Four convolutions over frames, each normalised over all of them; the identity at initialisation."""
+
+    spec: Any
+
+    @nn.compact
+    def __call__(self, x):
+        inits, h = [nn.initializers.lecun_normal()] * 3 + [nn.initializers.zeros], x
+        for i, init in enumerate(inits, start=1):
+            h = nn.silu(_group_norm(h, self.spec, f"conv{i}_0", over_frames=True))
+            # diffusers counts the layers of a list, and from the second on there is dropout in it.
+            h = TemporalConv(self.spec.dtype, init, name=f"conv{i}_{2 if i == 1 else 3}")(h)
+        return x + h
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention within each frame and cross-attention to the context."""
+
+    spec: Any
+
+    @nn.compact
+    def __call__(self, x, context: Context):
+        spec, (b, k, h, w, c) = self.spec, x.shape
+        tokens = _group_norm(x, spec, "norm", epsilon=1e-6).reshape(b * k, h * w, c)
+        tokens = nn.Dense(c, dtype=spec.dtype, name="proj_in")(tokens)
+        tokens = TransformerBlock(spec, name="transformer_blocks_0")(tokens, context)
+        return x + nn.Dense(c, dtype=spec.dtype, name="proj_out")(tokens).reshape(x.shape)
+
+
+class TemporalTransformer(nn.Module):
+    """Self-attention across the frames of each place, twice; the identity at initialisation."""
+
+    spec: Any
+    inner_channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        spec, (b, k, h, w, c) = self.spec, x.shape
+        tokens = _group_norm(x, spec, "norm", over_frames=True, epsilon=1e-6)
+        tokens = tokens.reshape(b, k, h * w, c).swapaxes(1, 2).reshape(b * h * w, k, c)
+        tokens = nn.Dense(self.inner_channels, dtype=spec.dtype, name="proj_in")(tokens)
+        tokens = TransformerBlock(spec, name="transformer_blocks_0")(tokens)
+        zeros = nn.initializers.zeros
+        tokens = nn.Dense(c, dtype=spec.dtype, kernel_init=zeros, name="proj_out")(tokens)
+        return x + tokens.reshape(b, h * w, k, c).swapaxes(1, 2).reshape(x.shape)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention in tokens [N, S, c], attention to the context or again to themselves, feed-forward."""
+
+    spec: Any
+
+    @nn.compact
+    def __call__(self, tokens, context: Context | None = None):
+        spec, channels = self.spec, tokens.shape[-1]
+        heads, dtype = channels // spec.head_dim, spec.dtype
+        y = _layer_norm(tokens, "norm1")
+        tokens += Attention(heads, spec.head_dim, dtype, name="attn1")(y, y)
+        y = _layer_norm(tokens, "norm2")
+        attend = Attention(heads, spec.head_dim, dtype, name="attn2")
+        if context is None:
+            tokens += attend(y, y)
+        else:
+            # Queries of all frames of an asset share its context, so no copy of the context for each frame.
+            y = y.reshape(len(context.tokens), -1, channels)
+            tokens += attend(y, *context).reshape(tokens.shape)
+        return tokens + FeedForward(dtype, name="ff")(_layer_norm(tokens, "norm3"))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` [B, Q, c] to `context` [B, S, d] where `mask` [B, S] is 1."""
+
+    num_heads: int
+    head_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, queries, context, mask=None):
+        def project(x, name):
+            inner = self.num_heads * self.head_dim
+            y = nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)
+            return y.reshape(*y.shape[:2], self.num_heads, self.head_dim)
+
+        q, k, v = project(queries, "to_q"), project(context, "to_k"), project(context, "to_v")
+        allowed = None if mask is None else (mask > 0)[:, None, None, :]
+        out = jax.nn.dot_product_attention(q, k, v, mask=allowed)
+        return nn.Dense(queries.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(*q.shape[:2], -1))
+
+
+def _group_norm(x, spec, name, over_frames=False, epsilon=1e-5):
+    """Normalisation of groups of channels, of each frame or of each asset, in float32."""
+    axes = (1, 2, 3, 4) if over_frames else (2, 3, 4)
+    settings = dict(epsilon=epsilon, dtype=jnp.float32, reduction_axes=axes, name=name)
+    return nn.GroupNorm(spec.norm_num_groups, **settings)(x).astype(x.dtype)
+
+
+def _layer_norm(x, name):
+    return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(x).astype(x.dtype)
