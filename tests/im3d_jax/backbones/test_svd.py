@@ -1,0 +1,455 @@
+"""SVD and SV3D against diffusers' UNetSpatioTemporalConditionModel with the same random weights."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from im3d_jax import diffusion
+from im3d_jax.backbones import svd, svd_checkpoints, svd_unet
+from recon_torch import torchvision_operators
+from recon_torch.errors import UserError
+
+torchvision_operators.declare()
+from diffusers import UNetSpatioTemporalConditionModel  # noqa: E402  (imports torchvision)
+
+BATCH, VIEWS, SIDE = 2, 3, 4
+SMALL = dict(
+    latent_shape=(SIDE, SIDE, 4),
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    attention_levels=(0,),
+    num_attention_heads=(2, 4),
+    cross_attention_dim=24,
+    addition_time_embed_dim=16,
+    num_views=VIEWS,
+)
+TIMESTEP = np.array([1.6, -1.2], np.float32)  # ln(sigma) / 4 of sigma 602 and 0.008
+
+
+def torch_model(vector_size):
+    """Diffusers' network in the size of SMALL, with no parameter left as it is initialised."""
+    torch.manual_seed(0)
+    model = UNetSpatioTemporalConditionModel(
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        layers_per_block=1,
+        num_attention_heads=(2, 4),
+        cross_attention_dim=24,
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=vector_size,
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def weights_of(model):
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def loaded(model, theirs, directory):
+    save_file(weights_of(theirs), directory / "diffusion_pytorch_model.safetensors")
+    return model.from_pretrained(directory, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return torch_model(3 * 16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return svd.Model(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def params(model, theirs, tmp_path_factory):
+    return loaded(model, theirs, tmp_path_factory.mktemp("svd"))
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def given(model, image_mask=(1, 1), elevation_rad=(0, 0)):
+    """Conditions with a picture for the assets whose mask is 1."""
+    return model.empty_conditioning(BATCH)._replace(
+        image=jnp.asarray(random(BATCH, SIDE, SIDE, 4)),
+        image_mask=jnp.asarray(image_mask, jnp.float32),
+        image_tokens=jnp.asarray(random(BATCH, 1, 24)),
+        elevation_rad=jnp.asarray(elevation_rad, jnp.float32),
+    )
+
+
+def torch_prediction(theirs, frames, image_mask=(1, 1)):
+    """Diffusers' prediction of frames [B, K, h, w, c], in its pipeline's way of giving the picture."""
+    mask = np.reshape(image_mask, (-1, 1, 1, 1, 1)).astype(np.float32)
+    image = random(BATCH, SIDE, SIDE, 4)[:, None] / 0.18215 * mask
+    tokens = torch.tensor(random(BATCH, 1, 24) * mask[:, 0, 0])
+    sample = np.concatenate([frames, np.broadcast_to(image, frames.shape)], -1).transpose(0, 1, 4, 2, 3)
+    told = torch.tensor([[6, 127, 0.02]] * BATCH)  # 7 frames per second
+    with torch.no_grad():
+        prediction = theirs(torch.tensor(sample), torch.tensor(TIMESTEP), tokens, told).sample
+    return prediction.numpy().transpose(0, 1, 3, 4, 2)
+
+
+def compare(ours, theirs, tolerance=1e-4):
+    """Relative to the largest value."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert theirs.std() > 0.1
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+# ---- Parity ----
+
+
+def test_svd_predicts_as_diffusers_does(model, params, theirs):
+    noisy = random(BATCH, VIEWS, SIDE, SIDE, 4)
+    apply = jax.jit(model.apply)
+    for image_mask in ((1, 1), (1, 0)):
+        expected = torch_prediction(theirs, noisy, image_mask)
+        compare(apply(params, noisy, TIMESTEP, given(model, image_mask)), expected)
+
+
+def sinusoids(values, dim):
+    """Float64; values [...] -> [..., dim]."""
+    frequencies = 10_000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    phases = np.asarray(values, np.float64)[..., None] * frequencies
+    return np.concatenate([np.cos(phases), np.sin(phases)], -1)
+
+
+def tell_each_frame(theirs, told):
+    """Makes diffusers' residual blocks take what each frame is told, [B, K, d], in place of one for all."""
+    told = torch.tensor(told, dtype=torch.float32).flatten(0, 1)
+    time = theirs.time_proj(torch.tensor(TIMESTEP).repeat_interleave(len(told) // BATCH))
+    emb = theirs.time_embedding(time) + theirs.add_embedding(told)
+
+    def replace(module, args, kwargs):
+        return (args[0], emb), kwargs
+
+    for name, module in theirs.named_modules():
+        if type(module).__name__ == "SpatioTemporalResBlock":
+            module.register_forward_pre_hook(replace, with_kwargs=True)
+        if name.endswith(("res_block.norm1", "res_block.norm2")):
+            module.eps = 1e-5  # as in Stability's code
+
+
+def test_sv3d_p_tells_every_frame_its_camera_and_has_the_picture_last(tmp_path):
+    theirs, elevations = torch_model((1 + 2 + 2) * 16), np.array([0.3, -0.1])
+    kwargs = dict(vector="sv3d_p", input_view="last", groupnorm_eps=1e-5, noise_aug=1e-5)
+    ours = svd.Model(**SMALL | kwargs)
+    params = loaded(ours, theirs, tmp_path)
+    azimuths = 2 * np.pi * np.array([1 / 3, 2 / 3, 0])
+    shape = (BATCH, VIEWS, 32)
+    told = [
+        np.broadcast_to(sinusoids(1e-5, 16), (BATCH, VIEWS, 16)),
+        np.broadcast_to(sinusoids(np.pi / 2 - elevations, 32)[:, None], shape),
+        np.broadcast_to(sinusoids(azimuths, 32), shape),
+    ]
+    tell_each_frame(theirs, np.concatenate(told, -1))
+    theirs.add_embedding.forward = lambda x: torch.zeros(len(x), 128)  # what it adds is replaced
+    noisy = random(BATCH, VIEWS, SIDE, SIDE, 4)
+    prediction = jax.jit(ours.apply)(params, noisy, TIMESTEP, given(ours, elevation_rad=elevations))
+    frames = torch_prediction(theirs, np.roll(noisy, -1, 1))
+    compare(prediction, np.roll(frames, 1, 1))
+
+
+def torch_frames(x):
+    """[B, K, h, w, c] -> [B * K, c, h, w]."""
+    return torch.tensor(x).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def our_frames(x):
+    """[B * K, c, h, w] -> [B, K, h, w, c]."""
+    return x.detach().unflatten(0, (BATCH, VIEWS)).permute(0, 1, 3, 4, 2).numpy()
+
+
+@pytest.fixture(scope="module")
+def embedding():
+    """What the blocks are told, [B, K, d] here and [B * K, d] there."""
+    emb = random(BATCH, VIEWS, 128)
+    return emb, torch.tensor(emb).flatten(0, 1)
+
+
+@pytest.fixture(scope="module")
+def context():
+    tokens = random(BATCH, 1, 24)
+    return tokens, torch.tensor(tokens).repeat_interleave(VIEWS, 0)
+
+
+IMAGE_ONLY = torch.zeros(BATCH, VIEWS)
+
+
+def test_down_block(model, params, theirs, embedding, context):
+    x = random(BATCH, VIEWS, SIDE, SIDE, 32)
+    block = svd_unet.DownBlock(model, 0)
+    ours, skips = jax.jit(block.apply)({"params": params["down_blocks_0"]}, x, embedding[0], context[0])
+    out, outputs = theirs.down_blocks[0](torch_frames(x), embedding[1], context[1], IMAGE_ONLY)
+    compare(ours, our_frames(out))
+    for skip, output in zip(skips, outputs, strict=True):
+        compare(skip, our_frames(output))
+
+
+def test_up_block(model, params, theirs, embedding, context):
+    x, skips = (
+        random(BATCH, VIEWS, SIDE, SIDE, 64),
+        [random(BATCH, VIEWS, SIDE, SIDE, 32, seed=i) for i in (1, 2)],
+    )
+    block = svd_unet.UpBlock(model, 0)
+    ours = jax.jit(block.apply)({"params": params["up_blocks_1"]}, x, skips, embedding[0], context[0])
+    residuals = tuple(map(torch_frames, skips))
+    out = theirs.up_blocks[1](
+        torch_frames(x), residuals, embedding[1], context[1], image_only_indicator=IMAGE_ONLY
+    )
+    compare(ours, our_frames(out))
+
+
+def test_middle_block_and_its_gradients(model, params, theirs, embedding, context):
+    x = random(BATCH, VIEWS, SIDE, SIDE, 64)
+    cotangent = random(BATCH, VIEWS, SIDE, SIDE, 64, seed=1)
+    block = svd_unet.MidBlock(model)
+
+    @jax.jit
+    def value_and_gradients(params, x, emb, tokens):
+        value, pull_back = jax.vjp(
+            lambda *args: block.apply({"params": args[0]}, *args[1:]), params, x, emb, tokens
+        )
+        return value, pull_back(cotangent)
+
+    ours, gradients = value_and_gradients(params["mid_block"], x, embedding[0], context[0])
+    inputs = [t.clone().requires_grad_() for t in (torch_frames(x), embedding[1], context[1])]
+    out = theirs.mid_block(*inputs, IMAGE_ONLY)
+    compare(ours, our_frames(out))
+
+    theirs.zero_grad()
+    out.backward(torch_frames(cotangent))
+    named = {"mid_block": gradients[0]}
+    found = model.to_pretrained(named)
+    expected = {f"mid_block.{name}": p.grad.numpy() for name, p in theirs.mid_block.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(
+            found[name], gradient, atol=1e-4 * np.abs(gradient).max() + 1e-5, err_msg=name
+        )
+    compare(gradients[1], our_frames(inputs[0].grad))
+    compare(gradients[2].reshape(-1, 128), inputs[1].grad)
+    compare(gradients[3], inputs[2].grad.unflatten(0, (BATCH, VIEWS)).sum(1, keepdim=False))
+
+
+def test_bfloat16_stays_near(params, theirs, embedding, context):
+    x, block = random(BATCH, VIEWS, SIDE, SIDE, 64), svd_unet.MidBlock(svd.Model(**SMALL, dtype="bfloat16"))
+    inputs = jnp.asarray(x, jnp.bfloat16), embedding[0], jnp.asarray(context[0], jnp.bfloat16)
+    ours = jax.jit(block.apply)({"params": params["mid_block"]}, *inputs)
+    assert ours.dtype == jnp.bfloat16
+    out = theirs.mid_block(torch_frames(x), embedding[1], context[1], IMAGE_ONLY)
+    compare(ours.astype(jnp.float32), our_frames(out), tolerance=0.03)
+
+
+# ---- Properties ----
+
+
+def test_at_initialisation_16_frames_are_16_single_images():
+    """Of the model whose frames are told most; one level has all kinds of layers."""
+    sizes = dict(block_out_channels=(32,), num_attention_heads=(2,))
+    model = svd.Model(**SMALL | sizes | dict(vector="sv3d_p", input_view="last", num_views=None))
+    params = jax.jit(model.init)(jax.random.key(0))
+    video, conditioning = random(1, 16, SIDE, SIDE, 4), given(model)
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (16, *x.shape[1:])), conditioning)
+    one = jax.tree.map(lambda x: x[:1], conditioning)
+    apply = jax.jit(model.apply)
+    together = apply(params, video, TIMESTEP[:1], one)
+    single = apply(params, video.swapaxes(0, 1), np.repeat(TIMESTEP[:1], 16), many)
+    compare(together, np.asarray(single).swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("input_view, step", [("first", 0), ("last", 1)])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_frames_stand_where_their_model_has_them(input_view, step, direction):
+    """Our view k is at 2 pi k / K counter-clockwise, frame i at 2 pi (i + step) / K in its direction."""
+    model = svd.Model(**SMALL | dict(input_view=input_view, orbit_direction=direction))
+    views = np.exp(2j * np.pi * np.arange(7) / 7)
+    frames = np.exp(direction * 2j * np.pi * (np.arange(7) + step) / 7)
+    np.testing.assert_allclose(views[model.frame_order(7)], frames, atol=1e-12)
+
+
+def test_triangular_guidance_is_sv3ds_wave_in_the_order_of_our_views():
+    times = np.linspace(0, 1, 21)
+    wave = 1 + 1.5 * 2 * np.abs(
+        times - np.floor(times + 0.5)
+    )  # over their frames, of which the last is view 0
+    np.testing.assert_allclose(svd.triangular(21), np.roll(wave, 1), atol=1e-12)
+    clockwise = svd.Model(input_view="last", orbit_direction=-1).frame_order(21)
+    np.testing.assert_allclose(svd.triangular(21, frame_order=clockwise), wave[::-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.5, 1.0, 14.6, 700.0])
+def test_v_prediction_on_the_edm_schedule_is_karras_denoiser(sigma):
+    """D = c_skip x + c_out F(c_in x, c_noise), with SVD's factors, x noised without scaling its signal."""
+    schedule = diffusion.make_schedule(kind="edm", num_steps=2, sigma_min=sigma, sigma_max=2 * sigma)
+    alpha, noise_level, told = (column[0] for column in schedule)
+    assert told == pytest.approx(0.25 * np.log(sigma), rel=1e-12)
+    x = random(1, 2, 2, 2, 4).astype(np.float64) * (1 + sigma)
+    network = random(1, 2, 2, 2, 4, seed=1).astype(np.float64)
+    denoised = x / (sigma**2 + 1) - sigma / np.sqrt(sigma**2 + 1) * network
+    c_in = 1 / np.sqrt(sigma**2 + 1)
+    np.testing.assert_allclose(alpha * (c_in * x) - noise_level * network, denoised, rtol=1e-9, atol=1e-12)
+    ours = diffusion.to_x0("v", jnp.asarray(network), jnp.asarray(c_in * x), alpha, noise_level)
+    np.testing.assert_allclose(ours, denoised, rtol=1e-5, atol=1e-6)
+
+
+def test_rematerialisation_takes_the_same_parameters(model, params, embedding, context):
+    again = svd.Model(**SMALL, remat="nothing_saveable")
+    args = {"params": params["mid_block"]}, random(BATCH, VIEWS, SIDE, SIDE, 64), embedding[0], context[0]
+    traced = [jax.make_jaxpr(svd_unet.MidBlock(spec).apply)(*args) for spec in (model, again)]
+    recomputed = [sum("remat" in str(eqn.primitive) for eqn in jaxpr.eqns) for jaxpr in traced]
+    assert recomputed == [0, 3]
+
+
+# ---- Checkpoints ----
+
+# Names and shapes in Stability's files of SVD-XT, one or more of each kind of layer.
+STABILITY = {
+    "time_embed.0.weight": (1280, 320),
+    "label_emb.0.0.weight": (1280, 768),
+    "label_emb.0.2.bias": (1280,),
+    "input_blocks.0.0.weight": (320, 8, 3, 3),
+    "input_blocks.1.0.in_layers.0.weight": (320,),
+    "input_blocks.1.0.time_stack.in_layers.2.weight": (320, 320, 3, 1, 1),
+    "input_blocks.1.0.time_mixer.mix_factor": (1,),
+    "input_blocks.1.1.proj_in.weight": (320, 320),
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024),
+    "input_blocks.1.1.time_pos_embed.2.weight": (320, 1280),
+    "input_blocks.3.0.op.weight": (320, 320, 3, 3),
+    "input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+    "input_blocks.11.0.emb_layers.1.weight": (1280, 1280),
+    "middle_block.0.out_layers.3.weight": (1280, 1280, 3, 3),
+    "middle_block.1.time_mixer.mix_factor": (1,),
+    "middle_block.2.time_stack.out_layers.0.bias": (1280,),
+    "output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+    "output_blocks.3.1.time_stack.0.ff_in.net.0.proj.weight": (10240, 1280),
+    "output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
+    "output_blocks.11.1.time_stack.0.attn1.to_out.0.bias": (320,),
+    "out.0.weight": (320,),
+    "out.2.weight": (4, 320, 3, 3),
+}
+
+
+def test_full_size_has_diffusers_sizes_and_stabilitys_names():
+    model = svd.Model()
+    parameters = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    with torch.device("meta"):
+        theirs = UNetSpatioTemporalConditionModel().state_dict()
+    assert len(parameters) == len(theirs)
+    assert sum(x.size for x in parameters) == sum(x.numel() for x in theirs.values())
+    names = {svd_checkpoints.stability_name(model, name): tuple(x.shape) for name, x in theirs.items()}
+    assert len(names) == len(theirs)
+    assert STABILITY.items() <= names.items()
+
+
+def test_temporal_pattern_covers_what_fine_tuning_trains(model, params):
+    flat = traverse_util.flatten_dict(params, sep="/")
+    found = {path for path in flat if re.search(model.temporal_pattern, path)}
+    assert found == {path for path in flat if re.search("temporal|time_mixer|time_pos", path)}
+    assert not any(re.search("spatial|/transformer_blocks|^conv|_embedding", path) for path in found)
+
+
+def test_to_diffusers_and_back_gives_every_tensor(model, params, theirs):
+    tensors = model.to_pretrained(params)
+    expected = weights_of(theirs)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+def test_stabilitys_layout_with_and_without_the_other_models(model, params, tmp_path, prefix):
+    tensors = {
+        prefix + name.removeprefix("model.diffusion_model."): tensor
+        for name, tensor in model.to_stability(params).items()
+    }
+    if prefix:
+        tensors["first_stage_model.decoder.conv_in.weight"] = np.zeros((2, 2), np.float32)
+        tensors["conditioner.embedders.0.open_clip.model.logit_scale"] = np.zeros((), np.float32)
+    path = tmp_path / "sv3d_u.safetensors"
+    save_file(tensors, path)
+    again = model.from_pretrained(path, jax.eval_shape(model.init, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def broken(tensors, kind):
+    """A Stability file's tensors, spoilt."""
+    name = "model.diffusion_model.middle_block.1.time_mixer.mix_factor"
+    if kind == "missing":
+        return {key: tensor for key, tensor in tensors.items() if key != name}
+    if kind == "extra":
+        return tensors | {"model.diffusion_model.input_blocks.99.0.weight": np.zeros(1, np.float32)}
+    return tensors | {name: np.zeros(2, np.float32)}
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", r"lacks middle_block\.1\.time_mixer\.mix_factor \(1 such\)"),
+        ("extra", r"has an unknown tensor input_blocks\.99\.0\.weight"),
+        ("shape", r"middle_block\.1\.time_mixer\.mix_factor is \(2,\)"),
+    ],
+)
+def test_every_tensor_is_accounted_for(model, params, tmp_path, kind, message):
+    path = tmp_path / "svd.safetensors"
+    save_file(broken(model.to_stability(params), kind), path)
+    with pytest.raises(UserError, match=message):
+        model.from_pretrained(path, params)
+
+
+def test_another_familys_checkpoint_is_refused(model, params, tmp_path):
+    save_file({"conv_in.weight": np.zeros((32, 4, 3, 3), np.float32)}, tmp_path / "unet.safetensors")
+    with pytest.raises(UserError, match="lacks .*another family or size"):
+        model.from_pretrained(tmp_path / "unet.safetensors", params)
+
+
+def test_a_truncated_file_is_refused(model, params, tmp_path):
+    path = tmp_path / "svd.safetensors"
+    save_file(model.to_pretrained(params), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="svd.safetensors is damaged"):
+        model.from_pretrained(path, params)
+
+
+def test_settings_that_shapes_do_not_show_are_compared(model, params, theirs, tmp_path):
+    config = json.loads(theirs.to_json_string()) | {"num_attention_heads": [4, 4]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(model.to_pretrained(params), tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match=r"num_attention_heads \[4, 4\], config.backbone makes it \[2, 4\]"):
+        model.from_pretrained(tmp_path, params)
+
+
+def test_diffusers_own_directory_is_read(model, params, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    again = model.from_pretrained(tmp_path, params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(vector="sv4d"), "no vector 'sv4d'"),
+        (dict(input_view="middle"), "input_view 'middle'"),
+        (dict(orbit_direction=2), "orbit_direction 2"),
+        (dict(latent_shape=(70, 72, 4)), "not divisible by 8"),
+        (dict(block_out_channels=(48, 96)), "multiples of 32"),
+        (dict(remat="all"), "remat 'all'"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        svd.Model(**kwargs)
