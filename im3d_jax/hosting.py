@@ -59,14 +59,18 @@ def read_json(path: str | Path, name: str, what: str) -> dict:
     try:
         return json.loads((Path(path) / name).read_text())
     except OSError:
-        raise UserError(
-            f"{what}: no {name} in {str(path)!r}; give a directory of diffusers' layout"
-        ) from None
+        raise UserError(f"{what}: no {name} in {str(path)!r}; give the directory of a saved model") from None
     except ValueError as error:
         raise UserError(f"{what}: {Path(path) / name} is not JSON ({error}); fetch it again") from None
 
 
-def load(model_class, path: str | Path, what: str, allow_extra: bool = False) -> torch.nn.Module:
+def load(
+    model_class,
+    path: str | Path,
+    what: str,
+    dtype: torch.dtype = torch.float32,
+    allow_extra: bool = False,
+) -> torch.nn.Module:
     """A model from a local directory, on `device()`, frozen, with every tensor accounted for.
 
     Args:
@@ -86,11 +90,11 @@ def load(model_class, path: str | Path, what: str, allow_extra: bool = False) ->
     for problem, names in problems.items():
         if names and not (allow_extra and problem != "lacks"):
             raise UserError(f"{what}: {path}, read as {model_class.__name__}, {problem} {min(names)}")
-    return model.to(device(), torch.float32).eval().requires_grad_(False)
+    return model.to(device(), dtype).eval().requires_grad_(False)
 
 
 def variant(folder: str | Path, what: str) -> str | None:
-    """ "fp16" if the weights below a folder come in that variant alone, None if there are plain ones.
+    """The variant of the weights below a folder: None if there are plain ones, "fp16" if there are only those.
 
     Raises UserError if there are no safetensors.
     """

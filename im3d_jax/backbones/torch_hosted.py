@@ -1,8 +1,9 @@
 """Any of diffusers' video UNets as the denoiser, run by torch in this process; for inference only.
 
-ModelScope (UNet3DConditionModel), I2VGen-XL, Stable Video Diffusion and AnimateDiff work as they are. Arrays
-go to torch and back by DLPack, without a copy but that of the layout: these networks have the channels before
-height and width. To train such weights, convert them to `emu_video` or `svd`.
+ModelScope (UNet3DConditionModel), I2VGen-XL and Stable Video Diffusion work as they are; AnimateDiff's motion
+adapter and its image model are first joined by UNetMotionModel.from_unet2d and saved. Arrays go to torch and
+back by DLPack, without a copy but that of the layout: these networks have the channels before height and
+width. To train such weights, convert them with `im3d convert`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,23 @@ from im3d_jax.conditioning import Conditioning
 from recon_torch.errors import UserError
 
 WHAT = "config.backbone.kwargs"
+
+SMALL = dict(
+    diffusers_class="I2VGenXLUNet",
+    path="random",
+    latent_shape=(8, 8, 4),
+    max_words=4,
+    kwargs=dict(
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    ),
+)
+"""Arguments of a network that runs anywhere at once."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ class Model:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
             raise UserError(
                 "torch_hosted cannot be differentiated or compiled by JAX; to train, convert the weights with"
-                " `im3d convert` and take emu_video or svd"
+                " `im3d convert` and take emu_video, unet3d or svd"
             )
         dtype = getattr(torch, self.dtype)
         noisy, timestep, given = jax.tree.map(to_torch, inputs)
@@ -117,15 +135,16 @@ class Model:
     @cached_property
     def module(self) -> torch.nn.Module:
         """The network, frozen; loaded at first use."""
+        dtype = getattr(torch, self.dtype)
         if self.path != "random":
-            return hosting.load(self._class, self.path, f"{WHAT}.path").to(getattr(torch, self.dtype))
+            return hosting.load(self._class, self.path, f"{WHAT}.path", dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
                 module = self._class(**dict(self.kwargs))
             except (ValueError, TypeError, NotImplementedError) as error:
                 raise UserError(f"{WHAT}.kwargs: {self.diffusers_class}: {hosting.brief(error)}") from None
-        return module.to(hosting.device(), getattr(torch, self.dtype)).eval().requires_grad_(False)
+        return module.to(hosting.device(), dtype).eval().requires_grad_(False)
 
     @property
     def _family(self) -> Family:
@@ -185,6 +204,8 @@ def to_torch(array: Shaped[Array, "..."]) -> Shaped[Tensor, "..."]:
 
 def to_jax(tensor: Shaped[Tensor, "..."]) -> Shaped[Array, "..."]:
     """The tensor as an array on JAX's first device: the same memory, if it is there and contiguous."""
+    if tensor.is_cuda:  # what torch still reads may be JAX's, which would use it again
+        torch.cuda.synchronize(tensor.device)
     where = "cpu" if jax.default_backend() == "cpu" else tensor.device
     return bridge.as_jax(tensor.to(where).contiguous())
 
