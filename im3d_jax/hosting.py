@@ -94,7 +94,7 @@ def load(
 
 
 def variant(folder: str | Path, what: str) -> str | None:
-    """The variant of the weights below a folder: None if there are plain ones, "fp16" if there are only those.
+    """The variant of the weights below a folder: "fp16" if there is nothing else, None for plain ones.
 
     Raises UserError if there are no safetensors.
     """
