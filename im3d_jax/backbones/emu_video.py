@@ -83,6 +83,8 @@ class Model:
         dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
         remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
             `jax.checkpoint_policies` that says what is kept inside the blocks, where most memory goes.
+        query_chunk: how many places of each frame attend to the others at a time, a divisor of their number;
+            0 for all. At 64x64 places the weights of all at once take 64 MB for each frame and head.
     """
 
     latent_shape: Sequence[int] = (64, 64, 8)
@@ -105,6 +107,7 @@ class Model:
     prediction_type: str = "v"
     dtype: Any = "float32"
     remat: str = ""
+    query_chunk: int = 0
     net: nn.Module = field(init=False, repr=False, compare=False)
 
     num_views = None
@@ -319,7 +322,7 @@ class SpatialTransformer(nn.Module):
             words, mask = text[layer % len(text)]
             # Queries of all frames of an asset share its text, so no copy of the text for each frame.
             y = LayerNorm(name=f"norm1_{layer}")(tokens)
-            tokens += Attention(heads, dtype, name=f"self_{layer}")(y, y)
+            tokens += Attention(heads, dtype, query_chunk=spec.query_chunk, name=f"self_{layer}")(y, y)
             y = LayerNorm(name=f"norm2_{layer}")(tokens).reshape(b, k * h * w, c)
             cross = Attention(heads, dtype, name=f"cross_{layer}")(y, words.astype(dtype), mask)
             tokens += cross.reshape(tokens.shape)
@@ -343,6 +346,7 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Any
     like_to_like: bool = False
+    query_chunk: int = 0
 
     @nn.compact
     def __call__(self, queries, context, mask=None):
@@ -356,9 +360,22 @@ class Attention(nn.Module):
         alike = _identity if self.like_to_like else random
         q, k = project(queries, "to_q", alike), project(context, "to_k", alike)
         v = project(context, "to_v", random)
-        allowed = None if mask is None else (mask > 0)[:, None, None, :]
-        out = jax.nn.dot_product_attention(q, k, v, mask=allowed)
+        out = _attend(q, k, v, mask, self.query_chunk)
         return nn.Dense(channels, dtype=self.dtype, name="to_out")(out.reshape(queries.shape))
+
+
+def _attend(queries, keys, values, mask, chunk):
+    """softmax(q k) v of [B, Q or S, heads, d], all queries at once or, to save memory, `chunk` at a time."""
+    if mask is not None:
+        return jax.nn.dot_product_attention(queries, keys, values, mask=(mask > 0)[:, None, None, :])
+    if queries.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+        # Fused: the weights are never written to memory.
+        return jax.nn.dot_product_attention(queries, keys, values, implementation="cudnn")
+    if not chunk or queries.shape[1] <= chunk:
+        return jax.nn.dot_product_attention(queries, keys, values)
+    chunks = queries.reshape(len(queries), -1, chunk, *queries.shape[2:]).swapaxes(0, 1)
+    attend = jax.checkpoint(lambda chunk: jax.nn.dot_product_attention(chunk, keys, values))
+    return jax.lax.map(attend, chunks).swapaxes(0, 1).reshape(queries.shape)
 
 
 class FeedForward(nn.Module):
