@@ -136,7 +136,7 @@ def to_params(tensors: Mapping[str, np.ndarray], params, source_of: SourceOf, wh
         rank = RANK_IN_CHECKPOINT.get(layout, value.ndim)
         ours = LAYOUTS[layout][0](theirs) if theirs.ndim == rank else theirs
         if ours.shape != value.shape:
-            shapes = f"is {theirs.shape}; config.backbone makes {path} {value.shape}"
+            shapes = f"is {theirs.shape}; the config makes {path} {value.shape}"
             raise UserError(f"{what}: {source.name} {shapes}")
         if not np.isfinite(ours).all():
             raise UserError(f"{what}: {source.name} holds NaN or infinity; fetch it again")

@@ -344,7 +344,7 @@ def edited(checkpoints, directory, edit_tensors=None, **config):
         (lambda x: x.update(extra=torch.ones(1)), r"has an unknown tensor extra \(1 such\)"),
         (
             lambda x: x.update({"decoder.conv_in.weight": torch.ones(64, 8, 3, 3)}),
-            r"decoder.conv_in.weight is \(64, 8, 3, 3\)",
+            r"decoder.conv_in.weight is \(64, 8, 3, 3\); the config makes decoder/conv_in/kernel \(3, 3, 4, 64\)",
         ),
     ],
 )
