@@ -29,6 +29,10 @@ COMMANDS = {
         "im3d_jax.check_backbone",
         "test a denoiser, yours too, against the backbone contract",
     ),
+    "plan": (
+        "im3d_jax.plan",
+        "what a config costs: parameters, FLOPs, memory and seconds, without running it",
+    ),
     "evaluate": ("im3d_jax.evaluate.suite", "measure the shipped model on test objects"),
 }
 
