@@ -49,7 +49,17 @@ def get_config() -> ConfigDict:
                 zero_terminal_snr=True,
             ),
             # Guidance scales and solver: unspecified in the paper, chosen on validation objects.
-            text_to_image=dict(num_steps=40, spacing="trailing", solver="2m", w_text=2.0, rescale=0.0),
+            # pipeline: directory of a diffusers text-to-image pipeline that draws instead of the backbone. It is
+            # asked for `template` with the prompt in the place of {}.
+            text_to_image=dict(
+                pipeline="",
+                template="{}, one whole object, centred, on a plain white background",
+                num_steps=40,
+                spacing="trailing",
+                solver="2m",
+                w_text=2.0,
+                rescale=0.0,
+            ),
             video=dict(
                 num_steps=40,
                 spacing="trailing",
@@ -63,9 +73,10 @@ def get_config() -> ConfigDict:
             rounds=dict(at_steps=(500, 1000), num_runs=2, num_steps=10, start_level=0.7),
             # deg: of all videos, for a generator that is told its cameras; otherwise it is estimated.
             elevation=dict(weights="", dino="", deg=config_dict.placeholder(float)),
-            # Of views whose autoencoder has no alpha: an IS-Net file (A.1), else what is not white.
+            # Foreground of views whose autoencoder has no alpha: by IS-Net's file (A.1), else what is not white.
             masks=dict(isnet="", tolerance=0.04),
-            image=dict(fill=0.7, background_tolerance=0.06),
+            # A user's picture: size of its object in view 0, and how to find it (`conditioning.place`).
+            image=dict(fill=0.7, background_tolerance=0.06, mask_weights=""),
             # Fields of recon_torch.fit.FitSettings; those that are not named keep their defaults.
             fit=dict(num_gaussians=5000, num_steps=1200, w_lpips=10.0, w_ssim=0.2, w_mask=1.0),
             turntable=dict(num_frames=48, size=192, fps=24),

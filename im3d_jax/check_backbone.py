@@ -185,7 +185,7 @@ def image_matters(subject: Subject) -> str:
 
 def a_dropped_image_is_not_seen(subject: Subject) -> str:
     none, every = jnp.zeros(2), jnp.ones(2)
-    one = conditioning.drop(subject.given, none, every)
+    one = conditioning.drop(subject.given, subject.model.empty_conditioning(1), none, every)
     other = one._replace(image=-one.image)
     found = [subject.apply(subject.params, subject.noisy, subject.timestep, each) for each in (one, other)]
     return same(subject, found[0], found[1], "with image_mask 0 two images")
@@ -243,7 +243,8 @@ def starts_as_separate_images(subject: Subject) -> str:
     temporal = set(_matching(subject, subject.model.temporal_pattern))
     params = {path: subject.flat[path] if path in temporal else x for path, x in moved.items()}
     params = traverse_util.unflatten_dict(params, sep="/")
-    given = conditioning.drop(subject.given, jnp.zeros(2), jnp.ones(2))
+    empty = subject.model.empty_conditioning(1)
+    given = conditioning.drop(subject.given, empty, jnp.zeros(2), jnp.ones(2))
     video = subject.apply(params, subject.noisy, subject.timestep, given)
     alone = [
         subject.apply(params, subject.noisy[:, k : k + 1], subject.timestep, given)

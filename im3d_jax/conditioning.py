@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,7 +24,7 @@ class Conditioning(NamedTuple):
 
     image: latent of the conditioning image, which is view 0; image_mask: 1 where there is one.
     text: for each text encoder either embeddings [B, L, d] or, for a backbone with an encoder of its own,
-    word indices [B, L]; text_mask: 1 at the words. The empty prompt is one word of index 0 or of zeros.
+    word indices [B, L]; text_mask: 1 at the words. The empty prompt is what its encoder makes of "".
     image_tokens: the image as an image encoder sees it, for a backbone that attends to it; elevation_rad: the
     cameras' elevation, for one that is told it. None where the backbone does not ask.
     """
@@ -86,14 +87,18 @@ def build_text(name: str, kwargs: dict):
     """What turns prompts into `Conditioning.text`: it has `encode`, `warnings` and the `words` that it knows.
 
     Args:
-        name: "words", a `Vocabulary` for a backbone that carries its own encoder; "pretrained" or
-            "precomputed", see `encoders`; "none" for a backbone without text.
+        name: "words", a `Vocabulary` for a backbone that carries its own encoder; "pretrained", see
+            `encoders.TextEncoders`; "none" for a backbone without text.
     """
+    if name == "pretrained":
+        from im3d_jax.encoders import TextEncoders  # needs an extra
+
+        return TextEncoders(kwargs["encoders"])
     if name == "words":
         return Vocabulary(tuple(kwargs["words"]), kwargs["max_words"])
     if name == "none":
         return NoText()
-    raise UserError(f"config.text.name: no {name!r}; there is words, pretrained, precomputed, none")
+    raise UserError(f"config.text.name: no {name!r}; there is words, pretrained, none")
 
 
 class NoText:
@@ -112,25 +117,35 @@ def _split(prompt: str) -> list[str]:
     return re.findall(r"[a-z]+", prompt.lower())
 
 
+def no_conditions(model, text, batch: int) -> Conditioning:
+    """No image and the empty prompt, for B assets. model: a backbone. text: see `build_text`."""
+    encoded = jax.tree.map(jnp.asarray, text.encode([""] * batch))
+    return model.empty_conditioning(batch)._replace(text=encoded[0], text_mask=encoded[1])
+
+
 def drop(
-    conditioning: Conditioning, keep_image: Float[Array, " B"], keep_text: Float[Array, " B"]
+    conditioning: Conditioning,
+    empty: Conditioning,
+    keep_image: Float[Array, " B"],
+    keep_text: Float[Array, " B"],
 ) -> Conditioning:
-    """Replaces the conditions of the assets whose keep is 0 by none, for training and for guidance."""
+    """Replaces the conditions of the assets whose keep is 0 by none, for training and for guidance.
 
-    def empty(values, keep):
-        return values * keep.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
+    empty: one asset's conditions of no image and the empty prompt.
+    """
 
-    keep_image, keep_text = keep_image.astype(jnp.float32), keep_text.astype(jnp.float32)
-    masks = tuple(
-        jnp.where(keep_text[:, None] > 0, mask, jnp.zeros_like(mask).at[:, 0].set(1))
-        for mask in conditioning.text_mask
-    )
+    def choose(keep, values, nothing):
+        keep = keep.reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.where(keep > 0, values, nothing.astype(values.dtype))
+
     tokens = conditioning.image_tokens
     return conditioning._replace(
-        image_mask=conditioning.image_mask * keep_image,
-        text=tuple(empty(text, keep_text) for text in conditioning.text),
-        text_mask=masks,
-        image_tokens=None if tokens is None else empty(tokens, keep_image),
+        image_mask=conditioning.image_mask * keep_image.astype(jnp.float32),
+        text=tuple(choose(keep_text, *each) for each in zip(conditioning.text, empty.text, strict=True)),
+        text_mask=tuple(
+            choose(keep_text, *each) for each in zip(conditioning.text_mask, empty.text_mask, strict=True)
+        ),
+        image_tokens=None if tokens is None else choose(keep_image, tokens, jnp.zeros_like(tokens)),
     )
 
 

@@ -182,12 +182,17 @@ def write_asset(
 
 def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras) -> None:
     """Pictures [K, H, W, 4] whose colours are over white, as RGBA files with a transforms.json beside."""
-    alpha = rgba[..., 3:].clip(0, 1)
-    straight = np.where(alpha > 0, (rgba[..., :3] - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
     names = [f"{folder}/{k:03d}.png" for k in range(len(rgba))]
-    for name, picture in zip(names, np.concatenate([straight, alpha], -1).clip(0, 1), strict=True):
+    for name, picture in zip(names, straight(rgba), strict=True):
         export.write_image(directory / name, picture)
     write_transforms(directory / "transforms.json", cameras, names)
+
+
+def straight(rgba: np.ndarray) -> np.ndarray:
+    """Pictures [..., 4] whose colours are over white, with those of the object alone, as files have them."""
+    alpha = rgba[..., 3:].clip(0, 1)
+    colours = np.where(alpha > 0, (rgba[..., :3] - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
+    return np.concatenate([colours, alpha], -1).clip(0, 1)
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
@@ -260,6 +265,8 @@ def generate(config, requests: list[Request]) -> list[dict]:
     for request in requests:
         if request.image:
             conditioning.load_image(request.image, config.size, **config.image)
+    if config.text_to_image.pipeline:
+        requests = draw_images(config, requests)
     generator = Generator(config)
     weights = config.elevation.weights or elevation.TINY_WEIGHTS
     estimator = elevation.load(weights, config.elevation.dino or None)
@@ -270,6 +277,32 @@ def generate(config, requests: list[Request]) -> list[dict]:
     cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
     with ReconClient(cameras, FitSettings(**config.fit)) as client:
         return [make_asset(generator, client, estimator, request) for request in requests]
+
+
+def draw_images(config, requests: list[Request]) -> list[Request]:
+    """The requests with pictures of their prompts, OUT/input.png, by `config.text_to_image.pipeline`.
+
+    All at once, so that the pipeline is gone before the video model is loaded.
+    """
+    from im3d_jax import text_to_image  # needs an extra
+
+    settings, asked = config.text_to_image, [r for r in requests if not r.image]
+    with progress("images", settings.num_steps * len(asked)) as bar:
+        drawn = text_to_image.draw(
+            settings.pipeline,
+            [request.prompt for request in asked],
+            [request.seed for request in asked],
+            settings.num_steps,
+            settings.template,
+            bar.update,
+        )
+    paths = {}
+    for request, picture in zip(asked, drawn, strict=True):
+        name = f"the picture of {request.prompt!r}"
+        placed = conditioning.place(picture, name, config.size, **config.image)
+        paths[request.out] = export.make_directory(request.out) / "input.png"
+        export.write_image(paths[request.out], straight(np.concatenate(placed, -1)))
+    return [r._replace(image=r.image or str(paths[r.out])) for r in requests]
 
 
 def check_rounds(at_steps: Sequence[int], num_steps: int) -> None:

@@ -47,8 +47,21 @@ class Generator:
         )
         self.schedule = diffusion.make_schedule(**config.schedule)
         self.text = conditioning.build_text(config.text.name, config.text.kwargs)
+        self.image_encoder = self._image_encoder() if params is None else None
         self.params = self._load_weights() if params is None else params
         self.num_calls = self.num_evaluations = 0
+
+    def _image_encoder(self):
+        """What a backbone that attends to the image's tokens needs."""
+        if self.model.empty_conditioning(1).image_tokens is None:
+            return None
+        if not self.config.image_encoder.path:
+            raise UserError(
+                f"{self.config.backbone.name} attends to an image encoder: set config.image_encoder.path"
+            )
+        from im3d_jax.encoders import ImageEncoder  # needs an extra
+
+        return ImageEncoder(self.config.image_encoder.path)
 
     def _load_weights(self):
         """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
@@ -79,6 +92,8 @@ class Generator:
             given = given._replace(elevation_rad=jnp.full(len(prompts), elevation_rad))
         if rgb is None:
             return given
+        if self.image_encoder:
+            given = given._replace(image_tokens=jnp.asarray(self.image_encoder.encode(rgb)))
         latents = self.codec.encode(rgb[:, None], alpha[:, None])[:, 0]
         return given._replace(image=latents, image_mask=jnp.ones(len(prompts)))
 
@@ -160,19 +175,20 @@ class Generator:
         """The counted denoiser that `sampler.sample` calls."""
 
         guided = _denoise if self.model.traceable else _denoise.__wrapped__
+        empty = conditioning.no_conditions(self.model, self.text, 1)
 
         def denoise(noisy, timestep, alpha, sigma):
             self.num_calls += 1
             self.num_evaluations += guidance.num_evaluations
             levels = timestep, alpha, sigma
-            settings = self.model, self.codec, guidance, tie_first_view
-            return guided(self.params, noisy, *levels, given, *settings)
+            settings = self.model, guidance, tie_first_view
+            return guided(self.params, self.codec, noisy, *levels, given, empty, *settings)
 
         return denoise
 
 
-@partial(jax.jit, static_argnames=("model", "codec", "guidance", "tie_first_view"))
-def _denoise(params, noisy, timestep, alpha, sigma, given, model, codec, guidance, tie_first_view):
+@partial(jax.jit, static_argnames=("model", "guidance", "tie_first_view"))
+def _denoise(params, codec, noisy, timestep, alpha, sigma, given, empty, model, guidance, tie_first_view):
     """The guided estimate of the clean latents.
 
     Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`: it is that image, because it
@@ -181,8 +197,8 @@ def _denoise(params, noisy, timestep, alpha, sigma, given, model, codec, guidanc
     batch = noisy.shape[0]
     none, every = jnp.zeros(batch), jnp.ones(batch)
     conditions = {
-        "null": conditioning.drop(given, none, none),
-        "image": conditioning.drop(given, every, none),
+        "null": conditioning.drop(given, empty, none, none),
+        "image": conditioning.drop(given, empty, every, none),
         "full": given,
     }
     prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)

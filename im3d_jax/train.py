@@ -45,19 +45,18 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Views of B objects: rgb [B,K,H,W,3] and alpha [B,K,H,W,1] in [0, 1]; words of their captions [B, L]."""
+    """Views of B objects: rgb [B,K,H,W,3] and alpha [B,K,H,W,1] in [0, 1], and their captions, encoded."""
 
     rgb: jax.Array
     alpha: jax.Array
-    words: jax.Array
-    words_mask: jax.Array
+    text: tuple[jax.Array, ...]
+    text_mask: tuple[jax.Array, ...]
 
 
 @partial(
     jax.jit,
     static_argnames=(
         "model",
-        "codec",
         "optimizer",
         "loss_weight",
         "keep_image",
@@ -69,13 +68,14 @@ class Batch(NamedTuple):
 def train_step(
     state: TrainState,
     frozen: dict[str, jax.Array],
+    codec,
     batch: Batch,
+    empty: conditioning.Conditioning,
     key: jax.Array,
     schedule: diffusion.Schedule,
     ema_decay: float,
     *,
     model,
-    codec,
     optimizer,
     loss_weight: str,
     keep_image: float,
@@ -86,6 +86,7 @@ def train_step(
 
     Args:
         frozen: parameters that do not train, by path; no gradient is computed for them.
+        codec: the autoencoder. empty: one asset's conditions of nothing, which dropped ones become.
         keep_image, keep_text: probabilities that an asset keeps its conditions. Below 1, the network also
             learns to do without, which guidance needs.
         timestep_shift: see `diffusion.sample_timesteps`.
@@ -100,9 +101,8 @@ def train_step(
     noisy = diffusion.add_noise(latents, noise, alpha, sigma)
     kept_image = jax.random.bernoulli(keys[2], keep_image, (num_assets,))
     kept_text = jax.random.bernoulli(keys[3], keep_text, (num_assets,))
-    text = (batch.words,), (batch.words_mask,)
-    given = conditioning.Conditioning(latents[:, 0], jnp.ones(num_assets), *text)
-    given = conditioning.drop(given, kept_image, kept_text)
+    given = conditioning.Conditioning(latents[:, 0], jnp.ones(num_assets), batch.text, batch.text_mask)
+    given = conditioning.drop(given, empty, kept_image, kept_text)
     target = diffusion.target(model.prediction_type, latents, noise, alpha, sigma)
     weight = diffusion.loss_weight(loss_weight, model.prediction_type, alpha, sigma)
 
@@ -146,15 +146,18 @@ def split_params(params, pattern: str) -> tuple[dict, dict]:
     return trained, {path: value for path, value in flat.items() if path not in trained}
 
 
-def load_batch(config, vocabulary, name: str, step: int) -> Batch:
-    """The objects of one step of stream `name`: consecutive training objects, each met once."""
+def load_batch(config, text, name: str, step: int) -> Batch:
+    """The objects of one step of stream `name`: consecutive training objects, each met once.
+
+    text: encodes captions, see `conditioning.build_text`.
+    """
     stream = config.train.streams[name]
     first = objects.SPLITS["train"][0] + stream.first_object + step * stream.batch_size
     turntables = procedural.turntables(
         config.seed, range(first, first + stream.batch_size), size=config.size, num_views=stream.num_views
     )
-    (words,), (mask,) = vocabulary.encode(turntables.captions)
-    return Batch(turntables.views.rgb, turntables.views.alpha, jnp.asarray(words), jnp.asarray(mask))
+    encoded = jax.tree.map(jnp.asarray, text.encode(turntables.captions))
+    return Batch(turntables.views.rgb, turntables.views.alpha, *encoded)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -174,7 +177,8 @@ def train(config, workdir: Path) -> TrainState:
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
     codec = autoencoder.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
     schedule = diffusion.make_schedule(**config.schedule)
-    vocabulary = conditioning.build_text(config.text.name, config.text.kwargs)
+    text = conditioning.build_text(config.text.name, config.text.kwargs)
+    empty = conditioning.no_conditions(model, text, 1)
     key = jax.random.key(config.seed)
     if settings.init_from:
         params, _ = checkpoint.load_weights(settings.init_from, jax.eval_shape(model.init, key))
@@ -199,16 +203,17 @@ def train(config, workdir: Path) -> TrainState:
     while step < settings.num_steps:
         name = stream_of(settings.streams, step)
         stream = settings.streams[name]
-        batch = jax.device_put(load_batch(config, vocabulary, name, step), sharding.along_batch(mesh))
+        batch = jax.device_put(load_batch(config, text, name, step), sharding.along_batch(mesh))
         state, metrics = train_step(
             state,
             frozen,
+            codec,
             batch,
+            empty,
             key,
             schedule,
             settings.ema_decay,
             model=model,
-            codec=codec,
             optimizer=optimizer,
             loss_weight=settings.loss_weight,
             keep_image=stream.keep_image,
@@ -224,7 +229,7 @@ def train(config, workdir: Path) -> TrainState:
             checkpoint.save(manager, step, state, run_settings(config))
             weights = traverse_util.unflatten_dict({**frozen, **state.ema}, sep="/")
             digest = config_flags.config_digest(config)
-            metadata = {"step": step, "words": list(vocabulary.words), "config_digest": digest}
+            metadata = {"step": step, "words": list(text.words), "config_digest": digest}
             checkpoint.save_weights(workdir / "weights.safetensors", weights, metadata)
     manager.wait_until_finished()
     manager.close()

@@ -39,13 +39,18 @@ def test_dropped_conditions_are_those_of_nothing(as_words):
     given = Conditioning(
         rng.random((4, 2, 2, 3), np.float32), np.ones(4, np.float32), (text,), (np.ones((4, 2)),)
     )
-    kept = conditioning.drop(given, np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0]))
+    tokens = rng.random((4, 1, 3), np.float32)
+    given = given._replace(image_tokens=tokens)
+    nothing = (7 * np.ones((1, *text.shape[1:]), text.dtype),), (np.array([[1, 0]]),)
+    empty = Conditioning(np.zeros((1, 2, 2, 3)), np.zeros(1), *nothing)
+    kept = conditioning.drop(given, empty, np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0]))
     assert kept.image_mask.tolist() == [1, 1, 0, 0]
     assert np.array_equal(kept.image, given.image)
     for row, keep_text in enumerate([1, 0, 1, 0]):
-        assert np.array_equal(kept.text[0][row], text[row] * keep_text)
+        assert np.array_equal(kept.text[0][row], text[row] if keep_text else nothing[0][0][0])
         assert kept.text_mask[0][row].tolist() == ([1, 1] if keep_text else [1, 0])
     assert kept.text[0].dtype == text.dtype
+    assert np.array_equal(kept.image_tokens[:2], tokens[:2]) and not kept.image_tokens[2:].any()
 
 
 def disc(height, width, row, column, radius, background):
@@ -121,3 +126,21 @@ def test_unusable_pictures_are_one_line(tmp_path):
         with pytest.raises(UserError, match=words) as error:
             conditioning.load_image(path, **SETTINGS)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_isnet_finds_the_object_where_the_background_is_not_plain(monkeypatch):
+    plain, coverage = disc(90, 120, 30, 80, 20, (0.9, 0.95, 0.9))
+    inside = (coverage > 0.5).astype(np.float32)
+    noise = np.random.default_rng(0).random(plain.shape)
+    cluttered = np.where(inside > 0, plain, noise).astype(np.float32)
+    with pytest.raises(UserError, match="the drawing has neither a plain background nor alpha"):
+        conditioning.place(cluttered, "the drawing", **SETTINGS)
+    asked = []
+    monkeypatch.setattr(
+        conditioning, "isnet_masks", lambda images, path: asked.append((images.shape, path)) or inside[None]
+    )
+    masked = conditioning.place(cluttered, "the drawing", **SETTINGS, mask_weights="net.onnx")
+    assert asked == [((1, 90, 120, 3), "net.onnx")]
+    cut_out = conditioning.place(np.concatenate([cluttered, inside], -1), "the same as RGBA", **SETTINGS)
+    for found, expected in zip(masked, cut_out, strict=True):
+        np.testing.assert_array_equal(found, expected)

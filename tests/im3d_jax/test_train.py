@@ -17,7 +17,7 @@ from im3d_jax.diffusion import make_schedule
 from recon_torch.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path.name for path in ROOT.glob("configs/*.py") if "train" in config_flags.load(path))
+CONFIGS = sorted(path.name for path in ROOT.glob("configs/tiny*.py") if "train" in config_flags.load(path))
 RANDOM_WEIGHTS = "random.safetensors"
 
 
@@ -110,6 +110,37 @@ def test_shipped_configs_take_a_step(name, tmp_path):
     assert metadata["words"] == objects.vocabulary() and metadata["step"] == 1
 
 
+class RandomText:
+    """Stands in for frozen text encoders."""
+
+    words = ()
+
+    def encode(self, prompts):
+        rng = np.random.default_rng(len(prompts))
+        text = tuple(rng.normal(size=(len(prompts), 3, dim)).astype(np.float32) for dim in (6, 10))
+        return text, tuple(np.ones(each.shape[:2], np.float32) for each in text)
+
+
+def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
+    config = config_flags.load(ROOT / "configs/paper_512.py")
+    config.size = 16
+    config.backbone.kwargs.update(
+        latent_shape=(2, 2, 4), model_channels=8, channel_mult=(1,), dtype="float32"
+    )
+    config.backbone.kwargs.update(num_res_blocks=(1,), attention_levels=(0,), head_dim=8, text_dims=(6, 10))
+    sizes = dict(block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4)
+    config.autoencoder.unlock()
+    config.autoencoder.kwargs = dict(path="random", **sizes)
+    config.train.update(num_steps=2, warmup_steps=1, log_every=1, checkpoint_every=2)
+    config.train.streams.turntable.update(batch_size=8, num_views=2)
+    monkeypatch.setattr(train.conditioning, "build_text", lambda *_: RandomText())
+    state = train.train(config, tmp_path)
+    assert state.step == 2 and all("temporal" in path for path in state.trained)
+    # A network that predicts v starts at zero, and v has the variance of latents and noise.
+    first = read_log(tmp_path)[0]
+    assert 0.1 < first["turntable_loss"] < 10 and first["turntable_grad_norm"] > 0
+
+
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, random_weights):
     config = shrunk(init_from=random_weights)
     whole = train.train(config, tmp_path / "whole")
@@ -156,17 +187,19 @@ def one_step(config, params, devices, step=0):
     ema = {path: value + 1 for path, value in params.items()}
     state = train.TrainState(jnp.int32(step), params, ema, optimizer.init(params))
     before = jax.tree.map(np.array, state)
-    vocabulary = train.conditioning.build_text(config.text.name, config.text.kwargs)
-    batch = train.load_batch(config, vocabulary, "turntable", 0)
+    model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
+    text = train.conditioning.build_text(config.text.name, config.text.kwargs)
+    batch = train.load_batch(config, text, "turntable", 0)
     state, metrics = train.train_step(
         jax.device_put(state, sharding.replicated(mesh)),
         jax.device_put({}, sharding.replicated(mesh)),
+        Patches(4),
         jax.device_put(batch, sharding.along_batch(mesh)),
+        model.empty_conditioning(1),
         jax.random.key(1),
         make_schedule(**config.schedule),
         config.train.ema_decay,
-        model=backbones.build("emu_video", config.backbone.kwargs.to_dict()),
-        codec=Patches(4),
+        model=model,
         optimizer=optimizer,
         loss_weight=config.train.loss_weight,
         keep_image=config.train.streams.turntable.keep_image,
@@ -249,9 +282,9 @@ def test_no_object_is_met_twice_and_none_of_another_split(monkeypatch):
     monkeypatch.setattr(procedural, "turntables", record)
     monkeypatch.setattr(jnp, "asarray", np.asarray)
     config = config_flags.load(ROOT / "configs/tiny_turntable.py")
-    vocabulary = train.conditioning.build_text(config.text.name, config.text.kwargs)
+    text = train.conditioning.build_text(config.text.name, config.text.kwargs)
     for step in (*range(8), 10_000, config.train.num_steps - 1):
-        train.load_batch(config, vocabulary, train.stream_of(config.train.streams, step), step)
+        train.load_batch(config, text, train.stream_of(config.train.streams, step), step)
     assert len(seen) == len(set(seen)) > 40
     first, last = objects.SPLITS["train"]
     assert all(first <= index < last for index in seen)
