@@ -39,6 +39,18 @@ PARTITION_RULES = (
 
 VECTORS = ("svd", "sv3d_u", "sv3d_p")
 
+SMALL = dict(
+    latent_shape=(4, 4, 4),
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    attention_levels=(0,),
+    num_attention_heads=(2, 4),
+    cross_attention_dim=24,
+    addition_time_embed_dim=16,
+    num_views=3,
+)
+"""Arguments of a model that checks and benchmarks can run anywhere."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -94,11 +106,6 @@ class Model:
     partition_rules = PARTITION_RULES
     traceable = True
 
-    @property
-    def azimuth_size(self) -> int:
-        """How many of the last numbers that a frame is told are its azimuth."""
-        return 2 * self.addition_time_embed_dim if self.vector == "sv3d_p" else 0
-
     def __post_init__(self):
         for name, value in vars(self).items():
             if isinstance(value, list):  # a model is a static argument of jit, so it must be hashable
@@ -144,10 +151,13 @@ class Model:
         return frames[:, np.argsort(order)]
 
     def empty_conditioning(self, batch: int) -> Conditioning:
-        """No image, and cameras at the height of the object. There is no text."""
-        tokens = jnp.zeros((batch, 1, self.cross_attention_dim))
-        image = jnp.zeros((batch, *self.latent_shape))
-        return Conditioning(image, jnp.zeros(batch), (), (), tokens, jnp.zeros(batch))
+        """No image, and cameras, if the network is told, at the height of the object. There is no text."""
+        image, tokens = (
+            jnp.zeros((batch, *self.latent_shape)),
+            jnp.zeros((batch, 1, self.cross_attention_dim)),
+        )
+        elevation_rad = jnp.zeros(batch) if self.vector == "sv3d_p" else None
+        return Conditioning(image, jnp.zeros(batch), (), (), tokens, elevation_rad)
 
     def from_pretrained(self, path, params) -> dict:
         """See `svd_checkpoints.from_pretrained`."""

@@ -29,8 +29,7 @@ class UNet(nn.Module):
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         width, levels = spec.block_out_channels[0], range(len(spec.block_out_channels))
         emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))[:, None]
-        # A camera's azimuth starts unseen, so that a new SV3D_p too draws separate images.
-        emb += Embedding(4 * width, blind=spec.azimuth_size, name="add_embedding")(vector)
+        emb += Embedding(4 * width, name="add_embedding")(vector)
         tokens = tokens.astype(dtype)
 
         x = jnp.concatenate([noisy, jnp.broadcast_to(image[:, None], noisy.shape)], -1).astype(dtype)
@@ -217,7 +216,7 @@ class SpatioTemporalTransformer(nn.Module):
         tokens = nn.Dense(c, dtype=dtype, name="proj_in")(_group_norm(x, 1e-6, "norm"))
         tokens = tokens.reshape(b, k, h * w, c)
         tokens = TransformerBlock(self.num_heads, dtype, name="transformer_blocks_0")(tokens, context)
-        place = Embedding(4 * c, c, zero_output=True, name="time_pos_embed")(sinusoids(jnp.arange(k), c))
+        place = Embedding(4 * c, c, nn.initializers.zeros, name="time_pos_embed")(sinusoids(jnp.arange(k), c))
         block = TemporalTransformerBlock(self.num_heads, dtype, name="temporal_transformer_blocks_0")
         mixed = block(tokens + place.astype(dtype)[None, :, None], context)
         tokens = Mixer(name="time_mixer")(tokens, mixed)
@@ -312,32 +311,24 @@ class GEGLU(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Two linear layers on sinusoids, in float32.
-
-    blind: how many of the last inputs have weights that start at zero. zero_output: all outputs start there.
-    """
+    """Two linear layers on sinusoids, in float32."""
 
     width: int
     out_width: int | None = None
-    blind: int = 0
-    zero_output: bool = False
+    out_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x):
-        def seeing(key, shape, dtype=jnp.float32):
-            kernel = nn.initializers.lecun_normal()(key, shape, dtype)
-            return kernel.at[shape[0] - self.blind :].set(0)
-
-        out_init = nn.initializers.zeros if self.zero_output else nn.initializers.lecun_normal()
-        x = nn.silu(nn.Dense(self.width, kernel_init=seeing, name="linear_1")(x))
-        return nn.Dense(self.out_width or self.width, kernel_init=out_init, name="linear_2")(x)
+        x = nn.silu(nn.Dense(self.width, name="linear_1")(x))
+        return nn.Dense(self.out_width or self.width, kernel_init=self.out_init, name="linear_2")(x)
 
 
 def _group_norm(x, epsilon, name, over_frames=False):
     """Normalisation in 32 groups of channels of each frame, or of each asset, in float32."""
     axes = (1, 2, 3, 4) if over_frames else (2, 3, 4)
-    norm = nn.GroupNorm(32, epsilon=epsilon, dtype=jnp.float32, reduction_axes=axes, name=name)
-    return norm(x).astype(x.dtype)
+    # The fast variance, E x^2 - (E x)^2, loses its digits where the mean is far beyond the spread.
+    settings = dict(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return nn.GroupNorm(32, reduction_axes=axes, **settings)(x).astype(x.dtype)
 
 
 def _layer_norm(x, name):
