@@ -36,7 +36,7 @@ class Architecture:
         scaling_factor, shift_factor: the diffusion model sees (mean - shift) * scale. Unspecified in the
             paper; Stable Diffusion's.
         use_quant_conv, use_post_quant_conv: a 1x1 convolution after the encoder and before the decoder.
-        temporal_decoder: SVD's decoder.
+        temporal_decoder: SVD's decoder, which has no convolution before it.
         dtype: of the computation, "float32" or "bfloat16"; normalisation and softmax stay float32.
     """
 
@@ -54,6 +54,8 @@ class Architecture:
 
     def __post_init__(self):
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        if self.temporal_decoder:
+            object.__setattr__(self, "use_post_quant_conv", False)
         if self.dtype not in DTYPES:
             raise UserError(f"autoencoder_kl: no dtype {self.dtype!r}; give {' or '.join(DTYPES)}")
 
@@ -107,9 +109,7 @@ def read_architecture(path: str, **sizes) -> Architecture:
         raise UserError(f"{path} has {other[0]}, which autoencoder_kl does not build; give another")
     said = {name: value for name, value in (UNSAID | config).items() if value is not None}
     sizes |= {each.name: said[each.name] for each in fields(Architecture) if each.name in said}
-    if family == "AutoencoderKLTemporalDecoder":
-        sizes |= {"temporal_decoder": True, "use_post_quant_conv": False}
-    return Architecture(**sizes)
+    return Architecture(**sizes, temporal_decoder=family == "AutoencoderKLTemporalDecoder")
 
 
 def read_params(path: str, architecture: Architecture) -> dict:
@@ -354,5 +354,7 @@ def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs) -> nn.Co
 def _norm(x, spec: Architecture, name: str, epsilon: float = 1e-6, across_frames: bool = False):
     """Group normalisation in float32, of each frame by itself or of the clip."""
     instances = x if across_frames else x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
-    norm = nn.GroupNorm(spec.norm_num_groups, epsilon=epsilon, dtype=jnp.float32, name=name)
+    # The fast variance, E x^2 - (E x)^2, loses its digits where the mean is far beyond the spread.
+    kwargs = {"epsilon": epsilon, "use_fast_variance": False, "dtype": jnp.float32}
+    norm = nn.GroupNorm(spec.norm_num_groups, name=name, **kwargs)
     return norm(instances).reshape(x.shape).astype(x.dtype)
