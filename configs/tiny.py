@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
                 zero_terminal_snr=True,
             ),
             # Guidance scales and solver: unspecified in the paper, chosen on validation objects.
-            # pipeline: directory of a diffusers text-to-image pipeline that draws instead of the backbone. It is
-            # asked for `template` with the prompt in the place of {}.
+            # pipeline: directory of a diffusers text-to-image pipeline that draws instead of the backbone.
+            # It is asked for `template` with the prompt in the place of {}.
             text_to_image=dict(
                 pipeline="",
                 template="{}, one whole object, centred, on a plain white background",
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
             rounds=dict(at_steps=(500, 1000), num_runs=2, num_steps=10, start_level=0.7),
             # deg: of all videos, for a generator that is told its cameras; otherwise it is estimated.
             elevation=dict(weights="", dino="", deg=config_dict.placeholder(float)),
-            # Foreground of views whose autoencoder has no alpha: by IS-Net's file (A.1), else what is not white.
+            # Foreground where the autoencoder has no alpha: by IS-Net's file (A.1), else what is not white.
             masks=dict(isnet="", tolerance=0.04),
             # A user's picture: size of its object in view 0, and how to find it (`conditioning.place`).
             image=dict(fill=0.7, background_tolerance=0.06, mask_weights=""),

@@ -88,17 +88,21 @@ def build_text(name: str, kwargs: dict):
 
     Args:
         name: "words", a `Vocabulary` for a backbone that carries its own encoder; "pretrained", see
-            `encoders.TextEncoders`; "none" for a backbone without text.
+            `encoders.TextEncoders`; "precomputed", what `im3d embed` wrote; "none" for a backbone without.
     """
     if name == "pretrained":
-        from im3d_jax.encoders import TextEncoders  # needs an extra
+        from im3d_jax.encoders import TextEncoders  # needs the extra "hosted"
 
         return TextEncoders(kwargs["encoders"])
+    if name == "precomputed":
+        from im3d_jax.embed import PrecomputedText
+
+        return PrecomputedText(kwargs["path"])
     if name == "words":
         return Vocabulary(tuple(kwargs["words"]), kwargs["max_words"])
     if name == "none":
         return NoText()
-    raise UserError(f"config.text.name: no {name!r}; there is words, pretrained, none")
+    raise UserError(f"config.text.name: no {name!r}; there is words, pretrained, precomputed, none")
 
 
 class NoText:

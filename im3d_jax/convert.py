@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from im3d_jax import backbones, checkpoint, conditioning, config_flags
+from im3d_jax import backbones, checkpoint, config_flags
 from recon_torch import export
 from recon_torch.errors import CommandParser, UserError
 
@@ -29,8 +29,10 @@ def to_weights(config, source: Path, target: Path, dtype) -> int:
     """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
     model = _build(config, "from_pretrained")
     params = model.from_pretrained(source, model.init(jax.random.key(config.seed)))
-    text = conditioning.build_text(config.text.name, config.text.kwargs)
-    metadata = {"words": list(text.words), "source": source.name}
+    words = list(
+        config.text.kwargs.get("words", [])
+    )  # of a vocabulary; text encoders have files of their own
+    metadata = {"words": words, "source": source.name}
     checkpoint.save_weights(target, params, metadata, dtype)
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

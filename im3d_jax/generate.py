@@ -284,7 +284,7 @@ def draw_images(config, requests: list[Request]) -> list[Request]:
 
     All at once, so that the pipeline is gone before the video model is loaded.
     """
-    from im3d_jax import text_to_image  # needs an extra
+    from im3d_jax import text_to_image  # needs the extra "hosted"
 
     settings, asked = config.text_to_image, [r for r in requests if not r.image]
     with progress("images", settings.num_steps * len(asked)) as bar:

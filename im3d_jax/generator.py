@@ -47,9 +47,18 @@ class Generator:
         )
         self.schedule = diffusion.make_schedule(**config.schedule)
         self.text = conditioning.build_text(config.text.name, config.text.kwargs)
+        self._check_text()
         self.image_encoder = self._image_encoder() if params is None else None
         self.params = self._load_weights() if params is None else params
         self.num_calls = self.num_evaluations = 0
+
+    def _check_text(self):
+        """Raises UserError if the backbone attends to text of other widths than the encoders make."""
+        taken = [each.shape[2:] for each in self.model.empty_conditioning(1).text]
+        made = [each.shape[2:] for each in self.text.encode([""])[0]]
+        if made != taken:
+            widths = f"config.text makes widths {made}, {self.config.backbone.name} attends to {taken}"
+            raise UserError(f"{widths}; name other encoders")
 
     def _image_encoder(self):
         """What a backbone that attends to the image's tokens needs."""
@@ -59,7 +68,7 @@ class Generator:
             raise UserError(
                 f"{self.config.backbone.name} attends to an image encoder: set config.image_encoder.path"
             )
-        from im3d_jax.encoders import ImageEncoder  # needs an extra
+        from im3d_jax.encoders import ImageEncoder  # needs the extra "hosted"
 
         return ImageEncoder(self.config.image_encoder.path)
 

@@ -25,6 +25,7 @@ COMMANDS = {
         "im3d_jax.train_elevation",
         "train the estimator of a video's elevation (Sec. 3.3)",
     ),
+    "embed": ("im3d_jax.embed", "encode prompts once, for training"),
     "check-backbone": (
         "im3d_jax.check_backbone",
         "test a denoiser, yours too, against the backbone contract",
