@@ -1,0 +1,56 @@
+"""The worked example of docs/backbones.md, as it stands there, keeps the contract and makes a turntable."""
+
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from im3d_jax import check_backbone, config_flags
+from im3d_jax.generator import Generator
+
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs" / "backbones.md"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The module of the document, importable as its text says."""
+    (code,) = re.findall(r"```python\n(\"\"\"my_pkg/my_model\.py.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 80
+    package = tmp_path_factory.mktemp("user") / "my_pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "my_model.py").write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(package.parent))
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield "my_pkg.my_model"
+        jax.config.update("jax_disable_most_optimizations", False)
+    sys.modules.pop("my_pkg.my_model", None)
+    sys.modules.pop("my_pkg", None)
+
+
+def test_it_keeps_the_contract(example):
+    module = check_backbone.backbones.find(example)
+    rows = check_backbone.check(module.Model(**module.SMALL), "temporal")
+    assert [row for row in rows if row[1] == "failed"] == []
+
+
+def test_it_makes_a_turntable_from_a_picture(example):
+    config = config_flags.load(ROOT / "configs/tiny.py")
+    config.backbone.name = example
+    config.backbone.unlock()
+    config.backbone.kwargs = dict(latent_shape=(2, 2, 64), width=8)
+    config.update(size=8, num_views=4, weights="random")
+    config.video.num_steps = 2
+    config.text.name = "none"
+    generator = Generator(config)
+    rgb, alpha = jnp.full((1, 8, 8, 3), 0.4), jnp.ones((1, 8, 8, 1))
+    latents = generator.turntable(generator.condition([""], rgb, alpha), jax.random.key(0))
+    views, masks = generator.decode(latents)
+    assert views.shape == (1, 4, 8, 8, 3) and masks.shape == (1, 4, 8, 8, 1)
+    np.testing.assert_allclose(views[:, 0], rgb, atol=1e-5)
