@@ -9,7 +9,6 @@ halves together are in the weights file that `im3d train` writes.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 
@@ -18,8 +17,6 @@ import numpy as np
 from im3d_jax import pretrained
 from im3d_jax.pretrained import Source
 from recon_torch.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 # Ours -> theirs, in this order. The wrapped layers go first, because later patterns are of whole modules.
 RENAMED = (
@@ -64,13 +61,8 @@ def from_pretrained(spec, path, params) -> dict:
 
 
 def to_pretrained(spec, params) -> dict[str, np.ndarray]:
-    """The spatial layers as a UNet2DConditionModel's tensors. Logs what has no place there."""
-    tensors = pretrained.to_tensors(_text_to_image(spec, params), _source_of(spec))
-    logger.warning(
-        "temporal layers and the first convolution's channels for the image have no place in a"
-        " UNet2DConditionModel; they stay in the weights file"
-    )
-    return tensors
+    """The spatial layers as a UNet2DConditionModel's tensors: all of them, and nothing else."""
+    return pretrained.to_tensors(_text_to_image(spec, params), _source_of(spec))
 
 
 def _check_config(spec, config: Mapping, path) -> None:

@@ -44,6 +44,7 @@ SMALL = dict(
     latent_shape=(8, 8, 4),
     block_out_channels=(32, 64),
     layers_per_block=1,
+    norm_num_groups=8,
     head_dim=8,
     cross_attention_dim=32,
     max_words=5,

@@ -87,7 +87,8 @@ class UNet(nn.Module):
         x = nn.Conv(dim, name="image_latents_context_embedding_5", **conv)(x)
         grid = x.reshape(len(x), -1, dim)
 
-        tokens = (conditioning.image_tokens * given).astype(dtype)
+        tokens = conditioning.image_tokens
+        tokens = jnp.zeros((len(x), 1, dim), dtype) if tokens is None else (tokens * given).astype(dtype)
         width = 4 * spec.block_out_channels[0]
         x = nn.silu(nn.Dense(width, dtype=dtype, name="context_embedding_0")(tokens))
         x = nn.Dense(channels * dim, dtype=dtype, name="context_embedding_2")(x)
