@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import torch
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from im3d_jax import diffusion
+from im3d_jax import backbones, config_flags, diffusion, sampler
 from im3d_jax.backbones import svd, svd_checkpoints, svd_unet
 from recon_torch import torchvision_operators
 from recon_torch.errors import UserError
@@ -21,7 +22,16 @@ from diffusers import UNetSpatioTemporalConditionModel  # noqa: E402  (imports t
 
 BATCH, VIEWS, SIDE = 2, 3, 4
 SMALL = svd.SMALL
+ROOT = Path(__file__).parents[3]
 TIMESTEP = np.array([1.6, -1.2], np.float32)  # ln(sigma) / 4 of sigma 602 and 0.008
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """The networks here are small: compiling them is all that takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def torch_model(vector_size):
@@ -305,6 +315,30 @@ def test_rematerialisation_takes_the_same_parameters(model, params, embedding, c
     traced = [jax.make_jaxpr(svd_unet.MidBlock(spec).apply)(*args) for spec in (model, again)]
     recomputed = [sum("remat" in str(eqn.primitive) for eqn in jaxpr.eqns) for jaxpr in traced]
     assert recomputed == [0, 3]
+
+
+@pytest.mark.parametrize(
+    "name, vector, num_steps", [("sv3d_u", "sv3d_u", 50), ("sv3d_p", "sv3d_p", 50), ("svd_xt", "svd", 25)]
+)
+def test_shipped_configs_sample_as_stabilitys_do(name, vector, num_steps):
+    """Euler steps over Karras' levels of rho 7, from sigma 700."""
+    config = config_flags.load(ROOT / f"configs/{name}.py")
+    model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
+    assert model.vector == vector
+    assert len(config.video.w_image) == config.num_views == (model.num_views or 16)
+    schedule = diffusion.make_schedule(**config.schedule)
+    steps = sampler.make_steps(schedule, config.video.num_steps, config.video.spacing)
+    ramp = np.linspace(700 ** (1 / 7), 0.002 ** (1 / 7), num_steps)
+    levels = np.append(ramp**7, 0)
+    np.testing.assert_allclose(steps.sigmas / steps.alphas, levels, rtol=1e-6)
+    np.testing.assert_allclose(steps.timesteps, np.log(levels[:-1]) / 4, rtol=1e-6)
+    # x + (sigma' - sigma) (x - D) / sigma, where x here is that one divided by sqrt(1 + sigma^2).
+    shrink = np.sqrt((1 + levels[:-1] ** 2) / (1 + levels[1:] ** 2))
+    from_x, from_d = levels[1:] / levels[:-1], 1 - levels[1:] / levels[:-1]
+    euler = [from_x * shrink, from_d / np.sqrt(1 + levels[1:] ** 2)]
+    weights = sampler.coefficients(steps, config.video.solver)
+    np.testing.assert_allclose(weights[:, :2].T, euler, rtol=1e-6, atol=1e-9)
+    assert not weights[:, 2:].any()
 
 
 # ---- Checkpoints ----
