@@ -187,6 +187,7 @@ def train(config, workdir: Path) -> TrainState:
     print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=12))
 
     # ---- State ----
+    codec = jax.device_put(codec, sharding.replicated(mesh))
     trained, frozen = jax.device_put(split_params(params, settings.trainable), sharding.replicated(mesh))
     optimizer = make_optimizer(settings)
     ema = jax.tree.map(jnp.copy, trained)

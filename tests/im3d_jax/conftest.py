@@ -1,12 +1,16 @@
-"""Tiny random text encoders and their tokenisers, in the layout of public checkpoints."""
+"""Tiny random encoders in the layout of public checkpoints, and a client whose fit runs in this process."""
 
 import json
 import string
 
+import jax
 import pytest
 import torch
 
+from im3d_jax import generate
 from recon_torch import torchvision_operators
+from recon_torch.fit import Fit
+from recon_torch.gaussians import save_ply
 
 torchvision_operators.declare()  # before anything imports transformers
 
@@ -67,3 +71,69 @@ def t5(tmp_path_factory):
     config = T5Config(vocab_size=31, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3)
     perturb(T5ForConditionalGeneration(config)).save_pretrained(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def clip_vision(tmp_path_factory):
+    """Directories of a CLIP image encoder, by the width of its embedding."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    def make(width):
+        path = tmp_path_factory.mktemp("vision")
+        sizes = dict(hidden_size=16, intermediate_size=24, num_attention_heads=2, num_hidden_layers=1)
+        config = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=width, **sizes)
+        perturb(CLIPVisionModelWithProjection(config)).save_pretrained(path)
+        return str(path)
+
+    return make
+
+
+class LocalClient:
+    """`ReconClient` without the process: the fit runs here."""
+
+    started = 0
+
+    def __init__(self, cameras, settings):
+        type(self).started += 1
+        self.settings = settings
+        self.reset(cameras)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def reset(self, cameras):
+        self._fit = Fit(cameras, self.settings, "cpu")
+        shape = (len(cameras), cameras.height, cameras.width)
+        self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
+
+    def set_targets(self):
+        self._fit.set_targets(self.views, self.masks)
+
+    def fit(self, until_step, on_progress):
+        self._fit.run(until_step, on_progress)
+        return self._fit.metrics()
+
+    def render(self, cameras=None):
+        render = self._fit.render(cameras or self._fit.cameras)
+        # Aligned as shared memory is.
+        self.renders, self.alphas = (tensor.contiguous().clone() for tensor in (render.rgb, render.alpha))
+
+    def export(self, path):
+        save_ply(self._fit.gaussians, path)
+
+    step = property(lambda self: self._fit.step)
+    num_gaussians = property(lambda self: self._fit.num_gaussians)
+    notes = property(lambda self: self._fit.notes)
+
+
+@pytest.fixture(scope="module")
+def local_client():
+    """`im3d generate` without a worker process, and with little optimisation of what it compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "ReconClient", LocalClient)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield LocalClient
+        jax.config.update("jax_disable_most_optimizations", False)

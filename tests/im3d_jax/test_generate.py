@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from im3d_jax import backbones, checkpoint, config_flags, generate, main
+from im3d_jax import backbones, checkpoint, config_flags, main
 from recon_torch.cameras import read_transforms
-from recon_torch.fit import Fit
-from recon_torch.gaussians import load_ply, save_ply
+from recon_torch.gaussians import load_ply
+
+pytestmark = pytest.mark.usefixtures("local_client")
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
 SHRUNK = """
@@ -34,56 +34,6 @@ def get_config():
     config.turntable.update(num_frames=4, size=32)
     return config
 """
-
-
-class LocalClient:
-    """`ReconClient` without the process: the fit runs here."""
-
-    started = 0
-
-    def __init__(self, cameras, settings):
-        type(self).started += 1
-        self.settings = settings
-        self.reset(cameras)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def reset(self, cameras):
-        self._fit = Fit(cameras, self.settings, "cpu")
-        shape = (len(cameras), cameras.height, cameras.width)
-        self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
-
-    def set_targets(self):
-        self._fit.set_targets(self.views, self.masks)
-
-    def fit(self, until_step, on_progress):
-        self._fit.run(until_step, on_progress)
-        return self._fit.metrics()
-
-    def render(self, cameras=None):
-        render = self._fit.render(cameras or self._fit.cameras)
-        # Aligned as shared memory is.
-        self.renders, self.alphas = (tensor.contiguous().clone() for tensor in (render.rgb, render.alpha))
-
-    def export(self, path):
-        save_ply(self._fit.gaussians, path)
-
-    step = property(lambda self: self._fit.step)
-    num_gaussians = property(lambda self: self._fit.num_gaussians)
-    notes = property(lambda self: self._fit.notes)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_this_process():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "ReconClient", LocalClient)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -153,15 +103,15 @@ def test_the_files_show_the_elevation_that_was_estimated(asset):
     np.testing.assert_allclose(heights, 2 * np.sin(np.deg2rad(report["elevation_deg"])), atol=1e-4)
 
 
-def test_an_image_is_view_0_of_several_assets_that_share_a_worker(config_path, tmp_path):
+def test_an_image_is_view_0_of_several_assets_that_share_a_worker(config_path, tmp_path, local_client):
     rows, columns = np.mgrid[:60, :60]
     inside = np.hypot(rows - 20, columns - 30) < 15
     picture = np.where(inside[..., None], [200, 30, 40], 255).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "ball.png")
-    before = LocalClient.started
+    before = local_client.started
     arguments = ("--image", tmp_path / "ball.png", "--num-assets", 2, "--seed", 5, "--out", tmp_path / "out")
     assert command(config_path, *arguments, "--save-views") == 0
-    assert LocalClient.started == before + 1
+    assert local_client.started == before + 1
     for number in range(2):
         folder = tmp_path / "out" / f"{number:04d}"
         report = json.loads((folder / "report.json").read_text())

@@ -192,32 +192,40 @@ def context():
 IMAGE_ONLY = torch.zeros(BATCH, VIEWS)
 
 
-def test_down_block(model, params, theirs, embedding, context):
-    x = random(BATCH, VIEWS, SIDE, SIDE, 32)
-    block = svd_unet.DownBlock(model, 0)
-    ours, skips = jax.jit(block.apply)({"params": params["down_blocks_0"]}, x, embedding[0], context[0])
-    out, outputs = theirs.down_blocks[0](torch_frames(x), embedding[1], context[1], IMAGE_ONLY)
+def small(*shape, seed=0):
+    """So small that the epsilon of a norm shows."""
+    return 3e-3 * random(*shape, seed=seed)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_down_block(model, params, theirs, embedding, context, level):
+    x, block = small(BATCH, VIEWS, SIDE, SIDE, 32), svd_unet.DownBlock(model, level)
+    ours, skips = jax.jit(block.apply)(
+        {"params": params[f"down_blocks_{level}"]}, x, embedding[0], context[0]
+    )
+    attended = {"encoder_hidden_states": context[1]} if level == 0 else {}
+    expected = theirs.down_blocks[level]
+    out, outputs = expected(torch_frames(x), embedding[1], image_only_indicator=IMAGE_ONLY, **attended)
     compare(ours, our_frames(out))
     for skip, output in zip(skips, outputs, strict=True):
         compare(skip, our_frames(output))
 
 
-def test_up_block(model, params, theirs, embedding, context):
-    x, skips = (
-        random(BATCH, VIEWS, SIDE, SIDE, 64),
-        [random(BATCH, VIEWS, SIDE, SIDE, 32, seed=i) for i in (1, 2)],
-    )
-    block = svd_unet.UpBlock(model, 0)
-    ours = jax.jit(block.apply)({"params": params["up_blocks_1"]}, x, skips, embedding[0], context[0])
-    residuals = tuple(map(torch_frames, skips))
-    out = theirs.up_blocks[1](
-        torch_frames(x), residuals, embedding[1], context[1], image_only_indicator=IMAGE_ONLY
-    )
+@pytest.mark.parametrize("level", [0, 1])
+def test_up_block(model, params, theirs, embedding, context, level):
+    x = small(BATCH, VIEWS, SIDE, SIDE, 64)
+    channels = [(32, 32), (32, 64)][level]
+    skips = [small(BATCH, VIEWS, SIDE, SIDE, c, seed=i) for i, c in enumerate(channels, start=1)]
+    block, weights = svd_unet.UpBlock(model, level), {"params": params[f"up_blocks_{1 - level}"]}
+    ours = jax.jit(block.apply)(weights, x, skips, embedding[0], context[0])
+    attended = {"encoder_hidden_states": context[1]} if level == 0 else {}
+    inputs = torch_frames(x), tuple(map(torch_frames, skips)), embedding[1]
+    out = theirs.up_blocks[1 - level](*inputs, image_only_indicator=IMAGE_ONLY, **attended)
     compare(ours, our_frames(out))
 
 
 def test_middle_block_and_its_gradients(model, params, theirs, embedding, context):
-    x = random(BATCH, VIEWS, SIDE, SIDE, 64)
+    x = small(BATCH, VIEWS, SIDE, SIDE, 64)
     cotangent = random(BATCH, VIEWS, SIDE, SIDE, 64, seed=1)
     block = svd_unet.MidBlock(model)
 
