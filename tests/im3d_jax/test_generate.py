@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from im3d_jax import backbones, checkpoint, config_flags, main
+from im3d_jax import backbones, checkpoint, config_flags, main, text_to_image
 from recon_torch.cameras import read_transforms
 from recon_torch.gaussians import load_ply
 
@@ -163,3 +163,28 @@ def test_mistakes_are_one_line_and_leave_nothing(config_path, tmp_path, capsys):
         message = capsys.readouterr().err
         assert words in message and message.count("\n") == 1
         assert set(tmp_path.iterdir()) == files, words
+
+
+def test_a_pipeline_draws_the_pictures_before_anything_else_loads(config_path, tmp_path, monkeypatch):
+    """What it draws is put over white, centred, and goes on as a picture of the user's does."""
+    rows, columns = np.mgrid[:90, :90]
+    disc = np.hypot(rows - 20, columns - 25) < 12
+    asked = []
+
+    def draw(path, prompts, seeds, num_steps, template, on_step):
+        asked.append((path, list(prompts), list(seeds), num_steps, template.replace("{}", prompts[0])))
+        return [np.where(disc[..., None], np.float32([0.8, 0.1, 0.2]), np.float32(0.6)) for _ in prompts]
+
+    monkeypatch.setattr(text_to_image, "draw", draw)
+    flags = ("--config.text_to_image.pipeline=sdxl", "--config.text_to_image.template=photo of {}")
+    out = tmp_path / "out"
+    assert command(config_path, *flags, "--prompt", "a red car", "--prompt", "a duck", "--out", out) == 0
+    assert asked == [("sdxl", ["a red car", "a duck"], [0, 0], 2, "photo of a red car")]
+    for number, prompt in enumerate(("a red car", "a duck")):
+        report = json.loads((out / f"{number:04d}/report.json").read_text())
+        assert report["prompt"] == prompt and report["text_to_image_calls"] == 0
+        picture = np.asarray(Image.open(out / f"{number:04d}/input.png"), float)
+        np.testing.assert_allclose(picture[16, 16], [204, 26, 51, 255], atol=2)
+        covered = np.argwhere(picture[..., 3] > 128)
+        np.testing.assert_allclose(covered.mean(0), 15.5, atol=0.6)
+        assert np.ptp(covered[:, 0]) + 1 == pytest.approx(0.7 * 32, abs=2)
