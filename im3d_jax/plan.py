@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -236,8 +237,9 @@ def kept_bytes(loss: Callable, trained, *rest) -> int:
 def peak_bytes(jaxpr: Jaxpr) -> int:
     """Most bytes that are alive at a time besides arguments and results, all operations in the order traced.
 
-    An estimate of what XLA needs: it fuses operations, so that many values never reach memory, and it may
-    choose another order.
+    An estimate of what XLA needs, which fuses operations and chooses another order: for the tiny model on a
+    CPU it took 1.2 times as much in a call, the same in a training step, and with remat 2.1 times as much
+    (4.4 times under its default scheduler, which goes for concurrency).
     """
     variables = [{var for var in each.invars if not isinstance(var, Literal)} for each in jaxpr.eqns]
     last_use = {var: number for number, used in enumerate(variables) for var in used}
@@ -296,7 +298,8 @@ def _parameter_lines(counts: dict, published: dict | None) -> list[str]:
             differs |= abs(difference) > 0.05
             line += f"    published {_si(published[name])}, {difference:+.1%}"
         lines.append(line)
-    return lines + ([f"  {published['note']}"] if differs else [])
+    note = textwrap.wrap(published["note"], 100) if differs else []
+    return lines + [f"  {line}" for line in note]
 
 
 def _generation_lines(numbers: dict) -> list[str]:
