@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones.svd_unet import Embedding, FeedForward, Resample, TemporalConv, sinusoids
+from im3d_jax.backbones.svd_unet import (
+    FLASH_LENGTH,
+    Embedding,
+    FeedForward,
+    Resample,
+    TemporalConv,
+    sinusoids,
+)
 from im3d_jax.conditioning import Conditioning
 
 POOLED_SIDE = 32  # to which I2VGen-XL averages the image's latent before it makes tokens of it
@@ -325,7 +332,10 @@ class Attention(nn.Module):
 
         q, k, v = project(queries, "to_q"), project(context, "to_k"), project(context, "to_v")
         allowed = None if mask is None else (mask > 0)[:, None, None, :]
-        out = jax.nn.dot_product_attention(q, k, v, mask=allowed)
+        # cuDNN's flash attention keeps no matrix of weights, but JAX does not choose it by itself.
+        flash = mask is None and q.shape[1] >= FLASH_LENGTH and q.dtype.itemsize == 2
+        implementation = "cudnn" if flash and jax.default_backend() == "gpu" else None
+        out = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation)
         return nn.Dense(queries.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(*q.shape[:2], -1))
 
 

@@ -103,30 +103,35 @@ def loaded(case):
     return model.from_pretrained(directory, initial)
 
 
+@pytest.fixture(scope="module")
+def apply(case):
+    return jax.jit(case[0].apply)
+
+
 def relative(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("timestep", [[0.0, 999.0], [17.0, 500.0]])
-def test_one_image_is_the_public_network(case, loaded, timestep):
+def test_one_image_is_the_public_network(case, apply, loaded, timestep):
     model, _, unet, _ = case
     noisy, given = draw(B, SIDE, SIDE, 4), conditioning(case[0], B)
     with torch.no_grad():
         latents, text = torch.tensor(noisy.transpose(0, 3, 1, 2)), torch.tensor(np.asarray(given.text[0]))
         theirs = unet(latents, torch.tensor(timestep), text, return_dict=False)[0].permute(0, 2, 3, 1).numpy()
-    ours = jax.jit(model.apply)(loaded, jnp.asarray(noisy)[:, None], jnp.asarray(timestep), given)
+    ours = apply(loaded, jnp.asarray(noisy)[:, None], jnp.asarray(timestep), given)
     assert theirs.std() > 0.1
     assert relative(ours[:, 0], theirs) < 1e-4
 
 
-def test_sixteen_frames_are_sixteen_images(case, loaded):
+def test_sixteen_frames_are_sixteen_images(case, apply, loaded):
     model = case[0]
     noisy, timestep = jnp.asarray(draw(B, K, SIDE, SIDE, 4)), jnp.asarray([17.0, 500.0])
     # With an image: its channels are zero until they are trained.
-    video = jax.jit(model.apply)(loaded, noisy, timestep, conditioning(model, B, image_mask=1.0))
+    video = apply(loaded, noisy, timestep, conditioning(model, B, image_mask=1.0))
     separate = noisy.reshape(B * K, 1, SIDE, SIDE, 4)
     given = conditioning(model, B * K)
-    images = jax.jit(model.apply)(loaded, separate, jnp.repeat(timestep, K), given)
+    images = apply(loaded, separate, jnp.repeat(timestep, K), given)
     assert relative(video.reshape(images.shape), np.asarray(images)) < 1e-5
 
 

@@ -154,7 +154,7 @@ def test_the_whole_network_is_diffusers(image, frames, unets, loaded):
 
 
 def test_sixteen_frames_are_sixteen_images_at_initialisation(loaded):
-    """Whatever all but the last of their temporal layers hold; also with an image, whose channels start at 0."""
+    """Whatever all but the last of their temporal layers hold, and with an image, which is not seen yet."""
     model, frames = dataclasses.replace(MODELS["none"], image="channels"), 16
     initial = initial_values(
         model, r"temp_convs_./conv4_3|(temp_attentions_.|transformer_in)/proj_out|conv_in"
