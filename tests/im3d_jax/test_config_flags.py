@@ -1,6 +1,10 @@
 """Config files and overrides: types are kept, and every mistake is one clear line."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -8,6 +12,7 @@ from ml_collections import ConfigDict
 from im3d_jax import config_flags
 from recon_torch.errors import CommandParser, UserError
 
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -88,3 +93,12 @@ def test_digest_depends_on_content_only():
     assert config_flags.config_digest(first) == hashlib.sha256(b'{"a":1,"b":{"c":[1.5,null]}}').hexdigest()
     second.a = 2
     assert config_flags.config_digest(first) != config_flags.config_digest(second)
+
+
+def test_shipped_configs_load_from_anywhere(tmp_path):
+    """They build on one another, so they must be importable where the package is installed."""
+    names = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))
+    code = f"from im3d_jax import config_flags\nfor name in {names!r}: config_flags.load('configs/' + name)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert "tiny_turntable.py" in names
