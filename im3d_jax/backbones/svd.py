@@ -151,13 +151,15 @@ class Model:
         return frames[:, np.argsort(order)]
 
     def empty_conditioning(self, batch: int) -> Conditioning:
-        """No image, and cameras, if the network is told, at the height of the object. There is no text."""
-        image, tokens = (
-            jnp.zeros((batch, *self.latent_shape)),
-            jnp.zeros((batch, 1, self.cross_attention_dim)),
+        """No image. SV3D_p is told that its cameras are level with the object. There is no text."""
+        return Conditioning(
+            image=jnp.zeros((batch, *self.latent_shape)),
+            image_mask=jnp.zeros(batch),
+            text=(),
+            text_mask=(),
+            image_tokens=jnp.zeros((batch, 1, self.cross_attention_dim)),
+            elevation_rad=jnp.zeros(batch) if self.vector == "sv3d_p" else None,
         )
-        elevation_rad = jnp.zeros(batch) if self.vector == "sv3d_p" else None
-        return Conditioning(image, jnp.zeros(batch), (), (), tokens, elevation_rad)
 
     def from_pretrained(self, path, params) -> dict:
         """See `svd_checkpoints.from_pretrained`."""
