@@ -125,6 +125,10 @@ class Model:
             )
         if self.remat not in REMAT:
             raise UserError(f"emu_video: no policy {self.remat!r} for remat; there is {', '.join(REMAT[1:])}")
+        height, width = self.latent_shape[:2]
+        places = [height * width // 4**level for level in range(len(self.channel_mult))]
+        if any(count > self.query_chunk > 0 and count % self.query_chunk for count in places):
+            raise UserError(f"emu_video: query_chunk {self.query_chunk} does not divide the places {places}")
         object.__setattr__(self, "net", UNet(self))
 
     def init(self, key) -> dict:
