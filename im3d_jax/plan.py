@@ -112,7 +112,7 @@ def count_parameters(params, temporal_pattern: str) -> dict[str, int]:
 
 
 def plan_generation(config, model, params, device: Accelerator, utilisation: float) -> dict:
-    """One asset on one device: the image, the first video and the rounds (Sec. 3.4)."""
+    """One asset on one device: the image if the backbone draws it, the first video, the rounds (Sec. 3.4)."""
     image, video, rounds = config.text_to_image, config.video, config.rounds
     guidance = {
         "image": sampler.Guidance(image.w_text, image.w_text, image.rescale),
@@ -123,7 +123,8 @@ def plan_generation(config, model, params, device: Accelerator, utilisation: flo
     calls = {"image": image.num_steps, "video": video.num_steps + passes * rounds.num_steps}
     weights = _bytes(params)
     numbers = {"weights_bytes": weights, "asset": {"flops": 0, "seconds": 0.0}}
-    for name in ("image", "video"):
+    draws_images = model.empty_conditioning(1).text and not image.pipeline
+    for name in ("image", "video") if draws_images else ("video",):
         evaluations = guidance[name].num_evaluations
         program = trace(model.apply, params, *network_inputs(model, evaluations, frames[name]))
         per_call = count_flops(program)
@@ -304,7 +305,7 @@ def _parameter_lines(counts: dict, published: dict | None) -> list[str]:
 
 def _generation_lines(numbers: dict) -> list[str]:
     lines = ["", "one asset, on one device"]
-    for name in ("image", "video"):
+    for name in sorted(numbers.keys() & {"image", "video"}):
         part = numbers[name]
         count = f"{part['calls']} calls x {part['evaluations_per_call']} evaluations"
         cost = f"{_si(part['flops_per_call'])}FLOP and {part['seconds_per_call']:.3g} s a call"

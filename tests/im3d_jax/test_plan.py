@@ -172,6 +172,13 @@ def test_the_shipped_config(capsys, tmp_path):
     assert "train" not in numbers and "published" not in text and "fits" in text
 
 
+def test_a_pipeline_draws_the_image(capsys, tmp_path):
+    pipeline = "--config.text_to_image.pipeline=some/directory"
+    text, numbers = run(capsys, tmp_path, "--config=configs/tiny.py", pipeline)
+    assert "image" not in numbers["generate"] and "40 calls" not in text
+    assert numbers["generate"]["asset"]["flops"] == 80 * numbers["generate"]["video"]["flops_per_call"]
+
+
 def test_the_papers_size(capsys, tmp_path):
     """With one residual block at a level: tracing all of them takes a minute."""
     cut = "--config.backbone.kwargs.num_res_blocks=(1, 1, 1, 1)"
