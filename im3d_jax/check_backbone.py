@@ -98,7 +98,8 @@ class Subject:
             image_mask=jnp.ones(2),
             text=text,
             text_mask=tuple(jnp.ones_like(mask) for mask in empty.text_mask),
-            image_tokens=None if tokens is None else jax.random.normal(keys[0], tokens.shape),
+            # Two tokens: attention to a single one has no use for its queries, which gives no gradient.
+            image_tokens=None if tokens is None else jax.random.normal(keys[0], (2, 2, tokens.shape[-1])),
             elevation_rad=None if empty.elevation_rad is None else jnp.array([0.1, 0.4]),
         )
 
