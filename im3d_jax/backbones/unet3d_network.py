@@ -87,11 +87,12 @@ class UNet(nn.Module):
         channels, dim = spec.latent_shape[-1], spec.cross_attention_dim
         given = conditioning.image_mask[:, None, None]
         conv = dict(kernel_size=(3, 3), padding=1, dtype=dtype)
+        halve = dict(conv, strides=(2, 2))
         image = (conditioning.image * given[..., None]).astype(dtype)
         x = nn.silu(nn.Conv(8 * channels, name="image_latents_context_embedding_0", **conv)(image))
-        x, conv["strides"] = _average(x, POOLED_SIDE), (2, 2)
-        x = nn.silu(nn.Conv(16 * channels, name="image_latents_context_embedding_3", **conv)(x))
-        x = nn.Conv(dim, name="image_latents_context_embedding_5", **conv)(x)
+        x = _average(x, POOLED_SIDE)
+        x = nn.silu(nn.Conv(16 * channels, name="image_latents_context_embedding_3", **halve)(x))
+        x = nn.Conv(dim, name="image_latents_context_embedding_5", **halve)(x)
         grid = x.reshape(len(x), -1, dim)
 
         tokens = conditioning.image_tokens
