@@ -54,7 +54,7 @@ class Subject:
 
     @cached_property
     def initial(self):
-        return self.model.init(jax.random.key(0))
+        return backbones.init(self.model, jax.random.key(0))
 
     @cached_property
     def params(self):

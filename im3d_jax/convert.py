@@ -28,7 +28,7 @@ PRECISIONS = {"float32": np.float32, "float16": np.float16}
 def to_weights(config, source: Path, target: Path, dtype) -> int:
     """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
     model = _build(config, "from_pretrained")
-    params = model.from_pretrained(source, model.init(jax.random.key(config.seed)))
+    params = model.from_pretrained(source, backbones.init(model, jax.random.key(config.seed)))
     words = list(
         config.text.kwargs.get("words", [])
     )  # of a vocabulary; text encoders have files of their own

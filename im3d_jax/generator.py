@@ -75,7 +75,7 @@ class Generator:
     def _load_weights(self):
         """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
         if self.config.weights in ("", "random"):
-            params = self.model.init(jax.random.key(self.config.seed))
+            params = backbones.init(self.model, jax.random.key(self.config.seed))
             if jax.tree.leaves(params) and not self.config.weights:
                 raise UserError("config.weights is empty; give a file, or 'random' to try things out")
             return params

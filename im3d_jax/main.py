@@ -25,6 +25,7 @@ COMMANDS = {
         "im3d_jax.train_elevation",
         "train the estimator of a video's elevation (Sec. 3.3)",
     ),
+    "convert": ("im3d_jax.convert", "public checkpoints into weights for a config's backbone, and back"),
     "embed": ("im3d_jax.embed", "encode prompts once, for training"),
     "check-backbone": (
         "im3d_jax.check_backbone",

@@ -160,12 +160,6 @@ def load_batch(config, text, name: str, step: int) -> Batch:
     return Batch(turntables.views.rgb, turntables.views.alpha, *encoded)
 
 
-@partial(jax.jit, static_argnames="model")
-def init(model, key: jax.Array) -> dict:
-    """Parameters of a model, as one compiled program."""
-    return model.init(key)
-
-
 def train(config, workdir: Path) -> TrainState:
     """Trains until `config.train.num_steps`, resuming from `workdir` if it holds a checkpoint."""
     settings = config.train
@@ -183,7 +177,7 @@ def train(config, workdir: Path) -> TrainState:
     if settings.init_from:
         params, _ = checkpoint.load_weights(settings.init_from, jax.eval_shape(model.init, key))
     else:
-        params = init(model, key)
+        params = backbones.init(model, key)
     print(parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=12))
 
     # ---- State ----

@@ -27,6 +27,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from functools import partial
+
+import jax
 
 from recon_torch.errors import UserError
 
@@ -79,3 +82,9 @@ def build(name: str, kwargs: dict):
             f"config.backbone.name: {path}.Model lacks {', '.join(lacking)} of the backbone contract"
         )
     return model
+
+
+@partial(jax.jit, static_argnames="model")
+def init(model, key: jax.Array):
+    """Parameters of a model, as one compiled program."""
+    return model.init(key)

@@ -1,0 +1,120 @@
+"""`im3d convert`: diffusers' files into weights that the generator loads, and back for diffusers to load."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from im3d_jax import backbones, checkpoint, main
+from recon_torch import torchvision_operators
+
+torchvision_operators.declare()
+from diffusers import UNetSpatioTemporalConditionModel  # noqa: E402  (imports torchvision)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A config for the small SVD, and diffusers' network of its size with random weights."""
+    directory = tmp_path_factory.mktemp("convert")
+    torch.manual_seed(0)
+    UNetSpatioTemporalConditionModel(
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        layers_per_block=1,
+        num_attention_heads=(2, 4),
+        cross_attention_dim=24,
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=48,
+    ).save_pretrained(directory / "unet")
+    (directory / "small.py").write_text(
+        "from configs import svd_xt\n"
+        "from im3d_jax.backbones import svd\n"
+        "def get_config():\n"
+        "    config = svd_xt.get_config()\n"
+        "    config.backbone.kwargs = svd.SMALL\n"
+        "    return config\n"
+    )
+    return directory
+
+
+def command(directory, source, target, *flags, config="small.py"):
+    """Exit code of `im3d convert` with paths relative to the directory."""
+    paths = f"--from={directory / source}", f"--to={directory / target}"
+    return main.run(["convert", f"--config={directory / config}", *paths, *flags])
+
+
+def test_there_and_back_is_what_diffusers_saved(directory, capsys):
+    assert command(directory, "unet", "ours.safetensors") == 0
+    original = load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")
+    count = sum(tensor.numel() for tensor in original.values())
+    assert f"{count:,} parameters, float32" in capsys.readouterr().out
+    assert command(directory, "ours.safetensors", "back.safetensors", "--layout=diffusers") == 0
+    back = load_file(directory / "back.safetensors")
+    assert back.keys() == original.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in original.items())
+    assert command(directory, "ours.safetensors", "stability.safetensors", "--layout=stability") == 0
+    assert command(directory, "stability.safetensors", "again.safetensors") == 0
+    assert (directory / "again.safetensors").stat().st_size > 0
+    with (
+        safe_open(directory / "ours.safetensors", "np") as ours,
+        safe_open(directory / "again.safetensors", "np") as again,
+    ):
+        assert ours.keys() == again.keys()
+        assert all(np.array_equal(ours.get_tensor(name), again.get_tensor(name)) for name in ours.keys())  # noqa: SIM118
+
+
+def test_half_precision_is_half_the_size_and_loads(directory):
+    assert command(directory, "unet", "half.safetensors", "--dtype=float16") == 0
+    model = backbones.build("svd", backbones.find("svd").SMALL)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params, metadata = checkpoint.load_weights(directory / "half.safetensors", shapes)
+    assert metadata == {"words": [], "source": "unet"}
+    whole = load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+    np.testing.assert_allclose(params["conv_in"]["kernel"], whole.permute(2, 3, 1, 0), rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def bad_files(directory):
+    """Checkpoints with something wrong each."""
+    whole = load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file({**whole, "conv_in.weight": torch.zeros(32, 9, 3, 3)}, directory / "shape.safetensors")
+    save_file({"model.layers.0.weight": torch.zeros(2)}, directory / "family.safetensors")
+    cut = (directory / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()[:-1000]
+    (directory / "cut.safetensors").write_bytes(cut)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "source, flags, message",
+    [
+        ("shape.safetensors", (), "conv_in.weight is (32, 9, 3, 3)"),
+        ("family.safetensors", (), "is it of another family or size?"),
+        ("cut.safetensors", (), "is damaged"),
+        ("nothing", (), "no .safetensors weights at"),
+        ("unet", ("--layout=diffusers",), "no weights at"),
+        ("unet", ("--config.backbone.name=torch_hosted",), "takes no argument"),
+        ("unet", ("--config.backbone.name=no_such",), "no module im3d_jax.backbones.no_such"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line_and_writes_nothing(bad_files, source, flags, message, capsys):
+    assert command(bad_files, source, "never.safetensors", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (bad_files / "never.safetensors").exists()
+
+
+def test_the_target_is_a_safetensors_file(directory, capsys):
+    assert command(directory, "unet", "weights.bin") == 2
+    assert "must end in .safetensors" in capsys.readouterr().err
