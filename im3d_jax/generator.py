@@ -74,14 +74,14 @@ class Generator:
 
     def _load_weights(self):
         """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
-        if self.config.weights in ("", "random"):
-            params = backbones.init(self.model, jax.random.key(self.config.seed))
-            if jax.tree.leaves(params) and not self.config.weights:
-                raise UserError("config.weights is empty; give a file, or 'random' to try things out")
-            return params
-        path = Path(self.config.weights)
-        path = path if path.is_file() else ROOT / path
-        params, metadata = checkpoint.load_weights(path, jax.eval_shape(self.model.init, jax.random.key(0)))
+        named = self.config.weights
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        if not named and jax.tree.leaves(shapes):
+            raise UserError("config.weights is empty; give a file, or 'random' to try things out")
+        if named in ("", "random"):
+            return backbones.init(self.model, jax.random.key(self.config.seed))
+        path = Path(named) if Path(named).is_file() else ROOT / named
+        params, metadata = checkpoint.load_weights(path, shapes)
         # Equally many words fit the same parameters, and mean other things.
         if metadata.get("words", []) != list(self.text.words):
             raise UserError(f"weights {path} were trained on other words than config.text's; train again")
@@ -97,7 +97,7 @@ class Generator:
         """Conditions of B assets: prompts ("" for none), the picture that is view 0, cameras' elevation."""
         text, text_mask = jax.tree.map(jnp.asarray, self.text.encode(prompts))
         given = self.model.empty_conditioning(len(prompts))._replace(text=text, text_mask=text_mask)
-        if elevation_rad is not None:
+        if elevation_rad is not None and given.elevation_rad is not None:
             given = given._replace(elevation_rad=jnp.full(len(prompts), elevation_rad))
         if rgb is None:
             return given
