@@ -26,9 +26,9 @@ def get_config() -> ConfigDict:
                     timestep_shift=1.0,
                 )
             ),
-            num_steps=1300,
+            num_steps=2000,
             warmup_steps=100,
-            decay_steps=150,
+            decay_steps=400,
             learning_rate=1e-3,
             weight_decay=0.0,
             clip_norm=1.0,
