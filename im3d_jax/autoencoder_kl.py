@@ -10,7 +10,6 @@ its tensor in a checkpoint.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from im3d_jax import pretrained
+from im3d_jax.backbones.attention import attend
+from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
 from recon_torch.errors import UserError
 
 DTYPES = ("float32", "bfloat16")  # not float16, which activations of published weights overflow
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
         for level, channels in enumerate(spec.block_out_channels):
             down = level + 1 < len(spec.block_out_channels)
             x = DownBlock(spec, channels, down, name=f"down_blocks_{level}")(x)
-        x = MidBlock(spec, ResnetBlock, name="mid_block")(x)
+        x = MidBlock(spec, res_block, name="mid_block")(x)
         x = nn.silu(_norm(x, spec, "conv_norm_out"))
         return _conv(spec, 2 * spec.latent_channels, name="conv_out")(x)
 
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         spec = self.spec
-        block = SpatioTemporalResBlock if spec.temporal_decoder else ResnetBlock
+        block = SpatioTemporalResBlock if spec.temporal_decoder else res_block
         x = _conv(spec, spec.block_out_channels[-1], name="conv_in")(x)
         x = MidBlock(spec, block, name="mid_block")(x)
         for level, channels in enumerate(reversed(spec.block_out_channels)):
@@ -199,7 +200,7 @@ class Decoder(nn.Module):
             x = UpBlock(spec, block, channels, up, name=f"up_blocks_{level}")(x)
         x = nn.silu(_norm(x, spec, "conv_norm_out"))
         x = _conv(spec, 3, name="conv_out")(x)
-        return FrameConv(3, x.dtype, name="time_conv_out")(x) if spec.temporal_decoder else x
+        return TemporalConv(x.dtype, name="time_conv_out")(x) if spec.temporal_decoder else x
 
 
 class DownBlock(nn.Module):
@@ -210,7 +211,7 @@ class DownBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.spec.layers_per_block):
-            x = ResnetBlock(self.spec, self.channels, name=f"resnets_{i}")(x)
+            x = res_block(self.spec, self.channels, name=f"resnets_{i}")(x)
         return Downsample(self.spec, name="downsamplers_0")(x) if self.down else x
 
 
@@ -245,8 +246,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return _conv(self.spec, x.shape[-1], name="conv")(x)
+        return _conv(self.spec, x.shape[-1], name="conv")(upsample(x))
 
 
 class MidBlock(nn.Module):
@@ -273,23 +273,13 @@ class Attention(nn.Module):
         b, f, h, w, c = x.shape
         tokens = _norm(x, self.spec, "group_norm").reshape(b * f, h * w, 1, c)
         q, k, v = (nn.Dense(c, dtype=x.dtype, name=f"to_{each}")(tokens) for each in "qkv")
-        out = jax.nn.dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return x + nn.Dense(c, dtype=x.dtype, name="to_out_0")(out).reshape(x.shape)
 
 
-class ResnetBlock(nn.Module):
+def res_block(spec: Architecture, channels: int, **kwargs) -> ResBlock:
     """Two normalised convolutions within each frame."""
-
-    spec: Architecture
-    channels: int
-
-    @nn.compact
-    def __call__(self, x):
-        h = _conv(self.spec, self.channels, name="conv1")(nn.silu(_norm(x, self.spec, "norm1")))
-        h = _conv(self.spec, self.channels, name="conv2")(nn.silu(_norm(h, self.spec, "norm2")))
-        if x.shape[-1] != self.channels:
-            x = _conv(self.spec, self.channels, 1, name="conv_shortcut")(x)
-        return x + h
+    return ResBlock(channels, spec.norm_num_groups, 1e-6, jnp.dtype(spec.dtype), **kwargs)
 
 
 # ---- Over time: SVD's decoder ----
@@ -303,47 +293,14 @@ class SpatioTemporalResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        within = ResnetBlock(self.spec, self.channels, name="spatial_res_block")(x)
-        across = TemporalResnetBlock(self.spec, name="temporal_res_block")(within)
-        return TimeMixer(name="time_mixer")(within, across)
+        within = res_block(self.spec, self.channels, name="spatial_res_block")(x)
+        across = temporal_res_block(self.spec, name="temporal_res_block")(within)
+        return Mixer(0.0, name="time_mixer")(across, within)
 
 
-class TemporalResnetBlock(nn.Module):
+def temporal_res_block(spec: Architecture, **kwargs) -> TemporalResBlock:
     """Two convolutions over frames. They are normalised over the whole clip, unlike those within frames."""
-
-    spec: Architecture
-
-    @nn.compact
-    def __call__(self, x):
-        h = x
-        for i in (1, 2):
-            h = nn.silu(_norm(h, self.spec, f"norm{i}", epsilon=1e-5, across_frames=True))
-            h = FrameConv(x.shape[-1], x.dtype, name=f"conv{i}")(h)
-        return x + h
-
-
-class FrameConv(nn.Module):
-    """1D convolution over frames, kernel 3, zeros beyond the clip, as shifted matrix products."""
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        return sum(padded[:, i : i + x.shape[1]] @ kernel[i] for i in range(3)) + bias[None, None, None, None]
-
-
-class TimeMixer(nn.Module):
-    """Blend of two arrays by one learned weight."""
-
-    @nn.compact
-    def __call__(self, within, across):
-        share = nn.sigmoid(self.param("mix_factor", nn.initializers.zeros, (1,)))[0].astype(within.dtype)
-        return (1 - share) * within + share * across
+    return TemporalResBlock(spec.norm_num_groups, 1e-5, jnp.dtype(spec.dtype), **kwargs)
 
 
 def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs) -> nn.Conv:
@@ -351,10 +308,5 @@ def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs) -> nn.Co
     return nn.Conv(channels, (kernel, kernel), **kwargs)
 
 
-def _norm(x, spec: Architecture, name: str, epsilon: float = 1e-6, across_frames: bool = False):
-    """Group normalisation in float32, of each frame by itself or of the clip."""
-    instances = x if across_frames else x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
-    # The fast variance, E x^2 - (E x)^2, loses its digits where the mean is far beyond the spread.
-    kwargs = {"epsilon": epsilon, "use_fast_variance": False, "dtype": jnp.float32}
-    norm = nn.GroupNorm(spec.norm_num_groups, name=name, **kwargs)
-    return norm(instances).reshape(x.shape).astype(x.dtype)
+def _norm(x, spec: Architecture, name: str):
+    return group_norm(x, spec.norm_num_groups, 1e-6, name)

@@ -8,7 +8,7 @@ attend to; there is no text. IM-3D's own generator is not public: these are the 
 (Sec. 3.1).
 
 Both were trained with EDM (Karras et al. 2022): use `diffusion.make_schedule(kind="edm")`, in whose terms
-they predict "v". The network is `svd_unet`; `svd_checkpoints` reads and writes the weights of both projects.
+they predict "v". The network is `svd_network`; `svd_checkpoints` reads and writes both projects' weights.
 """
 
 from __future__ import annotations
@@ -18,24 +18,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import svd_checkpoints
-from im3d_jax.backbones.svd_unet import UNet, sinusoids
+from im3d_jax.backbones import arguments, svd_checkpoints
+from im3d_jax.backbones.layers import PARTITION_RULES, sinusoids
+from im3d_jax.backbones.svd_network import UNet
 from im3d_jax.conditioning import Conditioning
 from recon_torch.errors import UserError
 
 TEMPORAL = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
-
-PARTITION_RULES = (
-    (r"(proj_out|to_out_0|net_2|conv2|linear_2)/kernel", ("mlp", "embed")),
-    (r"/kernel", ("embed", "mlp")),
-)
-"""Logical names of a parameter's last axes; the first pattern that is found in its path counts."""
 
 VECTORS = ("svd", "sv3d_u", "sv3d_p")
 
@@ -79,6 +73,8 @@ class Model:
         dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
         remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
             `jax.checkpoint_policies` that says what is kept inside the blocks.
+        query_chunk: how many places of each frame attend to the others at a time, a divisor of their number;
+            0 for all.
     """
 
     latent_shape: Sequence[int] = (72, 72, 4)
@@ -99,6 +95,7 @@ class Model:
     groupnorm_eps: float = 1e-6
     dtype: Any = "float32"
     remat: str = ""
+    query_chunk: int = 0
     net: nn.Module = field(init=False, repr=False, compare=False)
 
     prediction_type = "v"
@@ -107,18 +104,15 @@ class Model:
     traceable = True
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if isinstance(value, list):  # a model is a static argument of jit, so it must be hashable
-                object.__setattr__(self, name, tuple(value))
+        arguments.freeze(self)
         for problem in self._problems():
             raise UserError(f"svd: {problem}")
         object.__setattr__(self, "net", UNet(self))
 
     def _problems(self) -> Iterator[str]:
         """What arguments are wrong, and why."""
-        divisor = 2 ** (len(self.block_out_channels) - 1)
-        if any(side % divisor for side in self.latent_shape[:2]):
-            yield f"latent_shape {self.latent_shape} is not divisible by {divisor}; change config.size"
+        levels = len(self.block_out_channels)
+        yield from arguments.problems(self.latent_shape, levels, self.remat, self.query_chunk)
         if any(channels % 32 for channels in self.block_out_channels):
             yield f"block_out_channels {self.block_out_channels} are not multiples of 32, the norms' groups"
         if self.vector not in VECTORS:
@@ -127,8 +121,6 @@ class Model:
             yield f"input_view {self.input_view!r} is not 'first' or 'last'"
         if self.orbit_direction not in (1, -1):
             yield f"orbit_direction {self.orbit_direction} is not 1 or -1"
-        if self.remat and not hasattr(jax.checkpoint_policies, self.remat):
-            yield f"remat {self.remat!r} is not a policy of jax.checkpoint_policies"
 
     def init(self, key) -> dict:
         """Parameters, with every temporal layer at the identity."""

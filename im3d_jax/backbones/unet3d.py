@@ -6,7 +6,8 @@ of its own (Wang et al. 2023, arXiv 2308.06571). ModelScope sees text alone; fin
 extra input channels it is conditioned as Emu Video is. I2VGen-XL (Zhang et al. 2023, arXiv 2311.04145) sees
 the image as a latent on extra channels, as tokens beside the text's, and as a CLIP embedding.
 
-The network is `unet3d_network`. Weights are those of diffusers' UNet3DConditionModel and I2VGenXLUNet.
+The network is `unet3d_network`; `unet3d_checkpoints` reads and writes the weights of diffusers'
+UNet3DConditionModel and I2VGenXLUNet.
 """
 
 from __future__ import annotations
@@ -17,28 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax import pretrained
+from im3d_jax.backbones import arguments, unet3d_checkpoints
+from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.backbones.unet3d_network import UNet
 from im3d_jax.conditioning import Conditioning
-from im3d_jax.pretrained import Source
 from recon_torch.errors import UserError
 
 TEMPORAL = "temp_convs|temp_attentions|transformer_in"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
 
-PARTITION_RULES = (
-    (r"(proj_out|to_out_0|net_2|conv2|linear_2)/kernel", ("mlp", "embed")),
-    (r"/kernel", ("embed", "mlp")),
-)
-"""Logical names of a parameter's last axes; the first pattern that is found in its path counts."""
-
-FAMILIES = {"none": "UNet3DConditionModel", "channels": "UNet3DConditionModel", "i2vgen": "I2VGenXLUNet"}
-"""How the image enters -> the class of diffusers whose parameters the network has."""
+IMAGES = ("none", "channels", "i2vgen")
 
 SMALL = dict(
     latent_shape=(8, 8, 4),
@@ -72,6 +65,8 @@ class Model:
         dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
         remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
             `jax.checkpoint_policies` that says what is kept inside the blocks.
+        query_chunk: how many places of each frame attend to the others at a time, a divisor of their number;
+            0 for all.
     """
 
     latent_shape: Sequence[int] = (32, 32, 4)
@@ -86,6 +81,7 @@ class Model:
     prediction_type: str = "epsilon"
     dtype: Any = "float32"
     remat: str = ""
+    query_chunk: int = 0
     net: nn.Module = field(init=False, repr=False, compare=False)
 
     num_views = None
@@ -94,25 +90,20 @@ class Model:
     traceable = True
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if isinstance(value, list):  # a model is a static argument of jit, so it must be hashable
-                object.__setattr__(self, name, tuple(value))
+        arguments.freeze(self)
         for problem in self._problems():
             raise UserError(f"unet3d: {problem}")
         object.__setattr__(self, "net", UNet(self))
 
     def _problems(self) -> Iterator[str]:
         """What arguments are wrong, and why."""
-        divisor = 2 ** (len(self.block_out_channels) - 1)
-        if any(side % divisor for side in self.latent_shape[:2]):
-            yield f"latent_shape {self.latent_shape} is not divisible by {divisor}; change config.size"
+        levels = len(self.block_out_channels)
+        yield from arguments.problems(self.latent_shape, levels, self.remat, self.query_chunk)
         for name, size in (("norm_num_groups", self.norm_num_groups), ("head_dim", self.head_dim)):
             if any(channels % size for channels in self.block_out_channels):
                 yield f"block_out_channels {self.block_out_channels} are not multiples of {name} {size}"
-        if self.image not in FAMILIES:
-            yield f"no image {self.image!r}; there is {', '.join(FAMILIES)}"
-        if self.remat and not hasattr(jax.checkpoint_policies, self.remat):
-            yield f"remat {self.remat!r} is not a policy of jax.checkpoint_policies"
+        if self.image not in IMAGES:
+            yield f"no image {self.image!r}; there is {', '.join(IMAGES)}"
 
     def init(self, key) -> dict:
         """Parameters, with every temporal layer at the identity."""
@@ -142,44 +133,9 @@ class Model:
         return Conditioning(image, jnp.zeros(batch), (text,), (mask,), tokens)
 
     def from_pretrained(self, path: str | Path, params) -> dict:
-        """The parameters of a checkpoint of diffusers, float32.
-
-        Args:
-            path: a .safetensors file or a diffusers directory.
-            params: their shapes. With `image` "channels" and a checkpoint that knows no image, the weights of
-                the image's channels are theirs: zero after `init`.
-
-        Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in
-        the directory's config.json that this model does not have.
-        """
-        family = FAMILIES[self.image]
-        self._check_config(pretrained.read_config(path), path)
-        tensors = pretrained.read(path)
-        width, channels = self.block_out_channels[0], self.latent_shape[-1]
-        kernel = tensors.get("conv_in.weight")
-        if self.image == "channels" and kernel is not None and kernel.shape == (width, channels, 3, 3):
-            image = np.asarray(params["conv_in"]["kernel"])[:, :, channels:].transpose(3, 2, 0, 1)
-            tensors["conv_in.weight"] = np.concatenate([kernel, image], 1)
-        return pretrained.to_params(tensors, params, _source_of, f"{path} ({family})")
+        """The parameters of a checkpoint of diffusers; see `unet3d_checkpoints`."""
+        return unet3d_checkpoints.from_pretrained(self, path, params)
 
     def to_pretrained(self, params) -> dict[str, np.ndarray]:
-        """The parameters as tensors of diffusers' class; "channels" is one of 2 c + 1 input channels."""
-        return pretrained.to_tensors(params, _source_of)
-
-    def _check_config(self, config: dict, path) -> None:
-        """What shapes do not show."""
-        ours = {
-            "_class_name": FAMILIES[self.image],
-            "attention_head_dim": self.head_dim,
-            "norm_num_groups": self.norm_num_groups,
-        }
-        for key, value in ours.items():
-            if config.get(key, value) != value:
-                raise UserError(
-                    f"{path}: config.json has {key} {config[key]}, config.backbone makes it {value}"
-                )
-
-
-def _source_of(path: str) -> Source:
-    path = path.replace("/ff_in/", "/ff/net_0/proj/").replace("/ff_out/", "/ff/net_2/")
-    return Source(pretrained.torch_name(path))
+        """The parameters as tensors of diffusers' class; see `unet3d_checkpoints`."""
+        return unet3d_checkpoints.to_pretrained(params)

@@ -1,8 +1,7 @@
 """The UNet of ModelScope and I2VGen-XL, whose modules have the names of diffusers' classes.
 
 A spatial layer of Stable Diffusion and a temporal one behind it take turns, each on a residual of its own
-(Wang et al. 2023, arXiv 2308.06571; Zhang et al. 2023, arXiv 2311.04145). Layers that are the same in SVD
-come from `svd_unet`. Arrays are [B, K, h, w, c].
+(Wang et al. 2023, arXiv 2308.06571; Zhang et al. 2023, arXiv 2311.04145). Arrays are [B, K, h, w, c].
 """
 
 from __future__ import annotations
@@ -10,18 +9,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones.svd_unet import (
-    FLASH_LENGTH,
+from im3d_jax.backbones.attention import Attention, TransformerBlock, columns, from_columns
+from im3d_jax.backbones.layers import (
+    RANDOM,
+    ZEROS,
     Embedding,
-    FeedForward,
     Resample,
+    ResBlock,
     TemporalConv,
+    append_image,
+    group_norm,
+    layer_norm,
+    remat,
     sinusoids,
+    upsample,
 )
 from im3d_jax.conditioning import Conditioning
 
@@ -48,7 +53,7 @@ class UNet(nn.Module):
         (text,), (mask,) = conditioning.text, conditioning.text_mask
         context, x = Context(text.astype(dtype), mask), noisy.astype(dtype)
         if spec.image == "channels":
-            x = _with_image(x, conditioning)
+            x = append_image(x, conditioning)
         elif spec.image == "i2vgen":
             emb += self._frame_rate(width)
             context = self._with_image_tokens(context, conditioning)
@@ -56,8 +61,7 @@ class UNet(nn.Module):
         emb = emb[:, None]  # the same for every frame
 
         def kernel_init(key, shape, kernel_dtype=jnp.float32):
-            kernel = nn.initializers.lecun_normal()(key, shape, kernel_dtype)
-            return kernel.at[:, :, noisy.shape[-1] :].set(0)
+            return RANDOM(key, shape, kernel_dtype).at[:, :, noisy.shape[-1] :].set(0)
 
         x = nn.Conv(width, (3, 3), dtype=dtype, kernel_init=kernel_init, name="conv_in")(x)
         x = TemporalTransformer(spec, 8 * spec.head_dim, name="transformer_in")(x)
@@ -70,7 +74,7 @@ class UNet(nn.Module):
             taken = spec.layers_per_block + 1
             x = UpBlock(spec, level, name=f"up_blocks_{i}")(x, skips[-taken:], emb, context)
             skips = skips[:-taken]
-        x = nn.silu(_group_norm(x, spec, "conv_norm_out"))
+        x = nn.silu(group_norm(x, spec.norm_num_groups, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
@@ -117,14 +121,6 @@ class UNet(nn.Module):
         return ImageFrames(dtype, name="image_latents_temporal_encoder")(x)
 
 
-def _with_image(noisy, conditioning: Conditioning):
-    """Appends the image at frame 0, zeros elsewhere, and a mask that is 1 where there is an image."""
-    given = conditioning.image_mask[:, None, None, None].astype(noisy.dtype)
-    image = jnp.zeros_like(noisy).at[:, 0].set(conditioning.image.astype(noisy.dtype) * given)
-    mask = jnp.zeros_like(noisy[..., :1]).at[:, 0].set(given)
-    return jnp.concatenate([noisy, image, mask], -1)
-
-
 def _average(x, side: int):
     """Means over a `side` x `side` grid of cells that cover [B, h, w, c], whatever its size."""
     rows, columns = (jnp.asarray(_cells(size, side), x.dtype) for size in x.shape[1:3])
@@ -145,13 +141,12 @@ class ImageFrames(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        (b, k, h, w, c), dtype = x.shape, self.dtype
-        tokens = x.reshape(b, k, h * w, c).swapaxes(1, 2).reshape(b * h * w, k, c)
-        y = _layer_norm(tokens, "norm1")
-        tokens += Attention(2, c, dtype, name="attn1")(y, y)
-        hidden = nn.gelu(nn.Dense(4 * c, dtype=dtype, name="ff_in")(tokens), approximate=False)
-        tokens += nn.Dense(c, dtype=dtype, name="ff_out")(hidden)
-        return tokens.reshape(b, h * w, k, c).swapaxes(1, 2).reshape(x.shape)
+        channels, dtype, tokens = x.shape[-1], self.dtype, columns(x)
+        y = layer_norm(tokens, "norm1")
+        tokens += Attention(2, channels, dtype, name="attn1")(y, y)
+        hidden = nn.gelu(nn.Dense(4 * channels, dtype=dtype, name="ff_in")(tokens), approximate=False)
+        tokens += nn.Dense(channels, dtype=dtype, name="ff_out")(hidden)
+        return from_columns(tokens, x.shape)
 
 
 # ---- Blocks ----
@@ -205,47 +200,24 @@ class UpBlock(nn.Module):
             if self.level + 1 < len(spec.block_out_channels):
                 x = _attention(spec, i, x, context)
         if self.level:
-            x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+            x = upsample(x)
             x = Resample(stride=1, dtype=spec.dtype, name="upsamplers_0")(x)
         return x
 
 
 def _residual(spec, level, index, x, emb):
     """A spatial residual block and the temporal convolutions that follow it, in the module being traced."""
-    block, convs = _remat(spec, ResBlock), _remat(spec, TemporalConvs)
-    x = block(spec, spec.block_out_channels[level], name=f"resnets_{index}")(x, emb)
+    block, convs = remat(ResBlock, spec.remat), remat(TemporalConvs, spec.remat)
+    sizes = spec.block_out_channels[level], spec.norm_num_groups
+    x = block(*sizes, 1e-5, spec.dtype, name=f"resnets_{index}")(x, emb)
     return convs(spec, name=f"temp_convs_{index}")(x)
 
 
 def _attention(spec, index, x, context):
     """A spatial transformer and the temporal one that follows it, in the module being traced."""
-    spatial, temporal = _remat(spec, SpatialTransformer), _remat(spec, TemporalTransformer)
+    spatial, temporal = remat(SpatialTransformer, spec.remat), remat(TemporalTransformer, spec.remat)
     x = spatial(spec, name=f"attentions_{index}")(x, context)
     return temporal(spec, x.shape[-1], name=f"temp_attentions_{index}")(x)
-
-
-def _remat(spec, module):
-    """The module, recomputed in the backward pass as `spec.remat` says."""
-    return nn.remat(module, policy=getattr(jax.checkpoint_policies, spec.remat)) if spec.remat else module
-
-
-class ResBlock(nn.Module):
-    """Two normalised convolutions of each frame, with the embedding [B, 1, d] added between them."""
-
-    spec: Any
-    channels: int
-
-    @nn.compact
-    def __call__(self, x, emb):
-        spec, channels, dtype = self.spec, self.channels, self.spec.dtype
-        h = nn.silu(_group_norm(x, spec, "norm1"))
-        h = nn.Conv(channels, (3, 3), dtype=dtype, name="conv1")(h)
-        h += nn.Dense(channels, dtype=dtype, name="time_emb_proj")(nn.silu(emb))[:, :, None, None]
-        h = nn.silu(_group_norm(h, spec, "norm2"))
-        h = nn.Conv(channels, (3, 3), dtype=dtype, name="conv2")(h)
-        if x.shape[-1] != channels:
-            x = nn.Conv(channels, (1, 1), dtype=dtype, name="conv_shortcut")(x)
-        return x + h
 
 
 class TemporalConvs(nn.Module):
@@ -255,11 +227,11 @@ class TemporalConvs(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        inits, h = [nn.initializers.lecun_normal()] * 3 + [nn.initializers.zeros], x
-        for i, init in enumerate(inits, start=1):
-            h = nn.silu(_group_norm(h, self.spec, f"conv{i}_0", over_frames=True))
+        spec, h = self.spec, x
+        for i, init in enumerate((RANDOM, RANDOM, RANDOM, ZEROS), start=1):
+            h = nn.silu(group_norm(h, spec.norm_num_groups, 1e-5, f"conv{i}_0", over_frames=True))
             # diffusers counts the layers of a list, and from the second on there is dropout in it.
-            h = TemporalConv(self.spec.dtype, init, name=f"conv{i}_{2 if i == 1 else 3}")(h)
+            h = TemporalConv(spec.dtype, init, name=f"conv{i}_{2 if i == 1 else 3}")(h)
         return x + h
 
 
@@ -271,9 +243,10 @@ class SpatialTransformer(nn.Module):
     @nn.compact
     def __call__(self, x, context: Context):
         spec, (b, k, h, w, c) = self.spec, x.shape
-        tokens = _group_norm(x, spec, "norm", epsilon=1e-6).reshape(b * k, h * w, c)
+        sizes = c // spec.head_dim, spec.head_dim, spec.dtype, spec.query_chunk
+        tokens = group_norm(x, spec.norm_num_groups, 1e-6, "norm").reshape(b * k, h * w, c)
         tokens = nn.Dense(c, dtype=spec.dtype, name="proj_in")(tokens)
-        tokens = TransformerBlock(spec, name="transformer_blocks_0")(tokens, context)
+        tokens = TransformerBlock(*sizes, name="transformer_blocks_0")(tokens, *context)
         return x + nn.Dense(c, dtype=spec.dtype, name="proj_out")(tokens).reshape(x.shape)
 
 
@@ -285,67 +258,10 @@ class TemporalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        spec, (b, k, h, w, c) = self.spec, x.shape
-        tokens = _group_norm(x, spec, "norm", over_frames=True, epsilon=1e-6)
-        tokens = tokens.reshape(b, k, h * w, c).swapaxes(1, 2).reshape(b * h * w, k, c)
-        tokens = nn.Dense(self.inner_channels, dtype=spec.dtype, name="proj_in")(tokens)
-        tokens = TransformerBlock(spec, name="transformer_blocks_0")(tokens)
-        zeros = nn.initializers.zeros
-        tokens = nn.Dense(c, dtype=spec.dtype, kernel_init=zeros, name="proj_out")(tokens)
-        return x + tokens.reshape(b, h * w, k, c).swapaxes(1, 2).reshape(x.shape)
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention in tokens [N, S, c], attention to the context or again to themselves, feed-forward."""
-
-    spec: Any
-
-    @nn.compact
-    def __call__(self, tokens, context: Context | None = None):
-        spec, channels = self.spec, tokens.shape[-1]
-        heads, dtype = channels // spec.head_dim, spec.dtype
-        y = _layer_norm(tokens, "norm1")
-        tokens += Attention(heads, spec.head_dim, dtype, name="attn1")(y, y)
-        y = _layer_norm(tokens, "norm2")
-        attend = Attention(heads, spec.head_dim, dtype, name="attn2")
-        if context is None:
-            tokens += attend(y, y)
-        else:
-            # Queries of all frames of an asset share its context, so no copy of the context for each frame.
-            y = y.reshape(len(context.tokens), -1, channels)
-            tokens += attend(y, *context).reshape(tokens.shape)
-        return tokens + FeedForward(dtype, name="ff")(_layer_norm(tokens, "norm3"))
-
-
-class Attention(nn.Module):
-    """Multi-head attention of `queries` [B, Q, c] to `context` [B, S, d] where `mask` [B, S] is 1."""
-
-    num_heads: int
-    head_dim: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, queries, context, mask=None):
-        def project(x, name):
-            inner = self.num_heads * self.head_dim
-            y = nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)
-            return y.reshape(*y.shape[:2], self.num_heads, self.head_dim)
-
-        q, k, v = project(queries, "to_q"), project(context, "to_k"), project(context, "to_v")
-        allowed = None if mask is None else (mask > 0)[:, None, None, :]
-        # cuDNN's flash attention keeps no matrix of weights, but JAX does not choose it by itself.
-        flash = mask is None and q.shape[1] >= FLASH_LENGTH and q.dtype.itemsize == 2
-        implementation = "cudnn" if flash and jax.default_backend() == "gpu" else None
-        out = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation)
-        return nn.Dense(queries.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(*q.shape[:2], -1))
-
-
-def _group_norm(x, spec, name, over_frames=False, epsilon=1e-5):
-    """Normalisation of groups of channels, of each frame or of each asset, in float32."""
-    axes = (1, 2, 3, 4) if over_frames else (2, 3, 4)
-    settings = dict(epsilon=epsilon, dtype=jnp.float32, reduction_axes=axes, name=name)
-    return nn.GroupNorm(spec.norm_num_groups, **settings)(x).astype(x.dtype)
-
-
-def _layer_norm(x, name):
-    return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+        spec, inner = self.spec, self.inner_channels
+        sizes = inner // spec.head_dim, spec.head_dim, spec.dtype
+        tokens = columns(group_norm(x, spec.norm_num_groups, 1e-6, "norm", over_frames=True))
+        tokens = nn.Dense(inner, dtype=spec.dtype, name="proj_in")(tokens)
+        tokens = TransformerBlock(*sizes, name="transformer_blocks_0")(tokens)
+        project = nn.Dense(x.shape[-1], dtype=spec.dtype, kernel_init=ZEROS, name="proj_out")
+        return x + from_columns(project(tokens), x.shape)

@@ -37,6 +37,14 @@ PUBLIC = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """The networks here are small: compiling them is all that takes time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Family -> (diffusers' module, directory that it was saved in). No parameter is where it starts."""
@@ -130,7 +138,7 @@ def test_paper_size_has_the_tensors_of_diffusers():
 
 # ---- Blocks, forward and backward ----
 
-RES, SVD_RES = autoencoder_kl.ResnetBlock, autoencoder_kl.SpatioTemporalResBlock
+RES, SVD_RES = autoencoder_kl.res_block, autoencoder_kl.SpatioTemporalResBlock
 BLOCKS = {
     "down": ("stable_diffusion", "encoder/down_blocks_0", autoencoder_kl.DownBlock, (32, True), 32),
     "down, last": ("stable_diffusion", "encoder/down_blocks_1", autoencoder_kl.DownBlock, (64, False), 32),
@@ -142,7 +150,7 @@ BLOCKS = {
     "svd over time": (
         "svd",
         "decoder/up_blocks_1/resnets_0/temporal_res_block",
-        autoencoder_kl.TemporalResnetBlock,
+        autoencoder_kl.temporal_res_block,
         (),
         32,
     ),
@@ -159,7 +167,7 @@ def block_of(checkpoints, codecs, name):
     theirs = checkpoints[family][0].get_submodule(their_path)
 
     def call(x):  # [B * F, C, H, W]
-        if cls is autoencoder_kl.TemporalResnetBlock:
+        if cls is autoencoder_kl.temporal_res_block:
             return theirs(x.unflatten(0, (-1, FRAMES)).transpose(1, 2), None).transpose(1, 2).flatten(0, 1)
         return theirs(x, **{"image_only_indicator": torch.zeros(BATCH, FRAMES)} if family == "svd" else {})
 

@@ -16,7 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
 from im3d_jax import backbones, sharding
-from im3d_jax.backbones import emu_video
+from im3d_jax.backbones import attention, emu_video, emu_video_network, layers
 from im3d_jax.conditioning import Conditioning
 from recon_torch.errors import UserError
 
@@ -25,7 +25,7 @@ SMALL = emu_video.Model(
     latent_shape=(4, 4, 3),
     model_channels=8,
     channel_mult=(1, 2),
-    num_res_blocks=(1, 1),
+    num_res_blocks=(1, 0),
     attention_levels=(1,),
     head_dim=8,
     num_transformer_layers=1,
@@ -139,7 +139,7 @@ def test_the_image_is_appended_to_frame_0_with_a_mask(inputs):
     noisy, _, given = inputs
 
     def with_image(**changed):
-        return np.asarray(emu_video._with_image(noisy, given, dataclasses.replace(SMALL, **changed)))
+        return np.asarray(emu_video_network._with_image(noisy, given, dataclasses.replace(SMALL, **changed)))
 
     x = with_image()
     mask = np.asarray(given.image_mask)[:, None, None, None]
@@ -161,7 +161,7 @@ def test_an_open_gate_copies_the_image_where_there_is_one(apply, random, inputs)
     noisy, timestep, given = inputs
     gated = dataclasses.replace(SMALL, copy_gate=True, prediction_type="x0")
     gate = {"conv": {"kernel": jnp.zeros((3, 3, 8, 3)), "bias": jnp.full(3, 50.0)}}
-    views = gated.apply({**random, "temporal_copy_gate": gate}, noisy, timestep, given)
+    views = jax.jit(gated.apply)({**random, "temporal_copy_gate": gate}, noisy, timestep, given)
     drawn = apply(random, noisy, timestep, given)
     with_image = np.asarray(given.image_mask) > 0
     copies = np.broadcast_to(given.image[:, None], views.shape)
@@ -250,7 +250,7 @@ def test_norms_softmax_and_the_noise_level_are_float32_in_a_bfloat16_network(ran
 
 def test_remat_keeps_less_for_the_same_gradients(inputs):
     noisy, timestep, given = inputs
-    plain = dataclasses.replace(SMALL, channel_mult=(1,), num_res_blocks=(1,), attention_levels=(0,))
+    plain = dataclasses.replace(SMALL, channel_mult=(1,), num_res_blocks=(0,), attention_levels=(0,))
     params = random_like(jax.eval_shape(plain.init, jax.random.key(0)))
 
     def loss(params, model, frames=K):
@@ -281,7 +281,7 @@ def test_temporal_convolution_is_torch_conv1d(closed_orbit):
     rng = np.random.default_rng(0)
     x, weights = rng.standard_normal((2, 2, K, 2, 3, 4))
     params = {"kernel": rng.standard_normal((3, 4, 4)), "bias": rng.standard_normal(4)}
-    layer = emu_video.TemporalConv(closed_orbit, jnp.float32)
+    layer = layers.TemporalConv(jnp.float32, closed_orbit=closed_orbit)
 
     def weighted(params, x):
         return (layer.apply({"params": params}, x) * weights).sum()
@@ -340,9 +340,9 @@ def numpy_temporal_transformer(p, x, azimuths, span, head_dim):
 
 @pytest.mark.parametrize("span", ["pixel", "first", "video"])
 def test_temporal_attention_agrees_with_numpy(span):
-    layer = emu_video.TemporalTransformer(SMALL, span)
+    layer = emu_video_network.TemporalTransformer(SMALL, span)
     x = np.random.default_rng(0).standard_normal((2, K, 2, 3, 16))
-    azimuths = emu_video._frame_azimuths(K)
+    azimuths = emu_video_network._frame_azimuths(K)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros(x.shape), azimuths)["params"]
     params = random_like(shapes)
     output = jax.jit(layer.apply)({"params": params}, jnp.asarray(x, jnp.float32), azimuths)
@@ -357,11 +357,11 @@ def test_attention_in_chunks_is_attention():
     q, k, v, weights = jnp.asarray(rng.standard_normal((4, 2, 12, 3, 8)), jnp.float32)
 
     def attend(chunk, *qkv):
-        return (emu_video._attend(*qkv, None, chunk) * weights).sum()
+        return (attention.attend(*qkv, None, chunk) * weights).sum()
 
     for expected, found in zip(
-        jax.tree.leaves(jax.value_and_grad(partial(attend, 0), (0, 1, 2))(q, k, v)),
-        jax.tree.leaves(jax.value_and_grad(partial(attend, 4), (0, 1, 2))(q, k, v)),
+        jax.tree.leaves(jax.jit(jax.value_and_grad(partial(attend, 0), (0, 1, 2)))(q, k, v)),
+        jax.tree.leaves(jax.jit(jax.value_and_grad(partial(attend, 4), (0, 1, 2)))(q, k, v)),
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -369,16 +369,16 @@ def test_attention_in_chunks_is_attention():
     probabilities = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     expected = np.einsum("bhqs,bshd->bqhd", probabilities, v)
-    np.testing.assert_allclose(emu_video._attend(q, k, v, None, 4), expected, atol=1e-5)
+    np.testing.assert_allclose(attention.attend(q, k, v, None, 4), expected, atol=1e-5)
     with pytest.raises(UserError, match="query_chunk"):
         dataclasses.replace(SMALL, query_chunk=3)
 
 
 def test_frames_are_told_their_azimuth():
-    features = emu_video._frame_azimuths(16)
+    features = emu_video_network._frame_azimuths(16)
     np.testing.assert_allclose(features[4, :2], np.cos([np.pi / 2, np.pi]), atol=1e-6)
     np.testing.assert_allclose(features[4, 4:6], np.sin([np.pi / 2, np.pi]), atol=1e-6)
-    np.testing.assert_allclose(emu_video._frame_azimuths(4), features[::4], atol=1e-6)
+    np.testing.assert_allclose(emu_video_network._frame_azimuths(4), features[::4], atol=1e-6)
 
 
 # ---- The paper's size, and the contract ----
@@ -418,7 +418,7 @@ def test_partition_rules_divide_every_big_matrix(paper_size):
     """The first rule found gives logical axes for a parameter's last two; what no rule names is small."""
 
     def axes(path):
-        return next((axes for pattern, axes in emu_video.PARTITION_RULES if re.search(pattern, path)), None)
+        return next((axes for pattern, axes in layers.PARTITION_RULES if re.search(pattern, path)), None)
 
     assert axes("down_0_0_attention/ff_0/ff_in/kernel") == ("embed", "mlp")
     assert axes("down_0_0_attention/ff_0/ff_out/kernel") == ("mlp", "embed")

@@ -10,7 +10,7 @@ import torch
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from im3d_jax.backbones import emu_video
+from im3d_jax.backbones import emu_video, emu_video_network
 from im3d_jax.conditioning import Conditioning
 from recon_torch import torchvision_operators
 from recon_torch.errors import UserError
@@ -164,7 +164,8 @@ def test_there_and_back(case, loaded, tmp_path):
 
 def test_gradients_of_a_residual_block(case, loaded):
     model, _, unet, _ = case
-    block, name = emu_video.ResBlock(model, 64, emu_video.Block(model, None)), "down_1_0_res"
+    block = emu_video_network.ResBlock(model, 64, emu_video_network.Block(model, None))
+    name = "down_1_0_res"
     x, emb, weights = draw(B, SIDE, SIDE, 32), draw(B, 128), draw(B, SIDE, SIDE, 64)
     theirs = unet.down_blocks[1].resnets[0]
 
@@ -172,7 +173,7 @@ def test_gradients_of_a_residual_block(case, loaded):
         return (block.apply({"params": params}, x[:, None], emb[:, None])[:, 0] * weights).sum()
 
     given = {path: leaf for path, leaf in loaded[name].items() if "temporal" not in path}
-    ours = jax.grad(ours, (0, 1, 2))(given, jnp.asarray(x), jnp.asarray(emb))
+    ours = jax.jit(jax.grad(ours, (0, 1, 2)))(given, jnp.asarray(x), jnp.asarray(emb))
     inputs = torch.tensor(x, requires_grad=True), torch.tensor(emb, requires_grad=True)
     out = theirs(inputs[0].permute(0, 3, 1, 2), inputs[1]).permute(0, 2, 3, 1)
     unet.zero_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from im3d_jax.backbones import emu_video
+from im3d_jax.backbones import emu_video, emu_video_network
 from recon_torch import torchvision_operators
 
 torchvision_operators.declare()
@@ -78,7 +78,7 @@ def test_residual_block(channels, out_channels):
     if channels != out_channels:
         params["shortcut"] = linear(theirs.conv_shortcut)
     spec = emu_video.Model()
-    ours = emu_video.ResBlock(spec, out_channels, emu_video.Block(spec, None))
+    ours = emu_video_network.ResBlock(spec, out_channels, emu_video_network.Block(spec, None))
     x, emb = torch.randn(BATCH, channels, SIDE, SIDE), torch.randn(BATCH, 48)
     output = jax.jit(ours.apply)({"params": params}, frames_first(x), jnp.asarray(emb.numpy())[:, None])
     compare(output, theirs(x, emb))
@@ -110,5 +110,7 @@ def test_spatial_transformer_with_masked_text():
     x, text = torch.randn(BATCH, heads * head_dim, SIDE, SIDE), torch.randn(BATCH, words, text_dim)
     mask = torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     ours = [(jnp.asarray(text.numpy()), jnp.asarray(mask.numpy()))]
-    output = jax.jit(emu_video.SpatialTransformer(spec).apply)({"params": params}, frames_first(x), ours)
+    output = jax.jit(emu_video_network.SpatialTransformer(spec).apply)(
+        {"params": params}, frames_first(x), ours
+    )
     compare(output, theirs(x, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False)[0])

@@ -12,7 +12,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from im3d_jax import backbones, pretrained
-from im3d_jax.backbones import unet3d, unet3d_network
+from im3d_jax.backbones import layers, unet3d, unet3d_checkpoints, unet3d_network
 from im3d_jax.conditioning import Conditioning
 from recon_torch import torchvision_operators
 from recon_torch.errors import UserError
@@ -21,10 +21,10 @@ torchvision_operators.declare()
 from diffusers import I2VGenXLUNet, UNet3DConditionModel  # noqa: E402  (imports torchvision)
 
 B, WORDS, TEXT = 2, unet3d.SMALL["max_words"], unet3d.SMALL["cross_attention_dim"]
-FOUR_LEVELS = dict(block_out_channels=(32, 64, 128, 128), latent_shape=(8, 8, 8))
+THREE_LEVELS = dict(block_out_channels=(32, 64, 64), latent_shape=(8, 8, 8))
 MODELS = {
     "none": unet3d.Model(**unet3d.SMALL | dict(image="none")),
-    "channels": unet3d.Model(**unet3d.SMALL | FOUR_LEVELS | dict(image="channels")),
+    "channels": unet3d.Model(**unet3d.SMALL | THREE_LEVELS | dict(image="channels")),
     "i2vgen": unet3d.Model(**unet3d.SMALL),
 }
 FILE = "diffusion_pytorch_model.safetensors"
@@ -201,7 +201,7 @@ SPEC = MODELS["none"]
 BLOCKS = {  # name among the modules of "none" -> (their call, our module and the arguments it takes)
     "resnets_0": (
         resnet,
-        unet3d_network.ResBlock(SPEC, WIDTH),
+        layers.ResBlock(WIDTH, SPEC.norm_num_groups, 1e-5, SPEC.dtype),
         lambda x, other: (x, other[:, None]),
     ),
     "temp_convs_0": (temporal_convs, unet3d_network.TemporalConvs(SPEC), lambda x, other: (x,)),
@@ -243,7 +243,7 @@ def test_values_and_gradients_of_a_block(name, unets, loaded):
     assert relative(gradients[1], inputs[0].grad) < 1e-4
     if inputs[1].grad is not None:
         assert relative(gradients[2], inputs[1].grad) < 1e-4
-    by_name = pretrained.to_tensors(gradients[0], unet3d._source_of)
+    by_name = pretrained.to_tensors(gradients[0], unet3d_checkpoints.source_of)
     reference = {key: parameter.grad.numpy() for key, parameter in theirs.named_parameters()}
     assert by_name.keys() == reference.keys()
     # Relative to all of them: a gradient of keys is that of nearly equal queries, small and full of rounding.
@@ -350,6 +350,7 @@ def test_checkpoints_of_another_family_or_size_are_named(loaded, directories, tm
         (dict(latent_shape=(8, 9, 4)), "not divisible by 2"),
         (dict(block_out_channels=(32, 44)), "multiples of norm_num_groups 8"),
         (dict(remat="everything"), "remat 'everything'"),
+        (dict(query_chunk=7), "query_chunk 7"),
     ],
 )
 def test_wrong_arguments_are_one_line(kwargs, words):
@@ -371,7 +372,7 @@ def test_the_public_size_has_the_public_names():
     shapes = flatten(jax.eval_shape(unet3d.Model(image="i2vgen").init, jax.random.key(0)))
     with torch.device("meta"):
         theirs = I2VGenXLUNet().state_dict()
-    assert {unet3d._source_of(path).name for path in shapes} == theirs.keys()
+    assert {unet3d_checkpoints.source_of(path).name for path in shapes} == theirs.keys()
     assert sum(leaf.size for leaf in shapes.values()) == sum(leaf.numel() for leaf in theirs.values())
     temporal = sum(leaf.size for path, leaf in shapes.items() if re.search(unet3d.TEMPORAL, path))
     assert temporal == sum(leaf.numel() for name, leaf in theirs.items() if re.search(unet3d.TEMPORAL, name))
