@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
     config = modelscope.get_config()
     config.weights = config.train.init_from = "weights/i2vgen_xl.safetensors"
     config.size = 512
-    config.backbone.kwargs.update(latent_shape=(64, 64, 4), image="i2vgen", prediction_type="v")
+    config.backbone.kwargs.update(
+        latent_shape=(64, 64, 4), image="i2vgen", prediction_type="v", query_chunk=512
+    )
     config.schedule = dict(kind="cosine", num_steps=1000, zero_terminal_snr=True)
     config.turntable.size = 512
     config.train.trainable = "temp_convs|temp_attentions|transformer_in"

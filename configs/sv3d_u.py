@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             groupnorm_eps=1e-5,
             dtype="bfloat16",
             remat="nothing_saveable",
+            query_chunk=324,
         )
     )
     config.video.update(num_steps=50, w_image=svd.triangular(VIEWS))

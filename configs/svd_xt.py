@@ -28,7 +28,13 @@ def get_config() -> ConfigDict:
     config.size = 576
     config.backbone.name = "svd"
     config.backbone.kwargs = ConfigDict(
-        dict(latent_shape=(72, 72, 4), num_views=None, dtype="bfloat16", remat="nothing_saveable")
+        dict(
+            latent_shape=(72, 72, 4),
+            num_views=None,
+            dtype="bfloat16",
+            remat="nothing_saveable",
+            query_chunk=324,
+        )
     )
     config.text = dict(name="none", kwargs=dict())
     config.schedule = dict(kind="edm", num_steps=1000, sigma_min=0.002, sigma_max=700.0)
