@@ -18,7 +18,7 @@ LATENT = (2, 2, 64)
 def config():
     config = config_flags.load(CONFIG)
     config.size = 8
-    config.backbone.kwargs.latent_shape = LATENT
+    config.backbone.kwargs.update(latent_shape=LATENT, channel_mult=(1,), num_res_blocks=(1,))
     return config
 
 
