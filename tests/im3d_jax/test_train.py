@@ -27,7 +27,7 @@ def quick_compilation():
     made = {}
 
     def make_once(settings, make=train.make_optimizer):
-        return made.setdefault(settings.trainable, make(settings))
+        return made.setdefault((settings.trainable, settings.learning_rate), make(settings))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "make_optimizer", make_once)

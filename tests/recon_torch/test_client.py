@@ -241,7 +241,10 @@ def test_a_stalled_worker_is_replaced_and_the_second_death_is_the_last(client, m
     assert client.step == 2 and client.pid is not None
 
 
-def test_ctrl_c_is_the_parents_affair(client):
+def test_ctrl_c_is_the_parents_affair(client, request):
+    # Whoever runs the tests may have told this process to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     begin_asset(client)
     pid = client.pid
     client.fit(30, At(10, lambda: os.kill(pid, signal.SIGINT)))
