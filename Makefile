@@ -8,7 +8,7 @@ demo: $(READY)
 	$(BIN)/im3d generate --prompt "$(PROMPT)" --out out/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
