@@ -1,0 +1,188 @@
+"""The input pipeline of training: a source of objects -> shuffled, sharded, decoded, batched examples (grain).
+
+The order of a source's objects is endless and reshuffled every epoch. Row g of global batch k is element
+k * batch_size + g of that order, and process s of n loads rows [s * B / n, (s + 1) * B / n). What a batch
+holds is thus a pure function of the seed and of k: it does not depend on the number of processes or threads,
+nor on where a run was resumed, and the number of the next batch is the whole position to save.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, TypedDict
+
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from im3d_jax.data import objects, procedural
+from recon_torch.errors import UserError
+
+NAMED = 3  # of the corrupt records, in the error that stops a run
+
+
+class Example(TypedDict, total=False):
+    """K views of one object. It has either rgb and alpha, or latents; the last three only where cached.
+
+    id names it in messages, such as "procedural/123"; rgb, over white, and alpha are in [0, 1]; elevation_rad
+    is that of all its cameras; text and text_mask have an entry for each text encoder.
+    """
+
+    id: str
+    rgb: Float[np.ndarray, "K H W 3"]
+    alpha: Float[np.ndarray, "K H W 1"]
+    latents: Float[np.ndarray, "K h w c"]
+    caption: str
+    elevation_rad: float
+    text: tuple[Float[np.ndarray, "L d"], ...]
+    text_mask: tuple[Float[np.ndarray, " L"], ...]
+    image_tokens: Float[np.ndarray, "L d"]
+
+
+class Source(Protocol):
+    """Objects by number, safe to read from several threads. Raises CorruptRecord for one it cannot decode."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class CorruptRecord(Exception):
+    """A record that cannot be decoded. name: which, and where it lies. why: what is wrong with it."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"{name} ({why})")
+
+
+class Shard(NamedTuple):
+    """Which of `count` equal, contiguous parts of every global batch a process loads."""
+
+    index: int
+    count: int
+
+
+class ProceduralSource:
+    """The objects of `procedural.turntables`, rendered when asked for.
+
+    Args:
+        seed: world seed. first_object: the object with index 0 here; see `objects.SPLITS`.
+        size: side of the square views in pixels. num_views: K.
+    """
+
+    def __init__(self, seed: int, first_object: int, size: int, num_views: int):
+        self.seed, self.first_object, self.size, self.num_views = seed, first_object, size, num_views
+
+    def __len__(self) -> int:
+        return max(last for _, last in objects.SPLITS.values()) - self.first_object
+
+    def __getitem__(self, index: int) -> Example:
+        number = self.first_object + index
+        made = procedural.turntables(self.seed, [number], size=self.size, num_views=self.num_views)
+        return Example(
+            id=f"procedural/{number}",
+            rgb=np.asarray(made.views.rgb[0]),
+            alpha=np.asarray(made.views.alpha[0]),
+            caption=made.captions[0],
+            elevation_rad=float(made.elevation_rad[0]),
+        )
+
+
+class Stream:
+    """Iterator over this process's part of the global batches; see `open_stream`.
+
+    Attributes:
+        position: the global batch that comes next.
+        skipped: the corrupt records among the batches given out since the stream was opened, each once, with
+            what is wrong with it. Batches only read ahead do not count, so a resumed run counts none twice
+            that it had not met.
+    """
+
+    def __init__(self, rows: grain.DatasetIterator, start: int, max_corrupt: int):
+        self.position, self.skipped = start, []
+        self._rows, self._max_corrupt = rows, max_corrupt
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        return self
+
+    def __next__(self) -> list[Example]:
+        """Raises UserError when more than `max_corrupt` records were corrupt."""
+        examples = []
+        for example, corrupt in next(self._rows):
+            self.skipped += [record for record in corrupt if record not in self.skipped]
+            if len(self.skipped) > self._max_corrupt or example is None:
+                first = "; ".join(self.skipped[:NAMED])
+                raise UserError(
+                    f"{len(self.skipped)} corrupt records by batch {self.position}, {self._max_corrupt} are"
+                    f" allowed: {first}; mend the data, or allow more"
+                )
+            examples.append(example)
+        self.position += 1
+        return examples
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._rows.close()
+
+
+def open_stream(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    shard: Shard,
+    start: int = 0,
+    shuffle: bool,
+    num_threads: int,
+    buffer: int,
+    max_corrupt: int,
+) -> Stream:
+    """Lists of batch_size // shard.count examples: this shard's rows of global batches start, start + 1, ...
+
+    A corrupt record's place is taken by the next record of the order that is readable: the same one in
+    every process and on every run.
+
+    Args:
+        seed: of the order. shuffle: False keeps the source's order.
+        batch_size: of the global batch, over all processes.
+        num_threads: that read and decode; 0 reads when asked. buffer: batches to read ahead.
+        max_corrupt: how many corrupt records this process may skip.
+
+    Raises UserError for an empty source and for a batch that does not divide among the shards.
+    """
+    if not len(source):
+        raise UserError("the data set has no objects")
+    if batch_size % shard.count or not 0 <= shard.index < shard.count:
+        raise UserError(f"a batch of {batch_size} does not divide among {shard.count} processes; match them")
+    num_rows = batch_size // shard.count
+
+    def place(row: int) -> int:
+        """Row of this shard -> place in the order of all."""
+        batch, offset = divmod(row, num_rows)
+        return batch * batch_size + shard.index * num_rows + offset
+
+    order = grain.MapDataset.range(len(source)).seed(seed)
+    order = (order.shuffle() if shuffle else order).repeat()
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer * num_rows)
+    rows = (
+        grain.MapDataset.range(start * num_rows, sys.maxsize)
+        .map(lambda row: _read(source, order, place(row), max_corrupt))
+        .to_iter_dataset(options)
+        .batch(num_rows, batch_fn=list)
+    )
+    return Stream(iter(rows), start, max_corrupt)
+
+
+def _read(source: Source, order, place: int, max_corrupt: int) -> tuple[Example | None, list[str]]:
+    """The first readable record from `place` on, and the corrupt ones before it. None: they are too many.
+
+    What is corrupt is returned and not counted here, because threads come in any order and read ahead.
+    """
+    corrupt: dict[str, None] = {}
+    while len(corrupt) <= min(max_corrupt, len(source) - 1):
+        try:
+            return source[order[place]], list(corrupt)
+        except CorruptRecord as error:
+            corrupt[str(error)] = None
+        place += 1
+    return None, list(corrupt)
