@@ -1,0 +1,342 @@
+"""What a run shows of itself: progress, metrics, sampled videos, a profile; and the stop at NaN.
+
+    with Watch(workdir, step=step, num_steps=1000, log_every=10) as watch:
+        while step < 1000:
+            state, metrics = train_step(...)  # returns at once; the device computes on
+            step += 1
+            watch.add(step, "turntable", metrics, ids, wait_s)
+
+The metrics of a step are looked at two steps later. By then the device has the next two to do, so it never
+idles, and the loop never runs further ahead of it; and all processes of a run, which hold the same metrics,
+skip or stop at the same step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import sys
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from recon_torch import export
+from recon_torch.errors import UserError
+
+LAG_STEPS = 2
+
+DEVICE_KINDS = {
+    r"\bA100\b": "a100",
+    r"\bH100 80GB HBM3": "h100",  # SXM; the PCIe and NVL cards are slower
+    r"\bH200\b": "h200",
+    r"\bB200\b": "b200",
+    r"^TPU v4$": "tpu_v4",
+    r"^TPU v5( lite|e)$": "tpu_v5e",
+    r"^TPU v5p?$": "tpu_v5p",
+    r"^TPU v6( lite|e)$": "tpu_v6e",
+}
+"""What JAX calls a device -> its name in `plan.ACCELERATORS`."""
+
+
+class NotFinite(FloatingPointError):
+    """A loss or gradient that is not finite, beyond what `max_skipped` allows; says where."""
+
+
+class Work(NamedTuple):
+    """What one step of a stream does, on all devices together; 0 for what is not known.
+
+    flops: of the forward and the backward pass.
+    """
+
+    examples: int = 0
+    frames: int = 0
+    flops: float = 0.0
+
+
+class Record(NamedTuple):
+    """What `Watch.add` was given."""
+
+    step: int
+    stream: str
+    metrics: Mapping[str, Any]
+    ids: Sequence[str]
+    wait_s: float
+
+
+class Watch:
+    """Writes means of the metrics every `log_every` steps and stops at what is not finite.
+
+    Use it as a context manager: leaving it without an exception looks at the last steps, too. A line of
+    `workdir`/metrics.jsonl is {"step", "steps_per_second", ...}; lines beyond `step` are dropped at the
+    start, because a run that was killed does those steps again. TensorBoard, in `workdir`/tensorboard, keeps
+    them.
+
+    Args:
+        step: how many steps are done already.
+        work: of each stream; may be filled in later, as programs are compiled.
+        max_skipped: how many steps that are not finite the run passes over. skipped_steps: how many it did
+            before `step`.
+        tensorboard: also write there; needs the extra `tensorboard`.
+        peak_flops: FLOP/s that all devices reach at best, see `peak_flops`; None leaves out the MFU.
+        profile: (step, n): trace the n steps that follow that step into `workdir`/profile. n = 0: none.
+        is_main: whether this process writes. The others only look for what is not finite.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        num_steps: int,
+        log_every: int,
+        work: dict[str, Work] | None = None,
+        max_skipped: int = 0,
+        skipped_steps: int = 0,
+        tensorboard: bool = False,
+        peak_flops: float | None = None,
+        profile: tuple[int, int] = (0, 0),
+        is_main: bool = True,
+    ):
+        self.workdir, self.num_steps, self.log_every = workdir, num_steps, log_every
+        self.work, self.max_skipped, self.peak_flops = work or {}, max_skipped, peak_flops
+        self.skipped_steps, self.skipped_records = skipped_steps, 0
+        self._is_main = is_main
+        self._pending: deque[Record] = deque()
+        self._window = Window(step)
+        self._profile, self._is_profiling = profile, False
+        self._writer = None
+        if is_main:
+            truncate(self.workdir / "metrics.jsonl", step)
+            if tensorboard:
+                self._writer = open_tensorboard(workdir / "tensorboard")
+        # On a terminal alone; elsewhere every line of metrics is printed.
+        self._bar = tqdm(total=num_steps, initial=step, disable=None if is_main else True, dynamic_ncols=True)
+        self._profile_if_due(step)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if kind is None:
+                self.write()
+        finally:
+            if self._is_profiling:
+                jax.profiler.stop_trace()
+            if self._writer:
+                self._writer.close()
+            self._bar.close()
+
+    def add(
+        self,
+        step: int,
+        stream: str,
+        metrics: Mapping[str, Any],
+        ids: Sequence[str],
+        wait_s: float = 0.0,
+        skipped_records: int = 0,
+    ) -> None:
+        """Takes the metrics of a step, which may still be being computed, and looks at those of two ago.
+
+        Args:
+            step: how many steps are done with this one.
+            metrics: arrays or numbers. `is_finite` is 1, or 0 where the step left the state unchanged because
+                of its loss or gradient. `loss_by_level` [L] and `count_by_level` [L] are sums over the
+                step's examples, by noise level. The others are scalars.
+            ids: the objects of the batch that this process loaded.
+            wait_s: how long the loop waited for the batch. skipped_records: how many corrupt ones were met
+                since the start.
+
+        Raises NotFinite, at the same step on all processes.
+        """
+        self._pending.append(Record(step, stream, metrics, ids, wait_s))
+        self.skipped_records = skipped_records
+        self._look(LAG_STEPS)
+        self._profile_if_due(step)
+
+    def write(self) -> None:
+        """Waits for all steps and writes what came since the last line. For before a checkpoint."""
+        self._look(0)
+        if self._window.steps:
+            self._write_line()
+
+    def video(self, step: int, name: str, frames: Float[np.ndarray, "T H W 3"], fps: int = 8) -> None:
+        """Writes frames in [0, 1] to `workdir`/samples, and to TensorBoard, which has no videos, as a row."""
+        if not self._is_main:
+            return
+        export.write_video(self.workdir / "samples" / f"{name}_{step:07d}.mp4", frames, fps)
+        if self._writer:
+            strip = np.concatenate(list(export.to_uint8(frames)), axis=1)
+            self._writer.write_images(step, {f"samples/{name}": strip[None]})
+
+    def _look(self, keep: int) -> None:
+        while len(self._pending) > keep:
+            record = self._pending.popleft()
+            values = jax.device_get(list(record.metrics.values()))
+            values = dict(zip(record.metrics, map(np.asarray, values), strict=True))
+            self._window.count(record, self.work.get(record.stream, Work()))
+            self._bar.update(record.step - self._bar.n)
+            if values.pop("is_finite"):
+                self._window.add(record.stream, values)
+            else:
+                self._skip(record, values)
+            if record.step % self.log_every == 0:
+                self._write_line()
+
+    def _skip(self, record: Record, values: dict[str, np.ndarray]) -> None:
+        self.skipped_steps += 1
+        numbers = {name: float(value) for name, value in values.items() if value.ndim == 0}
+        shown = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        where = f"step {record.step} of {record.stream} is not finite"
+        message = f"{where}: {shown}; objects {', '.join(record.ids)}"
+        if self.skipped_steps > self.max_skipped:
+            allowed = f"config.train.max_skipped allows {self.max_skipped} such steps"
+            raise NotFinite(f"{message}; {allowed}; the last checkpoint is sound")
+        tqdm.write(f"skipped: {message}", file=sys.stderr)  # by all processes: each names its own objects
+        as_text = {name: str(value) for name, value in numbers.items()}  # JSON has no NaN
+        self._append({"step": record.step, "skipped": list(record.ids), **as_text})
+
+    def _write_line(self) -> None:
+        window, self._window = self._window, Window(self._window.last_step)
+        if not self._is_main:
+            return
+        rates = window.rates(self.peak_flops)
+        counts = {"skipped_records": self.skipped_records, "skipped_steps": self.skipped_steps}
+        line = rates | window.means() | {"memory_gb": memory_bytes() / 1e9} | counts
+        self._append({"step": window.last_step, **line})
+        if self._writer:
+            self._writer.write_scalars(window.last_step, line)
+        means = {name: value for name, value in window.means().items() if "/" not in name}
+        if not self._bar.disable:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()}, refresh=False)
+            return
+        eta_s = (self.num_steps - window.last_step) / rates["steps_per_second"]
+        text = " ".join(f"{name}={value:.5g}" for name, value in means.items())
+        text += f" {rates['steps_per_second']:.3g} steps/s, data wait {rates['data_wait_share']:.0%}"
+        print(f"step {window.last_step}/{self.num_steps} {text} ETA {_clock(eta_s)}", flush=True)
+
+    def _append(self, line: dict) -> None:
+        if self._is_main:
+            with (self.workdir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _profile_if_due(self, step: int) -> None:
+        first, num_steps = self._profile
+        if not (num_steps and self._is_main):
+            return
+        if self._is_profiling and step >= first + num_steps:
+            self._look(0)  # the device is still at it
+            jax.profiler.stop_trace()
+            self._is_profiling = False
+        elif step == first:
+            jax.profiler.start_trace(self.workdir / "profile")
+            self._is_profiling = True
+
+
+class Window:
+    """What was looked at since the last line."""
+
+    def __init__(self, step: int):
+        self.started, self.last_step, self.steps = monotonic(), step, 0
+        self.wait_s, self.work = 0.0, Work()
+        self._scalars = defaultdict(list)
+        self._levels = defaultdict(list)  # by stream: (sums of losses [L], counts [L])
+
+    def count(self, record: Record, work: Work) -> None:
+        """Counts a step, whether finite or not: both take time."""
+        self.last_step, self.steps = record.step, self.steps + 1
+        self.wait_s += record.wait_s
+        self.work = Work(*(a + b for a, b in zip(self.work, work, strict=True)))
+
+    def add(self, stream: str, values: dict[str, np.ndarray]) -> None:
+        """Takes the metrics of a step; see `Watch.add`."""
+        if "loss_by_level" in values:
+            self._levels[stream].append((values["loss_by_level"], values["count_by_level"]))
+        for name, value in values.items():
+            if not name.endswith("_by_level"):
+                self._scalars[f"{stream}_{name}"].append(float(value))
+
+    def means(self) -> dict[str, float]:
+        """Means over steps, and over examples for each noise level that had any."""
+        means = {name: math.fsum(values) / len(values) for name, values in self._scalars.items()}
+        for stream, pairs in self._levels.items():
+            losses, counts = np.sum(np.asarray(pairs, np.float64), axis=0)
+            means |= {
+                f"{stream}_loss/level_{level}": float(losses[level] / counts[level])
+                for level in np.flatnonzero(counts)
+            }
+        return means
+
+    def rates(self, peak_flops: float | None) -> dict[str, float]:
+        """Per second and per step, by the clock."""
+        elapsed_s = max(monotonic() - self.started, 1e-9)
+        rates = {
+            "steps_per_second": self.steps / elapsed_s,
+            "step_seconds": elapsed_s / self.steps,
+            "data_wait_share": self.wait_s / elapsed_s,
+        }
+        if self.work.examples:
+            rates["examples_per_second"] = self.work.examples / elapsed_s
+        if self.work.frames:
+            rates["frames_per_second"] = self.work.frames / elapsed_s
+        if self.work.flops and peak_flops:
+            rates["mfu"] = self.work.flops / elapsed_s / peak_flops
+        return rates
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the lines of a metrics.jsonl that lie beyond `step`, and one that was cut off in mid-write."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    with export.replacing(path) as temporary:
+        temporary.write_text("".join(kept))
+
+
+def open_tensorboard(directory: Path):
+    """A writer of event files, on a thread of its own. Raises UserError without TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+        from clu import metric_writers  # which imports it, too
+    except ImportError as error:
+        hint = "pip install 'im3d[tensorboard]', or set config.train.tensorboard to False"
+        raise UserError(f"TensorBoard needs {error.name or 'TensorFlow'}; {hint}") from None
+    tf.config.set_visible_devices([], "GPU")  # or it would take their memory
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device, by what `jax.Device.device_kind` says; None where unknown."""
+    from im3d_jax.plan import ACCELERATORS  # `plan` imports the loop, which imports this module
+
+    name = next((name for pattern, name in DEVICE_KINDS.items() if re.search(pattern, device_kind)), None)
+    return name and ACCELERATORS[name].flops
+
+
+def memory_bytes() -> int:
+    """The most memory that the first local device had in use; of the process, where devices do not tell."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds, however many hours."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
