@@ -64,8 +64,9 @@ class Work(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What `Watch.add` was given."""
+    """What `Watch.add` was given, and when."""
 
+    time_s: float
     step: int
     stream: str
     metrics: Mapping[str, Any]
@@ -112,7 +113,7 @@ class Watch:
         self.skipped_steps, self.skipped_records = skipped_steps, 0
         self._is_main = is_main
         self._pending: deque[Record] = deque()
-        self._window = Window(step)
+        self._window = Window(step, monotonic())
         self._profile, self._is_profiling = profile, False
         self._writer = None
         if is_main:
@@ -159,7 +160,7 @@ class Watch:
 
         Raises NotFinite, at the same step on all processes.
         """
-        self._pending.append(Record(step, stream, metrics, ids, wait_s))
+        self._pending.append(Record(monotonic(), step, stream, metrics, ids, wait_s))
         self.skipped_records = skipped_records
         self._look(LAG_STEPS)
         self._profile_if_due(step)
@@ -207,7 +208,8 @@ class Watch:
         self._append({"step": record.step, "skipped": list(record.ids), **as_text})
 
     def _write_line(self) -> None:
-        window, self._window = self._window, Window(self._window.last_step)
+        window = self._window
+        self._window = Window(window.last_step, window.ended_s)
         if not self._is_main:
             return
         rates = window.rates(self.peak_flops)
@@ -244,17 +246,22 @@ class Watch:
 
 
 class Window:
-    """What was looked at since the last line."""
+    """What was looked at since the last line.
 
-    def __init__(self, step: int):
-        self.started, self.last_step, self.steps = monotonic(), step, 0
+    It lasts from when the loop came to its first step to when it came to that of the next window. Where the
+    device is what takes time, the loop comes to a step as the one before the last ends, so that is its pace.
+    """
+
+    def __init__(self, step: int, started_s: float):
+        self.last_step, self.steps = step, 0
+        self.started_s = self.ended_s = started_s
         self.wait_s, self.work = 0.0, Work()
         self._scalars = defaultdict(list)
         self._levels = defaultdict(list)  # by stream: (sums of losses [L], counts [L])
 
     def count(self, record: Record, work: Work) -> None:
         """Counts a step, whether finite or not: both take time."""
-        self.last_step, self.steps = record.step, self.steps + 1
+        self.last_step, self.steps, self.ended_s = record.step, self.steps + 1, record.time_s
         self.wait_s += record.wait_s
         self.work = Work(*(a + b for a, b in zip(self.work, work, strict=True)))
 
@@ -278,8 +285,8 @@ class Window:
         return means
 
     def rates(self, peak_flops: float | None) -> dict[str, float]:
-        """Per second and per step, by the clock."""
-        elapsed_s = max(monotonic() - self.started, 1e-9)
+        """Per second and per step."""
+        elapsed_s = self.ended_s - self.started_s
         rates = {
             "steps_per_second": self.steps / elapsed_s,
             "step_seconds": elapsed_s / self.steps,
