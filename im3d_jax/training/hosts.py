@@ -42,7 +42,7 @@ EXIT_REQUEUE = 75
 EXIT_HUNG = 70
 """Exit code of a process that made no step for too long (EX_SOFTWARE of sysexits.h)."""
 
-CLUSTERS = ("auto", "slurm", "k8s", "gketpu", "gcetpu")
+CLUSTERS = ("auto", "slurm", "gketpu", "gcetpu")
 """Where JAX finds coordinator, process count and process id by itself, in JAX's own names."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -234,8 +234,13 @@ def _initialize_by_cluster(name: str, timeout_s: int) -> None:
     method = None if name == "auto" else name
     try:
         jax.distributed.initialize(cluster_detection_method=method, initialization_timeout=timeout_s)
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (
+        LookupError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:  # also its own look-ups that find nothing
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(
             f"--cluster {name}: JAX finds no such cluster here ({reason}); see docs/clusters.md"
         ) from None
