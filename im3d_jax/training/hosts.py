@@ -234,12 +234,7 @@ def _initialize_by_cluster(name: str, timeout_s: int) -> None:
     method = None if name == "auto" else name
     try:
         jax.distributed.initialize(cluster_detection_method=method, initialization_timeout=timeout_s)
-    except (
-        LookupError,
-        ValueError,
-        RuntimeError,
-        OSError,
-    ) as error:  # also its own look-ups that find nothing
+    except (LookupError, ValueError, RuntimeError, OSError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(
             f"--cluster {name}: JAX finds no such cluster here ({reason}); see docs/clusters.md"
