@@ -12,7 +12,7 @@ IM-3D writes down is that of epsilon, which says nothing where there is no signa
 
 from ml_collections import ConfigDict
 
-from configs import tiny
+from configs import base
 
 # What the tables of Emu Video's appendix leave open is the inside of a temporal attention block.
 TEMPORAL_NOTE = (
@@ -23,11 +23,11 @@ TEMPORAL_NOTE = (
 
 
 def get_config() -> ConfigDict:
-    config = tiny.get_config()
-    config.weights = ""
+    config = base.get_config()
     config.size = 512
-    config.backbone.kwargs = ConfigDict(
-        dict(
+    config.backbone = dict(
+        name="emu_video",
+        kwargs=dict(
             latent_shape=(64, 64, 8),
             model_channels=384,
             channel_mult=(1, 2, 4, 4),
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
             dtype="bfloat16",
             remat="nothing_saveable",
             query_chunk=512,
-        )
+        ),
     )
     config.published = dict(total=4.3e9, spatial=2.7e9, temporal=1.7e9, note=TEMPORAL_NOTE)
     config.autoencoder = dict(name="autoencoder_kl", kwargs=dict(path="", dtype="bfloat16"))
@@ -51,30 +51,15 @@ def get_config() -> ConfigDict:
     config.text_to_image.w_text = 7.5
     config.video.update(w_image=2.0, w_text=7.5, tie_first_view=False)
     config.turntable.update(num_frames=120, size=512)
-    config.train = dict(
-        init_from="",
+    # Paper: rate, batch, what trains, and 5 days. Steps, warm-up, average and the shares of assets that
+    # keep their conditions, for guidance: unspecified.
+    config.train = base.training(
+        streams=dict(turntable=dict(batch_size=240)),
         trainable="temporal",
-        streams=dict(
-            turntable=dict(
-                every=1,
-                batch_size=240,
-                num_views=16,
-                first_object=0,
-                # Shares of assets that keep their conditions, for guidance: unspecified in the paper.
-                keep_image=0.9,
-                keep_text=0.9,
-                timestep_shift=1.0,
-            )
-        ),
-        num_steps=40_000,  # unspecified in the paper, which says 5 days
+        frozen_dtype="bfloat16",
+        num_steps=40_000,
         warmup_steps=1000,
-        decay_steps=0,
         learning_rate=1e-5,
-        weight_decay=0.0,
-        clip_norm=1.0,
         ema_decay=0.9999,
-        loss_weight="uniform",
-        checkpoint_every=1000,
-        log_every=10,
     )
     return config

@@ -6,36 +6,17 @@ Devices: CPU; the shipped run's steps, time and results stand in im3d_jax/weight
 
 from ml_collections import ConfigDict
 
-from configs import tiny
+from configs import base, tiny
 
 
 def get_config() -> ConfigDict:
     config = tiny.get_config()
-    config.train = ConfigDict(
-        dict(
-            init_from="",
-            trainable=".*",
-            streams=dict(
-                image=dict(
-                    every=1,
-                    batch_size=64,
-                    num_views=1,
-                    first_object=0,
-                    keep_image=0.0,
-                    keep_text=0.9,
-                    timestep_shift=1.0,
-                )
-            ),
-            num_steps=2000,
-            warmup_steps=100,
-            decay_steps=400,
-            learning_rate=1e-3,
-            weight_decay=0.0,
-            clip_norm=1.0,
-            ema_decay=0.995,
-            loss_weight="uniform",
-            checkpoint_every=200,
-            log_every=10,
-        )
+    config.train = base.training(
+        streams=dict(image=dict(batch_size=64, num_views=1, keep_image=0.0, keep_text=0.9)),
+        num_steps=2000,
+        decay_steps=400,
+        learning_rate=1e-3,
+        ema_decay=0.995,
+        checkpoint=dict(every=200, weights_every=200),
     )
     return config

@@ -12,7 +12,7 @@ Devices: CPU; the shipped run's steps, time and results stand in im3d_jax/weight
 
 from ml_collections import ConfigDict
 
-from configs import tiny_text_to_image
+from configs import base, tiny_text_to_image
 
 
 def get_config() -> ConfigDict:
@@ -23,16 +23,10 @@ def get_config() -> ConfigDict:
         decay_steps=900,
         learning_rate=8e-4,
     )
-    config.train.streams.image.update(every=6, first_object=2**29)
-    config.train.streams.turntable = ConfigDict(
-        dict(
-            every=1,
-            batch_size=4,
-            num_views=16,
-            first_object=2**30,
-            keep_image=0.95,
-            keep_text=0.5,
-            timestep_shift=3.0,
-        )
+    image = config.train.streams.image
+    image.every, image.data.first_object = 6, 2**29
+    config.train.streams.turntable = base.stream(
+        batch_size=4, keep_image=0.95, keep_text=0.5, timestep_shift=3.0, first_object=2**30
     )
+    config.train.sample.prompts = ("a red mushroom with a beige stem", "a blue chair", "a yellow car")
     return config

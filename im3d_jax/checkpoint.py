@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
@@ -16,39 +17,90 @@ from safetensors.numpy import save_file
 from recon_torch import export
 from recon_torch.errors import UserError
 
-
-def open_manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
-    """Keeps the newest `keep` checkpoints under `workdir`/checkpoints; saving does not hold up the loop."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+END_BYTES = 2**20  # of a file's start, which has the names and shapes of a safetensors file, and of its end
 
 
-def save(manager: ocp.CheckpointManager, step: int, state, settings: dict) -> None:
-    """Saves a state and, as JSON, the settings that it depends on."""
-    meta = ocp.args.JsonSave({"settings": settings})
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta))
+class Checkpoints:
+    """The checkpoints of a run, in `workdir`/checkpoints, each of a step.
 
+    Saving copies the state from the devices and writes it while the loop goes on. A checkpoint gets its name
+    when it is whole, so one that was cut off is never taken for one.
 
-def restore(manager: ocp.CheckpointManager, like, settings: dict):
-    """The newest state, placed as `like` is, or None if there is none yet.
-
-    Raises UserError if it was saved with other settings.
+    Args:
+        keep: how many of the newest stay. keep_every: also those whose step it divides; 0 for none.
     """
-    step = manager.latest_step()
-    if step is None:
+
+    def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0):
+        self.workdir = workdir
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Waits for what is still being written, also when an error ends the run."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Those that are there, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state, meta: dict) -> None:
+        """Saves a state and, as JSON, what else there is to it; under `settings` what it depends on."""
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=args, force=True)
+
+    def restore(self, like, settings: dict):
+        """(state, meta) of the newest checkpoint that can be read, placed as `like` is; None without any.
+
+        Whatever mesh it was saved from. Raises UserError that names what it was saved with other settings of,
+        and if none of those that are there can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+                check_settings(self.workdir, meta["settings"], settings)
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+                return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"], meta
+            except UserError:
+                raise
+            except Exception as error:  # whatever a damaged file makes of Orbax
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                print(f"im3d: warning: checkpoint {step} cannot be read ({first})", file=sys.stderr)
+        if steps:
+            raise UserError(f"no checkpoint of {self.workdir} can be read; start in another --workdir")
         return None
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def _restore(self, step: int, **args):
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+
+def check_settings(workdir: Path, saved: dict, settings: dict) -> None:
+    """Raises UserError that lists the keys that differ, if any do."""
     settings = json.loads(json.dumps(settings))
-    saved = meta.get("settings", settings)
     changed = sorted(key for key in settings | saved if settings.get(key) != saved.get(key))
     if changed:
-        key = changed[0]
-        raise UserError(
-            f"{manager.directory.parent} holds a run with config.{key} {saved.get(key)!r}, now it is"
-            f" {settings.get(key)!r}; use another --workdir"
-        )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        differences = "; ".join(f"config.{k} {saved.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+        raise UserError(f"{workdir} holds a run with {differences}; use another --workdir")
+
+
+def fingerprint(path: str | Path) -> str:
+    """What tells a weights file from another, wherever it lies: its size and both its ends, hashed."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights at {path}; train or convert them, or correct config.train.init_from")
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        digest.update(file.read(END_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
@@ -60,7 +112,7 @@ def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
 
 
 def load_weights(path: str | Path, like) -> tuple[dict, dict]:
-    """(parameters in float32, metadata) of a file of `save_weights`.
+    """(parameters in float32 on the host, metadata) of a file of `save_weights`.
 
     Args:
         like: tree of arrays or ShapeDtypeStructs, such as `jax.eval_shape(model.init, key)`.
@@ -78,7 +130,7 @@ def load_weights(path: str | Path, like) -> tuple[dict, dict]:
         raise UserError(f"weights {path} are damaged ({error}); fetch or train them again") from None
     expected = traverse_util.flatten_dict(like, sep="/")
     _check(path, flat, expected)
-    flat = {name: jnp.asarray(value, jnp.float32) for name, value in flat.items()}
+    flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     return traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 

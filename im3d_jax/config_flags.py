@@ -73,6 +73,11 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     config[leaf] = _read(text, known[key], key)
 
 
+def as_json(config: ConfigDict) -> dict:
+    """The config as JSON holds it: without tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
 def config_digest(config: ConfigDict) -> str:
     """SHA-256, in hex, of the config as JSON with sorted keys: equal configs have equal digests."""
     canonical = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"))

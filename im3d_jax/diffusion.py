@@ -196,14 +196,10 @@ def loss(
     prediction: Float[Array, "B K h w c"],
     target: Float[Array, "B K h w c"],
     weight: Float[Array, " *B"],
-    mask: Float[Array, "B K"] | None = None,
-) -> Float[Array, ""]:
-    """w_t |prediction - target|^2 (Sec. 3.1): the mean over all elements, or over frames whose mask is 1."""
+) -> Float[Array, " B"]:
+    """w_t |prediction - target|^2 of each asset (Sec. 3.1), the mean over its elements."""
     squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
-    per_frame = expand(weight, squared[..., 0, 0, 0]) * squared.mean(axis=(-3, -2, -1))
-    if mask is None:
-        return per_frame.mean()
-    return (per_frame * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+    return weight * squared.mean(axis=(1, 2, 3, 4))
 
 
 def sample_timesteps(

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax import autoencoder, backbones, checkpoint, conditioning, diffusion, sampler
@@ -35,20 +36,25 @@ class Generator:
             evaluations (nothing, image, image and prompt).
     """
 
-    def __init__(self, config, params=None):
-        """Loads `config.weights`, unless `params` are given. Raises UserError if parts do not go together."""
+    def __init__(self, config, params=None, place: Sharding | None = None):
+        """Loads `config.weights`, unless `params` are given. Raises UserError if parts do not go together.
+
+        place: where `params` lie, if not on the first device.
+        """
         self.config = config
         self.model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
         if self.model.num_views not in (None, config.num_views):
             made = f"{config.backbone.name} makes {self.model.num_views}"
             raise UserError(f"config.num_views is {config.num_views}, but {made}; match them")
-        self.codec = autoencoder.build(
+        self.place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
+        codec = autoencoder.build(
             **config.autoencoder, size=config.size, latent_shape=self.model.latent_shape
         )
+        self.codec = jax.device_put(codec, self.place)
         self.schedule = diffusion.make_schedule(**config.schedule)
         self.text = conditioning.build_text(config.text.name, config.text.kwargs)
         self._check_text()
-        self.image_encoder = self._image_encoder() if params is None else None
+        self.image_encoder = self._image_encoder(is_needed=params is None)
         self.params = self._load_weights() if params is None else params
         self.num_calls = self.num_evaluations = 0
 
@@ -60,11 +66,13 @@ class Generator:
             widths = f"config.text makes widths {made}, {self.config.backbone.name} attends to {taken}"
             raise UserError(f"{widths}; name other encoders")
 
-    def _image_encoder(self):
-        """What a backbone that attends to the image's tokens needs."""
+    def _image_encoder(self, is_needed: bool):
+        """What a backbone that attends to the image's tokens needs, unless something else makes them."""
         if self.model.empty_conditioning(1).image_tokens is None:
             return None
         if not self.config.image_encoder.path:
+            if not is_needed:
+                return None
             raise UserError(
                 f"{self.config.backbone.name} attends to an image encoder: set config.image_encoder.path"
             )
@@ -85,7 +93,7 @@ class Generator:
         # Equally many words fit the same parameters, and mean other things.
         if metadata.get("words", []) != list(self.text.words):
             raise UserError(f"weights {path} were trained on other words than config.text's; train again")
-        return params
+        return jax.device_put(params, self.place)
 
     def condition(
         self,
@@ -121,6 +129,7 @@ class Generator:
         guidance = sampler.Guidance(settings.w_text, settings.w_text, settings.rescale)
         steps = sampler.make_steps(self.schedule, settings.num_steps, settings.spacing)
         noise = jax.random.normal(jax.random.fold_in(key, 0), (len(prompts), 1, *self.model.latent_shape))
+        noise = jax.device_put(noise, self.place)
         denoise = self._denoiser(given, guidance, tie_first_view=False)
         noise_key = jax.random.fold_in(key, 1)
         latents = sampler.sample(
@@ -177,7 +186,7 @@ class Generator:
         guidance = sampler.Guidance(settings.w_image, settings.w_text, settings.rescale)
         denoise = self._denoiser(given, guidance, tie_first_view=settings.tie_first_view)
         # Renders from the worker are bound to a device and noise is not; JAX would compile for each.
-        noisy = jax.device_put(noisy, jax.devices()[0])
+        noisy = jax.device_put(noisy, self.place)
         return sampler.sample(denoise, noisy, steps, solver=settings.solver, key=key, on_step=on_step)
 
     def _denoiser(self, given: Conditioning, guidance: sampler.Guidance, tie_first_view: bool):
@@ -185,6 +194,7 @@ class Generator:
 
         guided = _denoise if self.model.traceable else _denoise.__wrapped__
         empty = conditioning.no_conditions(self.model, self.text, 1)
+        given, empty = jax.device_put((given, empty), self.place)
 
         def denoise(noisy, timestep, alpha, sigma):
             self.num_calls += 1

@@ -13,50 +13,24 @@ once from memory if that takes longer, and no time for communication.
 from __future__ import annotations
 
 import dataclasses
-import math
 import textwrap
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
-from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
-from im3d_jax import backbones, config_flags, sampler, sharding, train
+from im3d_jax import backbones, config_flags, costs, sampler, sharding
+from im3d_jax.training.state import join, make_optimizer, split_params
 from recon_torch import export
 from recon_torch.errors import CommandParser, UserError
-
-GB = 1e9
-
-
-class Accelerator(NamedTuple):
-    """One device: dense bfloat16 FLOP/s, bytes/s and bytes of its memory, and who says so."""
-
-    flops: float
-    bandwidth: float
-    memory: float
-    source: str
-
-
-ACCELERATORS = {
-    "a100": Accelerator(312e12, 2.039e12, 80 * GB, "NVIDIA A100 80GB SXM datasheet"),
-    "h100": Accelerator(989e12, 3.35e12, 80 * GB, "NVIDIA H100 SXM datasheet, without sparsity"),
-    "h200": Accelerator(989e12, 4.8e12, 141 * GB, "NVIDIA H200 SXM datasheet, without sparsity"),
-    "b200": Accelerator(2250e12, 7.7e12, 180 * GB, "NVIDIA HGX B200 datasheet, without sparsity"),
-    "tpu_v4": Accelerator(275e12, 1.2e12, 32 * GB, "cloud.google.com/tpu/docs/v4"),
-    "tpu_v5e": Accelerator(197e12, 0.819e12, 16 * GB, "cloud.google.com/tpu/docs/v5e"),
-    "tpu_v5p": Accelerator(459e12, 2.765e12, 95 * GB, "cloud.google.com/tpu/docs/v5p"),
-    "tpu_v6e": Accelerator(918e12, 1.64e12, 32 * GB, "cloud.google.com/tpu/docs/v6e"),
-}
 
 
 def main(argv: list[str]) -> None:
     parser = CommandParser("plan", __doc__)
     parser.add_argument("--mesh", default="data=1", help="devices by axis, such as data=10,fsdp=8")
-    parser.add_argument("--accelerator", default="h200", help=f"one of {', '.join(ACCELERATORS)}")
+    parser.add_argument("--accelerator", default="h200", help=f"one of {', '.join(costs.ACCELERATORS)}")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of its peak FLOP/s, in (0, 1]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     flags, config = config_flags.parse(argv, parser)
@@ -73,14 +47,14 @@ def plan(config, mesh: dict[str, int], accelerator: str, utilisation: float = 0.
 
     Args:
         mesh: devices along each of `sharding.AXES`.
-        accelerator: a key of `ACCELERATORS`.
+        accelerator: a key of `costs.ACCELERATORS`.
         utilisation: the share of its peak that is assumed.
 
     Raises UserError for an unknown accelerator, a share outside (0, 1], a backbone that JAX cannot trace and
     a batch that does not divide over the mesh.
     """
-    if accelerator not in ACCELERATORS:
-        raise UserError(f"--accelerator {accelerator!r} is unknown; there is {', '.join(ACCELERATORS)}")
+    if accelerator not in costs.ACCELERATORS:
+        raise UserError(f"--accelerator {accelerator!r} is unknown; there is {', '.join(costs.ACCELERATORS)}")
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is {utilisation}; give a share in (0, 1]")
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
@@ -88,7 +62,7 @@ def plan(config, mesh: dict[str, int], accelerator: str, utilisation: float = 0.
         raise UserError(
             f"config.backbone: {config.backbone.name} is not a JAX program; there is no plan of it"
         )
-    device = ACCELERATORS[accelerator]
+    device = costs.ACCELERATORS[accelerator]
     params = jax.eval_shape(model.init, jax.random.key(0))
     numbers = {
         "backbone": config.backbone.name,
@@ -106,12 +80,12 @@ def plan(config, mesh: dict[str, int], accelerator: str, utilisation: float = 0.
 
 def count_parameters(params, temporal_pattern: str) -> dict[str, int]:
     """Numbers of parameters: total, temporal (those that Sec. 3.1 trains) and spatial (the rest)."""
-    temporal, spatial = train.split_params(params, temporal_pattern)
+    temporal, spatial = split_params(params, temporal_pattern)
     counts = {"spatial": _size(spatial), "temporal": _size(temporal)}
     return {"total": sum(counts.values()), **counts}
 
 
-def plan_generation(config, model, params, device: Accelerator, utilisation: float) -> dict:
+def plan_generation(config, model, params, device: costs.Accelerator, utilisation: float) -> dict:
     """One asset on one device: the image if the backbone draws it, the first video, the rounds (Sec. 3.4)."""
     image, video, rounds = config.text_to_image, config.video, config.rounds
     guidance = {
@@ -126,8 +100,8 @@ def plan_generation(config, model, params, device: Accelerator, utilisation: flo
     draws_images = model.empty_conditioning(1).text and not image.pipeline
     for name in ("image", "video") if draws_images else ("video",):
         evaluations = guidance[name].num_evaluations
-        program = trace(model.apply, params, *network_inputs(model, evaluations, frames[name]))
-        per_call = count_flops(program)
+        program = costs.trace(model.apply, params, *network_inputs(model, evaluations, frames[name]))
+        per_call = costs.count_flops(program)
         seconds = max(per_call / (device.flops * utilisation), weights / device.bandwidth)
         numbers[name] = {
             "calls": calls[name],
@@ -137,14 +111,14 @@ def plan_generation(config, model, params, device: Accelerator, utilisation: flo
         }
         numbers["asset"]["flops"] += calls[name] * per_call
         numbers["asset"]["seconds"] += calls[name] * seconds
-    numbers["activation_bytes"] = peak_bytes(program)
+    numbers["activation_bytes"] = costs.peak_bytes(program)
     numbers["device_bytes"] = weights + numbers["activation_bytes"]
     return numbers | {"fits": numbers["device_bytes"] <= device.memory}
 
 
-def plan_training(config, model, params, mesh, device: Accelerator, utilisation: float) -> dict:
+def plan_training(config, model, params, mesh, device: costs.Accelerator, utilisation: float) -> dict:
     """One step of the stream of `config.train` that costs most, and what each device holds of it."""
-    trained, frozen = train.split_params(params, config.train.trainable)
+    trained, frozen = split_params(params, config.train.trainable)
     stream = max(config.train.streams.values(), key=lambda s: (s.batch_size * s.num_views, s.num_views))
     shares = mesh["data"] * mesh["fsdp"]
     if stream.batch_size % shares:
@@ -152,20 +126,23 @@ def plan_training(config, model, params, mesh, device: Accelerator, utilisation:
         raise UserError(f"--mesh divides the batch by {shares}, and config.train's {number} does not divide")
     batch = stream.batch_size // shares
     arguments = trained, frozen, *network_inputs(model, batch, stream.num_views)
-    program = trace(jax.value_and_grad(partial(_loss, model)), *arguments)
-    kept = {name: kept_bytes(partial(_loss, variant), *arguments) for name, variant in _remat_variants(model)}
-    opt_state = jax.eval_shape(train.make_optimizer(config.train).init, trained)
+    program = costs.trace(jax.value_and_grad(partial(_loss, model)), *arguments)
+    kept = {
+        name: costs.kept_bytes(partial(_loss, variant), *arguments)
+        for name, variant in _remat_variants(model)
+    }
+    opt_state = jax.eval_shape(make_optimizer(config.train).init, trained)
     held = partial(sharding.bytes_per_device, rules=model.partition_rules, sizes=mesh)
     numbers = {
-        "weights": held(params),
+        "weights": held(trained) + held(_as(frozen, config.train.frozen_dtype)),
         "gradients": held(trained),
         "optimizer": held(opt_state),
         "ema": held(trained),
-        "activations": peak_bytes(program),
+        "activations": costs.peak_bytes(program),
     }
     device_bytes = sum(numbers.values())
     # What is divided along `tensor` divides the arithmetic, too.
-    flops = count_flops(program)
+    flops = costs.count_flops(program)
     return {
         "batch": stream.batch_size,
         "batch_per_device": batch,
@@ -198,68 +175,14 @@ def network_inputs(model, batch: int, num_frames: int) -> tuple:
     return noisy, timestep, jax.eval_shape(partial(model.empty_conditioning, batch))
 
 
-def trace(function: Callable, *shapes) -> Jaxpr:
-    """The program of one call; nothing is computed."""
-    return jax.make_jaxpr(function)(*shapes).jaxpr
-
-
-def count_flops(jaxpr: Jaxpr) -> int:
-    """FLOPs of a program's convolutions and matrix products."""
-    total = 0
-    for equation in jaxpr.eqns:
-        shapes, params = [var.aval.shape for var in equation.invars], equation.params
-        outputs = sum(var.aval.size for var in equation.outvars)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            total += 2 * outputs * math.prod(shapes[0][axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            output_axis = params["dimension_numbers"].rhs_spec[0]
-            each = math.prod(shapes[1]) // shapes[1][output_axis]
-            # The gradient of a stride spreads its input out with zeros, which cost nothing that must be.
-            total += 2 * outputs * each // math.prod(params["lhs_dilation"])
-        else:
-            inner = sum(map(count_flops, jaxprs_in_params(params)))
-            total += inner * (params["length"] if equation.primitive.name == "scan" else 1)
-    return total
-
-
-def kept_bytes(loss: Callable, trained, *rest) -> int:
-    """Bytes of what the forward pass keeps for the backward pass, other than the arguments of `loss`."""
-
-    def residuals(trained, *rest):
-        return jax.tree.leaves(jax.vjp(lambda params: loss(params, *rest), trained)[1])
-
-    jaxpr = trace(residuals, trained, *rest)
-    arguments = set(jaxpr.invars)
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - arguments
-    return sum(_var_bytes(var) for var in kept)
-
-
-def peak_bytes(jaxpr: Jaxpr) -> int:
-    """Most bytes that are alive at a time besides arguments and results, all operations in the order traced.
-
-    An estimate of what XLA needs, which fuses operations and chooses another order: for the tiny model on a
-    CPU it took 1.2 times as much in a call, the same in a training step, and with remat 2.1 times as much
-    (4.4 times under its default scheduler, which goes for concurrency).
-    """
-    variables = [{var for var in each.invars if not isinstance(var, Literal)} for each in jaxpr.eqns]
-    last_use = {var: number for number, used in enumerate(variables) for var in used}
-    results = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
-    others = {*jaxpr.constvars, *jaxpr.invars, *results}
-    alive = peak = 0
-    for number, (equation, used) in enumerate(zip(jaxpr.eqns, variables, strict=True)):
-        made = {var for var in equation.outvars if var not in results}
-        inner = max(map(peak_bytes, jaxprs_in_params(equation.params)), default=0)
-        peak = max(peak, alive + sum(map(_var_bytes, made)) + inner)
-        alive += sum(_var_bytes(var) for var in made if var in last_use)
-        alive -= sum(_var_bytes(var) for var in used if last_use[var] == number and var not in others)
-    return peak
-
-
 def _loss(model, trained, frozen, noisy, timestep, given):
     """Of the kind that trains the network; its own arithmetic is nothing beside that of the network."""
-    params = traverse_util.unflatten_dict({**frozen, **trained}, sep="/")
-    return jnp.mean(jnp.square(model.apply(params, noisy, timestep, given) - noisy))
+    return jnp.mean(jnp.square(model.apply(join(frozen, trained), noisy, timestep, given) - noisy))
+
+
+def _as(shapes, dtype: str):
+    """The same arrays in another precision."""
+    return jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, jnp.dtype(dtype)), shapes)
 
 
 def _size(tree) -> int:
@@ -270,10 +193,6 @@ def _bytes(tree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _var_bytes(var) -> int:
-    return var.aval.size * var.aval.dtype.itemsize
-
-
 # ---- Printing ----
 
 
@@ -282,7 +201,7 @@ def table(numbers: dict) -> str:
     device, mesh = numbers["accelerator"], numbers["mesh"]
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
     head = f"{numbers['backbone']} on {device['name']} at {device['utilisation']:.0%} of "
-    head += f"{device['flops'] / 1e12:.0f} TFLOP/s, {device['memory'] / GB:.0f} GB ({device['source']})"
+    head += f"{device['flops'] / 1e12:.0f} TFLOP/s, {device['memory'] / costs.GB:.0f} GB ({device['source']})"
     lines = [head, *_parameter_lines(numbers["parameters"], numbers.get("published"))]
     lines += _generation_lines(numbers["generate"])
     if "train" in numbers:
@@ -329,12 +248,12 @@ def _training_lines(numbers: dict, axes: str) -> list[str]:
 
 
 def _byte_lines(numbers: dict) -> list[str]:
-    return [f"  {name:<28} {count / GB:10.2f} GB" for name, count in numbers.items()]
+    return [f"  {name:<28} {count / costs.GB:10.2f} GB" for name, count in numbers.items()]
 
 
 def _verdict(numbers: dict) -> str:
     verdict = "fits" if numbers["fits"] else "does not fit: divide more (--mesh), or recompute more (remat)"
-    return f"  {'in all':<28} {numbers['device_bytes'] / GB:10.2f} GB, {verdict}"
+    return f"  {'in all':<28} {numbers['device_bytes'] / costs.GB:10.2f} GB, {verdict}"
 
 
 def _si(number: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
@@ -16,16 +17,26 @@ from recon_torch.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 """Axes of a mesh: assets are divided along `data` and `fsdp`, parameters along `fsdp` and `tensor`."""
 
+BATCH = ("data", "fsdp")
+
 MESH_AXES = {"embed": "fsdp", "mlp": "tensor"}
 """Logical axis of a parameter, in a backbone's `partition_rules` -> the mesh axis that divides it."""
 
 PartitionRules = Sequence[tuple[str, tuple[str, ...]]]
 
 
-def make_mesh(devices=None) -> Mesh:
-    """A mesh with one axis, `data`, over all devices."""
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes of `AXES`; all devices along `data` unless `sizes` says more (see `parse_mesh`).
+
+    Raises UserError if the sizes do not multiply to the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    sizes = {"data": len(devices)} if sizes is None else sizes
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    if math.prod(shape) != len(devices):
+        asked = " x ".join(map(str, shape))
+        raise UserError(f"config.train.mesh asks for {asked} devices, there are {len(devices)}; correct it")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,24 +44,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the data axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis divided over all that work on different assets."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def parse_mesh(text: str) -> dict[str, int]:
+def batch_shares(mesh: Mesh) -> int:
+    """Into how many parts `along_batch` divides."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def parse_mesh(text: str, num_devices: int | None = None) -> dict[str, int]:
     """Devices along each of `AXES`, from "data=10,fsdp=8"; 1 along those that are not named.
+
+    num_devices: if given, one axis may be -1: the devices that the others leave.
 
     Raises UserError for anything else.
     """
     sizes = dict.fromkeys(AXES, 1)
     named = set()
+    number_pattern = "[1-9][0-9]*" if num_devices is None else "-1|[1-9][0-9]*"
     for part in text.split(","):
         axis, _, number = part.strip().partition("=")
-        if axis not in AXES or axis in named or not re.fullmatch("[1-9][0-9]*", number):
+        if axis not in AXES or axis in named or not re.fullmatch(number_pattern, number):
             known = ", ".join(AXES)
-            raise UserError(f"--mesh {text!r}: {part!r} is not AXIS=NUMBER, each axis once, of {known}")
+            raise UserError(f"mesh {text!r}: {part!r} is not AXIS=NUMBER, each axis once, of {known}")
         named.add(axis)
         sizes[axis] = int(number)
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if open_axes:
+        rest, remainder = divmod(num_devices, -math.prod(sizes.values()))
+        if len(open_axes) > 1 or remainder or not rest:
+            raise UserError(f"mesh {text!r} does not divide {num_devices} devices; give one -1 or numbers")
+        sizes[open_axes[0]] = rest
     return sizes
 
 
@@ -69,14 +94,54 @@ def partition_spec(
     )
 
 
-def bytes_per_device(tree, rules: PartitionRules, sizes: Mapping[str, int]) -> int:
-    """Bytes that one device holds of a tree of parameters, or of optimiser states that mirror them.
+def spec_of_leaf(keys, leaf, rules: PartitionRules, sizes: Mapping[str, int]) -> PartitionSpec:
+    """The same for a leaf of a tree, which the dictionary keys on the way to it name.
 
-    The leaves, arrays or ShapeDtypeStructs, are divided as the dictionary keys on the way to them say.
+    A parameter's moments and averages lie where it lies: they hang under the same keys. Vectors stay whole.
     """
+    path = "/".join(key.key for key in keys if isinstance(key, DictKey))
+    return partition_spec(path, leaf.shape, rules, sizes) if leaf.ndim > 1 else PartitionSpec()
+
+
+def of_tree(tree, rules: PartitionRules, mesh: Mesh):
+    """The NamedSharding of each leaf of a tree of arrays or ShapeDtypeStructs; see `spec_of_leaf`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: NamedSharding(mesh, spec_of_leaf(keys, leaf, rules, mesh.shape)), tree
+    )
+
+
+def place(value: np.ndarray, sharding: NamedSharding, dtype) -> jax.Array:
+    """An array that every process holds, as one over all devices: each keeps its part."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index].astype(dtype))
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array on every process; a collective if its parts lie on several."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def rows_of_process(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process's devices work on part `index` of `count` equal parts of every batch.
+
+    Raises UserError if they do not: then batches cannot be loaded in consecutive parts.
+    """
+    shares = batch_shares(mesh)
+    slices = along_batch(mesh).addressable_devices_indices_map((shares,)).values()
+    rows = sorted({row for (part,) in slices for row in range(*part.indices(shares))})
+    if rows != list(range(rows[0], rows[0] + len(rows))) or rows[0] % len(rows) or shares % len(rows):
+        raise UserError(
+            f"config.train.mesh {dict(mesh.shape)} gives a process parts {rows} of a batch; make fsdp and "
+            "tensor divide the devices of a host, or hosts divide them"
+        )
+    return rows[0] // len(rows), shares // len(rows)
+
+
+def bytes_per_device(tree, rules: PartitionRules, sizes: Mapping[str, int]) -> int:
+    """Bytes that one device holds of a tree of parameters, or of optimiser states that mirror them."""
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = "/".join(key.key for key in keys if isinstance(key, DictKey))
-        axes = filter(None, partition_spec(path, leaf.shape, rules, sizes) if leaf.ndim > 1 else ())
+        axes = filter(None, spec_of_leaf(keys, leaf, rules, sizes))
         total += leaf.size * leaf.dtype.itemsize // math.prod(sizes[axis] for axis in axes)
     return total

@@ -109,9 +109,7 @@ def from_x0(prediction_type, x0, noisy, alpha, sigma):
 def test_weights_mean_the_same_loss_in_every_prediction_space(kind, on_x0, arrays, levels):
     prediction, target, noisy = arrays
     alpha, sigma = (np.asarray(level, np.float64) for level in levels)
-    expected = np.mean(
-        [on_x0(r) for r in (alpha / sigma) ** 2] * ((prediction - target) ** 2).mean((1, 2, 3, 4))
-    )
+    expected = [on_x0(r) for r in (alpha / sigma) ** 2] * ((prediction - target) ** 2).mean((1, 2, 3, 4))
     for prediction_type in diffusion.PREDICTION_TYPES:
         weight = diffusion.loss_weight(kind, prediction_type, *levels)
         in_its_space = [from_x0(prediction_type, x0, noisy, *levels) for x0 in (prediction, target)]

@@ -73,7 +73,7 @@ def test_flops_of_products_convolutions_and_loops():
         return x @ w
 
     def flops(function, *shapes):
-        return plan.count_flops(plan.trace(function, *shapes))
+        return costs.count_flops(costs.trace(function, *shapes))
 
     x, w = shape(4, 5, 6), shape(6, 7)
     assert flops(product, x, w) == 2 * 4 * 5 * 6 * 7
@@ -102,7 +102,7 @@ def test_flops_of_the_network_are_nearly_those_that_xla_counts(training):
         return jnp.square(model.apply(params, *inputs)).mean()
 
     function = jax.grad(loss) if training else model.apply
-    counted = plan.count_flops(plan.trace(function, *arguments))
+    counted = costs.count_flops(costs.trace(function, *arguments))
     assert counted == pytest.approx(jax.jit(function).lower(*arguments).cost_analysis()["flops"], rel=0.06)
 
 
@@ -111,16 +111,16 @@ def test_flops_of_the_network_are_nearly_those_that_xla_counts(training):
 
 def test_bytes_that_are_alive_and_kept():
     x = shape(1000)
-    program = plan.trace(lambda x: (jnp.sin(x) * jnp.cos(x)).sum(), x)
-    assert plan.peak_bytes(program) == 3 * 4000
-    nested = plan.trace(lambda x: jax.jit(lambda y: jnp.sin(jnp.sin(y)).sum())(jnp.cos(x)), x)
-    assert plan.peak_bytes(nested) == pytest.approx(3 * 4000, abs=8)
+    program = costs.trace(lambda x: (jnp.sin(x) * jnp.cos(x)).sum(), x)
+    assert costs.peak_bytes(program) == 3 * 4000
+    nested = costs.trace(lambda x: jax.jit(lambda y: jnp.sin(jnp.sin(y)).sum())(jnp.cos(x)), x)
+    assert costs.peak_bytes(nested) == pytest.approx(3 * 4000, abs=8)
 
     def loss(trained, data):
         return (jnp.sin(trained) * data).sum()
 
-    assert plan.kept_bytes(loss, x, x) == 4000  # the cosine; `data` is an argument
-    assert plan.kept_bytes(jax.checkpoint(loss), x, x) == 0
+    assert costs.kept_bytes(loss, x, x) == 4000  # the cosine; `data` is an argument
+    assert costs.kept_bytes(jax.checkpoint(loss), x, x) == 0
 
 
 def test_peak_is_near_what_xla_allocates():
@@ -130,7 +130,7 @@ def test_peak_is_near_what_xla_allocates():
         return jnp.square(x).sum()
 
     arguments = [shape(64, 64)] * 6, shape(1024, 64)
-    predicted = plan.peak_bytes(plan.trace(jax.grad(loss), *arguments))
+    predicted = costs.peak_bytes(costs.trace(jax.grad(loss), *arguments))
     allocated = jax.jit(jax.grad(loss)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
     assert predicted == pytest.approx(allocated, rel=0.35)
 
@@ -233,4 +233,4 @@ def test_a_batch_that_does_not_divide():
     config, model = config_flags.load("configs/tiny_turntable.py"), emu_video.Model(**SMALL)
     params, mesh = {"temporal": shape(2)}, sharding.parse_mesh("data=3")
     with pytest.raises(UserError, match="divides the batch by 3"):
-        plan.plan_training(config, model, params, mesh, plan.ACCELERATORS["h200"], 0.4)
+        plan.plan_training(config, model, params, mesh, costs.ACCELERATORS["h200"], 0.4)

@@ -1,0 +1,94 @@
+"""One step of training: gradients of what trains, in as many parts as memory asks for, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from im3d_jax import sharding
+from im3d_jax.training.state import TrainState, join
+
+Metrics = dict[str, jax.Array]
+
+
+def make_step(
+    task, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int, ema_decay: float
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """step(state, frozen, constants, batch, stream) -> (new state, metrics), compiled once a stream.
+
+    The state is donated. A step whose loss or gradient is not finite changes nothing but the counters, so
+    that what is saved stays sound. Metrics are `loss`, `grad_norm`, `is_finite` and what the task adds up.
+
+    Args:
+        task: see `im3d_jax.tasks`. constants, batch: what its loss takes.
+        accumulate: parts of a batch whose gradients are computed after another. Each part has examples of
+            every device, and what is random of an example does not depend on the part.
+        ema_decay: of the average of the trained parameters.
+    """
+
+    def step(state: TrainState, frozen, constants, batch, stream):
+        num_examples = jax.tree.leaves(batch)[0].shape[0]
+        draws = task.draw(jax.random.fold_in(state.key, state.step), num_examples, stream)
+
+        def loss_of(trained, part):
+            return task.loss(join(frozen, trained), constants, *part, stream)
+
+        parts = jax.tree.map(lambda array: _in_parts(array, accumulate, mesh), (batch, draws))
+        loss, sums, grads = _mean_gradient(loss_of, state.trained, parts, accumulate)
+        grad_norm = optax.tree.norm(grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        changed = _update(state, grads, optimizer, ema_decay)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), changed, _changing(state))
+        skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
+        metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": is_finite, **sums}
+        return TrainState(state.step + 1, state.key, *kept, skipped), metrics
+
+    return jax.jit(step, static_argnames="stream", donate_argnames="state")
+
+
+def _in_parts(array: jax.Array, count: int, mesh: Mesh) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...], each part over all devices, so that no example moves."""
+    parts = array.reshape(array.shape[0] // count, count, *array.shape[1:]).swapaxes(0, 1)
+    rest = sharding.along_batch(mesh).spec
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, *rest))
+    return jax.lax.with_sharding_constraint(parts, where)
+
+
+def _mean_gradient(loss_of, trained, parts, count: int):
+    """(loss, sums, gradients) over all parts: the mean of the loss and of its gradient, and the sums."""
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def one(part):
+        (loss, sums), grads = gradient(trained, part)
+        return (loss / count, jax.tree.map(lambda g: g / count, grads)), sums
+
+    if count == 1:
+        means, sums = one(jax.tree.map(lambda array: array[0], parts))
+    else:
+        zeros = jax.tree.map(
+            lambda each: jnp.zeros(each.shape, each.dtype),
+            jax.eval_shape(one, jax.tree.map(lambda array: array[0], parts)),
+        )
+        (means, sums), _ = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zeros, parts
+        )
+    loss, grads = means
+    return loss, sums, grads
+
+
+def _changing(state: TrainState):
+    return state.trained, state.ema, state.opt_state
+
+
+def _update(state: TrainState, grads, optimizer, ema_decay: float):
+    """New (trained, ema, opt_state)."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    # Early on the average follows closely, so that short runs are not dominated by their start.
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, trained)
+    return trained, ema, opt_state
