@@ -65,7 +65,7 @@ class Turntable:
         return self.model.init(key)
 
     def load(self, path: str) -> dict:
-        """Parameters of a file of `checkpoint.save_weights`, on the host. Raises UserError if they do not fit."""
+        """Parameters of a file of `checkpoint.save_weights`, on the host. UserError if they do not fit."""
         return checkpoint.load_weights(path, jax.eval_shape(self.model.init, jax.random.key(0)))[0]
 
     def stream(self, name: str) -> Stream:

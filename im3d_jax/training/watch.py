@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from im3d_jax import costs
 from recon_torch import export
 from recon_torch.errors import UserError
 
@@ -45,7 +46,7 @@ DEVICE_KINDS = {
     r"^TPU v5p?$": "tpu_v5p",
     r"^TPU v6( lite|e)$": "tpu_v6e",
 }
-"""What JAX calls a device -> its name in `plan.ACCELERATORS`."""
+"""What JAX calls a device -> its name in `costs.ACCELERATORS`."""
 
 
 class NotFinite(FloatingPointError):
@@ -331,10 +332,8 @@ def open_tensorboard(directory: Path):
 
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of one device, by what `jax.Device.device_kind` says; None where unknown."""
-    from im3d_jax.plan import ACCELERATORS  # `plan` imports the loop, which imports this module
-
     name = next((name for pattern, name in DEVICE_KINDS.items() if re.search(pattern, device_kind)), None)
-    return name and ACCELERATORS[name].flops
+    return name and costs.ACCELERATORS[name].flops
 
 
 def memory_bytes() -> int:
