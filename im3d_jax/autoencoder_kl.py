@@ -17,11 +17,14 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
+from safetensors.numpy import save_file
 
 from im3d_jax import pretrained
 from im3d_jax.backbones.attention import attend
 from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
+from recon_torch import export
 from recon_torch.errors import UserError
 
 DTYPES = ("float32", "bfloat16")  # not float16, which activations of published weights overflow
@@ -75,6 +78,7 @@ class Architecture:
 
 # ---- Weights ----
 
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 BUILT = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None}
 """What diffusers leaves open and is built here in one way."""
@@ -123,6 +127,29 @@ def read_params(path: str, architecture: Architecture) -> dict:
     tensors = {_present_name(name): tensor for name, tensor in pretrained.read(_directory(path)).items()}
     shapes = jax.eval_shape(architecture.init, jax.random.key(0))
     return pretrained.to_params(tensors, shapes, source_of, f"autoencoder {path}")
+
+
+def write(directory: str | Path, params, architecture: Architecture) -> None:
+    """Writes an autoencoder as diffusers does: config.json and float32 weights, which `read_params` reads."""
+    tensors = pretrained.to_tensors(params, source_of)
+    with export.replacing(Path(directory) / WEIGHTS_NAME) as temporary:
+        save_file({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}, temporary)
+    levels = len(architecture.block_out_channels)
+    config = {
+        "_class_name": FAMILIES[architecture.temporal_decoder],
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "block_out_channels": architecture.block_out_channels,
+        "layers_per_block": architecture.layers_per_block,
+        "latent_channels": architecture.latent_channels,
+        "scaling_factor": architecture.scaling_factor,
+    }
+    if not architecture.temporal_decoder:  # which has the others built in
+        config["up_block_types"] = ["UpDecoderBlock2D"] * levels
+        others = "norm_num_groups shift_factor use_quant_conv use_post_quant_conv mid_block_add_attention"
+        config |= {name: getattr(architecture, name) for name in others.split()}
+    export.write_json(Path(directory) / "config.json", config)
 
 
 def source_of(path: str) -> pretrained.Source:

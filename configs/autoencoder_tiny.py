@@ -1,0 +1,37 @@
+"""A small autoencoder of 64 px frames: latents of 16x16x4, a 12th of the numbers.
+
+Command: im3d train --config=configs/autoencoder_tiny.py --workdir=runs/autoencoder_tiny
+Devices: one CPU core.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.autoencoder = dict(
+        name="autoencoder_kl",
+        kwargs=dict(
+            path="",
+            block_out_channels=(32, 32, 64),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+            mid_block_add_attention=False,
+        ),
+    )
+    config.backbone = config.text = ConfigDict()
+    config.train = base.training(
+        task="autoencoder",
+        streams=dict(frames=dict(batch_size=4, num_views=4)),
+        num_steps=2000,
+        decay_steps=600,
+        learning_rate=1e-3,
+        ema_decay=0.99,
+        checkpoint=dict(every=500, keep=2, keep_every=0, weights_every=500),
+    )
+    # w_kl: Rombach et al. weigh the sum over the latent by 1e-6 against a sum over values in [-1, 1].
+    config.train.autoencoder = dict(w_l1=1.0, w_ssim=0.2, w_kl=5e-7)
+    return config

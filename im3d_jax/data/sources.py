@@ -1,0 +1,24 @@
+"""The source that a config's `data` names."""
+
+from __future__ import annotations
+
+from im3d_jax.data import objects
+from im3d_jax.data.pipeline import ProceduralSource, Source
+
+
+def open_source(*, path: str, split: str, first_object: int, seed: int, size: int, num_views: int) -> Source:
+    """A data set of `im3d dataset`, or procedural objects.
+
+    Args:
+        path: of the data set; "" for procedural objects.
+        split: of either; see `objects.SPLITS` for the latter's.
+        first_object: number within the split of the procedural object that comes first; seed: of their world.
+        size: side of the views in pixels. num_views: K.
+
+    Raises UserError if there is no such data set or split.
+    """
+    if path:
+        from im3d_jax.data.turntables import TurntableSource  # which imports tfds
+
+        return TurntableSource(path, split=split, size=size, num_views=num_views)
+    return ProceduralSource(seed, objects.SPLITS[split][0] + first_object, size, num_views)
