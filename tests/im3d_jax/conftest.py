@@ -2,18 +2,22 @@
 
 import json
 import string
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import torch
+from flax import traverse_util
 
-from im3d_jax import generate
+from im3d_jax import backbones, checkpoint, config_flags, generate
 from recon_torch import torchvision_operators
 from recon_torch.fit import Fit
 from recon_torch.gaussians import save_ply
 
 torchvision_operators.declare()  # before anything imports transformers
 
+ROOT = Path(__file__).parents[2]
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -137,3 +141,53 @@ def local_client():
         jax.config.update("jax_disable_most_optimizations", True)
         yield LocalClient
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def shrunk():
+    """A shipped training config with 8 px views, a tiny network without attention, no warm-up or decay."""
+
+    def make(name="tiny_turntable.py", **settings):
+        config = config_flags.load(ROOT / "configs" / name)
+        config.size = 8
+        config.backbone.kwargs.update(
+            latent_shape=(2, 2, 64),
+            model_channels=8,
+            channel_mult=(1,),
+            num_res_blocks=(1,),
+            attention_levels=(),
+            head_dim=8,
+            temporal_span=("pixel",),
+            text_dims=(8,),
+            ff_mult=1,
+        )
+        shared = dict(init_from="", num_steps=4, warmup_steps=0, decay_steps=0, learning_rate=1e-3)
+        kept = dict(every=4, keep=2, keep_every=0, weights_every=0)
+        config.train.update(shared | dict(log_every=1, checkpoint=kept) | settings)
+        for stream_name, stream in config.train.streams.items():
+            image = stream_name == "image" and len(config.train.streams) > 1
+            stream.update(batch_size=8, num_views=min(stream.num_views, 3), every=2 if image else 1)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_params(shrunk):
+    """Parameters of `shrunk`, by path; random also where initialisation has zeros, so every gradient flows."""
+    model = backbones.build("emu_video", shrunk().backbone.kwargs.to_dict())
+    rng = np.random.default_rng(0)
+    shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
+    flat = {
+        path: (path.endswith("scale") + 0.2 * rng.standard_normal(leaf.shape)).astype(np.float16)
+        for path, leaf in shapes.items()
+    }
+    return {path: np.float32(value) for path, value in flat.items()}
+
+
+@pytest.fixture(scope="session")
+def random_weights(random_params, tmp_path_factory):
+    """A file of them."""
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    checkpoint.save_weights(path, traverse_util.unflatten_dict(random_params, sep="/"), {})
+    return str(path)
