@@ -26,6 +26,7 @@ COMMANDS = {
         "train the estimator of a video's elevation (Sec. 3.3)",
     ),
     "convert": ("im3d_jax.convert", "public checkpoints into weights for a config's backbone, and back"),
+    "dataset": ("im3d_jax.dataset", "render objects, build a data set of turntables, look at one"),
     "embed": ("im3d_jax.embed", "encode prompts once, for training"),
     "check-backbone": (
         "im3d_jax.check_backbone",

@@ -1,4 +1,4 @@
-"""Batches are functions of seed and number alone, whatever the shards, threads, resuming and corrupt records."""
+"""Batches are functions of seed and number alone: shards, threads and resuming change nothing."""
 
 import time
 

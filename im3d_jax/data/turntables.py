@@ -1,0 +1,286 @@
+"""Turntables on disk: a tfds data set of array_record shards, written and read without TensorFlow.
+
+A record is one object: K views as RGBA PNG files with straight colours, or their latents; caption, cameras
+and elevation; and, where they were cached, what the text and image encoders make of them. Any record is read
+alone, which the shuffling of `pipeline` needs. `tfds.builder_from_directory(PATH).as_data_source("train")`
+reads it too.
+
+Records go through `tfds.core.SequentialWriter`, as they come, and not through `GeneratorBasedBuilder`: that
+one holds the data set in memory until it sorts it, and from 1 GB on needs TensorFlow to put it aside.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float
+from PIL import Image
+
+from im3d_jax.data.pipeline import CorruptRecord, Example
+from recon_torch import export
+from recon_torch.cameras import Cameras
+from recon_torch.errors import UserError
+
+NAME, VERSION = "turntables", "1.0.0"
+OBJECTS_PER_SHARD = 256  # about 300 MB of 16 views of 512 px
+
+
+@dataclass
+class Record:
+    """One object as it is stored.
+
+    Attributes:
+        id: its name, unique in the data set. caption: may be "".
+        views: PNG files, RGBA with straight colours, of K square pictures; or None where there are latents.
+        cameras: of the K views, on an orbit at `elevation_rad` around the origin, view k at azimuth
+            2 pi k / K from view 0, counter-clockwise seen from above.
+        latents: [K, h, w, c]; stored as float16, as are all that follow.
+        text, text_mask: embeddings [L, d] and masks [L] of the caption, for each text encoder.
+        image_tokens: [L, d] of view 0.
+    """
+
+    id: str
+    caption: str
+    cameras: Cameras
+    elevation_rad: float
+    views: Sequence[bytes] | None = None
+    latents: np.ndarray | None = None
+    text: tuple[np.ndarray, ...] = ()
+    text_mask: tuple[np.ndarray, ...] = ()
+    image_tokens: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Side of the views in pixels."""
+        return self.cameras.height
+
+    def fields(self) -> dict:
+        """What the record's features are called, and their values."""
+        arrays = {"latents": self.latents, "image_tokens": self.image_tokens}
+        arrays |= {f"text_{number}": array for number, array in enumerate(self.text)}
+        arrays |= {f"text_mask_{number}": array for number, array in enumerate(self.text_mask)}
+        values = {
+            "id": self.id,
+            "caption": self.caption,
+            "elevation_rad": np.float32(self.elevation_rad),
+            "w2c": self.cameras.w2c.astype(np.float32),
+            "intrinsics_px": self.cameras.intrinsics_px.astype(np.float32),
+        }
+        values |= {} if self.views is None else {"views": list(self.views)}
+        return values | {name: np.float16(array) for name, array in arrays.items() if array is not None}
+
+
+# ---- Writing ----
+
+
+def write(
+    out: str | Path,
+    records: Iterable[tuple[str, Record]],
+    splits: Sequence[str],
+    metadata: Mapping | None = None,
+) -> dict[str, int]:
+    """Writes a data set, whole or not at all.
+
+    Args:
+        out: its directory, which is not there yet or is empty.
+        records: (split, record) pairs. They are alike: as many views, of one size, with the same arrays.
+        splits: the splits there are; one may stay empty.
+        metadata: kept beside the records (JSON values), such as what encoded them.
+
+    Returns the number of records of each split. Raises UserError if there are none, or if `out` is taken.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    export.make_directory(out.parent)
+    records = iter(records)
+    first = next(records, None)
+    if first is None:
+        raise UserError(f"there are no objects to write to {out}")
+    metadata = {**(metadata or {}), "num_views": len(first[1].cameras), "size": first[1].size}
+    counts = dict.fromkeys(splits, 0)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+        whole = Path(staging, out.name)
+        whole.mkdir()
+        writer = tfds.core.SequentialWriter(
+            _dataset_info(whole, first[1], metadata), OBJECTS_PER_SHARD, file_format="array_record"
+        )
+        writer.initialize_splits(list(splits))
+        for split, record in chain([first], records):
+            writer.add_examples({split: [record.fields()]})
+            counts[split] += 1
+        writer.close_all()
+        os.replace(whole, out)
+    return counts
+
+
+def _dataset_info(directory: Path, like: Record, metadata: Mapping) -> tfds.core.DatasetInfo:
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=os.fspath(directory), module_name=__name__
+    )
+    return tfds.core.DatasetInfo(
+        builder=identity,
+        description="Objects seen from an orbit of cameras (IM-3D, Sec. 3.1).",
+        features=_features(like),
+        metadata=tfds.core.MetadataDict(metadata),
+    )
+
+
+def _features(like: Record) -> tfds.features.FeaturesDict:
+    """The features of records like this one."""
+
+    def feature(name: str, value):
+        if name == "views":
+            picture = tfds.features.Image(shape=(like.size, like.size, 4), encoding_format="png")
+            return tfds.features.Sequence(picture, length=len(value))
+        if isinstance(value, str):
+            return tfds.features.Text()
+        encoding = "bytes" if value.dtype == np.float16 else "none"  # a list of floats holds float32 only
+        return tfds.features.Tensor(shape=value.shape, dtype=value.dtype, encoding=encoding)
+
+    return tfds.features.FeaturesDict({name: feature(name, value) for name, value in like.fields().items()})
+
+
+# ---- Reading ----
+
+
+class TurntableSource:
+    """The objects of one split of a data set, see `pipeline.Source`.
+
+    Args:
+        path: the data set's directory. split: such as "train".
+        size: side of the views in pixels that is expected; None takes what there is.
+        num_views: how many evenly spaced views to give of the K that there are; None: all.
+
+    Attributes:
+        metadata: what `write` was told, with "num_views" and "size".
+
+    Raises UserError if there is no data set, or not of that kind, size, split and number of views.
+    """
+
+    def __init__(
+        self, path: str | Path, split: str = "train", size: int | None = None, num_views: int | None = None
+    ):
+        builder = _open(Path(path))
+        self.path, self.split, self.metadata = Path(path), split, dict(builder.info.metadata)
+        self.size, total = self.metadata["size"], self.metadata["num_views"]
+        if size not in (None, self.size):
+            raise UserError(
+                f"{path} has views of {self.size} px, not {size} px: render and build it again with"
+                f" `im3d dataset render --size {size}`, or change config.size"
+            )
+        self.num_views = total if num_views is None else num_views
+        if self.num_views < 1 or total % self.num_views:
+            fitting = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
+            raise UserError(
+                f"{path} has {total} views, {num_views} are no even share of them: give {fitting}"
+            )
+        self._step = total // self.num_views
+        self._starts = np.cumsum([0, *_shard_lengths(builder, self.path, split)])
+        self._features = builder.info.features
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = builder.as_data_source(split, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        name = f"{self.split}-{shard:05d}/{index - self._starts[shard]}"
+        try:
+            return self._example(name, self._fields(self._records[index]))
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged bytes raise whatever their parsers raise
+            raise CorruptRecord(f"{self.path}/{name}", _brief(error)) from error
+
+    def _fields(self, record: bytes) -> dict:
+        if not record:
+            raise ValueError("the record is empty, its shard may be cut off")
+        return self._features.deserialize_example_np(record, decoders={"views": _Encoded()})
+
+    def _example(self, name: str, fields: dict) -> Example:
+        example = Example(
+            id=f"{name}/{fields['id'].decode()}",
+            caption=fields["caption"].decode(),
+            elevation_rad=float(fields["elevation_rad"]),
+        )
+        if "views" in fields:
+            example["rgb"], example["alpha"] = decode_views(fields["views"][:: self._step], self.size)
+        else:
+            example["latents"] = fields["latents"][:: self._step].astype(np.float32)
+        numbers = range(sum(key.startswith("text_mask_") for key in fields))
+        if numbers:
+            example["text"] = tuple(fields[f"text_{n}"] for n in numbers)
+            example["text_mask"] = tuple(fields[f"text_mask_{n}"].astype(np.float32) for n in numbers)
+        if "image_tokens" in fields:
+            example["image_tokens"] = fields["image_tokens"]
+        if not all(np.isfinite(example[key]).all() for key in ("elevation_rad", "latents") if key in example):
+            raise ValueError("it holds NaN or infinity")
+        return example
+
+
+def decode_views(
+    files: Sequence[bytes], size: int
+) -> tuple[Float[np.ndarray, "K H W 3"], Float[np.ndarray, "K H W 1"]]:
+    """RGBA PNG files as (rgb over white, alpha) in [0, 1]. Raises ValueError for another size or kind."""
+    pixels = np.empty((len(files), size, size, 4), np.uint8)
+    for number, file in enumerate(files):
+        with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
+            if image.size != (size, size) or image.mode != "RGBA":
+                found = f"{image.width}x{image.height} {image.mode}"
+                raise ValueError(f"view {number} is {found}, not {size}x{size} RGBA")
+            pixels[number] = np.asarray(image)
+    scaled = pixels.astype(np.float32) / 255
+    rgb, alpha = scaled[..., :3], scaled[..., 3:]
+    return rgb * alpha + (1 - alpha), np.ascontiguousarray(alpha)
+
+
+def read_splits(path: str | Path) -> dict[str, int]:
+    """The number of objects of each split. Raises UserError if there is no data set in `path`."""
+    return {name: sum(split.shard_lengths) for name, split in _open(Path(path)).info.splits.items()}
+
+
+class _Encoded(tfds.decode.SkipDecoding):
+    """Leaves the views PNG files, so that only those are decoded that are asked for."""
+
+    def decode_batch_example_np(self, example):
+        return example
+
+
+def _open(path: Path) -> tfds.core.DatasetBuilder:
+    """The builder of a data set of turntables. Raises UserError if there is none in `path`."""
+    if not (path / "dataset_info.json").is_file():
+        raise UserError(f"no data set in {path}: build one with `im3d dataset build`, or correct the path")
+    try:
+        builder = tfds.builder_from_directory(path)
+    except Exception as error:  # tfds raises whatever its parsers raise
+        raise UserError(f"the data set in {path} is damaged ({_brief(error)}): build it again") from error
+    if builder.info.name != NAME or not {"size", "num_views"} <= set(builder.info.metadata or ()):
+        raise UserError(f"{path} holds no turntables: build some with `im3d dataset build`")
+    return builder
+
+
+def _shard_lengths(builder: tfds.core.DatasetBuilder, path: Path, split: str) -> list[int]:
+    """The number of records in each file of a split. Raises UserError if a file is missing, or all."""
+    splits = builder.info.splits
+    if split not in splits or not splits[split].shard_lengths:
+        known = ", ".join(name for name, each in splits.items() if each.shard_lengths)
+        raise UserError(f"{path} has no objects in split {split!r}; there is {known}")
+    for file in splits[split].filepaths:
+        if not file.is_file():
+            raise UserError(f"{file} is missing: copy the data set again, or build it again")
+    return list(splits[split].shard_lengths)
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

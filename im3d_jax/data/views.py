@@ -1,0 +1,157 @@
+"""Objects as directories of rendered views, from which data sets of turntables are built.
+
+An object is a directory with a transforms.json, the pictures it names (RGBA, or with masks), and a caption:
+in caption.txt, or in a metadata.json with "caption" and perhaps "elevation_deg". Its name is its path below
+the directory of all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from im3d_jax.data.turntables import Record
+from recon_torch import export
+from recon_torch.cameras import Cameras, load_transforms_json, read_transforms, write_transforms
+from recon_torch.errors import UserError
+from recon_torch.views import load_views
+
+TOLERANCE_DEG = 0.5  # of azimuths, elevations and of where cameras look
+TOLERANCE_RADIUS = 0.01  # relative
+
+
+class Unfit(Exception):
+    """Why an object is no turntable, in one line."""
+
+
+def write_object(
+    directory: Path, rgba: Float[np.ndarray, "K H W 4"], cameras: Cameras, caption: str, elevation_rad: float
+) -> None:
+    """Writes an object, whole or not at all. rgba: straight colours, in [0, 1]."""
+    export.make_directory(directory.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as staging:
+        whole = Path(staging, directory.name)
+        names = [f"images/{number:03d}.png" for number in range(len(rgba))]
+        for name, picture in zip(names, rgba, strict=True):
+            export.write_image(whole / name, picture)
+        write_transforms(whole / "transforms.json", cameras, names)
+        elevation_deg = float(np.rad2deg(elevation_rad))
+        export.write_json(whole / "metadata.json", {"caption": caption, "elevation_deg": elevation_deg})
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(whole, directory)
+
+
+def is_object(directory: Path) -> bool:
+    return (directory / "transforms.json").is_file()
+
+
+def find_objects(root: str | Path) -> list[Path]:
+    """The directories of all objects below `root`, sorted. Raises UserError if there are none."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no directory {root}; give one with a directory of views for each object")
+    found = []
+    for directory, folders, files in os.walk(root):
+        folders[:] = [] if "transforms.json" in files else [each for each in folders if each[0] != "."]
+        if "transforms.json" in files:
+            found.append(Path(directory))
+    if not found:
+        raise UserError(f"no transforms.json below {root}; render objects with `im3d dataset render`")
+    return sorted(found)
+
+
+def read_object(directory: Path, name: str) -> Record:
+    """An object's record. Raises Unfit for what is missing, cannot be read, or is not a turntable."""
+    try:
+        caption, stated_deg = _read_metadata(directory)
+        views = load_views(directory)
+        elevation_rad = check_turntable(views.cameras)
+        files = list(_png_files(directory, views.images, views.masks))
+    except UserError as error:
+        raise Unfit(str(error)) from error
+    found_deg = np.rad2deg(elevation_rad)
+    if stated_deg is not None and abs(stated_deg - found_deg) > TOLERANCE_DEG:
+        raise Unfit(f"metadata.json says elevation_deg {stated_deg:g}, its cameras stand at {found_deg:.1f}")
+    return Record(name, caption, views.cameras, elevation_rad, files)
+
+
+def check_turntable(cameras: Cameras) -> float:
+    """The elevation, in radians, of cameras that go round the origin as the video model's do (Sec. 3.1).
+
+    Raises Unfit unless they take equal steps counter-clockwise at one elevation and distance, look at the
+    origin, upright, and take square pictures.
+    """
+    if cameras.width != cameras.height:
+        raise Unfit(f"the pictures are {cameras.width}x{cameras.height}, not square")
+    positions = cameras.positions.astype(np.float64)
+    radius = np.linalg.norm(positions, axis=-1)
+    if np.ptp(radius) > 2 * TOLERANCE_RADIUS * radius.mean():
+        raise Unfit(
+            f"cameras are {radius.min():.3g} to {radius.max():.3g} from the origin, not at one distance"
+        )
+    elevation = np.arcsin(positions[:, 2] / radius)
+    if np.rad2deg(np.ptp(elevation)) > 2 * TOLERANCE_DEG:
+        low, high = np.rad2deg([elevation.min(), elevation.max()])
+        raise Unfit(f"cameras stand at {low:.1f} to {high:.1f} degrees, not at one elevation")
+    azimuth = np.arctan2(positions[:, 1], positions[:, 0])
+    steps = np.rad2deg(np.diff(azimuth, append=azimuth[0]) % (2 * np.pi))
+    step = 360 / len(cameras)
+    if len(cameras) > 1 and np.abs(steps - step).max() > TOLERANCE_DEG:
+        worst = steps[np.argmax(np.abs(steps - step))]
+        way = "; it is clockwise" if np.allclose(steps, 360 - step, atol=TOLERANCE_DEG) else ""
+        raise Unfit(f"azimuth steps are {worst:.1f} degrees, not {step:g} counter-clockwise{way}")
+    rotation, sine = cameras.w2c[:, :3, :3], np.sin(np.deg2rad(TOLERANCE_DEG))
+    aim = np.einsum("kj,kj->k", rotation[:, 2], -positions / radius[:, None])
+    if aim.min() < np.sqrt(1 - sine**2):
+        raise Unfit("cameras do not look at the origin")
+    if np.abs(rotation[:, 0, 2]).max() > sine or rotation[:, 1, 2].max() > 0:
+        raise Unfit("cameras are tilted: pictures must be upright, with +Z up")
+    return float(elevation.mean())
+
+
+def straight(rgb: Float[np.ndarray, "*N 3"], alpha: Float[np.ndarray, "*N 1"]) -> Float[np.ndarray, "*N 4"]:
+    """Pictures over white as RGBA with the colours of the object alone; white where there is nothing."""
+    colors = np.where(alpha > 0, (rgb - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
+    return np.concatenate([colors, alpha], -1).clip(0, 1)
+
+
+def _read_metadata(directory: Path) -> tuple[str, float | None]:
+    """The caption, and the elevation in degrees if it is stated."""
+    path = directory / "metadata.json"
+    if not path.is_file():
+        try:
+            return (directory / "caption.txt").read_text(encoding="utf-8").strip(), None
+        except (OSError, UnicodeDecodeError):
+            raise Unfit("it has no caption: write a caption.txt or a metadata.json") from None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        caption, elevation_deg = content["caption"], content.get("elevation_deg")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Unfit('its metadata.json cannot be read, or has no "caption"') from None
+    if not isinstance(caption, str) or not isinstance(elevation_deg, int | float | None):
+        raise Unfit("in its metadata.json caption must be text and elevation_deg a number")
+    return caption.strip(), elevation_deg
+
+
+def _png_files(directory: Path, images: np.ndarray, masks: np.ndarray) -> Iterator[bytes]:
+    """The views as PNG files with alpha; files that are such already stay as they are."""
+    path = directory / "transforms.json"
+    frames, (_, names) = load_transforms_json(path)["frames"], read_transforms(path)
+    for frame, name, image, mask in zip(frames, names, images, masks, strict=True):
+        content = (directory / name).read_bytes()
+        with Image.open(io.BytesIO(content)) as opened:
+            is_stored = opened.format == "PNG" and opened.mode == "RGBA" and not opened.getexif()
+        if not is_stored or "mask_path" in frame:
+            buffer = io.BytesIO()
+            Image.fromarray(export.to_uint8(straight(image, mask))).save(buffer, format="PNG")
+            content = buffer.getvalue()
+        yield content
