@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     config.train = base.training(
         task="autoencoder",
         streams=dict(frames=dict(batch_size=4, num_views=4)),
-        num_steps=2000,
-        decay_steps=600,
+        num_steps=1500,
+        decay_steps=500,
         learning_rate=1e-3,
         ema_decay=0.99,
         checkpoint=dict(every=500, keep=2, keep_every=0, weights_every=500),

@@ -144,8 +144,8 @@ class Autoencoder:
         architecture = self.architecture
         if any(map(re.compile(self.config.train.trainable).search, self._encoder_paths())):
             rgb = self._first_views(NUM_MEASURED)
-            deviation = float(np.std(self._unscaled(params).encode(rgb, rgb[..., :1]), dtype=np.float64))
-            architecture = dataclasses.replace(architecture, scaling_factor=1 / deviation)
+            latents = np.asarray(self._unscaled(params).encode(rgb, rgb[..., :1]), np.float64)
+            architecture = dataclasses.replace(architecture, scaling_factor=float(1 / latents.std()))
         path = directory / "autoencoder"
         autoencoder_kl.write(path, params, architecture)
         return path
