@@ -205,7 +205,8 @@ class TurntableSource:
     def _fields(self, record: bytes) -> dict:
         if not record:
             raise ValueError("the record is empty, its shard may be cut off")
-        return self._features.deserialize_example_np(record, decoders={"views": _Encoded()})
+        decoders = {"views": _Encoded()} if "views" in self._features else None
+        return self._features.deserialize_example_np(record, decoders=decoders)
 
     def _example(self, name: str, fields: dict) -> Example:
         example = Example(
