@@ -1,0 +1,155 @@
+"""Objects as directories of views: which are turntables, why others are none, and what is stored."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from im3d_jax.data import turntables, views
+from im3d_jax.data.views import Unfit
+from recon_torch import cameras, export
+
+SIZE, VIEWS = 16, 4
+ORBIT = cameras.orbit(VIEWS, 0.4, SIZE)
+RGBA = np.random.default_rng(0).integers(0, 256, (VIEWS, SIZE, SIZE, 4)) / 255.0
+
+
+def over_white(rgba):
+    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """An object that is fit."""
+    views.write_object(tmp_path / "part" / "cat", RGBA, ORBIT, "a cat", 0.4)
+    return tmp_path / "part" / "cat"
+
+
+def test_an_object_comes_back(directory, tmp_path):
+    assert views.find_objects(tmp_path) == [directory]
+    record = views.read_object(directory, "part/cat")
+    assert (record.id, record.caption) == ("part/cat", "a cat")
+    assert record.elevation_rad == pytest.approx(0.4, abs=1e-5)
+    np.testing.assert_allclose(record.cameras.w2c, ORBIT.w2c, atol=1e-5)
+    rgb, alpha = turntables.decode_views(record.views, SIZE)
+    np.testing.assert_allclose(rgb, over_white(RGBA), atol=1e-6)
+    np.testing.assert_allclose(alpha, RGBA[..., 3:], atol=1e-6)
+
+
+def test_masks_and_other_formats_become_alpha(directory):
+    """Frames with a mask_path, and one without either, whose object is what is not white."""
+    content = json.loads((directory / "transforms.json").read_text())
+    mask = np.zeros((SIZE, SIZE, 1))
+    mask[3:9, 5:12] = 1
+    for number, frame in enumerate(content["frames"]):
+        frame["file_path"] = f"images/{number}.webp"
+        picture = np.where(mask > 0, RGBA[number, ..., :3] * 0.5, 1.0)
+        Image.fromarray(export.to_uint8(picture)).save(directory / f"images/{number}.webp", lossless=True)
+        if number:
+            frame["mask_path"] = "mask.png"
+    export.write_image(directory / "mask.png", mask)
+    (directory / "transforms.json").write_text(json.dumps(content))
+    rgb, alpha = turntables.decode_views(views.read_object(directory, "cat").views, SIZE)
+    np.testing.assert_array_equal(alpha, np.broadcast_to(mask, alpha.shape))
+    np.testing.assert_allclose(rgb, np.where(mask > 0, RGBA[..., :3] * 0.5, 1), atol=0.51 / 255)
+
+
+def test_straight_colours_composite_to_the_same():
+    alpha = np.array([0.0, 1 / 255, 0.3, 1.0])[:, None]
+    rgb = over_white(np.concatenate([np.full((4, 3), [0.2, 0.5, 1.0]), alpha], -1))
+    found = views.straight(rgb, alpha)
+    np.testing.assert_allclose(over_white(found), rgb, atol=1e-6)
+    np.testing.assert_allclose(found[1:, :3], np.full((3, 3), [0.2, 0.5, 1.0]), atol=1e-6)
+    np.testing.assert_array_equal(found[0, :3], 1)
+
+
+@pytest.mark.parametrize("elevation_deg", [-20, 0, 44, 80])
+@pytest.mark.parametrize("first_deg", [0, 100])
+def test_orbits_are_turntables(elevation_deg, first_deg):
+    azimuths_rad = np.deg2rad(first_deg) + 2 * np.pi * np.arange(16) / 16
+    orbit = cameras.orbit(16, np.deg2rad(elevation_deg), SIZE, radius=1.3, azimuths_rad=azimuths_rad)
+    assert np.rad2deg(views.check_turntable(orbit)) == pytest.approx(elevation_deg, abs=1e-3)
+
+
+def around(**changes):
+    return cameras.orbit(**(dict(num_views=4, elevation_rad=0.4, size=SIZE) | changes))
+
+
+def moved(orbit, transform):
+    """The orbit seen from a world that is moved."""
+    return cameras.Cameras((orbit.w2c @ transform).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
+
+
+def rolled(orbit):
+    turn = np.eye(4)
+    turn[:2, :2] = [[0, 1], [-1, 0]]
+    return cameras.Cameras((turn @ orbit.w2c).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
+
+
+def turned_away(orbit):
+    w2c = orbit.w2c.copy()
+    w2c[:, :3, 3] = np.einsum("kij,kj->ki", w2c[:, :3, :3], orbit.positions)  # cameras at minus the positions
+    return cameras.Cameras(w2c, orbit.intrinsics_px, SIZE, SIZE)
+
+
+def mixed(first, second):
+    w2c = np.stack([first.w2c[0], *second.w2c[1:]])
+    return cameras.Cameras(w2c, first.intrinsics_px, SIZE, SIZE)
+
+
+QUARTERS = np.arange(4) * np.pi / 2
+NONE = {
+    "clockwise": (around(azimuths_rad=-QUARTERS), "270.0 degrees, not 90 counter-clockwise; it is clockwise"),
+    "uneven": (around(azimuths_rad=QUARTERS * 0.9), "azimuth steps are 117.0 degrees, not 90"),
+    "elevations": (around(elevation_rad=np.array([0.2, 0.2, 0.2, 0.3])), "at 11.5 to 17.2 degrees"),
+    "distances": (mixed(around(radius=1.5), around()), "1.5 to 2 from the origin"),
+    "tilted": (rolled(around()), "tilted"),
+    "upside down": (moved(around(azimuths_rad=-QUARTERS), np.diag([1, -1, -1, 1.0])), "tilted"),
+    "elsewhere": (turned_away(around(elevation_rad=0.0)), "do not look at the origin"),
+    "not square": (cameras.Cameras(ORBIT.w2c, ORBIT.intrinsics_px, 20, SIZE), "20x16, not square"),
+}
+
+
+@pytest.mark.parametrize("kind", NONE)
+def test_what_is_no_turntable_is_told_why(kind):
+    with pytest.raises(Unfit, match=NONE[kind][1]):
+        views.check_turntable(NONE[kind][0])
+
+
+def write(name, content):
+    return lambda directory: (directory / name).write_text(content)
+
+
+SPOILT = {
+    "no caption": (lambda directory: (directory / "metadata.json").unlink(), "no caption"),
+    "no JSON": (write("metadata.json", "{"), "metadata.json cannot be read"),
+    "a list": (write("metadata.json", "[]"), "metadata.json cannot be read"),
+    "a number": (write("metadata.json", '{"caption": 3}'), "caption must be text"),
+    "elevation": (write("metadata.json", '{"caption": "a cat", "elevation_deg": 21.9}'), "stand at 22.9"),
+    "no picture": (lambda directory: (directory / "images/002.png").unlink(), "002.png does not exist"),
+    "a bad picture": (write("images/002.png", "not one"), "cannot read .*002.png"),
+    "no cameras": (write("transforms.json", "{}"), "has no frames"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_spoilt_objects_are_unfit(directory, kind):
+    SPOILT[kind][0](directory)
+    with pytest.raises(Unfit, match=SPOILT[kind][1]):
+        views.read_object(directory, "cat")
+
+
+def test_a_caption_may_stand_in_a_text_file(directory):
+    (directory / "metadata.json").unlink()
+    (directory / "caption.txt").write_text("  a blue cat\n")
+    assert views.read_object(directory, "cat").caption == "a blue cat"
+
+
+def test_pictures_that_fit_are_kept_as_they_are(directory):
+    path = directory / "images" / "001.png"
+    buffer = io.BytesIO()
+    Image.open(path).save(buffer, format="PNG", compress_level=0)
+    path.write_bytes(buffer.getvalue())
+    assert views.read_object(directory, "cat").views[1] == buffer.getvalue()
