@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class NoGaussiansLeft(UserError):
+    """A fit whose pruning has taken every Gaussian."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser for one command: no abbreviations; a wrong flag is a `UserError`, not a usage."""
 

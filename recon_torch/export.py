@@ -5,8 +5,10 @@ Images are float32 in [0, 1], channels last. NumPy only, so that both the JAX an
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -155,25 +157,25 @@ def contact_sheet(
 
 
 def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
-    """Pipes frames of even size to ffmpeg."""
+    """Pipes frames of even size to ffmpeg. Raises OSError where that cannot write all of them."""
     # RGB is converted with the matrix that the file then declares, or players would shift the colours;
     # bitexact leaves out the encoder's version, so that equal frames give equal files.
-    options = (
-        "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709"
-        " -color_trc bt709 -crf 18 -movflags +faststart -fflags +bitexact"
+    source = f"-f rawvideo -pix_fmt rgb24 -s {frames.shape[2]}x{frames.shape[1]} -r {fps} -i -"
+    target = (
+        "-c:v libx264 -pix_fmt yuv420p -crf 18 -vf scale=out_color_matrix=bt709:out_range=tv"
+        " -colorspace bt709 -color_primaries bt709 -color_trc bt709 -movflags +faststart -fflags +bitexact"
     )
-    size = (frames.shape[2], frames.shape[1])
-    writer = imageio_ffmpeg.write_frames(
-        path, size, fps=fps, codec="libx264", quality=None, macro_block_size=2, ffmpeg_log_level="error",
-        output_params=options.split(),
-    )  # fmt: skip
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
+    # Not imageio's own writer, which takes a video that a full disk cut short for a good one.
+    command = [*ffmpeg, *source.split(), *target.split(), str(path)]
     with warnings.catch_warnings():
         # JAX warns of any fork in its process; this one becomes ffmpeg at once.
         warnings.filterwarnings("ignore", message=r"os\.fork\(\)", category=RuntimeWarning)
-        writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
+        done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").split("\n")
+        reason = next((line for line in reversed(lines) if line), f"exit code {done.returncode}")
+        raise OSError(errno.EIO, f"ffmpeg: {reason.rpartition('] ')[2][:120]}")
 
 
 def _decode(image: Image.Image) -> Float[np.ndarray, "H W C"]:

@@ -14,23 +14,25 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from gsplat import DefaultStrategy
+from gsplat.strategy.ops import remove
 from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.cameras import Cameras
-from recon_torch.errors import UserError
+from recon_torch.errors import NoGaussiansLeft, UserError
 from recon_torch.gaussians import Gaussians, init_ball
 from recon_torch.losses import PerceptualDistance, mask_loss, ms_ssim, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
 from recon_torch.rasterize import Engine, Render, rasterize
 
 PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
-VIEW_STREAM, SPLIT_STREAM = 1, 2  # what a step's random numbers are for
+VIEW_STREAM, SPLIT_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
+SETBACK_RATE = 0.5  # of learning after a setback
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
 SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
 RANDOM_LPIPS_STAGES = 3  # five cost 2.5 times as much and give the same PSNR and SSIM on held-out views
@@ -56,6 +58,7 @@ class FitSettings:
     lpips_net: str = "vgg"
     lpips_stages: int | None = None  # from the first; None: all, or 3 where the weights are random
     lpips_weights: str | None = None
+    lpips_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the loss; metrics are float32
     background: float = 1.0  # grey level behind the views
 
     lr_means: float = 3e-3
@@ -99,6 +102,8 @@ class Fit:
     Attributes:
         step: steps done so far.
         notes: what a report should say about this fit.
+        setbacks: why `recon_torch.recovery` took it back to an earlier state, each time.
+        caution: how often the learning rates were halved, and the random numbers changed, because of that.
     """
 
     def __init__(self, cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None):
@@ -107,6 +112,8 @@ class Fit:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.step = 0
         self.notes: list[str] = []
+        self.setbacks: list[str] = []
+        self.caution = 0
         if min(cameras.width, cameras.height) < SMALLEST_SIDE_PX:
             raise UserError(
                 f"views of {cameras.width}x{cameras.height} px are too small; give at least 32x32"
@@ -114,7 +121,8 @@ class Fit:
         self._perceptual = _perceptual_distance(settings.lpips_net, settings.lpips_weights, self.device)
         if self._perceptual.random_weights:
             self.notes.append(f"LPIPS runs on {settings.lpips_net} with random weights")
-        self._lpips_stages = _lpips_stages(settings, self._perceptual)
+        dtype = _lpips_dtype(settings, self.device)
+        self._lpips = self._perceptual.rounded(dtype, _lpips_stages(settings, self._perceptual))
 
         generator = torch.Generator().manual_seed(settings.seed)
         start = init_ball(settings.num_gaussians, settings.init_radius, generator, self.device)
@@ -125,21 +133,28 @@ class Fit:
         self._set_params(dict(zip(PARAM_NAMES, start, strict=True)))
 
     def _set_params(self, tensors: dict[str, Tensor]) -> None:
-        settings = self.settings
-        rates = {
-            "means": settings.lr_means,
-            "quats": settings.lr_quats,
-            "scales": settings.lr_scales,
-            "opacities": settings.lr_opacities,
-            "sh0": settings.lr_sh0,
-        }
         self._params = {
             name: torch.nn.Parameter(tensor.to(self.device, copy=True)) for name, tensor in tensors.items()
         }
         self._optimizers = {
             name: torch.optim.Adam([self._params[name]], lr=rate, eps=1e-15, fused=True)
-            for name, rate in rates.items()
+            for name, rate in self._rates().items()
         }
+
+    def _rates(self) -> dict[str, float]:
+        settings, share = self.settings, SETBACK_RATE**self.caution
+        return {
+            "means": settings.lr_means * share,
+            "quats": settings.lr_quats * share,
+            "scales": settings.lr_scales * share,
+            "opacities": settings.lr_opacities * share,
+            "sh0": settings.lr_sh0 * share,
+        }
+
+    @property
+    def _seed(self) -> int:
+        seed = self.settings.seed
+        return _fold_in(seed, SETBACK_STREAM, self.caution) if self.caution else seed
 
     @property
     def gaussians(self) -> Gaussians:
@@ -196,7 +211,7 @@ class Fit:
         """The terms of the loss that have a weight."""
         settings, views, masks = self.settings, self._views[chosen], self._masks[chosen]
         terms = {
-            "lpips": lambda: self._perceptual.distance(render.rgb, self._features_of(chosen)).mean(),
+            "lpips": lambda: self._lpips.distance(render.rgb, self._features_of(chosen)).mean(),
             "ssim": lambda: 1 - ms_ssim(render.rgb, views).mean(),
             "mask": lambda: mask_loss(render.alpha, masks),
             "rgb": lambda: rgb_loss(render.rgb, views),
@@ -206,10 +221,7 @@ class Fit:
     def _features_of(self, chosen: Tensor) -> list[Tensor]:
         if self._target_features is None:
             with torch.no_grad():
-                parts = [
-                    self._perceptual.features(part, self._lpips_stages)
-                    for part in self._views.split(VIEWS_AT_ONCE)
-                ]
+                parts = [self._lpips.features(part) for part in self._views.split(VIEWS_AT_ONCE)]
             self._target_features = [torch.cat(stage) for stage in zip(*parts, strict=True)]
         return [stage[chosen] for stage in self._target_features]
 
@@ -218,18 +230,18 @@ class Fit:
         settings = self.settings
         progress = min(self.step / settings.num_steps, 1.0)
         decay = (settings.lr_means_final / settings.lr_means) ** progress
-        self._optimizers["means"].param_groups[0]["lr"] = settings.lr_means * decay
+        self._optimizers["means"].param_groups[0]["lr"] = self._rates()["means"] * decay
         for optimizer in self._optimizers.values():
             optimizer.step()
             optimizer.zero_grad()
         # gsplat draws the places of split Gaussians from the global generator.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(_fold_in(settings.seed, SPLIT_STREAM, self.step))
+            torch.manual_seed(_fold_in(self._seed, SPLIT_STREAM, self.step))
             self._strategy.step_post_backward(
                 self._params, self._optimizers, self._strategy_state, self.step, info
             )
         if self.num_gaussians == 0:
-            raise UserError(
+            raise NoGaussiansLeft(
                 "the fit has pruned every Gaussian; do the views and the cameras belong together?"
             )
 
@@ -239,7 +251,7 @@ class Fit:
         chosen = []
         for index in range(self.step * count, (self.step + 1) * count):
             epoch, place = divmod(index, num_views)
-            shuffle = np.random.default_rng([self.settings.seed, VIEW_STREAM, epoch]).permutation(num_views)
+            shuffle = np.random.default_rng([self._seed, VIEW_STREAM, epoch]).permutation(num_views)
             chosen.append(shuffle[place])
         return np.array(chosen)
 
@@ -300,18 +312,35 @@ class Fit:
                 name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers.items()
             },
             "strategy": copy.deepcopy(self._strategy_state),
+            "max_gaussians": self._strategy.max_gaussians,
+            "caution": self.caution,
+            "setbacks": list(self.setbacks),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a `state_dict()` of a fit with the same settings and cameras."""
-        self.step = state["step"]
+        """Goes back to a `state_dict()` of a fit with the same settings and cameras.
+
+        Where `caution` or `max_gaussians` were changed in it, the learning rates and the number of Gaussians
+        (the faintest go) follow.
+        """
+        self.step, self.caution, self.setbacks = state["step"], state["caution"], list(state["setbacks"])
         self._set_params(state["params"])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+            optimizer.param_groups[0]["lr"] = self._rates()[name]
         self._strategy_state = {
             name: value.to(self.device, copy=True) if isinstance(value, Tensor) else value
             for name, value in state["strategy"].items()
         }
+        self._strategy.max_gaussians = state["max_gaussians"]
+        if self._strategy.max_gaussians < self.settings.max_gaussians:
+            self._drop_faintest(self.num_gaussians - self._strategy.max_gaussians)
+
+    def _drop_faintest(self, count: int) -> None:
+        order = self._params["opacities"].detach().argsort()
+        gone = torch.zeros(len(order), dtype=torch.bool, device=self.device)
+        gone[order[: max(count, 0)]] = True
+        remove(self._params, self._optimizers, self._strategy_state, gone)
 
 
 def _make_strategy(settings: FitSettings) -> CappedStrategy:
@@ -348,6 +377,16 @@ def _lpips_stages(settings: FitSettings, perceptual: PerceptualDistance) -> int:
             f"lpips_stages is {settings.lpips_stages}; {settings.lpips_net} has 1 to {perceptual.num_stages}"
         )
     return settings.lpips_stages
+
+
+def _lpips_dtype(settings: FitSettings, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where it takes half the time and the fit ends as good, else float32."""
+    name = settings.lpips_dtype
+    if name == "auto":
+        name = "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"lpips_dtype is {name!r}; choose auto, float32 or bfloat16")
+    return getattr(torch, name)
 
 
 def _fold_in(seed: int, *names: int) -> int:

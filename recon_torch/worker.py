@@ -5,7 +5,7 @@ The protocol. The parent sends one command at a time; the child answers it with 
 
     Start         build a `Fit` for a new asset; take its state from the snapshot if there is one
     SetTargets    read the views and masks that the parent has written into shared memory
-    FitUntil      optimise to the given step, with a snapshot every `SNAPSHOT_STEPS`
+    FitUntil      optimise to the given step, with a snapshot every `recovery.SNAPSHOT_STEPS`
     RenderInto    render cameras into shared memory
     ExportPly     write the Gaussians as a .ply
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import faulthandler
+import io
 import math
 import multiprocessing
 import os
@@ -36,6 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_torch import recovery
 from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
 from recon_torch.export import replacing
@@ -46,9 +48,9 @@ if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsp
 
     from recon_torch.fit import Fit, FitSettings
 
-SNAPSHOT_STEPS = 50  # what a death costs at most
 RENDER_CHUNK_VIEWS = 8  # one beat per chunk
 WARM_UP_GAUSSIANS = 64
+OUT_OF_MEMORY = "the 3D worker is out of memory; give fewer or smaller views"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -167,6 +169,7 @@ class Worker:
         self._fit_class = fit_class
         self._pipe = pipe
         self._fit: Fit | None = None
+        self._notes: list[str] = []
         self._warm = False
         self._snapshot_path = ""
         self._progress_period_s = 0.0
@@ -176,11 +179,14 @@ class Worker:
         for command in commands:
             try:
                 metrics = self._obey(command) or {}
-                reply = Done(self._fit.step, self._fit.num_gaussians, list(self._fit.notes), metrics)
+                notes = self._fit.notes + self._fit.setbacks + self._notes
+                reply = Done(self._fit.step, self._fit.num_gaussians, notes, metrics)
             except UserError as error:
                 reply = Failed(by_user=True, text=str(error))
-            except Exception:
-                reply = Failed(by_user=False, text=traceback.format_exc())
+            except Exception as error:
+                out_of_memory = recovery.is_out_of_memory(error)
+                text = OUT_OF_MEMORY if out_of_memory else traceback.format_exc()
+                reply = Failed(by_user=out_of_memory, text=text)
             self._pipe.send(reply)
 
     def _obey(self, command: Command) -> dict[str, float] | None:
@@ -201,6 +207,7 @@ class Worker:
             self._warm_up(command)
             self._warm = True
         self._fit = self._fit_class(command.cameras, command.settings, torch.device(command.device))
+        self._notes = []
         self._snapshot_path = command.snapshot_path
         self._progress_period_s = command.progress_period_s
         if os.path.exists(self._snapshot_path):
@@ -216,10 +223,7 @@ class Worker:
         fit.run(1)
 
     def _fit_until(self, step: int) -> dict[str, float]:
-        while self._fit.step < step:
-            self._fit.run(min(step, self._fit.step + SNAPSHOT_STEPS), self._on_step)
-            self._save_snapshot()
-            self._pipe.send(Beat())
+        recovery.run(self._fit, step, self._on_step, self._on_snapshot)
         return self._fit.metrics()
 
     def _on_step(self, step: int, losses: dict[str, Any]) -> None:
@@ -228,9 +232,17 @@ class Worker:
             self._last_progress_s = now_s
             self._pipe.send(Progress(step, {name: float(value) for name, value in losses.items()}))
 
-    def _save_snapshot(self) -> None:
-        with replacing(self._snapshot_path) as temporary:
-            torch.save(self._fit.state_dict(), temporary)
+    def _on_snapshot(self, state: dict[str, Any]) -> None:
+        content = io.BytesIO()  # torch.save itself has no error of its own for a full disk
+        torch.save(state, content)
+        try:
+            with replacing(self._snapshot_path) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except UserError as error:  # a full disk; the fit itself needs none
+            note = f"a death of the 3D worker would have cost more than it should: {error}"
+            if note not in self._notes:
+                self._notes.append(note)
+        self._pipe.send(Beat())
 
     def _render_into(self, command: RenderInto) -> None:
         for first in range(0, len(command.cameras), RENDER_CHUNK_VIEWS):

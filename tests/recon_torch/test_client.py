@@ -3,6 +3,7 @@
 A process costs seconds to start, so most tests use one client, each with an asset of its own.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from recon_torch.errors import UserError
 from recon_torch.fit import Fit, FitSettings
 from recon_torch.gaussians import load_ply
 from recon_torch.rasterize import rasterize
-from recon_torch.worker import SNAPSHOT_STEPS
+from recon_torch.recovery import SNAPSHOT_STEPS
 
 CAMERAS = orbit(3, size=40)
 SETTINGS = FitSettings(num_gaussians=200, num_steps=200, lpips_net="alex", w_lpips=0.0, w_rgb=1.0)
@@ -200,6 +201,42 @@ def test_errors_cross_and_leave_the_worker_at_work(client):
     client.set_targets()
     client.fit(3)
     assert client.pid == pid and client.step == 3 and client.notes == Fit(CAMERAS, SETTINGS).notes
+
+
+def test_a_fit_that_keeps_failing_crosses_as_one_line_and_leaves_the_worker_at_work(client):
+    begin_asset(client, dataclasses.replace(SETTINGS, prune_opacity=0.9999))
+    pid = client.pid
+    with pytest.raises(UserError, match="pruned every Gaussian, after 3 fresh attempts") as raised:
+        client.fit(60)
+    assert "\n" not in str(raised.value)
+    begin_asset(client)
+    client.fit(2)
+    assert client.pid == pid and client.step == 2
+
+
+def test_a_full_disk_costs_the_snapshots_and_not_the_fit(client, tmp_path):
+    begin_asset(client)
+    client.fit(5)
+    client._snapshot_path.unlink()
+    client._snapshot_path.mkdir()  # so that no file can take this name
+    client.fit(60)
+    assert client.step == 60 and sum("cannot write" in note for note in client.notes) == 1
+    client._snapshot_path.rmdir()
+
+    client.export(tmp_path / "asset.ply")
+    before = (tmp_path / "asset.ply").read_bytes()
+    with pytest.raises(UserError, match="cannot write"):
+        client.export(tmp_path / "asset.ply" / "deeper.ply")
+    assert (tmp_path / "asset.ply").read_bytes() == before
+
+
+def test_an_export_outlives_the_worker_that_it_was_asked_of(client, tmp_path):
+    begin_asset(client)
+    client.fit(10)
+    os.kill(client.pid, signal.SIGKILL)
+    client.export(tmp_path / "asset.ply")
+    assert [path.name for path in tmp_path.iterdir()] == ["asset.ply"]
+    assert len(load_ply(tmp_path / "asset.ply").means) == client.num_gaussians and client.step == 10
 
 
 def test_a_worker_killed_in_mid_fit_costs_at_most_one_snapshot_interval(client, caplog):

@@ -1,6 +1,8 @@
 """Files: what is written can be read back, and what cannot be read or written is one clear error."""
 
 import json
+import subprocess
+import sys
 
 import imageio_ffmpeg
 import numpy as np
@@ -97,6 +99,41 @@ def test_unwritable_place_is_a_user_error(tmp_path):
         with pytest.raises(UserError, match=f"cannot write {path}"):
             export.write_json(path, 1)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken.json"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from recon_torch import export, gaussians
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+folder = sys.argv[1]
+noise = np.random.default_rng(0).random((12, 128, 128, 3))
+for write in (
+    lambda: export.write_json(folder + "/a.json", noise[0]),
+    lambda: export.write_image(folder + "/a.png", noise[0]),
+    lambda: export.write_video(folder + "/a.mp4", noise),
+    lambda: gaussians.save_ply(gaussians.init_ball(1000), folder + "/a.ply"),
+):
+    try:
+        write()
+    except export.UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+def test_a_file_that_finds_no_room_leaves_the_old_one_alone(tmp_path):
+    """In a process of its own whose files may not grow beyond 20 kB."""
+    names = ["a.json", "a.png", "a.mp4", "a.ply"]
+    for name in names:
+        (tmp_path / name).write_text("old")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        assert line.startswith(f"cannot write {tmp_path / name} (") and line.endswith("choose another place")
+        assert (tmp_path / name).read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 def smooth_frames(count, height, width):

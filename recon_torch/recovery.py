@@ -1,0 +1,99 @@
+"""A fit that outlives what can go wrong in the middle of it: NaN, no Gaussians left, memory that runs out.
+
+Each time it goes back to its last good state, `SNAPSHOT_STEPS` steps ago at most (or to the one before, if it
+fails again), and on from there: after NaN or the loss of all Gaussians with other random numbers at half the
+learning rates; after the end of memory with half the Gaussians. `Fit.setbacks` tells, for the report.
+"""
+
+from __future__ import annotations
+
+import collections
+import gc
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recon_torch.errors import NoGaussiansLeft, UserError
+
+if TYPE_CHECKING:  # the client's process must not wait for gsplat and lpips
+    from recon_torch.fit import Fit
+
+SNAPSHOT_STEPS = 50  # what a setback, or the death of a worker, costs at most
+MAX_SETBACKS = 3  # per fit
+FEWEST_GAUSSIANS = 100  # below, it is not the Gaussians that take the memory
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    fit: Fit,
+    until_step: int,
+    on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+    on_snapshot: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Optimises to the given step as `Fit.run` does; steps come again after a setback.
+
+    Args:
+        on_step: see `Fit.run`.
+        on_snapshot: gets every good state, as `Fit.state_dict` makes it.
+
+    Raises:
+        UserError: the fit fails for the fourth time.
+    """
+    good_states = collections.deque([fit.state_dict()], maxlen=1 + MAX_SETBACKS)
+    while fit.step < until_step:
+        changes = _try_steps(fit, min(until_step, fit.step + SNAPSHOT_STEPS), on_step)
+        if changes:
+            # Outside of the `except`, whose traceback holds on to the step's memory.
+            _free_memory()
+            # Never twice to the same one, which may be doomed already, unless it is the first.
+            state = good_states.pop() if len(good_states) > 1 else good_states[0]
+            fit.load_state_dict(state | changes)
+            logger.warning("%s", fit.setbacks[-1])
+        else:
+            good_states.append(fit.state_dict())
+            if on_snapshot is not None:
+                on_snapshot(good_states[-1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a type of its own for it on a GPU and none on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> dict[str, Any] | None:
+    """None if all went well, else what to change in the last good state before going on from it."""
+    try:
+        fit.run(until_step, on_step)
+        if all(bool(tensor.isfinite().all()) for tensor in fit.gaussians):
+            return None
+        raise FloatingPointError("the Gaussians are not finite")
+    except (FloatingPointError, NoGaussiansLeft) as error:
+        done = "went on from the last snapshot with other random numbers at half the learning rates"
+        changes = {"caution": fit.caution + 1}
+        reason, advice = str(error).partition(";")[0], "do the views and the cameras belong together?"
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        count = fit.num_gaussians // 2
+        if count < FEWEST_GAUSSIANS:
+            raise UserError(
+                f"out of memory with only {fit.num_gaussians} Gaussians; give fewer or smaller views"
+            ) from None
+        done = f"went on from the last snapshot with at most {count} Gaussians"
+        changes = {"max_gaussians": count}
+        reason, advice = f"out of memory with {fit.num_gaussians} Gaussians", "give fewer or smaller views"
+    if len(fit.setbacks) == MAX_SETBACKS:
+        raise UserError(f"step {fit.step}: {reason}, after {MAX_SETBACKS} fresh attempts; {advice}")
+    return changes | {"setbacks": [*fit.setbacks, f"step {fit.step}: {reason}; {done}"]}
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
