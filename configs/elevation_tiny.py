@@ -1,6 +1,6 @@
 """The estimator of a video's elevation (Sec. 3.3); makes `recon_torch/weights/elevation_tiny.safetensors`.
 
-    im3d train-elevation --out recon_torch/weights/elevation_tiny.safetensors
+    im3d train-elevation --workdir=runs/elevation
 
 Devices: one CPU thread. Time: 7 CPU-minutes. Result: on 200 test objects a median error of 0.68 degrees
 (mean 0.91; 4 above 3 degrees, 1 above 5), and of 0.76 on views with the blur, noise, shifts and tints of
@@ -15,12 +15,20 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.size = 64  # px of the rendered frames
-    config.num_objects = 8192  # of the train split, rendered once
+    # A data set of `im3d dataset` and its splits; "": procedural objects.
+    config.data = ConfigDict(dict(path="", split="train", test_split="test"))
+    config.num_objects = 8192  # procedural ones to train on, rendered once
+    config.num_views = 8  # of an object, evenly spaced; a video has 4 of them
     config.num_test_objects = 200
+    config.loader = ConfigDict(dict(num_threads=1, buffer=2, max_corrupt=0))  # buffer: batches read ahead
     config.num_steps = 2000
-    config.batch_size = 64  # videos of 4 frames
+    config.batch_size = 64  # videos
     config.learning_rate = 2e-3  # peak, falling to 0 on a cosine
     config.weight_decay = 0.02
     config.dino = ""  # directory of a DINO model instead of the small encoder
+    config.checkpoint_every = 200
+    config.log_every = 50
+    config.tensorboard = False
+    config.max_skipped = 0  # steps with a loss or gradient that is not finite, before the run stops
     config.augment = ConfigDict(dict(noise=0.08, blur_px=1.2, shift_px=1, colour=0.3))
     return config

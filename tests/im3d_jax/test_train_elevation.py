@@ -1,12 +1,22 @@
-"""Training of the elevation estimator: data, augmentation, one shrunk run, and the shipped result."""
+"""Training of the elevation estimator: data, augmentation, shrunk runs, and the shipped result."""
+
+import io
+import json
+import math
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from im3d_jax import config_flags, train_elevation
 from im3d_jax.data import procedural
-from recon_torch import elevation
+from im3d_jax.data.turntables import Record, write
+from im3d_jax.training.watch import NotFinite
+from recon_torch import cameras, elevation, export
+from recon_torch.errors import UserError
 
 
 @pytest.fixture
@@ -17,15 +27,35 @@ def config():
 AMOUNTS = dict(noise=0.0, blur_px=0.0, shift_px=0, colour=0.0)
 
 
-def test_rendered_frames_are_the_objects_at_their_elevations(config):
-    frames, elevations_rad = train_elevation.render_split("train", 8, config)
-    assert frames.shape == (8, 4, 64, 64, 3) and frames.dtype == torch.uint8
-    first = 20_000
-    assert elevations_rad.tolist() == pytest.approx(
-        [procedural.elevation_rad(0, first + i) for i in range(8)]
+def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
+    """Sets of 4 frames a quarter apart; each object is rendered once, whatever the order."""
+    config.update(num_objects=4, batch_size=4)
+    rendered = []
+    render = procedural.turntables
+    monkeypatch.setattr(
+        procedural, "turntables", lambda seed, i, **more: rendered.append(list(i)) or render(seed, i, **more)
     )
-    same, _ = train_elevation.render_split("train", 8, config)
-    assert torch.equal(frames, same)
+    source = train_elevation.open_split(config, "train", 4, num_views=8)
+    examples = train_elevation.open_examples(config, source, 4, start=0, shuffle=True)
+    videos = [each for _ in range(3) for each in next(examples)]
+    examples.close()
+    assert sorted(sum(rendered, [])) == [20_000, 20_001, 20_002, 20_003]
+    assert len({tuple(each["id"] for each in videos[i : i + 4]) for i in (0, 4, 8)}) > 1  # shuffled anew
+    expected = render(0, range(20_000, 20_004), size=64, num_views=8)
+    for each in videos[:8]:
+        row = int(each["id"].removeprefix("procedural/")) - 20_000
+        assert each["elevation_rad"] == pytest.approx(procedural.elevation_rad(0, 20_000 + row))
+        np.testing.assert_allclose(each["rgb"], expected.views.rgb[row], atol=0.501 / 255)
+
+    frames = torch.arange(16.0).reshape(2, 8, 1, 1, 1)
+    sets = {
+        tuple(train_elevation.draw_sets(frames, torch.Generator().manual_seed(i)).flatten().tolist())
+        for i in range(20)
+    }
+    firsts, seconds = {each[:4] for each in sets}, {each[4:] for each in sets}
+    assert firsts == {(0, 2, 4, 6), (1, 3, 5, 7)} and seconds == {(8, 10, 12, 14), (9, 11, 13, 15)}
+    with pytest.raises(UserError, match="num_views is 3"):
+        train_elevation.draw_sets(frames[:, :3], torch.Generator())
 
 
 def test_degrade_by_nothing_only_permutes_channels():
@@ -66,25 +96,131 @@ def test_degrade_amounts():
     assert places == {(y, x) for y in (3, 4, 5) for x in (3, 4, 5)}
 
 
-def test_command_takes_steps_and_writes_weights(tmp_path, capsys):
-    out = tmp_path / "x.safetensors"
-    shrink = {"num_objects": 8, "num_test_objects": 16, "num_steps": 3, "batch_size": 4}
-    flags = [f"--config.{key}={value}" for key, value in shrink.items()]
-    train_elevation.main(["--out", str(out), *flags])
-    first = elevation.load(out).state_dict()
-    train_elevation.main(["--out", str(out), *flags])
-    again = elevation.load(out).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)  # same seed, same weights
-    assert capsys.readouterr().out.count("median error") == 4
+SHRINK = {
+    "num_objects": 8,
+    "num_test_objects": 16,
+    "num_views": 8,
+    "num_steps": 4,
+    "batch_size": 4,
+    "log_every": 1,
+}
 
 
-def test_training_fits_a_few_videos(config):
-    frames, elevations_rad = train_elevation.render_split("train", 8, config)
-    config.update(num_steps=80, batch_size=8)
+def run(workdir, **settings):
+    settings = SHRINK | settings
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    train_elevation.main(["--workdir", str(workdir), *flags])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Workdir of a run that was not interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(workdir)
+    return workdir
+
+
+def same_bytes(a, b, name):
+    return (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_interrupted_and_resumed_is_uninterrupted(whole, tmp_path, monkeypatch, capsys):
+    def stop_at_2(*arguments, step=train_elevation.train_step):
+        if arguments[-1] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_elevation, "train_step", stop_at_2)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path)
+    assert ended.value.code == 75 and not (tmp_path / "elevation.safetensors").exists()
+    assert not same_bytes(whole, tmp_path, "checkpoint.safetensors")
+    run(tmp_path)
+    assert same_bytes(whole, tmp_path, "checkpoint.safetensors")
+    assert same_bytes(whole, tmp_path, "elevation.safetensors")
+    logs = [(each / "metrics.jsonl").read_text().splitlines() for each in (whole, tmp_path)]
+    losses = [[json.loads(line)["elevation_loss"] for line in log] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert capsys.readouterr().out.count("median error") == 2  # on true and on degraded views
+
+
+def test_a_run_goes_on_only_with_what_it_was_trained_by(whole, tmp_path):
+    with pytest.raises(UserError, match=r"config\.batch_size 4, now 8; use another --workdir"):
+        run(whole, batch_size=8)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="is damaged .*remove it"):
+        run(tmp_path)
+
+
+@pytest.fixture
+def broken_step(monkeypatch):
+    """The second step's frames are NaN."""
+    calls = []
+
+    def degrade(frames, *arguments, whole=train_elevation.degrade, **amounts):
+        calls.append(frames)
+        return whole(frames, *arguments, **amounts) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(train_elevation, "degrade", degrade)
+
+
+def test_what_is_not_finite_stops_with_its_objects(broken_step, tmp_path):
+    with pytest.raises(NotFinite, match=r"step 2 of elevation .*loss nan.*objects procedural/2000[0-7], "):
+        run(tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_what_is_not_finite_can_be_passed_over(broken_step, tmp_path):
+    run(tmp_path, max_skipped=1)
+    assert all(
+        value.isfinite().all() for value in elevation.load(tmp_path / "elevation.safetensors").parameters()
+    )
+
+
+def test_renders_on_disk_train_as_those_made_on_the_way(tmp_path, config):
+    def records():
+        for first in (20_000, 20_004):
+            made = render_four(first)
+            for rgb, alpha, angle in zip(*map(np.asarray, made.views[:2]), made.elevation_rad, strict=True):
+                straight = (rgb - (1 - alpha)) / np.maximum(alpha, 1e-6)
+                views = [png(export.to_uint8(each)) for each in np.concatenate([straight, alpha], -1)]
+                yield "train", Record(str(angle), "", cameras.orbit(8, angle, 64), angle, views)
+
+    write(tmp_path / "data", records(), ["train"])
+    config.update(SHRINK)
+    losses = []
+    for path in ("", str(tmp_path / "data")):
+        config.data.path = path
+        workdir = export.make_directory(tmp_path / f"run{len(losses)}")
+        train_elevation.train(config, workdir)
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["elevation_loss"] for line in lines])
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    assert len(losses[0]) == 4 and losses[0] != losses[1]  # PNG files hold colours without their background
+
+
+def render_four(first):
+    return procedural.turntables(0, range(first, first + 4), size=64, num_views=8)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_training_fits_a_few_videos(config, tmp_path):
+    config.update(SHRINK | dict(num_steps=120, log_every=120))
     config.augment.update(AMOUNTS)
-    estimator = train_elevation.train(frames, elevations_rad, config)
-    error_deg = np.degrees((estimator(frames / 255) - elevations_rad).abs().mean().item())
-    assert error_deg < 4  # the middle of the range is 10 degrees off on average
+    estimator, is_done = train_elevation.train(config, tmp_path)
+    errors_rad = []
+    for made in map(render_four, (20_000, 20_004)):
+        with torch.no_grad():
+            estimates = estimator(torch.from_numpy(np.array(made.views.rgb[:, ::2])))
+        errors_rad.append(np.abs(estimates.numpy() - made.elevation_rad))
+    error_deg = np.degrees(np.mean(errors_rad))
+    assert is_done and error_deg < 4  # the middle of the range is 10 degrees off on average
 
 
 def test_shipped_weights_on_test_objects(config):
