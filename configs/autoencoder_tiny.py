@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
         name="autoencoder_kl",
         kwargs=dict(
             path="",
-            block_out_channels=(32, 32, 64),
+            block_out_channels=(16, 32, 64),
             layers_per_block=1,
             latent_channels=4,
             norm_num_groups=8,

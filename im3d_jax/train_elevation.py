@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,18 +64,8 @@ def train(config: ConfigDict, workdir: Path) -> tuple[elevation.ElevationEstimat
 
     Returns the estimator and whether all steps are done.
     """
-    # ---- State ----
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        estimator = elevation.ElevationEstimator(config.dino or None)
-    trained = [parameter for parameter in estimator.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.05
-    )
-    step = restore(workdir, estimator, optimizer, schedule, settings_of(config))
-
-    # ---- Steps ----
+    learner = make_learner(config)
+    step = restore(workdir, learner, settings_of(config))
     source = open_split(config, config.data.split, config.num_objects, config.num_views)
     examples = open_examples(config, source, config.batch_size, start=step, shuffle=True)
     is_stopped = step == config.num_steps
@@ -83,21 +74,42 @@ def train(config: ConfigDict, workdir: Path) -> tuple[elevation.ElevationEstimat
             asked = monotonic()
             videos = next(examples)
             wait_s = monotonic() - asked
-            metrics = train_step(estimator, optimizer, schedule, config, videos, step)
+            metrics = train_step(learner, config, videos, step)
             step += 1
-            shown.add(
-                step, "elevation", metrics, [each["id"] for each in videos], wait_s, len(examples.skipped)
-            )
+            ids = [each["id"] for each in videos]
+            shown.add(step, "elevation", metrics, ids, wait_s, len(examples.skipped))
             is_stopped = stop.at(step) or step == config.num_steps
             if is_stopped or step % config.checkpoint_every == 0:
                 shown.write()
-                save(workdir, step, estimator, optimizer, settings_of(config))
+                save(workdir, step, learner, settings_of(config))
     examples.close()
-    return estimator.eval(), step == config.num_steps
+    return learner.estimator.eval(), step == config.num_steps
 
 
-def train_step(estimator, optimizer, schedule, config: ConfigDict, videos: Sequence[Example], step: int):
+class Learner(NamedTuple):
+    """What changes in a step: the estimator, AdamW, and its rate and momentum over the run."""
+
+    estimator: elevation.ElevationEstimator
+    optimizer: torch.optim.AdamW
+    schedule: torch.optim.lr_scheduler.OneCycleLR
+
+
+def make_learner(config: ConfigDict) -> Learner:
+    """At the first step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        estimator = elevation.ElevationEstimator(config.dino or None)
+    trained = [parameter for parameter in estimator.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.05
+    )
+    return Learner(estimator, optimizer, schedule)
+
+
+def train_step(learner: Learner, config: ConfigDict, videos: Sequence[Example], step: int) -> dict:
     """One step, which leaves the weights alone if it is not finite. Returns metrics for `Watch.add`."""
+    estimator, optimizer, schedule = learner
     generator = torch.Generator().manual_seed(seed_of(config.seed, step))
     frames = torch.from_numpy(np.stack([each["rgb"] for each in videos]))
     batch = degrade(draw_sets(frames, generator), generator, **config.augment)
@@ -105,14 +117,13 @@ def train_step(estimator, optimizer, schedule, config: ConfigDict, videos: Seque
     error = (estimator(batch) - elevations_rad).abs().mean()
     optimizer.zero_grad()
     error.backward()
-    gradients = [each.grad for group in optimizer.param_groups for each in group["params"]]
-    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    (group,) = optimizer.param_groups
+    grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in group["params"]])
     is_finite = bool(error.isfinite() and grad_norm.isfinite())
-    rate = schedule.get_last_lr()[0]
+    loss, rate = float(error.detach()), group["lr"]
     if is_finite:
         optimizer.step()
     schedule.step()
-    loss = float(error.detach())
     metrics = {"loss": loss, "error_deg": np.degrees(loss), "grad_norm": float(grad_norm)}
     return metrics | {"learning_rate": rate, "is_finite": is_finite}
 
@@ -239,21 +250,21 @@ def settings_of(config: ConfigDict) -> dict:
     return {key: value for key, value in config_flags.as_json(config).items() if key not in MAY_CHANGE}
 
 
-def save(workdir: Path, step: int, estimator, optimizer, settings: dict) -> None:
+def save(workdir: Path, step: int, learner: Learner, settings: dict) -> None:
     """Writes the checkpoint: weights, moments and, as JSON, the step and the settings it depends on."""
-    state = optimizer.state_dict()
+    state = learner.optimizer.state_dict()
     moments = {
         f"optimizer.{number}.{name}": tensor
         for number, each in state["state"].items()
         for name, tensor in each.items()
     }
-    weights = {f"estimator.{name}": tensor for name, tensor in estimator.trained_state().items()}
+    weights = {f"estimator.{name}": tensor for name, tensor in learner.estimator.trained_state().items()}
     meta = {"step": step, "settings": settings, "param_groups": state["param_groups"]}
     with export.replacing(workdir / CHECKPOINT) as temporary:
         save_file(weights | moments, temporary, metadata={"im3d": json.dumps(meta)})
 
 
-def restore(workdir: Path, estimator, optimizer, schedule, settings: dict) -> int:
+def restore(workdir: Path, learner: Learner, settings: dict) -> int:
     """Restores what `save` wrote, if it did. Returns the step.
 
     Raises UserError if it was saved with other settings, or is damaged.
@@ -276,9 +287,9 @@ def restore(workdir: Path, estimator, optimizer, schedule, settings: dict) -> in
         else:
             number, leaf = rest.split(".")
             state.setdefault(int(number), {})[leaf] = tensor
-    estimator.load_state_dict(weights, strict=False)
-    optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
-    schedule.load_state_dict({"last_epoch": meta["step"]})
+    learner.estimator.load_state_dict(weights, strict=False)  # a frozen encoder is not in it
+    learner.optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+    learner.schedule.load_state_dict({"last_epoch": meta["step"]})
     return meta["step"]
 
 
