@@ -1,36 +1,77 @@
-"""Foreground masks of views (Sec. 3.3): from a known background, or by IS-Net (Qin et al. 2022)."""
+"""Foreground masks of views (Sec. 3.3), from a plain background or by IS-Net (Qin et al. 2022).
+
+IS-Net answers on any picture. Its masks are therefore looked at, and where one cannot be right while the
+background is plain, the background decides.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.export import to_uint8
 
-FLAT_CONTRAST = (
-    0.02  # rembg stretches its prediction to [0, 1], so an empty view would come back as a full one
-)
+TOLERANCE = 0.04  # of a background's colour, in [0, 1]
+PLAIN_BORDER = 0.95  # share of the border that has one colour where the background is plain
+LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # of the picture that an object takes
+BORDER_SHARE = 0.02  # of the border that an object may touch
+ISNET_SIZE_PX, ISNET_MEAN, ISNET_STD = (1024, 1024), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 
 
 def threshold_masks(
-    images: Float[np.ndarray, "K H W 3"], background: float = 1.0, tolerance: float = 0.04
+    images: Float[np.ndarray, "K H W 3"],
+    background: float | Float[np.ndarray, "3"] = 1.0,
+    tolerance: float = TOLERANCE,
 ) -> Float[np.ndarray, "K H W 1"]:
-    """1 where any channel differs by more than the tolerance from the grey level of the background, else 0.
+    """1 where any channel differs by more than the tolerance from the background (a colour, or a grey level).
 
-    What is as white as the background counts as background, inside the object too.
+    What has the background's colour counts as background, inside the object too.
     """
-    difference = np.abs(images - np.float32(background)).max(-1, keepdims=True)
+    difference = np.abs(images - np.asarray(background, np.float32)).max(-1, keepdims=True)
     return (difference > tolerance).astype(np.float32)
+
+
+def background_masks(images: Float[np.ndarray, "K H W 3"]) -> Float[np.ndarray, "K H W 1"]:
+    """`threshold_masks` against each picture's own plain background, or white where it has none."""
+    colors = [plain_background(image) for image in images]
+    masks = [
+        threshold_masks(image[None], 1.0 if color is None else color)
+        for image, color in zip(images, colors, strict=True)
+    ]
+    return np.concatenate(masks)
+
+
+def plain_background(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "3"] | None:
+    """The colour that nearly all of the picture's border has; None if there is none."""
+    border = _border(image)
+    color = np.median(border, 0)
+    alike = np.abs(border - color).max(-1) <= TOLERANCE
+    return color if alike.mean() >= PLAIN_BORDER else None
+
+
+def problem(mask: Float[np.ndarray, "H W 1"]) -> str | None:
+    """What speaks against a mask: it "shows nothing", "covers everything" or "touches the border"."""
+    share = (mask > 0.5).mean()
+    if share < LEAST_SHARE:
+        return "shows nothing"
+    if share > MOST_SHARE:
+        return "covers everything"
+    return "touches the border" if (_border(mask) > 0.5).mean() > BORDER_SHARE else None
 
 
 def isnet_masks(
     images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike
 ) -> Float[np.ndarray, "K H W 1"]:
-    """Masks in [0, 1] by IS-Net, through rembg.
+    """Masks in [0, 1] by IS-Net, through rembg; by the background where that is plain and IS-Net wrong.
+
+    Warns of each mask that has a `problem`, and says which of the two it is in the end.
 
     Args:
         weights_path: an .onnx file such as rembg's isnet-general-use.onnx.
@@ -38,7 +79,11 @@ def isnet_masks(
     Raises:
         UserError: rembg is not installed, or the weights are missing or unusable.
     """
-    path = Path(weights_path)
+    session = _isnet_session(Path(weights_path))
+    return np.stack([_checked(image, _predict(session, image), k) for k, image in enumerate(images)])
+
+
+def _isnet_session(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"IS-Net weights {path} do not exist; give rembg's isnet-general-use.onnx")
     try:
@@ -46,13 +91,39 @@ def isnet_masks(
     except ImportError:
         raise UserError('masks by IS-Net need rembg; install it with pip install "im3d[masks]"') from None
     try:
-        session = rembg.new_session("dis_custom", model_path=str(path))
+        return rembg.new_session("dis_custom", model_path=str(path))
     except Exception as error:  # onnxruntime's own types
         reason = (str(error).splitlines() or [""])[0][:80]
         raise UserError(f"IS-Net weights {path} cannot be loaded: {reason}") from None
-    masks = np.zeros((*images.shape[:3], 1), np.float32)
-    for image, mask in zip(images, masks, strict=True):
-        if np.ptp(image) > FLAT_CONTRAST:
-            predicted = rembg.remove(to_uint8(image), session=session, only_mask=True)
-            mask[..., 0] = np.asarray(predicted, np.float32) / 255.0
-    return masks
+
+
+def _predict(session: Any, image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 1"]:
+    """The mask, stretched to [0, 1] as IS-Net's authors do; 0 or 1 throughout where that is unsure."""
+    # Not rembg.remove, which stretches every prediction: of an empty picture it makes an object out of noise.
+    picture = Image.fromarray(to_uint8(image))
+    inputs = session.normalize(picture, ISNET_MEAN, ISNET_STD, ISNET_SIZE_PX)
+    predicted = np.squeeze(session.inner_session.run(None, inputs)[0])
+    least, most = predicted.min(), predicted.max()
+    if least > 0.5 or most < 0.5:
+        return np.full((*image.shape[:2], 1), least > 0.5, np.float32)
+    stretched = Image.fromarray((predicted - least) / (most - least))
+    return np.asarray(stretched.resize(picture.size, Image.Resampling.BILINEAR), np.float32)[..., None]
+
+
+def _checked(
+    image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"], index: int
+) -> Float[np.ndarray, "H W 1"]:
+    """The mask, or the one by the picture's plain background if only that one is without a problem."""
+    wrong = problem(mask)
+    if wrong is None:
+        return mask
+    color = plain_background(image)
+    by_background = mask if color is None else threshold_masks(image[None], color)[0]
+    better = color is not None and problem(by_background) is None
+    choice = "the mask by its plain background is taken" if better else "there is none better; look at it"
+    warnings.warn(f"IS-Net's mask of picture {index} {wrong}: {choice}", stacklevel=3)
+    return by_background if better else mask
+
+
+def _border(image: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "B C"]:
+    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])

@@ -1,18 +1,23 @@
-"""Masks by threshold on drawn discs; IS-Net through a stand-in for rembg, which most machines lack."""
+"""Masks by threshold on drawn discs, their quality, and IS-Net through a stand-in for rembg."""
 
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from recon_torch import masks
 from recon_torch.errors import UserError
-from recon_torch.masks import isnet_masks, threshold_masks
+from recon_torch.masks import background_masks, isnet_masks, plain_background, threshold_masks
 
 
-def disc_on(background: float, color: float) -> tuple[np.ndarray, np.ndarray]:
-    ticks = np.arange(32) - 15.5
-    inside = (ticks[:, None] ** 2 + ticks[None] ** 2 < 100)[..., None]
+def disc_on(
+    background, color: float, radius: float = 10, middle: float = 15.5
+) -> tuple[np.ndarray, np.ndarray]:
+    ticks = np.arange(32) - middle
+    inside = (ticks[:, None] ** 2 + ticks[None] ** 2 < radius**2)[..., None]
     return np.where(inside, np.float32([color, 0.5, 0.5]), np.float32(background))[None], inside[None]
 
 
@@ -25,6 +30,35 @@ def test_threshold_finds_the_disc_on_a_noisy_background(background):
     assert masks.dtype == np.float32
 
 
+def test_each_picture_is_measured_by_its_own_background():
+    pictures = [disc_on(color, 0.9) for color in ([0.1, 0.6, 0.2], 0.3, 1.0)]
+    images = np.concatenate([image for image, _ in pictures])
+    np.testing.assert_array_equal(
+        background_masks(images), np.concatenate([inside for _, inside in pictures])
+    )
+    np.testing.assert_allclose(plain_background(images[0]), [0.1, 0.6, 0.2])
+    noise = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
+    assert plain_background(noise[0]) is None
+    np.testing.assert_array_equal(
+        background_masks(noise), threshold_masks(noise)
+    )  # white is all that is left
+
+
+@pytest.mark.parametrize(
+    ("radius", "middle", "expected"),
+    [
+        (0.1, 15.5, "shows nothing"),
+        (1, 15.5, None),
+        (15, 15.5, None),
+        (10, 4.0, "touches the border"),
+        (30, 15.5, "covers everything"),
+    ],
+)
+def test_what_speaks_against_a_mask(radius, middle, expected):
+    inside = disc_on(1.0, 0.2, radius, middle)[1][0]
+    assert masks.problem(inside.astype(np.float32)) == expected
+
+
 @pytest.fixture
 def weights(tmp_path):
     path = tmp_path / "isnet.onnx"
@@ -32,24 +66,67 @@ def weights(tmp_path):
     return path
 
 
-def test_isnet_asks_rembg_for_a_mask_of_each_view_with_something_in_it(monkeypatch, weights):
-    calls = []
+@pytest.fixture
+def predict(monkeypatch):
+    """Installs a stand-in for rembg whose network says what the test wants, at its own 1024 x 1024."""
 
-    def remove(image, session, only_mask):
-        assert image.dtype == np.uint8 and only_mask
-        calls.append(session)
-        return np.full(image.shape[:2], 51, np.uint8)
+    def install(*predictions):
+        rest = list(predictions)
 
-    stand_in = types.SimpleNamespace(
-        new_session=lambda name, model_path: (name, model_path),
-        remove=remove,
-    )
-    monkeypatch.setitem(sys.modules, "rembg", stand_in)
-    image, _ = disc_on(1.0, 0.2)
-    masks = isnet_masks(np.concatenate([image, np.ones_like(image)]), weights)
-    assert calls == [("dis_custom", str(weights))]
-    np.testing.assert_allclose(masks[0], 0.2)
-    np.testing.assert_array_equal(masks[1], 0)
+        def normalize(picture, mean, std, size):
+            assert picture.mode == "RGB" and (mean, std, size) == ((0.5,) * 3, (1.0,) * 3, (1024, 1024))
+            return {"input": picture}
+
+        def run(names, inputs):
+            small = Image.fromarray(np.float32(rest.pop(0)[..., 0]))
+            return [np.asarray(small.resize((1024, 1024), Image.Resampling.NEAREST))[None, None]]
+
+        session = types.SimpleNamespace(normalize=normalize, inner_session=types.SimpleNamespace(run=run))
+        stand_in = types.SimpleNamespace(new_session=lambda name, model_path: (name, model_path) and session)
+        monkeypatch.setitem(sys.modules, "rembg", stand_in)
+        return rest
+
+    return install
+
+
+def test_a_sure_prediction_is_stretched(predict, weights):
+    image, inside = disc_on(1.0, 0.2)
+    rest = predict(np.where(inside[0], 0.8, 0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = isnet_masks(image, weights)
+    assert found.shape == (1, 32, 32, 1) and found.dtype == np.float32 and not rest
+    assert found.min() == 0 and found.max() == 1
+    assert np.mean((found > 0.5) == inside) > 0.99
+
+
+def test_a_flat_prediction_is_not_stretched_into_an_object(predict, weights):
+    """Between 0.001 and 0.002 there is an object too: noise. The background knows better."""
+    image, inside = disc_on([0.2, 0.5, 0.9], 0.9)
+    other = np.zeros((32, 32, 1), bool)
+    other[2:8, 2:8] = True
+    predict(np.where(other, 0.002, 0.001), np.where(other, 0.998, 0.999))
+    with pytest.warns(UserWarning) as caught:
+        found = isnet_masks(np.concatenate([image, image]), weights)
+    assert ["shows nothing: the mask by its plain" in str(caught[0].message), len(caught)] == [True, 2]
+    assert "picture 1 covers everything: the mask by its plain" in str(caught[1].message)
+    np.testing.assert_array_equal(found, np.concatenate([inside, inside]))
+
+
+def test_without_a_plain_background_the_mask_stays_with_a_warning(predict, weights):
+    noise = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
+    predict(np.full((32, 32, 1), 0.01))
+    with pytest.warns(UserWarning, match="picture 0 shows nothing: there is none better"):
+        np.testing.assert_array_equal(isnet_masks(noise, weights), 0)
+
+
+def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
+    image, inside = disc_on(0.0, 0.9)
+    with_floor = inside[0].copy()
+    with_floor[28:] = True
+    predict(np.where(with_floor, 0.9, 0.0))
+    with pytest.warns(UserWarning, match="touches the border: the mask by its plain background is taken"):
+        np.testing.assert_array_equal(isnet_masks(image, weights), inside)
 
 
 def test_isnet_says_what_is_missing(monkeypatch, weights, tmp_path):
