@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
-from im3d_jax import autoencoder, config_flags, sharding, train
+from im3d_jax import autoencoder, autoencoder_kl, config_flags, sharding, train
 from im3d_jax.data import procedural
 from im3d_jax.tasks import autoencoder as task_module
 from recon_torch import torchvision_operators
@@ -83,6 +83,30 @@ def test_diffusers_reads_what_was_trained(trained, module):
     np.testing.assert_allclose(latents, channels_last(mean) * module.config.scaling_factor, atol=1e-5)
     made = channels_last(module.decode(mean).sample) / 2 + 0.5
     np.testing.assert_allclose(codec.decode(latents)[0], made.clip(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("AutoencoderKL", dict(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1)),
+        ("AutoencoderKL", dict(mid_block_add_attention=False, layers_per_block=2, norm_num_groups=8)),
+        ("AutoencoderKLTemporalDecoder", dict(temporal_decoder=True, layers_per_block=2)),
+    ],
+)
+def test_diffusers_reads_every_architecture(family, sizes, tmp_path):
+    sizes = dict(block_out_channels=(32, 64), layers_per_block=1, scaling_factor=0.5) | sizes
+    architecture = autoencoder_kl.Architecture(**sizes)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(architecture.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    autoencoder_kl.write(tmp_path, params, architecture)
+    module, problems = getattr(diffusers, family).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(problems.values()), problems
+    kernel = params["decoder"]["conv_in"]["kernel"].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(module.decoder.conv_in.weight.detach(), kernel)
+    assert autoencoder_kl.read_architecture(str(tmp_path)) == architecture
+    read = autoencoder_kl.read_params(str(tmp_path), architecture)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (read, params))))
 
 
 @torch.no_grad()
