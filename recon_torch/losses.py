@@ -6,6 +6,7 @@ heads; MS-SSIM is Wang et al. 2003.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import warnings
@@ -43,7 +44,8 @@ def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) ->
 
 def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
     """Structural similarity of each view (Wang et al. 2004), 1 where equal. Windows stay inside the image."""
-    return _ssim_and_contrast(images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2))[0].mean(1)
+    x, y = images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2)
+    return _similarity(x, y, with_luminance=True).mean((1, 2, 3))
 
 
 def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
@@ -58,28 +60,30 @@ def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"])
     weights = [weight / sum(MS_SSIM_WEIGHTS[:num_scales]) for weight in MS_SSIM_WEIGHTS[:num_scales]]
     result = 1.0
     for scale, weight in enumerate(weights):
-        similarity, contrast = _ssim_and_contrast(x, y)
         coarsest = scale == num_scales - 1
+        similarity = _similarity(x, y, with_luminance=coarsest).mean((2, 3))
         # A power below 1 has an infinite slope at 0 and no value below it, so what is opposed counts as 1e-4.
-        result = result * (similarity if coarsest else contrast).clamp_min(1e-4) ** weight
+        result = result * similarity.clamp_min(1e-4) ** weight
         if not coarsest:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return result.mean(1)
 
 
-def _ssim_and_contrast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean SSIM and its contrast-structure part, each [K,C], of images [K,C,H,W]."""
-    channels, side = x.shape[1], min(x.shape[2:])
-    window = _gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), x.dtype, x.device)
-    column = window.view(1, 1, -1, 1).repeat(5 * channels, 1, 1, 1)
-    stacked = torch.cat([x, y, x * x, y * y, x * y], 1)
-    blurred = F.conv2d(F.conv2d(stacked, column, groups=5 * channels), column.mT, groups=5 * channels)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = blurred.split(channels, 1)
-    variance_sum = mean_xx - mean_x**2 + mean_yy - mean_y**2
-    covariance = mean_xy - mean_x * mean_y
-    contrast = (2 * covariance + SSIM_C2) / (variance_sum + SSIM_C2)
-    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+def _similarity(x: Tensor, y: Tensor, with_luminance: bool) -> Tensor:
+    """SSIM, or its contrast-structure part alone, in each window of images [K,C,H,W]."""
+    mean_x, mean_xx, mean_xy = _blur(torch.cat([x, x * x, x * y], 1)).chunk(3, 1)
+    mean_y, mean_yy = _blur(torch.cat([y, y * y], 1)).chunk(2, 1)
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    contrast = (2 * (mean_xy - product) + SSIM_C2) / (mean_xx + mean_yy - squares + SSIM_C2)
+    return contrast * (2 * product + SSIM_C1) / (squares + SSIM_C1) if with_luminance else contrast
+
+
+def _blur(images: Tensor) -> Tensor:
+    """[K,C,H,W] averaged by a Gaussian window, where that lies inside the image."""
+    channels, side = images.shape[1], min(images.shape[2:])
+    window = _gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), images.dtype, images.device)
+    column = window.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    return F.conv2d(F.conv2d(images, column, groups=channels), column.mT, groups=channels)
 
 
 @functools.cache
@@ -122,26 +126,53 @@ class PerceptualDistance:
             _load_backbone(model.net, Path(weights_path), net)
         self.num_stages = model.L
         self._scale_input = model.scaling_layer.to(device)
-        self._stages = [getattr(model.net, f"slice{index + 1}").to(device) for index in range(model.L)]
+        stages = [getattr(model.net, f"slice{index + 1}") for index in range(model.L)]
+        self._stages = [stage.to(device, memory_format=torch.channels_last) for stage in stages]
         heads = [head.model[-1].weight.detach() for head in model.lins]
         # The heads' weights are not negative, so their root can go into the features.
-        self._root_weights = [head.clamp_min(0).sqrt().reshape(1, -1, 1, 1).to(device) for head in heads]
+        self._root_weights = [head.clamp_min(0).sqrt().flatten().to(device) for head in heads]
+
+    def rounded(self, dtype: torch.dtype, num_stages: int | None = None) -> PerceptualDistance:
+        """A copy of the first stages (default all) that convolves in another dtype; all else is float32."""
+        copied = copy.copy(self)
+        copied._stages = [copy.deepcopy(stage).to(dtype) for stage in self._stages[:num_stages]]
+        copied.num_stages = len(copied._stages)
+        return copied
 
     def features(self, images: Float[Tensor, "K H W 3"], num_stages: int | None = None) -> list[Tensor]:
         """One [K,C,h,w] tensor of each of the first stages (default all); LPIPS is the squared distance."""
-        features, activation = [], self._scale_input(images.permute(0, 3, 1, 2) * 2 - 1)
-        for stage, root_weight in zip(self._stages[:num_stages], self._root_weights, strict=False):
-            activation = stage(activation)
-            norm = torch.linalg.vector_norm(activation, dim=1, keepdim=True)
-            features.append(activation * (root_weight / (norm + 1e-10)))
-        return features
+        activations = self._activations(images, num_stages)
+        return [
+            F.normalize(activation, eps=1e-10) * root_weight.view(-1, 1, 1)
+            for activation, root_weight in zip(activations, self._root_weights, strict=False)
+        ]
 
     def distance(
         self, images: Float[Tensor, "K H W 3"], target_features: list[Tensor]
     ) -> Float[Tensor, " K"]:
         """LPIPS of each view; target_features are `features(targets)`; the stages they have are used."""
-        pairs = zip(self.features(images, len(target_features)), target_features, strict=True)
-        return sum((mine - target).square().sum(1).mean((1, 2)) for mine, target in pairs)
+        activations = self._activations(images, len(target_features))
+        stages = zip(activations, target_features, self._root_weights, strict=False)
+        return sum(_stage_distance(*stage) for stage in stages)
+
+    def _activations(self, images: Float[Tensor, "K H W 3"], num_stages: int | None) -> list[Tensor]:
+        """float32 [K,C,h,w] of each of the first stages."""
+        activations, dtype = [], next(self._stages[0].parameters()).dtype
+        # Images with channels last make a network with channels last.
+        activation = self._scale_input(images.permute(0, 3, 1, 2) * 2 - 1).to(dtype)
+        for stage in self._stages[:num_stages]:
+            activation = stage(activation)
+            activations.append(activation.float())
+        return activations
+
+
+def _stage_distance(activation: Tensor, target: Tensor, root_weight: Tensor) -> Float[Tensor, " K"]:
+    if activation.device.type == "cpu":
+        from recon_torch.lpips_cpu import stage_distance  # numba takes a second to import
+
+        return stage_distance(activation, target, root_weight)
+    difference = F.normalize(activation, eps=1e-10) * root_weight.view(-1, 1, 1) - target
+    return difference.square().sum(1).mean((1, 2))
 
 
 def _lpips_model(net: str) -> torch.nn.Module:
