@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -18,11 +18,14 @@ from PIL import Image
 from recon_torch.errors import UserError
 from recon_torch.export import to_uint8
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 TOLERANCE = 0.04  # of a background's colour, in [0, 1]
 PLAIN_BORDER = 0.95  # share of the border that has one colour where the background is plain
 LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # of the picture that an object takes
 BORDER_SHARE = 0.02  # of the border that an object may touch
-ISNET_SIZE_PX, ISNET_MEAN, ISNET_STD = (1024, 1024), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
+ISNET_SIZE_PX, ISNET_MEAN = (1024, 1024), np.float32(0.5)
 
 
 def threshold_masks(
@@ -69,7 +72,7 @@ def problem(mask: Float[np.ndarray, "H W 1"]) -> str | None:
 def isnet_masks(
     images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike
 ) -> Float[np.ndarray, "K H W 1"]:
-    """Masks in [0, 1] by IS-Net, through rembg; by the background where that is plain and IS-Net wrong.
+    """Masks in [0, 1] by IS-Net; by the background where that is plain and IS-Net wrong.
 
     Warns of each mask that has a `problem`, and says which of the two it is in the end.
 
@@ -77,33 +80,39 @@ def isnet_masks(
         weights_path: an .onnx file such as rembg's isnet-general-use.onnx.
 
     Raises:
-        UserError: rembg is not installed, or the weights are missing or unusable.
+        UserError: onnxruntime is not installed, or the weights are missing or unusable.
     """
     session = _isnet_session(Path(weights_path))
     return np.stack([_checked(image, _predict(session, image), k) for k, image in enumerate(images)])
 
 
-def _isnet_session(path: Path) -> Any:
+def _isnet_session(path: Path) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise UserError(f"IS-Net weights {path} do not exist; give rembg's isnet-general-use.onnx")
     try:
-        import rembg
+        import onnxruntime
     except ImportError:
-        raise UserError('masks by IS-Net need rembg; install it with pip install "im3d[masks]"') from None
+        raise UserError(
+            'masks by IS-Net need onnxruntime; install it with pip install "im3d[masks]"'
+        ) from None
     try:
-        return rembg.new_session("dis_custom", model_path=str(path))
+        return onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime's own types
         reason = (str(error).splitlines() or [""])[0][:80]
         raise UserError(f"IS-Net weights {path} cannot be loaded: {reason}") from None
 
 
-def _predict(session: Any, image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 1"]:
+def _predict(
+    session: onnxruntime.InferenceSession, image: Float[np.ndarray, "H W 3"]
+) -> Float[np.ndarray, "H W 1"]:
     """The mask, stretched to [0, 1] as IS-Net's authors do; 0 or 1 throughout where that is unsure."""
-    # Not rembg.remove, which stretches every prediction: of an empty picture it makes an object out of noise.
     picture = Image.fromarray(to_uint8(image))
-    inputs = session.normalize(picture, ISNET_MEAN, ISNET_STD, ISNET_SIZE_PX)
-    predicted = np.squeeze(session.inner_session.run(None, inputs)[0])
+    pixels = np.asarray(picture.resize(ISNET_SIZE_PX, Image.Resampling.LANCZOS), np.float32)
+    pixels = pixels / max(pixels.max(), 1.0) - ISNET_MEAN
+    (name,) = (given.name for given in session.get_inputs())
+    predicted = np.squeeze(session.run(None, {name: pixels.transpose(2, 0, 1)[None]})[0])
     least, most = predicted.min(), predicted.max()
+    # Stretched without a look, an empty picture's prediction becomes an object made out of noise.
     if least > 0.5 or most < 0.5:
         return np.full((*image.shape[:2], 1), least > 0.5, np.float32)
     stretched = Image.fromarray((predicted - least) / (most - least))

@@ -1,4 +1,4 @@
-"""Masks by threshold on drawn discs, their quality, and IS-Net through a stand-in for rembg."""
+"""Masks by threshold on drawn discs, their quality, and IS-Net through a stand-in for onnxruntime."""
 
 import sys
 import types
@@ -67,26 +67,27 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def predict(monkeypatch):
-    """Installs a stand-in for rembg whose network says what the test wants, at its own 1024 x 1024."""
+def predict(monkeypatch, weights):
+    """Installs a stand-in for onnxruntime whose network says what the test wants, at its own 1024 x 1024."""
 
-    def install(*predictions):
-        rest = list(predictions)
+    class Session:
+        def __init__(self, path, providers):
+            assert path == weights and providers == ["CPU"]
 
-        def normalize(picture, mean, std, size):
-            assert picture.mode == "RGB" and (mean, std, size) == ((0.5,) * 3, (1.0,) * 3, (1024, 1024))
-            return {"input": picture}
+        def get_inputs(self):
+            return [types.SimpleNamespace(name="pixels")]
 
-        def run(names, inputs):
-            small = Image.fromarray(np.float32(rest.pop(0)[..., 0]))
+        def run(self, names, inputs):
+            pixels = inputs["pixels"]
+            assert pixels.shape == (1, 3, 1024, 1024) and pixels.dtype == np.float32
+            assert pixels.min() >= -0.5 and pixels.max() == 0.5
+            small = Image.fromarray(np.float32(predictions.pop(0)[..., 0]))
             return [np.asarray(small.resize((1024, 1024), Image.Resampling.NEAREST))[None, None]]
 
-        session = types.SimpleNamespace(normalize=normalize, inner_session=types.SimpleNamespace(run=run))
-        stand_in = types.SimpleNamespace(new_session=lambda name, model_path: (name, model_path) and session)
-        monkeypatch.setitem(sys.modules, "rembg", stand_in)
-        return rest
-
-    return install
+    predictions = []
+    stand_in = types.SimpleNamespace(InferenceSession=Session, get_available_providers=lambda: ["CPU"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
+    return lambda *wanted: predictions.extend(wanted) or predictions
 
 
 def test_a_sure_prediction_is_stretched(predict, weights):
@@ -133,13 +134,14 @@ def test_isnet_says_what_is_missing(monkeypatch, weights, tmp_path):
     image, _ = disc_on(1.0, 0.2)
     with pytest.raises(UserError, match="do not exist"):
         isnet_masks(image, tmp_path / "none.onnx")
-    monkeypatch.setitem(sys.modules, "rembg", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"im3d\[masks\]"):
         isnet_masks(image, weights)
 
-    def fail(name, model_path):
+    def fail(path, providers):
         raise RuntimeError("INVALID_PROTOBUF\nand more")
 
-    monkeypatch.setitem(sys.modules, "rembg", types.SimpleNamespace(new_session=fail))
+    stand_in = types.SimpleNamespace(InferenceSession=fail, get_available_providers=list)
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
     with pytest.raises(UserError, match="INVALID_PROTOBUF$"):
         isnet_masks(image, weights)
