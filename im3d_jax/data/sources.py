@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from im3d_jax.data import objects
 from im3d_jax.data.pipeline import ProceduralSource, Source
+from recon_torch.errors import UserError
 
 
 def open_source(*, path: str, split: str, first_object: int, seed: int, size: int, num_views: int) -> Source:
@@ -21,4 +22,6 @@ def open_source(*, path: str, split: str, first_object: int, seed: int, size: in
         from im3d_jax.data.turntables import TurntableSource  # which imports tfds
 
         return TurntableSource(path, split=split, size=size, num_views=num_views)
+    if split not in objects.SPLITS:
+        raise UserError(f"no split {split!r} of procedural objects; there is {', '.join(objects.SPLITS)}")
     return ProceduralSource(seed, objects.SPLITS[split][0] + first_object, size, num_views)

@@ -1,0 +1,37 @@
+"""The source that a config's `data` names."""
+
+import numpy as np
+import pytest
+
+from im3d_jax.data import objects
+from im3d_jax.data.sources import open_source
+from im3d_jax.data.turntables import TurntableSource
+from recon_torch.errors import UserError
+
+DATA = dict(split="validation", first_object=7, seed=3, size=8, num_views=2)
+
+
+def test_procedural_objects_are_those_of_the_split():
+    source = open_source(path="", **DATA)
+    first, _ = objects.SPLITS["validation"]
+    example = source[1]
+    assert example["id"] == f"procedural/{first + 8}" and example["rgb"].shape == (2, 8, 8, 3)
+    assert example["caption"] == objects.make_object(3, first + 8).caption
+    assert np.ptp(example["rgb"]) > 0.1
+
+
+def test_a_path_is_a_data_set(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        TurntableSource, "__init__", lambda self, path, **more: asked.update(path=path, **more)
+    )
+    source = open_source(path="data/chairs", **DATA)
+    assert isinstance(source, TurntableSource)
+    assert asked == dict(path="data/chairs", split="validation", size=8, num_views=2)
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="no split 'valid'.* train"):
+        open_source(path="", **DATA | dict(split="valid"))
+    with pytest.raises(UserError, match="nothing"):
+        open_source(path=str(tmp_path / "nothing"), **DATA)
