@@ -23,7 +23,7 @@ import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import grain
 import numpy as np
@@ -40,6 +40,7 @@ from recon_torch.errors import CommandParser, UserError
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 ENCODED_TOGETHER = 16  # objects
 NAMED = 3  # of the objects skipped, in the error that stops
+BAR = dict(unit="object", disable=None, file=sys.stderr)  # tqdm's: none where stderr is no terminal
 BACKGROUND = 0.75  # grey of a contact sheet, on which a wrong alpha shows
 
 
@@ -90,9 +91,6 @@ def render(argv: list[str]) -> None:
     print(f", {len(skipped.messages)} skipped" if skipped.messages else "")
 
 
-BAR = dict(unit="object", disable=None, file=sys.stderr)
-
-
 def _procedural_renderer(flags: Namespace):
     """Names of objects, and what renders one: (rgba, cameras, caption, elevation in radians)."""
     first = objects.SPLITS["train"][0]
@@ -118,6 +116,9 @@ def _mesh_renderer(flags: Namespace):
         raise UserError(f"no meshes ({', '.join(MESH_SUFFIXES)}) below {flags.meshes}; correct --meshes")
     if len(paths) < len(found):
         raise UserError(f"{flags.meshes} has meshes that differ only in their suffix; rename them")
+    for name in paths:
+        if inside := [parent for parent in PurePosixPath(name).parents if str(parent) in paths]:
+            raise UserError(f"{flags.meshes} has a mesh and a folder called {inside[0]}; rename one")
     captions = read_captions(flags.captions) if flags.captions else {}
     if without := [name for name in paths if name not in captions]:
         print(

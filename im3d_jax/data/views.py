@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,10 @@ class Unfit(Exception):
 def write_object(
     directory: Path, rgba: Float[np.ndarray, "K H W 4"], cameras: Cameras, caption: str, elevation_rad: float
 ) -> None:
-    """Writes an object, whole or not at all. rgba: straight colours, in [0, 1]."""
+    """Writes an object, whole or not at all. rgba: straight colours, in [0, 1].
+
+    Raises UserError if the directory is there and not empty.
+    """
     export.make_directory(directory.parent)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as staging:
         whole = Path(staging, directory.name)
@@ -46,8 +48,10 @@ def write_object(
         write_transforms(whole / "transforms.json", cameras, names)
         elevation_deg = float(np.rad2deg(elevation_rad))
         export.write_json(whole / "metadata.json", {"caption": caption, "elevation_deg": elevation_deg})
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(whole, directory)
+        try:
+            os.replace(whole, directory)
+        except OSError as error:
+            raise UserError(f"cannot write {directory} ({error.strerror}); choose another place") from error
 
 
 def is_object(directory: Path) -> bool:

@@ -75,15 +75,22 @@ def test_rendering_goes_on_where_it_stopped(copied, capsys):
     before = files(copied)
     lost = copied / f"{FIRST + 2:08d}"
     shutil.rmtree(lost)
-    (copied / f"{FIRST + 4:08d}" / "transforms.json").unlink()  # not whole
     run("render", *PROCEDURAL, "--out", copied)
     after = files(copied)
     assert {path: content for path, (content, _) in after.items()} == {p: c for p, (c, _) in before.items()}
     new = {path.relative_to(copied).parts[0] for path in after if after[path][1] != before[path][1]}
-    assert new == {lost.name, f"{FIRST + 4:08d}"}
-    assert "2 objects rendered, 4 were there" in capsys.readouterr().out
+    assert new == {lost.name}
+    assert "1 objects rendered, 5 were there" in capsys.readouterr().out
     with pytest.raises(UserError, match="was begun with num_views 4, now it is 2"):
         run("render", *PROCEDURAL, "--num-views", 2, "--out", copied)
+
+
+def test_what_is_not_ours_is_not_overwritten(tmp_path):
+    (tmp_path / f"{FIRST:08d}").mkdir()
+    (tmp_path / f"{FIRST:08d}" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"cannot write .*{FIRST:08d}.*; choose another place"):
+        run("render", *PROCEDURAL, "--out", tmp_path)
+    assert (tmp_path / f"{FIRST:08d}" / "notes.txt").read_text() == "mine"
 
 
 def test_parts_are_disjoint_and_make_the_whole(rendered, tmp_path):
@@ -125,6 +132,16 @@ def test_meshes_become_records(meshes, tmp_path, capsys):
     np.testing.assert_allclose(examples[0]["alpha"], rgba[..., 3:], atol=0.51 / 255)
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
     np.testing.assert_allclose(examples[0]["rgb"], over_white, atol=1.01 / 255)
+
+
+def test_meshes_with_names_in_conflict_are_refused(meshes, tmp_path):
+    shutil.copy(meshes / "b.glb", meshes / "a.glb")
+    with pytest.raises(UserError, match="a mesh and a folder called a;"):
+        run("render", "--meshes", meshes, "--out", tmp_path / "views")
+    shutil.copy(meshes / "b.glb", meshes / "c.glb")
+    with pytest.raises(UserError, match="differ only in their suffix"):
+        run("render", "--meshes", meshes, "--out", tmp_path / "views")
+    assert not (tmp_path / "views").exists()
 
 
 # ---- Building ----
