@@ -174,7 +174,7 @@ def shrunk():
 
 @pytest.fixture(scope="session")
 def random_params(shrunk):
-    """Parameters of `shrunk`, by path; random also where initialisation has zeros, so every gradient flows."""
+    """Parameters of `shrunk`, by path; random also where they start at zero, so that every gradient flows."""
     model = backbones.build("emu_video", shrunk().backbone.kwargs.to_dict())
     rng = np.random.default_rng(0)
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")

@@ -1,5 +1,9 @@
 """Weights as safetensors, states by Orbax: whole or refused."""
 
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,37 +98,110 @@ def state():
     key = jax.random.key(3)
     return {
         "step": jnp.int32(5),
+        "key": jax.random.key(3),
         "values": jax.random.normal(key, (8, 2)),
         "moments": [jnp.ones(3, jnp.bfloat16)],
     }
 
 
 def test_states_come_back_bit_for_bit_and_placed(tmp_path, state):
-    manager = checkpoint.open_manager(tmp_path)
-    settings = {"seed": 0, "sizes": (1, 2)}
-    assert checkpoint.restore(manager, state, settings) is None
-    for step in (1, 2, 3):
-        checkpoint.save(manager, step, state | {"step": jnp.int32(step)}, settings)
-    manager.close()
+    settings, meta = {"seed": 0, "sizes": (1, 2)}, {"batches": {"turntable": 7}, "skipped": ["one"]}
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state, settings) is None
+        for step in (1, 2, 3):
+            saved = state | {"step": jnp.int32(step)}
+            checkpoints.save(step, saved, meta | {"settings": settings})
     assert sorted(int(entry.name) for entry in (tmp_path / "checkpoints").iterdir()) == [2, 3]
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     like = state | {"values": jax.device_put(state["values"], sharding)}
-    manager = checkpoint.open_manager(tmp_path)
-    restored = checkpoint.restore(manager, like, settings)
-    manager.close()
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored, found = checkpoints.restore(like, settings)
     assert restored["step"] == 3 and restored["values"].sharding == sharding
+    assert {name: found[name] for name in meta} == meta
     for ours, original in zip(jax.tree.leaves(restored), jax.tree.leaves(state | {"step": 3}), strict=True):
-        assert np.array_equal(ours, original)
+        assert np.array_equal(*(jax.random.key_data(x) if is_key(x) else x for x in (ours, original)))
+
+
+def is_key(leaf):
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
+
+
+def test_some_stay_for_good(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
+        for step in range(1, 10):
+            checkpoints.save(step, {"step": jnp.int32(step)}, {"settings": {}})
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4, 8, 9]
 
 
 @pytest.mark.parametrize("now", [{"rate": 2.0}, {}, {"rate": 1.0, "more": 1}])
 def test_other_settings_are_refused(tmp_path, state, now):
-    manager = checkpoint.open_manager(tmp_path / "run")
-    checkpoint.save(manager, 1, state, {"rate": 1.0})
-    manager.wait_until_finished()
-    with pytest.raises(UserError, match=r"config\.(rate|more).*use another --workdir") as error:
-        checkpoint.restore(manager, state, now)
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, state, {"settings": {"rate": 1.0}})
+    refused = pytest.raises(UserError, match=r"config\.(rate|more).*use another --workdir")
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints, refused as error:
+        checkpoints.restore(state, now)
     assert str(tmp_path / "run") in str(error.value)
-    manager.close()
+
+
+def save_two(directory, state):
+    with checkpoint.Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state | {"step": jnp.int32(step)}, {"settings": {}})
+
+
+def test_one_that_was_cut_off_is_never_taken(tmp_path, state, capsys):
+    """A process killed in mid-write leaves a directory under a name that is no step's."""
+    save_two(tmp_path, state)
+    whole, cut = tmp_path / "checkpoints" / "2", tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    shutil.copytree(whole, cut)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state, {})[0]["step"] == 2
+    assert "warning" not in capsys.readouterr().err
+
+
+def cut_files(directory):
+    """Cuts every file of the state's arrays in half."""
+    files = [path for path in (directory / "state").rglob("*") if path.is_file()]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert files
+
+
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, state, capsys):
+    save_two(tmp_path, state)
+    cut_files(tmp_path / "checkpoints" / "2")
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state, {})[0]["step"] == 1
+    assert "checkpoint 2 cannot be read" in capsys.readouterr().err
+    cut_files(tmp_path / "checkpoints" / "1")
+    refused = pytest.raises(UserError, match="no checkpoint of .* can be read")
+    with checkpoint.Checkpoints(tmp_path) as checkpoints, refused:
+        checkpoints.restore(state, {})
+
+
+KILLED = """
+import os, sys
+import jax.numpy as jnp
+from pathlib import Path
+from im3d_jax import checkpoint
+
+checkpoints = checkpoint.Checkpoints(Path(sys.argv[1]))
+for step in (1, 2):
+    state = {"step": jnp.int32(step), "values": jnp.full((2000, 2000), step)}
+    checkpoints.save(step, state, {"settings": {}})
+    if step == 1:
+        checkpoints._manager.wait_until_finished()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_killed_while_it_saves_loses_nothing_that_was_saved(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True)
+    like = {"step": jnp.int32(0), "values": jnp.zeros((2000, 2000), jnp.int32)}
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore(like, {})
+    assert restored["step"] in (1, 2)
+    assert (np.asarray(restored["values"]) == int(restored["step"])).all()
