@@ -107,6 +107,22 @@ def read_config(path: str | Path) -> dict:
         raise UserError(f"{file} is not JSON ({error}); fetch it again") from None
 
 
+def check_config(path: str | Path, settings: Mapping[str, object]) -> None:
+    """Compares what shapes do not show with the config.json beside a checkpoint's weights, if there is one.
+
+    Args:
+        settings: those of our model by their name there. A list has an element for each level, in place of
+            which the file may have one number for all.
+
+    Raises UserError that names a setting which the file has otherwise.
+    """
+    config = read_config(path)
+    for key, ours in settings.items():
+        theirs = config.get(key, ours)
+        if theirs != ours and not (isinstance(ours, list) and [theirs] * len(ours) == ours):
+            raise UserError(f"{path}: config.json has {key} {theirs}, config.backbone makes it {ours}")
+
+
 def to_params(tensors: Mapping[str, np.ndarray], params, source_of: SourceOf, what: str):
     """`params` with the values of a checkpoint, float32.
 

@@ -10,13 +10,11 @@ halves together are in the weights file that `im3d train` writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
 from im3d_jax import pretrained
 from im3d_jax.pretrained import Source
-from recon_torch.errors import UserError
 
 # Ours -> theirs, in this order. The wrapped layers go first, because later patterns are of whole modules.
 RENAMED = (
@@ -51,7 +49,13 @@ def from_pretrained(spec, path, params) -> dict:
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
     directory's config.json that `spec` does not have.
     """
-    _check_config(spec, pretrained.read_config(path), path)
+    settings = {
+        "_class_name": "UNet2DConditionModel",
+        # diffusers' name for the number of heads of each level.
+        "attention_head_dim": [spec.num_heads_of(mult * spec.model_channels) for mult in spec.channel_mult],
+        "norm_num_groups": 32,
+    }
+    pretrained.check_config(path, settings)
     tensors = pretrained.read(path)
     what = f"{path} (UNet2DConditionModel)"
     loaded = pretrained.to_params(tensors, _text_to_image(spec, params), _source_of(spec), what)
@@ -63,20 +67,6 @@ def from_pretrained(spec, path, params) -> dict:
 def to_pretrained(spec, params) -> dict[str, np.ndarray]:
     """The spatial layers as a UNet2DConditionModel's tensors: all of them, and nothing else."""
     return pretrained.to_tensors(_text_to_image(spec, params), _source_of(spec))
-
-
-def _check_config(spec, config: Mapping, path) -> None:
-    """What shapes do not show."""
-    ours = {
-        "_class_name": "UNet2DConditionModel",
-        # diffusers' name for the number of heads of each level.
-        "attention_head_dim": [spec.num_heads_of(mult * spec.model_channels) for mult in spec.channel_mult],
-        "norm_num_groups": 32,
-    }
-    for key, value in ours.items():
-        theirs = config.get(key, value)
-        if theirs != value and [theirs] * len(spec.channel_mult) != value:
-            raise UserError(f"{path}: config.json has {key} {theirs}, config.backbone makes it {value}")
 
 
 def _source_of(spec):

@@ -13,7 +13,6 @@ import numpy as np
 
 from im3d_jax import pretrained
 from im3d_jax.pretrained import Source
-from recon_torch.errors import UserError
 
 STABILITY_PREFIX = "model.diffusion_model."
 OTHER_MODELS = ("first_stage_model.", "conditioner.")
@@ -60,7 +59,7 @@ def from_pretrained(spec, path, params) -> dict:
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
     directory's config.json that `spec` does not have.
     """
-    _check_config(spec, pretrained.read_config(path), path)
+    pretrained.check_config(path, _settings(spec))
     tensors = pretrained.read(path)
     if any(name.startswith(STABILITY_PREFIX) for name in tensors):
         tensors = {
@@ -117,25 +116,20 @@ def _layer(spec, way: str, block: int, kind: str, layer: int) -> str:
 
 
 def _diffusers_source(path: str) -> Source:
-    # The embeddings' layers are called linear_1 and linear_2 there, and are no list.
-    return Source(re.sub(r"\.linear\.(\d)", r".linear_\1", pretrained.torch_name(path)))
+    return Source(pretrained.torch_name(path))
 
 
 def _stability_source(spec):
     return lambda path: Source(stability_name(spec, _diffusers_source(path).name))
 
 
-def _check_config(spec, config: dict, path) -> None:
-    """What shapes do not show."""
+def _settings(spec) -> dict:
+    """What the model is in words of diffusers' config.json, where shapes do not show it."""
     levels = range(len(spec.block_out_channels))
     down = ["CrossAttnDown" if level in spec.attention_levels else "Down" for level in levels]
-    ours = {
+    return {
         "_class_name": "UNetSpatioTemporalConditionModel",
         "num_attention_heads": list(spec.num_attention_heads),
         "down_block_types": [f"{kind}BlockSpatioTemporal" for kind in down],
         "transformer_layers_per_block": 1,
     }
-    for key, value in ours.items():
-        theirs = config.get(key, value)
-        if theirs != value:
-            raise UserError(f"{path}: config.json has {key} {theirs}, config.backbone makes it {value}")

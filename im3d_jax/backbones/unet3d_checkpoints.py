@@ -6,7 +6,6 @@ import numpy as np
 
 from im3d_jax import pretrained
 from im3d_jax.pretrained import Source
-from recon_torch.errors import UserError
 
 FAMILIES = {"none": "UNet3DConditionModel", "channels": "UNet3DConditionModel", "i2vgen": "I2VGenXLUNet"}
 """How the image enters -> the class of diffusers whose parameters the network has."""
@@ -24,7 +23,12 @@ def from_pretrained(spec, path, params) -> dict:
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
     directory's config.json that `spec` does not have.
     """
-    _check_config(spec, pretrained.read_config(path), path)
+    settings = {
+        "_class_name": FAMILIES[spec.image],
+        "attention_head_dim": spec.head_dim,
+        "norm_num_groups": spec.norm_num_groups,
+    }
+    pretrained.check_config(path, settings)
     tensors = pretrained.read(path)
     width, channels = spec.block_out_channels[0], spec.latent_shape[-1]
     kernel = tensors.get("conv_in.weight")
@@ -43,15 +47,3 @@ def source_of(path: str) -> Source:
     """Where a parameter stands in a checkpoint, for `pretrained`."""
     path = path.replace("/ff_in/", "/ff/net_0/proj/").replace("/ff_out/", "/ff/net_2/")
     return Source(pretrained.torch_name(path))
-
-
-def _check_config(spec, config: dict, path) -> None:
-    """What shapes do not show."""
-    ours = {
-        "_class_name": FAMILIES[spec.image],
-        "attention_head_dim": spec.head_dim,
-        "norm_num_groups": spec.norm_num_groups,
-    }
-    for key, value in ours.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{path}: config.json has {key} {config[key]}, config.backbone makes it {value}")
