@@ -20,7 +20,7 @@ def problems(latent_shape: Sequence[int], levels: int, remat: str, query_chunk: 
     Args:
         latent_shape: (h, w, c); a UNet halves the sides once less than it has `levels`.
         remat: what the backward pass keeps, "" or a policy of `jax.checkpoint_policies`.
-        query_chunk: see `layers.attend`; of each level's places, where they are more.
+        query_chunk: see `attention.attend`; of each level's places, where they are more.
     """
     height, width = latent_shape[:2]
     divisor = 2 ** (levels - 1)

@@ -140,6 +140,7 @@ class Model:
             return hosting.load(self._class, self.path, f"{WHAT}.path", dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            # What diffusers' constructors raise for an architecture that they cannot build: it is the user's.
             try:
                 module = self._class(**dict(self.kwargs))
             except (ValueError, TypeError, NotImplementedError) as error:
