@@ -223,6 +223,8 @@ class Fit:
             with torch.no_grad():
                 parts = [self._lpips.features(part) for part in self._views.split(VIEWS_AT_ONCE)]
             self._target_features = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+        if len(chosen) == 1:  # a slice costs no copy of these large arrays
+            return [stage.narrow(0, int(chosen), 1) for stage in self._target_features]
         return [stage[chosen] for stage in self._target_features]
 
     def _update(self, info: dict[str, Any]) -> None:
@@ -236,7 +238,10 @@ class Fit:
             optimizer.zero_grad()
         # gsplat draws the places of split Gaussians from the global generator.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(_fold_in(self._seed, SPLIT_STREAM, self.step))
+            # torch.manual_seed takes a millisecond to note a traceback for each kind of device not there.
+            on_gpu = self.device.type == "cuda"
+            seed = torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed
+            seed(_fold_in(self._seed, SPLIT_STREAM, self.step))
             self._strategy.step_post_backward(
                 self._params, self._optimizers, self._strategy_state, self.step, info
             )

@@ -142,7 +142,7 @@ def test_targets_are_copied():
 
 def test_loss_is_the_papers():
     """10 LPIPS + 0.2 (1 - MS-SSIM) + mask, from the start's render and the public functions."""
-    fit = make_fit(views_per_step=8, lpips_stages=5)
+    fit = make_fit(views_per_step=8, lpips_stages=5, lpips_dtype="float32")
     rgb, alpha = render(fit.gaussians, CAMERAS)
     views, masks = render(known_object(), CAMERAS)
     lpips = PerceptualDistance("alex")
@@ -154,6 +154,16 @@ def test_loss_is_the_papers():
     seen = []
     fit.run(1, lambda step, losses: seen.append(losses["loss"].item()))
     assert seen == [pytest.approx(expected.item(), rel=1e-4)]
+
+
+def test_bfloat16_ends_where_float32_does():
+    views, masks = render(known_object(), HELD_OUT)
+    psnr = {}
+    for dtype in ("float32", "bfloat16"):
+        fit = make_fit(lpips_dtype=dtype)
+        fit.run(150)
+        psnr[dtype] = fit.compare(HELD_OUT, views, masks)["psnr"]
+    assert psnr["bfloat16"] == pytest.approx(psnr["float32"], abs=0.5) and psnr["float32"] > 25
 
 
 @pytest.mark.parametrize("removed", ["lpips", "ssim", "mask"])
@@ -215,6 +225,8 @@ def test_bad_targets():
         fit.set_targets(views[:3], masks[:3])
     with pytest.raises(UserError, match="lpips_stages is 6"):
         Fit(CAMERAS, dataclasses.replace(QUICK, lpips_stages=6), "cpu")
+    with pytest.raises(UserError, match="lpips_dtype is 'half'"):
+        Fit(CAMERAS, dataclasses.replace(QUICK, lpips_dtype="half"), "cpu")
     with pytest.raises(UserError, match="too small"):
         Fit(orbit(4, 0.0, 16), QUICK, "cpu")
 

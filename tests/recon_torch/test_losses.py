@@ -64,6 +64,19 @@ def test_lpips_is_the_packages(net, stages):
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
 
+def test_rounded_lpips_is_nearly_the_same():
+    images, targets = image_pair(48)
+    distance = PerceptualDistance("alex")
+    rounded = distance.rounded(torch.bfloat16, 3)
+    assert len(rounded.features(targets)) == rounded.num_stages == 3
+    exact = distance.distance(images, distance.features(targets, 3))
+    close = rounded.distance(images, rounded.features(targets))
+    assert close.dtype == torch.float32 and not torch.equal(close, exact)
+    torch.testing.assert_close(close, exact, rtol=1e-2, atol=0)
+    expected = gradient(exact, images)
+    assert (gradient(close, images) - expected).norm() < 0.15 * expected.norm()
+
+
 def test_lpips_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
