@@ -18,7 +18,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from im3d_jax import checkpoint, config_flags, sharding, tasks
-from im3d_jax.data import objects, pipeline
+from im3d_jax.data import pipeline, sources
 from im3d_jax.training import feed, hosts
 from im3d_jax.training.state import TrainState, create, join, make_optimizer
 from im3d_jax.training.step import make_step
@@ -158,16 +158,10 @@ def watch(config, workdir: Path, task, state: TrainState, mesh: Mesh) -> Watch:
 
 def open_stream(config, name: str, mesh: Mesh, start: int) -> pipeline.Stream:
     """This process's part of a stream's batches, from batch `start` on."""
-    stream, loader = config.train.streams[name], config.train.loader
-    if stream.data.path:
-        from im3d_jax.data.turntables import TurntableSource
-
-        source = TurntableSource(
-            stream.data.path, split=stream.data.split, size=config.size, num_views=stream.num_views
-        )
-    else:
-        first = objects.SPLITS[stream.data.split][0] + stream.data.first_object
-        source = pipeline.ProceduralSource(config.seed, first, config.size, stream.num_views)
+    stream = config.train.streams[name]
+    source = sources.open_source(
+        **stream.data, seed=config.seed, size=config.size, num_views=stream.num_views
+    )
     return pipeline.open_stream(
         source,
         seed=config.seed,
@@ -175,7 +169,7 @@ def open_stream(config, name: str, mesh: Mesh, start: int) -> pipeline.Stream:
         shard=pipeline.Shard(*sharding.rows_of_process(mesh)),
         start=start,
         shuffle=bool(stream.data.path),
-        **loader,
+        **config.train.loader,
     )
 
 

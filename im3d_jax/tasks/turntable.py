@@ -75,9 +75,12 @@ class Turntable:
     def collate(self, examples: Sequence[Example]) -> dict:
         """Arrays of a batch: latents [B,K,h,w,c], or rgb and alpha in [0, 1]; text; what else is asked for.
 
-        What records have cached is taken as it is; the rest is encoded here.
+        What records have cached is taken as it is; the rest is encoded here. Raises UserError if what is
+        cached is not what the backbone takes.
         """
         stacked = {name: np.stack([each[name] for each in examples]) for name in self._views(examples[0])}
+        if "latents" in stacked:
+            self._check("latents", stacked["latents"].shape[2:], tuple(self.model.latent_shape))
         if "text" in examples[0]:
             text, text_mask = (
                 tuple(
@@ -88,12 +91,22 @@ class Turntable:
             )
         else:
             text, text_mask = self.generator.text.encode([each["caption"] for each in examples])
+        for number, (made, taken) in enumerate(zip(text, self.asks.text, strict=False)):
+            self._check(f"text_{number}", made.shape[2:], taken.shape[2:])
         batch = {**stacked, "text": tuple(text), "text_mask": tuple(text_mask)}
         if self.asks.elevation_rad is not None:
             batch["elevation_rad"] = np.array([each["elevation_rad"] for each in examples], np.float32)
         if self.asks.image_tokens is not None:
             batch["image_tokens"] = self._image_tokens(examples)
         return batch
+
+    @staticmethod
+    def _check(what: str, made: tuple[int, ...], taken: tuple[int, ...]) -> None:
+        if made != taken:
+            raise UserError(
+                f"the data set's {what} have shape {made}, the backbone takes {taken}: build it with this"
+                " config"
+            )
 
     @staticmethod
     def _views(example: Example) -> tuple[str, ...]:

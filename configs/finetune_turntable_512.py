@@ -1,0 +1,31 @@
+"""The paper's fine-tuning: turntables of 512 px, temporal layers only (Sec. 3.1, A.1).
+
+Data:      im3d dataset build --views renders --out data/turntables --embed-config configs/paper_512.py --latents
+Size it:   im3d plan --config=configs/finetune_turntable_512.py --mesh data=80 --accelerator a100
+Command:   im3d train --config=configs/finetune_turntable_512.py --workdir=runs/512 --cluster slurm
+Devices: 80 A100 of 80 GB. Paper: 5 days. Here: @HOURS@
+Result: the paper's Table 1 says what it got; not trained here, where there is neither such data nor weights
+to start from. `init_from` takes what `im3d convert` makes of a text-to-image model's spatial layers.
+
+The data set holds latents and text embeddings, so that neither the autoencoder nor the text encoders run
+while training. The spatial layers stay bfloat16, what trains is float32 with bfloat16 arithmetic.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, paper_512
+
+
+def get_config() -> ConfigDict:
+    config = paper_512.get_config()
+    config.train.init_from = "weights/emu_video_512.safetensors"
+    config.train.streams.turntable = base.stream(batch_size=240, path="data/turntables")
+    config.train.max_skipped = 10
+    config.train.hang_timeout_s = 900.0
+    config.train.loader.update(num_threads=8, buffer=4, max_corrupt=100)
+    config.train.checkpoint.update(every=500, keep=2, keep_every=10_000, weights_every=10_000)
+    config.train.tensorboard = True
+    config.train.sample.update(
+        every=2000, prompts=("a red fire hydrant", "a wicker chair", "a plush owl", "a toy sports car")
+    )
+    return config
