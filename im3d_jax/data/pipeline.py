@@ -105,9 +105,8 @@ class Stream:
 
     Attributes:
         position: the global batch that comes next.
-        skipped: the corrupt records among the batches given out since the stream was opened, each once, with
-            what is wrong with it. Batches only read ahead do not count, so a resumed run counts none twice
-            that it had not met.
+        skipped: the corrupt records met in the batches given out since the stream was opened, each once, with
+            what is wrong with it. What was only read ahead does not count.
     """
 
     def __init__(self, batches: grain.DatasetIterator, start: int, max_corrupt: int):
