@@ -19,6 +19,7 @@ import json
 import os
 import re
 import sys
+import time
 import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,7 @@ from recon_torch.errors import CommandParser, UserError
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 ENCODED_TOGETHER = 16  # objects
 NAMED = 3  # of the objects skipped, in the error that stops
-BAR = dict(unit="object", disable=None, file=sys.stderr)  # tqdm's: none where stderr is no terminal
+LOG_EVERY_S = 60.0
 BACKGROUND = 0.75  # grey of a contact sheet, on which a wrong alpha shows
 
 
@@ -56,6 +57,21 @@ class Skipped:
         if len(self.messages) > self.limit:
             first = "; ".join(self.messages[:NAMED])
             raise UserError(f"more than --max-skipped {self.limit} objects cannot be used: {first}")
+
+
+def progress(items: Iterable, total: int, initial: int = 0) -> Iterator:
+    """The items, with a bar on a terminal, and now and then a plain line in a log."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, initial=initial, desc="objects", unit="object")
+        return
+    began = written = time.monotonic()
+    for done, item in enumerate(items, initial + 1):
+        yield item
+        now = time.monotonic()
+        if now - written >= LOG_EVERY_S:
+            rate, written = (done - initial) / (now - began), now
+            eta = tqdm.format_interval((total - done) / rate)
+            print(f"objects {done}/{total} {rate:.3g}/s ETA {eta}", file=sys.stderr, flush=True)
 
 
 # ---- Rendering ----
@@ -79,7 +95,7 @@ def render(argv: list[str]) -> None:
     names = names[part::num_parts]
     missing = [name for name in names if not views.is_object(flags.out / name)]
     skipped = Skipped(flags.max_skipped)
-    for name in tqdm(missing, initial=len(names) - len(missing), total=len(names), desc="objects", **BAR):
+    for name in progress(missing, len(names), len(names) - len(missing)):
         try:
             rgba, cameras, caption, elevation_rad = render_one(name)
         except UserError as error:
@@ -261,7 +277,7 @@ def read_all(root: Path, skipped: Skipped) -> Iterator[Record]:
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     read_ahead = grain.MapDataset.source(directories).map(read).to_iter_dataset(options)
     alike = None
-    for record in tqdm(read_ahead, total=len(directories), desc="objects", **BAR):
+    for record in progress(read_ahead, len(directories)):
         if isinstance(record, str):
             skipped.add(record)
             continue

@@ -170,7 +170,9 @@ def test_unfit_objects_are_named_and_left_out(copied, tmp_path, capsys):
 
 
 def test_objects_of_another_size_are_left_out(copied, tmp_path, capsys):
-    views.write_object(copied / "zz", np.ones((2, SIZE, SIZE, 4)), cameras.orbit(2, 0.1, SIZE), "", 0.1)
+    rgba = np.zeros((2, SIZE, SIZE, 4))
+    rgba[:, 4:12, 4:12] = 1
+    views.write_object(copied / "zz", rgba, cameras.orbit(2, 0.1, SIZE), "", 0.1)
     assert len(build(copied, tmp_path / "data")) == OBJECTS
     assert "zz: it has 2 views of 16 px, the first object 4 views of 16 px" in capsys.readouterr().err
 
@@ -262,6 +264,14 @@ def test_mistakes_are_named(mistake, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         dataset.main(arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_log_gets_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr(dataset, "LOG_EVERY_S", 0)
+    assert list(dataset.progress("abc", 5, initial=2)) == ["a", "b", "c"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("/s")[0].rsplit(" ", 1)[0] for line in lines] == [f"objects {n}/5" for n in (3, 4, 5)]
+    assert lines[-1].endswith("ETA 00:00")
 
 
 def test_captions_that_are_no_table_are_refused(tmp_path):
