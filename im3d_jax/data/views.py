@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from im3d_jax.data.turntables import Record
+from im3d_jax.data.turntables import Record, decode_views
 from recon_torch import export
-from recon_torch.cameras import Cameras, load_transforms_json, read_transforms, write_transforms
+from recon_torch.cameras import Cameras, read_transforms, write_transforms
 from recon_torch.errors import UserError
 from recon_torch.views import load_views
 
@@ -147,15 +147,21 @@ def _read_metadata(directory: Path) -> tuple[str, float | None]:
 
 
 def _png_files(directory: Path, images: np.ndarray, masks: np.ndarray) -> Iterator[bytes]:
-    """The views as PNG files with alpha; files that are such already stay as they are."""
-    path = directory / "transforms.json"
-    frames, (_, names) = load_transforms_json(path)["frames"], read_transforms(path)
-    for frame, name, image, mask in zip(frames, names, images, masks, strict=True):
+    """The views as PNG files with alpha; files that show just that already stay as they are."""
+    _, names = read_transforms(directory / "transforms.json")
+    for name, image, mask in zip(names, images, masks, strict=True):
         content = (directory / name).read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
-            is_stored = opened.format == "PNG" and opened.mode == "RGBA" and not opened.getexif()
-        if not is_stored or "mask_path" in frame:
+        if not _shows(content, image, mask):
             buffer = io.BytesIO()
             Image.fromarray(export.to_uint8(straight(image, mask))).save(buffer, format="PNG")
             content = buffer.getvalue()
         yield content
+
+
+def _shows(content: bytes, image: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether a file can be stored for a view: an RGBA PNG that decodes to it."""
+    try:
+        rgb, alpha = decode_views([content], len(image))
+    except (ValueError, OSError):  # another size, mode or format
+        return False
+    return max(np.abs(rgb[0] - image).max(), np.abs(alpha[0] - mask).max()) < 1e-3

@@ -128,7 +128,7 @@ SPOILT = {
     "a list": (write("metadata.json", "[]"), "metadata.json cannot be read"),
     "a number": (write("metadata.json", '{"caption": 3}'), "caption must be text"),
     "elevation": (write("metadata.json", '{"caption": "a cat", "elevation_deg": 21.9}'), "stand at 22.9"),
-    "no picture": (lambda directory: (directory / "images/002.png").unlink(), "002.png does not exist"),
+    "no picture": (lambda directory: (directory / "images/002.png").unlink(), "002.png'? does not exist"),
     "a bad picture": (write("images/002.png", "not one"), "cannot read .*002.png"),
     "no cameras": (write("transforms.json", "{}"), "has no frames"),
 }
