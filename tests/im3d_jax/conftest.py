@@ -1,6 +1,7 @@
-"""Tiny random encoders in the layout of public checkpoints, and a client whose fit runs in this process."""
+"""Tiny random models in the layout of public checkpoints, weights drawn at once, a fit without worker."""
 
 import json
+import math
 import string
 from pathlib import Path
 
@@ -92,6 +93,66 @@ def clip_vision(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory):
+    """A directory of an autoencoder that halves the sides twice, to latents of 4 channels."""
+    from diffusers import AutoencoderKL
+
+    path, levels = tmp_path_factory.mktemp("vae"), 3
+    model = AutoencoderKL(
+        block_out_channels=(32,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
+    )
+    perturb(model).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def diffusers_svd():
+    """Width of the vector that it is told -> diffusers' network in the size of `svd.SMALL`."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    def make(vector_size=3 * 16):
+        torch.manual_seed(0)
+        model = UNetSpatioTemporalConditionModel(
+            in_channels=8,
+            out_channels=4,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            layers_per_block=1,
+            num_attention_heads=(2, 4),
+            cross_attention_dim=24,
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=vector_size,
+        )
+        return perturb(model).requires_grad_()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def quick_init():
+    """Random weights drawn by NumPy: to compile JAX's generators, for each parameter anew, takes seconds."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if leaf.ndim > 1:
+            return (rng.standard_normal(leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))).astype(
+                leaf.dtype
+            )
+        return np.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
+
+    def init(model, key):
+        return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, key))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "init", init)
+        yield
+
+
 class LocalClient:
     """`ReconClient` without the process: the fit runs here."""
 
@@ -134,13 +195,11 @@ class LocalClient:
 
 
 @pytest.fixture(scope="module")
-def local_client():
-    """`im3d generate` without a worker process, and with little optimisation of what it compiles."""
+def local_client(quick_init):
+    """`im3d generate` without a worker process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "ReconClient", LocalClient)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield LocalClient
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

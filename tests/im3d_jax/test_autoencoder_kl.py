@@ -37,14 +37,6 @@ PUBLIC = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """The networks here are small: compiling them is all that takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Family -> (diffusers' module, directory that it was saved in). No parameter is where it starts."""

@@ -14,13 +14,6 @@ from im3d_jax.conditioning import Conditioning
 SHAPE = (4, 4, 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Net(nn.Module):
     """A convolution and a mixing of views, told everything that a condition holds."""
 

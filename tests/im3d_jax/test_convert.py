@@ -8,36 +8,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from im3d_jax import backbones, checkpoint, main
-from recon_torch import torchvision_operators
 
-torchvision_operators.declare()
-from diffusers import UNetSpatioTemporalConditionModel  # noqa: E402  (imports torchvision)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(diffusers_svd, tmp_path_factory):
     """A config for the small SVD, and diffusers' network of its size with random weights."""
     directory = tmp_path_factory.mktemp("convert")
-    torch.manual_seed(0)
-    UNetSpatioTemporalConditionModel(
-        in_channels=8,
-        out_channels=4,
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        layers_per_block=1,
-        num_attention_heads=(2, 4),
-        cross_attention_dim=24,
-        addition_time_embed_dim=16,
-        projection_class_embeddings_input_dim=48,
-    ).save_pretrained(directory / "unet")
+    diffusers_svd().save_pretrained(directory / "unet")
     (directory / "small.py").write_text(
         "from configs import svd_xt\n"
         "from im3d_jax.backbones import svd\n"

@@ -15,7 +15,21 @@ pytestmark = pytest.mark.usefixtures("local_client")
 
 ROOT = Path(__file__).parents[2]
 SIZE, LATENT = 32, (8, 8, 4)
-VAE = dict(path="random", block_out_channels=(32, 32, 32), layers_per_block=1, latent_channels=4)
+CONFIG = """
+from configs import tiny
+
+def get_config():
+    config = tiny.get_config()
+    for name, value in CHANGES.items():
+        config[name] = value
+    config.text_to_image.num_steps = 1
+    with config.ignore_type():  # a number for all views, or one for each
+        config.video.update(num_steps=2, w_image=2.0, w_text=0.0)
+    config.rounds.update(at_steps=(4, 6), num_steps=1)
+    config.fit.update(num_gaussians=100, num_steps=8, lpips_net="alex")
+    config.turntable.update(num_frames=2, size=SIZE)
+    return config
+"""
 
 
 def small(name, **kwargs):
@@ -57,34 +71,25 @@ def picture(tmp_path):
     return tmp_path / "ball.png"
 
 
-def write_config(path, changes, num_views):
-    """A config file: the tiny one, shrunk, with `changes`."""
-    shrunk = dict(size=SIZE, num_views=num_views, weights="random")
-    shrunk |= dict(autoencoder=dict(name="autoencoder_kl", kwargs=VAE)) | changes
-    path.write_text(
-        f"""
-from configs import tiny
+@pytest.fixture
+def write_config(vae, tmp_path):
+    """(changes, number of views) -> a config file: the tiny one, shrunk, with the changes."""
 
-def get_config():
-    config = tiny.get_config()
-    for name, value in {shrunk!r}.items():
-        config[name] = value
-    config.text_to_image.num_steps = 1
-    with config.ignore_type():  # a number for all views, or one for each
-        config.video.update(num_steps=2, w_image=2.0, w_text=0.0)
-    config.rounds.update(at_steps=(4, 6), num_steps=1)
-    config.fit.update(num_gaussians=100, num_steps=8, lpips_net="alex")
-    config.turntable.update(num_frames=2, size=SIZE)
-    return config
-""".replace("SIZE", str(SIZE))
-    )
-    return path
+    def write(changes, num_views):
+        shrunk = dict(size=SIZE, num_views=num_views, weights="random")
+        shrunk |= dict(autoencoder=dict(name="autoencoder_kl", kwargs=dict(path=vae))) | changes
+        (tmp_path / "config.py").write_text(
+            CONFIG.replace("CHANGES", repr(shrunk)).replace("SIZE", str(SIZE))
+        )
+        return tmp_path / "config.py"
+
+    return write
 
 
 @pytest.mark.parametrize("name", ["emu_video", "svd", "sv3d_p", "unet3d", "torch_hosted"])
-def test_every_backbone_makes_an_asset(name, clip, t5, clip_vision, picture, tmp_path):
+def test_every_backbone_makes_an_asset(name, clip, t5, clip_vision, picture, write_config, tmp_path):
     changes, num_views = case(name, clip, t5, clip_vision)
-    config = write_config(tmp_path / "config.py", changes, num_views)
+    config = write_config(changes, num_views)
     flags = ["--image", picture, "--prompt", "a cat", "--out", tmp_path / "out", "--save-views"]
     if name == "sv3d_p":  # one weight for each view, and told its cameras
         weights = triangular(num_views, 1.0, 2.5)
@@ -103,9 +108,9 @@ def test_every_backbone_makes_an_asset(name, clip, t5, clip_vision, picture, tmp
     assert all(np.abs(view - views[0]).mean() > 0.5 for view in views[1:])  # random networks, random views
 
 
-def test_a_prompt_draws_with_text_alone(clip, t5, clip_vision, tmp_path):
+def test_a_prompt_draws_with_text_alone(clip, t5, clip_vision, write_config, tmp_path):
     changes, num_views = case("emu_video", clip, t5, clip_vision)
-    config = write_config(tmp_path / "config.py", changes, num_views)
+    config = write_config(changes, num_views)
     flags = ["--prompt", "a cat", "--out", str(tmp_path / "out")]
     assert main.run(["generate", f"--config={config}", *flags]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
@@ -120,26 +125,30 @@ def test_a_prompt_draws_with_text_alone(clip, t5, clip_vision, tmp_path):
         (dict(weights=""), "config.weights is empty"),
     ],
 )
-def test_parts_that_do_not_go_together_are_named(changes, message, clip_vision, picture, tmp_path, capsys):
+def test_parts_that_do_not_go_together_are_named(
+    changes, message, clip_vision, picture, write_config, tmp_path, capsys
+):
     whole, num_views = case("svd", None, None, clip_vision)
-    config = write_config(tmp_path / "config.py", whole | changes, changes.get("num_views", num_views))
+    config = write_config(whole | changes, changes.get("num_views", num_views))
     flags = ["--image", str(picture), "--out", str(tmp_path / "out")]
     assert main.run(["generate", f"--config={config}", *flags]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_backbone_without_text_asks_for_a_picture(clip_vision, tmp_path, capsys):
+def test_a_backbone_without_text_asks_for_a_picture(clip_vision, write_config, tmp_path, capsys):
     whole, num_views = case("svd", None, None, clip_vision)
-    config = write_config(tmp_path / "config.py", whole, num_views)
+    config = write_config(whole, num_views)
     flags = ["--prompt", "a cat", "--out", str(tmp_path / "out")]
     assert main.run(["generate", f"--config={config}", *flags]) == 2
     assert "svd takes no prompts; give --image" in capsys.readouterr().err
 
 
-def test_encoders_of_another_width_are_refused(clip, t5, clip_vision, picture, tmp_path, capsys):
+def test_encoders_of_another_width_are_refused(
+    clip, t5, clip_vision, picture, write_config, tmp_path, capsys
+):
     changes, num_views = case("emu_video", clip, t5, clip_vision)
     changes["backbone"]["kwargs"]["text_dims"] = (32, 99)
-    config = write_config(tmp_path / "config.py", changes, num_views)
+    config = write_config(changes, num_views)
     flags = ["--image", str(picture), "--out", str(tmp_path / "out")]
     assert main.run(["generate", f"--config={config}", *flags]) == 2
     assert "config.text makes widths" in capsys.readouterr().err

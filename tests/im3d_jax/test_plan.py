@@ -180,9 +180,12 @@ def test_a_pipeline_draws_the_image(capsys, tmp_path):
 
 
 def test_the_papers_size(capsys, tmp_path):
-    """With one residual block at a level: tracing all of them takes a minute."""
-    cut = "--config.backbone.kwargs.num_res_blocks=(1, 1, 1, 1)"
-    paper = "--config=configs/paper_512.py", cut, "--accelerator=a100"
+    """With residual blocks at two levels and attention at one: tracing all of them takes a minute."""
+    cut = [
+        f"--config.backbone.kwargs.{each}"
+        for each in ("num_res_blocks=(1, 0, 0, 1)", "attention_levels=(0,)")
+    ]
+    paper = "--config=configs/paper_512.py", *cut, "--accelerator=a100"
     text, numbers = run(capsys, tmp_path, *paper, "--mesh=data=40,fsdp=2")
     step, asset = numbers["train"], numbers["generate"]
     assert asset["video"]["evaluations_per_call"] == 3 and step["batch_per_device"] == 3

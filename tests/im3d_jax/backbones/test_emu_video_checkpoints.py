@@ -36,14 +36,6 @@ LAYOUTS = {  # Stable Diffusion -> (what config.backbone says of it, what config
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """The networks here are small: compiling them is all that takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def flatten(tree):
     return traverse_util.flatten_dict(tree, sep="/")
 

@@ -30,14 +30,6 @@ MODELS = {
 FILE = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """The networks here are small: compiling them is all that takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def flatten(tree):
     return traverse_util.flatten_dict(tree, sep="/")
 

@@ -27,9 +27,7 @@ def example(tmp_path_factory):
     (package / "my_model.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(package.parent))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield "my_pkg.my_model"
-        jax.config.update("jax_disable_most_optimizations", False)
     sys.modules.pop("my_pkg.my_model", None)
     sys.modules.pop("my_pkg", None)
 
