@@ -63,7 +63,10 @@ class Record:
         return self.cameras.height
 
     def fields(self) -> dict:
-        """What the record's features are called, and their values."""
+        """What the record's features are called, and their values.
+
+        Raises UserError for an array with values that float16 does not hold.
+        """
         arrays = {"latents": self.latents, "image_tokens": self.image_tokens}
         arrays |= {f"text_{number}": array for number, array in enumerate(self.text)}
         arrays |= {f"text_mask_{number}": array for number, array in enumerate(self.text_mask)}
@@ -75,7 +78,12 @@ class Record:
             "intrinsics_px": self.cameras.intrinsics_px.astype(np.float32),
         }
         values |= {} if self.views is None else {"views": list(self.views)}
-        return values | {name: np.float16(array) for name, array in arrays.items() if array is not None}
+        for name, array in arrays.items():
+            if array is not None:
+                if not np.abs(array).max() <= np.finfo(np.float16).max:
+                    raise UserError(f"{self.id}: {name} has NaN or values beyond float16: leave it out")
+                values[name] = np.asarray(array, np.float16)
+        return values
 
 
 # ---- Writing ----

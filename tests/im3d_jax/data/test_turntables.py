@@ -183,12 +183,19 @@ def test_a_bad_picture_is_told_by_record_and_view(tmp_path, kind):
         TurntableSource(tmp_path / "data")[3]
 
 
-def test_numbers_that_are_not_finite_are_corrupt(tmp_path):
-    latents = np.zeros((VIEWS, 2, 2, 8))
-    latents[1, 0, 0, 3] = np.nan
-    write(tmp_path / "data", [record(0, views=None, latents=latents)])
+def test_an_elevation_that_is_not_finite_is_corrupt(tmp_path):
+    write(tmp_path / "data", [record(0, elevation_rad=np.nan)])
     with pytest.raises(CorruptRecord, match="NaN"):
         TurntableSource(tmp_path / "data")[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, 7e4, -np.inf])
+def test_what_float16_does_not_hold_is_not_written(tmp_path, value):
+    latents = np.zeros((VIEWS, 2, 2, 8))
+    latents[1, 0, 0, 3] = value
+    with pytest.raises(UserError, match="part/object 0: latents has NaN or values beyond float16"):
+        write(tmp_path / "data", [record(0, views=None, latents=latents)])
+    assert not (tmp_path / "data").exists()
 
 
 def test_training_goes_on_past_a_damaged_shard(data):
