@@ -23,6 +23,8 @@ from recon_torch.errors import UserError
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+# A power below 1 has an infinite slope at 0 and no value below it, so what is opposed counts as this.
+LOWEST_SIMILARITY = 1e-4
 
 TORCHVISION_FILES = {
     "vgg": "vgg16-397923af.pth",
@@ -49,21 +51,29 @@ def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) ->
 
 
 def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
-    """Multi-scale structural similarity of each view, 1 where equal.
+    """Multi-scale structural similarity of each view, 1 where equal; differentiable by the images.
 
     Paper (Wang et al. 2003): five scales, a factor two apart. Here: those in which the window of 11 px
     fits (three at 64 px, four at 128 px, five from 176 px), with the weights renormalised.
     """
-    x, y = images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2)
-    side = min(x.shape[2:])
+    side = min(images.shape[1:3])
     num_scales = max(1, sum(side >> scale >= SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS))))
     weights = [weight / sum(MS_SSIM_WEIGHTS[:num_scales]) for weight in MS_SSIM_WEIGHTS[:num_scales]]
+    if images.device.type == "cpu" and images.dtype == torch.float32:
+        from recon_torch import ms_ssim_cpu  # numba takes a second to import
+
+        constants = torch.tensor([SSIM_C1, SSIM_C2, LOWEST_SIMILARITY])
+        window = _gaussian_window(side, images.dtype, images.device)
+        return ms_ssim_cpu.ms_ssim(images, targets.detach(), window, torch.tensor(weights), constants)
+    return _ms_ssim_in_torch(images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2).detach(), weights)
+
+
+def _ms_ssim_in_torch(x: Tensor, y: Tensor, weights: list[float]) -> Tensor:
     result = 1.0
     for scale, weight in enumerate(weights):
-        coarsest = scale == num_scales - 1
+        coarsest = scale == len(weights) - 1
         similarity = _similarity(x, y, with_luminance=coarsest).mean((2, 3))
-        # A power below 1 has an infinite slope at 0 and no value below it, so what is opposed counts as 1e-4.
-        result = result * similarity.clamp_min(1e-4) ** weight
+        result = result * similarity.clamp_min(LOWEST_SIMILARITY) ** weight
         if not coarsest:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return result.mean(1)
@@ -81,13 +91,14 @@ def _similarity(x: Tensor, y: Tensor, with_luminance: bool) -> Tensor:
 def _blur(images: Tensor) -> Tensor:
     """[K,C,H,W] averaged by a Gaussian window, where that lies inside the image."""
     channels, side = images.shape[1], min(images.shape[2:])
-    window = _gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), images.dtype, images.device)
-    column = window.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    column = _gaussian_window(side, images.dtype, images.device).view(1, 1, -1, 1).expand(channels, 1, -1, 1)
     return F.conv2d(F.conv2d(images, column, groups=channels), column.mT, groups=channels)
 
 
-@functools.cache
-def _gaussian_window(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=64)
+def _gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The window that fits into an image of that side."""
+    size = min(SSIM_WINDOW, side - 1 + side % 2)
     offsets = torch.arange(size, dtype=dtype, device=device) - size // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     return window / window.sum()
