@@ -1,7 +1,11 @@
 """A small autoencoder of 64 px frames: latents of 16x16x4, a 12th of the numbers.
 
 Command: im3d train --config=configs/autoencoder_tiny.py --workdir=runs/autoencoder_tiny
-Devices: one CPU core.
+Devices: CPU; measured: 5.2 CPU-minutes, with compilation, on one core.
+Result: runs/autoencoder_tiny/autoencoder, which diffusers reads, too. Measured on 4 views each of 64 validation
+objects: 25.8 dB, SSIM 0.937. The loss was still falling.
+The decoder alone of another: --config.train.init_from=vae/diffusion_pytorch_model.safetensors
+    --config.train.trainable="^(decoder|post_quant_conv)/", with its sizes in `config.autoencoder.kwargs`.
 """
 
 from ml_collections import ConfigDict
@@ -26,11 +30,11 @@ def get_config() -> ConfigDict:
     config.train = base.training(
         task="autoencoder",
         streams=dict(frames=dict(batch_size=4, num_views=4)),
-        num_steps=1500,
-        decay_steps=500,
+        num_steps=500,
+        decay_steps=200,
         learning_rate=1e-3,
         ema_decay=0.99,
-        checkpoint=dict(every=500, keep=2, keep_every=0, weights_every=500),
+        checkpoint=dict(every=250, keep=2, keep_every=0, weights_every=0),
     )
     # w_kl: Rombach et al. weigh the sum over the latent by 1e-6 against a sum over values in [-1, 1].
     config.train.autoencoder = dict(w_l1=1.0, w_ssim=0.2, w_kl=5e-7)

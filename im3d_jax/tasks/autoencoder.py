@@ -53,7 +53,7 @@ class Autoencoder:
     """The task, see `im3d_jax.tasks`.
 
     `config.autoencoder.kwargs` has the sizes of an `autoencoder_kl.Architecture`, `config.train.init_from`
-    may name weights of those sizes in diffusers' layout.
+    may name a file of weights of those sizes in diffusers' layout.
     """
 
     partition_rules = PARTITION_RULES
@@ -72,7 +72,7 @@ class Autoencoder:
         return self.architecture.init(key)
 
     def load(self, path: str) -> dict:
-        """Parameters of a file or directory in diffusers' layout. Raises UserError if they do not fit."""
+        """Parameters of a safetensors file in diffusers' layout. Raises UserError if they do not fit."""
         return autoencoder_kl.read_params(path, self.architecture)
 
     def stream(self, name: str) -> None:
