@@ -1,6 +1,6 @@
 """Stable Video Diffusion XT fine-tuned to turntables of 576 px: only temporal layers train (Sec. 3.1).
 
-Data:      im3d dataset build --views renders --out data/turntables_576 --embed-config configs/svd_xt.py --latents
+Data:      im3d dataset build --views renders --out data/turntables_576 --embed --latents --config=configs/svd_xt.py
 Weights:   im3d convert --config=configs/svd_xt.py --from stable-video-diffusion-img2vid-xt/unet
                         --to weights/svd_xt.safetensors
 Size it:   im3d plan --config=configs/svd_576.py --mesh data=8,fsdp=4 --accelerator h100
