@@ -19,7 +19,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
 from recon_torch.errors import UserError
 
@@ -90,13 +90,26 @@ def read_image(path: str | Path) -> Float[np.ndarray, "H W C"]:
 
     Raises UserError if the file is missing, is no picture, or has more than 64 million pixels.
     """
+    with _opened(path) as image:
+        return _decode(ImageOps.exif_transpose(image))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """The (width, height) of the picture that `read_image` would give. Raises UserError as that does."""
+    with _opened(path) as image:
+        quarter_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if quarter_turned else image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"{path} has {image.width} x {image.height} pixels; give one below 8000 x 8000"
                 )
-            return _decode(ImageOps.exif_transpose(image))
+            yield image
     except FileNotFoundError as error:
         raise UserError(f"no image at {path}; check the path") from error
     # Pillow raises SyntaxError and ValueError for some broken files.

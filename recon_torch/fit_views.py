@@ -1,4 +1,4 @@
-"""`im3d fit`: views with a transforms.json -> Gaussians, a turntable, a report (Sec. 3.3 alone)."""
+"""`im3d fit`: posed views, or a turntable video -> Gaussians, a turntable, a report (Sec. 3.3 alone)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +16,60 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from recon_torch import export
-from recon_torch.cameras import Cameras, orbit, write_transforms
+from recon_torch import check_views, export, recovery, world
+from recon_torch.cameras import Cameras, write_transforms
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.fit import Fit, FitSettings
-from recon_torch.gaussians import Gaussians, save_ply
-from recon_torch.masks import isnet_masks, threshold_masks
-from recon_torch.views import Views, load_views
+from recon_torch.gaussians import save_ply
+from recon_torch.masks import background_masks, isnet_masks
+from recon_torch.video_views import load_video
+from recon_torch.views import MaskFunction, Views, load_views
 
 EXAMPLES = """examples:
   im3d fit --views out/views --out fitted
-  im3d fit --views captured --held-out 8 --out fitted          # every 8th view is kept for testing
+  im3d fit --views captured --check                       # says what is wrong with each frame
+  im3d fit --views captured --held-out 8 --out fitted     # every 8th view is kept for testing
   im3d fit --views train --held-out test --out fitted --lpips-weights vgg16-397923af.pth
-  im3d fit --views photos --isnet-weights isnet-general-use.onnx --out fitted
+  im3d fit --views photos --isnet-weights isnet-general-use.onnx --normalize --out fitted
+  im3d fit --video turntable.mp4 --num-views 24 --elevation-deg 15 --out fitted
 
 A directory of views has images and nerfstudio's transforms.json. Foreground: the mask_path of a frame, or the
-image's alpha, or IS-Net, or else what differs from a white background. +Z is up in the turntable.
+image's alpha, or IS-Net, or else what differs from a plain background. docs/reconstruction.md says more.
 """
 PACKAGES = ("torch", "gsplat", "lpips", "numba", "numpy")
 TURNTABLE_FRAMES, TURNTABLE_FPS = 96, 24
 SHEET_VIEWS = 8
 LOG_EVERY_STEPS = 200
-UNIT_HALF_WIDTH = 2.0 * np.tan(np.radians(33.8 / 2))  # of what our own cameras see at the object
+UP_AXES = {
+    **{"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)},
+    **{"-x": (-1.0, 0.0, 0.0), "-y": (0.0, -1.0, 0.0), "-z": (0.0, 0.0, -1.0)},
+}
+SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25  # of the masks' hull that need no --normalize
 
 
 def main(argv: list[str]) -> None:
-    flags = _parser().parse_args(argv)
+    flags = _parse(argv)
+    if flags.check:
+        check_views.main(flags.views)
+        return
+    try:
+        _fit(flags)
+    except Exception as error:
+        if not recovery.is_out_of_memory(error):
+            raise
+        raise UserError("out of memory; give fewer or smaller views (--size)") from error
+
+
+def _fit(flags: argparse.Namespace) -> None:
     started = time.perf_counter()
-    train, held_out = _load(flags)
+    train, held_out, notes = _load(flags)
     export.make_directory(flags.out)
-    center, scale = unit_frame(train.cameras)
+    unit, world_notes = _world(train, flags.normalize)
+    notes += world_notes
+    for note in notes:
+        print(f"note: {note}", flush=True)
     fit = Fit(
-        to_unit(train.cameras, center, scale),
+        unit.cameras(train.cameras),
         FitSettings(
             num_steps=flags.steps,
             seed=flags.seed,
@@ -62,57 +85,89 @@ def main(argv: list[str]) -> None:
 
     quality = {"training": fit.metrics()}
     if held_out is not None:
-        cameras = to_unit(held_out.cameras, center, scale)
+        cameras = unit.cameras(held_out.cameras)
         quality["held_out"] = fit.compare(
             cameras, torch.from_numpy(held_out.images), torch.from_numpy(held_out.masks)
         )
-    _write_asset(flags.out, fit, train, center, scale)
+    up = np.array(UP_AXES[flags.up]) if flags.up else world.up_axis(fit.cameras)
+    _write_asset(flags.out, fit, train, unit, up, flags.normalize)
     seconds = {"load": loaded - started, "fit": fitted - loaded, "export": time.perf_counter() - fitted}
-    report = _report(fit, flags, quality, seconds)
+    place = {"center": unit.center, "scale": unit.scale, "up": up, "asset_is_normalized": flags.normalize}
+    report = _report(fit, flags, quality, seconds, notes) | {"world": place}
     export.write_json(flags.out / "report.json", report)
     for name, values in quality.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print(f"{fit.num_gaussians} Gaussians in {flags.out}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser("fit", "Fit 3D Gaussians to views of one object.")
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("--views", type=Path, required=True, metavar="DIR", help="images and transforms.json")
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="gets asset.ply, turntable.mp4, report.json ...",
-    )
-    add("--held-out", metavar="DIR|N", help="test views: another directory, or every N-th of --views")
+    add("--views", type=Path, metavar="DIR", help="images and transforms.json")
+    add("--video", type=Path, metavar="FILE", help="or a video of one turn of the object")
+    add("--out", type=Path, metavar="DIR", help="gets asset.ply, turntable.mp4, report.json ...")
+    add("--check", action="store_true", help="say what is wrong with each frame of --views, and end")
+    add("--allow-missing", action="store_true", help="leave out frames whose image does not exist")
+    add("--held-out", metavar="DIR|N", help="test views: another directory, or every N-th of the views")
     add("--size", type=int, metavar="PX", help="fit to the views reduced to this height")
+    add("--normalize", action="store_true", help="find the object by its masks, and write it at unit size")
+    add("--up", choices=UP_AXES, help="axis of the turntable (default: up in the pictures)")
+    add(
+        "--num-views",
+        type=int,
+        default=16,
+        metavar="K",
+        help="frames of --video to use (default %(default)s)",
+    )
+    add("--elevation-deg", type=float, metavar="E", help="of the camera of --video")
+    add("--fov-deg", type=float, default=33.8, help="vertical, of --video (default %(default)s)")
+    add("--clockwise", action="store_true", help="the camera of --video goes so, seen from above")
     add("--steps", type=int, default=FitSettings.num_steps, help="optimisation steps (default %(default)s)")
     add("--seed", type=int, default=0)
     add("--isnet-weights", type=Path, metavar="FILE", help="cut out the foreground with IS-Net")
     add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze (default %(default)s)")
     add("--lpips-weights", metavar="FILE", help="its backbone weights as torchvision names them")
     add("--engine", default="auto", help="rasteriser: auto, gsplat or cpu (default %(default)s)")
-    return parser
+    flags = parser.parse_args(argv)
+    elevation_deg = flags.elevation_deg
+    requirements = {
+        "give either --views DIR or --video FILE": (flags.views is None) != (flags.video is None),
+        "--check needs --views DIR": not flags.check or flags.views is not None,
+        "give --out DIR": flags.check or flags.out is not None,
+        "--video needs --elevation-deg, between -90 and 90": flags.video is None
+        or (elevation_deg is not None and -90 < elevation_deg < 90),
+        f"--fov-deg {flags.fov_deg} must lie between 0 and 180": 0 < flags.fov_deg < 180,
+        f"--steps {flags.steps} must be at least 1": flags.steps >= 1,
+        f"--seed {flags.seed} must be at least 0": flags.seed >= 0,
+    }
+    for message, holds in requirements.items():
+        if not holds:
+            raise UserError(message)
+    return flags
 
 
-def _load(flags: argparse.Namespace) -> tuple[Views, Views | None]:
-    """The training views and the held-out views."""
-    if flags.steps < 1 or flags.seed < 0:
-        raise UserError(f"--steps {flags.steps} must be at least 1 and --seed {flags.seed} at least 0")
-    segment = threshold_masks
+def _load(flags: argparse.Namespace) -> tuple[Views, Views | None, list[str]]:
+    """The training views, the held-out views, and what to note about both."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train, held_out = _split(flags)
+    views_notes = [note for views in (train, held_out) if views is not None for note in views.notes]
+    return train, held_out, list(dict.fromkeys([*views_notes, *(str(warning.message) for warning in caught)]))
+
+
+def _split(flags: argparse.Namespace) -> tuple[Views, Views | None]:
+    segment = background_masks
     if flags.isnet_weights is not None:
         segment = functools.partial(isnet_masks, weights_path=flags.isnet_weights)
-    views = load_views(flags.views, segment)
-    if flags.size is not None:
-        views = views.resized(flags.size)
+    read = functools.partial(
+        load_views, segment=segment, height=flags.size, allow_missing=flags.allow_missing
+    )
+    views = read(flags.views) if flags.video is None else _read_video(flags, segment)
     if flags.held_out is None:
         return views, None
     if not flags.held_out.isdecimal():
-        held_out = load_views(flags.held_out, segment)
-        return views, held_out if flags.size is None else held_out.resized(flags.size)
+        return views, read(flags.held_out)
     every, index = int(flags.held_out), np.arange(len(views))
     if not 2 <= every <= len(views):
         raise UserError(f"--held-out {every} must be from 2 to the number of views, {len(views)}")
@@ -120,36 +175,36 @@ def _load(flags: argparse.Namespace) -> tuple[Views, Views | None]:
     return views.take(index[~last_of_each]), views.take(index[last_of_each])
 
 
-def unit_frame(cameras: Cameras) -> tuple[Float[np.ndarray, "3"], float]:
-    """Where the object is, from the cameras alone: the point nearest to all optical axes, and the factor that
-    makes what the cameras see there as wide as what this project's own orbits see.
-
-    Raises:
-        UserError: the axes are parallel, so they meet nowhere.
-    """
-    axes = cameras.w2c[:, 2, :3].astype(np.float64)
-    positions = cameras.positions.astype(np.float64)
-    off_axis = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    system = off_axis.sum(0)
-    if np.linalg.cond(system) > 1e6:
-        raise UserError("the cameras all look the same way; give views from around the object")
-    center = np.linalg.solve(system, np.einsum("kij,kj->i", off_axis, positions))
-    half_width = 0.5 * min(cameras.width, cameras.height) / cameras.intrinsics_px[:, 1, 1]
-    distance = np.linalg.norm(positions - center, axis=-1)
-    return center, float(UNIT_HALF_WIDTH / np.mean(distance * half_width))
+def _read_video(flags: argparse.Namespace, segment: MaskFunction) -> Views:
+    return load_video(
+        flags.video,
+        segment,
+        num_views=flags.num_views,
+        elevation_rad=float(np.radians(flags.elevation_deg)),
+        fov_deg=flags.fov_deg,
+        clockwise=flags.clockwise,
+        height=flags.size,
+    )
 
 
-def to_unit(cameras: Cameras, center: Float[np.ndarray, "3"], scale: float) -> Cameras:
-    """The same cameras in a world that was moved by -center and then enlarged."""
-    w2c = cameras.w2c.astype(np.float64)
-    w2c[:, :3, 3] = scale * (w2c[:, :3, :3] @ center + w2c[:, :3, 3])
-    return Cameras(w2c.astype(np.float32), cameras.intrinsics_px, cameras.width, cameras.height)
-
-
-def from_unit(gaussians: Gaussians, center: Float[np.ndarray, "3"], scale: float) -> Gaussians:
-    """Gaussians fitted in `to_unit`'s world, back in the views' own."""
-    means = gaussians.means / scale + torch.from_numpy(center).to(gaussians.means)
-    return gaussians._replace(means=means, log_scales=gaussians.log_scales - np.log(scale))
+def _world(views: Views, normalize: bool) -> tuple[world.World, list[str]]:
+    """The world to fit in, and what speaks against it."""
+    if normalize:
+        return world.of_masks(views.cameras, views.masks), []
+    unit = world.of_cameras(views.cameras)
+    points = world.hull_of_masks(unit.cameras(views.cameras), views.masks)
+    if not len(points):
+        return unit, [
+            "no point is inside all masks; do the cameras and the images belong together (--check)?"
+        ]
+    center, radius = world.ball_around(points)
+    offset = float(np.linalg.norm(center))
+    if offset <= MOST_OFFSET and SMALLEST_RADIUS <= radius <= LARGEST_RADIUS:
+        return unit, []
+    return unit, [
+        f"by the masks the object has radius {radius:.2f}, {offset:.2f} from where the cameras look; "
+        "the fit expects 0.5 and 0: try --normalize"
+    ]
 
 
 def _run_with_progress(fit: Fit, num_steps: int) -> None:
@@ -157,42 +212,30 @@ def _run_with_progress(fit: Fit, num_steps: int) -> None:
     with tqdm(total=num_steps, desc="fit", unit="step", disable=None) as bar:
 
         def on_step(step: int, losses: dict) -> None:
-            bar.update()
+            bar.update(step - bar.n)  # steps come again after a setback
             if bar.disable and step % LOG_EVERY_STEPS == 0:
                 print(f"step {step}: loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians", flush=True)
 
-        fit.run(num_steps, on_step)
+        recovery.run(fit, num_steps, on_step)
 
 
-def _write_asset(out: Path, fit: Fit, train: Views, center: np.ndarray, scale: float) -> None:
-    save_ply(from_unit(fit.gaussians, center, scale), out / "asset.ply")
-    export.write_video(out / "turntable.mp4", _rgb(fit, turntable(fit.cameras)), TURNTABLE_FPS)
+def _write_asset(
+    out: Path, fit: Fit, train: Views, unit: world.World, up: Float[np.ndarray, "3"], normalize: bool
+) -> None:
+    """In the views' own world, or, if `normalize`, in the fit's."""
+    save_ply(fit.gaussians if normalize else unit.back(fit.gaussians), out / "asset.ply")
+    around = world.turntable(fit.cameras, up, TURNTABLE_FRAMES)
+    export.write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 
-    renders = [fit.render(fit.cameras[index]) for index in range(len(train))]
+    renders = _rgb(fit, fit.cameras)
     names = [f"renders/{index:03d}.png" for index in range(len(train))]
     for name, render in zip(names, renders, strict=True):
-        export.write_image(out / name, render.rgb[0].clamp(0, 1).cpu().numpy())
-    write_transforms(out / "transforms.json", train.cameras, names)
+        export.write_image(out / name, render)
+    write_transforms(out / "transforms.json", fit.cameras if normalize else train.cameras, names)
 
     shown = np.unique(np.linspace(0, len(train) - 1, SHEET_VIEWS).round().astype(int))
-    rows = [train.images[shown], _rgb(fit, fit.cameras[shown])]
+    rows = [train.images[shown], renders[shown]]
     export.write_image(out / "views.png", export.contact_sheet(rows, ["views", "renders"]))
-
-
-def turntable(cameras: Cameras) -> Cameras:
-    """A full circle at the cameras' mean height, distance and field of view."""
-    positions = cameras.positions.astype(np.float64)
-    distance = np.linalg.norm(positions, axis=-1)
-    elevation_rad = np.arcsin(positions[:, 2] / distance).mean()
-    size = min(cameras.width, cameras.height)
-    fov_rad = 2 * np.arctan(0.5 * size / cameras.intrinsics_px[:, 1, 1].mean())
-    return orbit(
-        TURNTABLE_FRAMES,
-        float(elevation_rad),
-        size,
-        radius=float(distance.mean()),
-        fov_deg=float(np.degrees(fov_rad)),
-    )
 
 
 def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:
@@ -200,7 +243,7 @@ def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:
     return np.concatenate(parts)
 
 
-def _report(fit: Fit, flags: argparse.Namespace, quality: dict, seconds: dict) -> dict:
+def _report(fit: Fit, flags: argparse.Namespace, quality: dict, seconds: dict, notes: list[str]) -> dict:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     device = torch.cuda.get_device_name() if fit.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     return quality | {
@@ -210,5 +253,5 @@ def _report(fit: Fit, flags: argparse.Namespace, quality: dict, seconds: dict) -
         "seed": flags.seed,
         "versions": versions | {"python": platform.python_version()},
         "device": device,
-        "notes": fit.notes,
+        "notes": notes + fit.notes + fit.setbacks,
     }

@@ -1,12 +1,13 @@
 """Orbits against closed-form geometry; transforms.json against its convention and against bad files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from recon_torch.cameras import Cameras, orbit, read_transforms, write_transforms
+from recon_torch.cameras import Cameras, orbit, read_frames, read_transforms, write_transforms
 from recon_torch.errors import UserError
 
 
@@ -113,49 +114,93 @@ def test_reads_the_original_nerf_layout(views_dir):
     np.testing.assert_allclose(cameras.positions[0], [2, 0, 0], atol=1e-6)
 
 
-def break_file(content: dict, how: str) -> None:
-    frame = content["frames"][1]
-    actions = {
-        "no frames": lambda: content.pop("frames"),
-        "frames": lambda: content.update(frames=[]),
-        "nowhere.png does not exist": lambda: frame.update(file_path="nowhere.png"),
-        "file_path": lambda: frame.pop("file_path"),
-        "transform_matrix is missing": lambda: frame.pop("transform_matrix"),
-        "singular": lambda: frame.update(transform_matrix=np.zeros((4, 4)).tolist()),
-        "not finite": lambda: frame["transform_matrix"][0].__setitem__(0, float("nan")),
-        "not a rotation": lambda: frame.update(transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()),
-        "fl_x": lambda: content.pop("fl_x"),
-        "cx": lambda: content.update(cx="wide"),
-        "focal length": lambda: content.update(fl_x=-3.0),
-        "w=0": lambda: content.update(w=0),
-        "different sizes": lambda: frame.update(w=64),
-        "distortion": lambda: content.update(k1=0.1),
-    }
-    actions[how]()
+DAMAGE = {  # the message, and what is done to the file or to its frame 1
+    "no frames": lambda content, frame: content.pop("frames"),
+    "has no frames": lambda content, frame: content.update(frames=[]),
+    "frame 1: image 'nowhere.png' does not exist": lambda content, frame: frame.update(
+        file_path="nowhere.png"
+    ),
+    "it has no file_path": lambda content, frame: frame.pop("file_path"),
+    "mask 'nowhere.png' does not exist": lambda content, frame: frame.update(mask_path="nowhere.png"),
+    "mask_path 7 is not a file name": lambda content, frame: frame.update(mask_path=7),
+    "transform_matrix is missing": lambda content, frame: frame.pop("transform_matrix"),
+    "singular": lambda content, frame: frame.update(transform_matrix=np.zeros((4, 4)).tolist()),
+    "not finite": lambda content, frame: frame["transform_matrix"][0].__setitem__(0, float("nan")),
+    "beyond 1e": lambda content, frame: frame["transform_matrix"][0].__setitem__(3, 1e30),
+    "not a rotation": lambda content, frame: frame.update(transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()),
+    "end with the row": lambda content, frame: frame["transform_matrix"][3].__setitem__(0, 1.0),
+    "neither fl_x": lambda content, frame: content.pop("fl_x"),
+    "cx is 'wide'": lambda content, frame: content.update(cx="wide"),
+    "cy is 1000": lambda content, frame: frame.update(cy=10**400),
+    "focal length": lambda content, frame: content.update(fl_x=-3.0),
+    "between 0 and pi": lambda content, frame: (content.pop("fl_x"), content.update(camera_angle_x=0)),
+    "is 32x24 px, w and h say 0x24": lambda content, frame: content.update(w=0),
+    "is 32x24 px, w and h say 64x24": lambda content, frame: frame.update(w=64),
+    r"distortion \(k1\)": lambda content, frame: content.update(k1=0.1),
+    "camera_model 'OPENCV_FISHEYE'": lambda content, frame: content.update(camera_model="OPENCV_FISHEYE"),
+    "singular; fl_x is None": lambda content, frame: frame.update(
+        transform_matrix=np.zeros((4, 4)).tolist(), fl_x=None
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        *("no frames", "frames", "nowhere.png does not exist", "file_path", "transform_matrix is missing"),
-        *("singular", "not finite", "not a rotation", "fl_x", "cx", "focal length", "w=0", "different sizes"),
-        "distortion",
-    ],
-)
-def test_bad_files_get_one_clear_line(views_dir, how):
+@pytest.mark.parametrize("message", DAMAGE)
+def test_bad_files_get_one_clear_line(views_dir, message):
     path = views_dir / "transforms.json"
     write_transforms(path, orbit_32x24(), NAMES)
     content = json.loads(path.read_text())
-    break_file(content, how)
+    DAMAGE[message](content, content["frames"][1])
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=how) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         read_transforms(path)
     assert "\n" not in str(raised.value)
+
+
+def test_frames_may_differ_in_size_intrinsics_and_mask(views_dir):
+    Image.new("L", (48, 40)).save(views_dir / "mask.png")
+    Image.new("RGB", (48, 40)).save(views_dir / "002.png")
+    path = views_dir / "transforms.json"
+    write_transforms(path, orbit_32x24(), NAMES)
+    content = json.loads(path.read_text())
+    content["frames"][2] |= {"w": 48, "h": 40, "fl_x": 70.0, "fl_y": 75, "cx": 20.5, "mask_path": "mask.png"}
+    path.write_text(json.dumps(content))
+    frames, missing = read_frames(path)
+    assert missing == [] and [frame.mask for frame in frames] == [None, None, Path("mask.png")]
+    assert [(frame.width, frame.height) for frame in frames] == [(32, 24), (32, 24), (48, 40)]
+    np.testing.assert_allclose(frames[2].intrinsics_px, [[70, 0, 20.5], [0, 75, 12], [0, 0, 1]])
+    np.testing.assert_allclose(frames[1].intrinsics_px, orbit_32x24().intrinsics_px[1], rtol=1e-6)
+    with pytest.raises(UserError, match="different sizes"):
+        read_transforms(path)
+
+
+def test_missing_images_are_left_out_where_that_is_allowed(views_dir):
+    path = views_dir / "transforms.json"
+    write_transforms(path, orbit_32x24(), ["000.png", "gone.png", "002.png"])
+    with pytest.raises(UserError, match=r"frame 1: image 'gone\.png' does not exist"):
+        read_frames(path)
+    frames, missing = read_frames(path, allow_missing=True)
+    assert [str(frame.image) for frame in frames] == ["000.png", "002.png"] and missing == ["gone.png"]
+    np.testing.assert_allclose(frames[1].w2c, orbit_32x24().w2c[2], atol=1e-6)
+    write_transforms(path, orbit_32x24()[0], ["gone.png"])
+    with pytest.raises(UserError, match="none of the 1 images exists"):
+        read_frames(path, allow_missing=True)
+
+
+def test_large_worlds_keep_their_precision(views_dir):
+    """A survey's coordinates, of which float32 knows no half metres."""
+    path = views_dir / "t.json"
+    write_transforms(path, orbit_32x24()[0], ["000.png"])
+    content = json.loads(path.read_text())
+    content["frames"][0]["transform_matrix"][0][3] = 4_000_000.37
+    path.write_text(json.dumps(content))
+    (frame,) = read_frames(path)[0]
+    np.testing.assert_allclose(np.linalg.inv(frame.w2c)[0, 3], 4_000_000.37, rtol=0, atol=1e-6)
 
 
 def test_missing_and_unparsable_files(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_transforms(tmp_path / "transforms.json")
-    (tmp_path / "transforms.json").write_text("{")
-    with pytest.raises(UserError, match="JSON"):
-        read_transforms(tmp_path / "transforms.json")
+    for text in ("{", "[" * 100_000, "9" * 5000, "\ud800"):
+        (tmp_path / "transforms.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match="JSON|no frames"):
+            read_transforms(tmp_path / "transforms.json")

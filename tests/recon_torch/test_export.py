@@ -58,6 +58,7 @@ def test_exif_rotation_is_applied(tmp_path):
     exif[0x0112] = 6  # the camera was held a quarter turn to the left: turn the picture clockwise
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
     np.testing.assert_allclose(export.read_image(tmp_path / "x.png"), np.rot90(pixels, -1) / 255, atol=1e-6)
+    assert export.image_size(tmp_path / "x.png") == (4, 6)
 
 
 def test_unreadable_images_are_user_errors(tmp_path, monkeypatch):

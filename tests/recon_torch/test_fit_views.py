@@ -1,5 +1,6 @@
 """The fit command: its files, its report, worlds that are not this project's, its refusals."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from recon_torch import fit_views
 from recon_torch.cameras import Cameras, orbit, read_transforms, write_transforms
 from recon_torch.errors import UserError
-from recon_torch.export import read_image, write_image
+from recon_torch.export import read_image, write_image, write_video
+from recon_torch.fit import Fit
 from recon_torch.gaussians import Gaussians, load_ply
 from recon_torch.rasterize import rasterize
 
@@ -34,7 +36,7 @@ def render(gaussians: Gaussians, cameras: Cameras, background: float = 1.0) -> t
         gaussians.scales,
         gaussians.opacities,
         gaussians.colors,
-        torch.from_numpy(cameras.w2c),
+        torch.from_numpy(cameras.w2c).float(),
         torch.from_numpy(cameras.intrinsics_px),
         cameras.width,
         cameras.height,
@@ -45,7 +47,7 @@ def render(gaussians: Gaussians, cameras: Cameras, background: float = 1.0) -> t
 
 def moved(cameras: Cameras) -> Cameras:
     """The same pictures of an object that is elsewhere and larger."""
-    w2c = cameras.w2c.copy()
+    w2c = cameras.w2c.astype(np.float64)
     w2c[:, :3, 3] = ENLARGED_BY * w2c[:, :3, 3] - w2c[:, :3, :3] @ MOVED_BY
     return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
 
@@ -104,33 +106,118 @@ def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
 
 def test_every_nth_view_is_held_out(tmp_path):
     write_views(tmp_path, CAMERAS)
-    flags = fit_views._parser().parse_args(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
-    train, held_out = fit_views._load(flags)
+    flags = fit_views._parse(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
+    train, held_out, _ = fit_views._load(flags)
     np.testing.assert_allclose(held_out.cameras.w2c, CAMERAS.w2c[[2, 5]], atol=1e-6)
     np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
 
 
-def test_own_orbits_are_the_unit_frame():
-    center, scale = fit_views.unit_frame(orbit(16, 0.5, SIZE))
-    np.testing.assert_allclose(center, 0, atol=1e-6)
-    assert scale == pytest.approx(1, abs=1e-6)
+def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
+    """Far off and large, with y up; the picture stays small, as only the files are looked at."""
+    y_up = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # takes +Z to +Y
+
+    def away(cameras):
+        w2c = moved(cameras).w2c.astype(np.float64)
+        w2c[:, :3, :3] = w2c[:, :3, :3] @ y_up.T
+        return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
+
+    write_views(tmp_path / "views", CAMERAS, away)
+    paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")]
+    fit_views.main([*paths, "--steps", "100", "--normalize", *OPTIONS])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    place = report["world"]
+    assert place["asset_is_normalized"] and place["up"] == [0, 1, 0]
+    asset = load_ply(tmp_path / "out" / "asset.ply")
+    assert asset.means.norm(dim=-1).quantile(0.9) < 0.5
+    own = render(asset, read_transforms(tmp_path / "out" / "transforms.json")[0])[0]
+    np.testing.assert_allclose(own[2], read_image(tmp_path / "out" / "renders" / "002.png"), atol=3 / 255)
+
+    means = asset.means / place["scale"] + torch.tensor(place["center"])
+    back = asset._replace(means=means.float(), log_scales=asset.log_scales - np.log(place["scale"]))
+    np.testing.assert_allclose(render(back, away(CAMERAS))[0], own, atol=1e-3)
+    assert (10 * np.log10(1 / ((own - render(OBJECT, CAMERAS)[0]) ** 2).mean())) > 20
 
 
-def test_unit_frame_undoes_a_move():
-    center, scale = fit_views.unit_frame(moved(CAMERAS))
-    np.testing.assert_allclose(center, MOVED_BY, atol=1e-5)
-    assert scale == pytest.approx(1 / ENLARGED_BY, rel=1e-5)
-    back = fit_views.to_unit(moved(CAMERAS), center, scale)
-    np.testing.assert_allclose(back.w2c, CAMERAS.w2c, atol=1e-5)
-    away = fit_views.from_unit(OBJECT, center, scale)
-    np.testing.assert_allclose(render(away, moved(CAMERAS))[0], render(OBJECT, CAMERAS)[0], atol=1e-4)
+def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks):
+    cameras = orbit(8, 0.3, SIZE, fov_deg=70.0)
+    masks = ball_masks(cameras, np.array([0.8, 0.0, 0.0]), 0.3)
+    for index, mask in enumerate(masks):
+        write_image(tmp_path / f"{index}.png", np.repeat(1 - mask, 3, -1))
+    write_transforms(tmp_path / "transforms.json", cameras, [f"{index}.png" for index in range(8)])
+    flags = fit_views._parse(["--views", str(tmp_path), "--out", "x"])
+    train, _, notes = fit_views._load(flags)
+    assert notes == []
+    _, (note,) = fit_views._world(train, normalize=False)
+    # In a world whose views are 2.3 times as wide as this project's own.
+    factor = np.tan(np.radians(33.8 / 2)) / np.tan(np.radians(70.0 / 2))
+    offset = float(note.split(" from where")[0].split()[-1])
+    assert offset == pytest.approx(0.8 * factor, abs=0.04) and "try --normalize" in note
+    _, (note,) = fit_views._world(dataclasses.replace(train, masks=train.masks[::-1]), normalize=False)
+    assert "no point is inside all masks" in note
 
 
-def test_turntable_keeps_height_distance_and_field_of_view():
-    turntable = fit_views.turntable(orbit(8, 0.3, SIZE, radius=1.7, fov_deg=50.0))
-    expected = orbit(6, 0.3, SIZE, radius=1.7, fov_deg=50.0)
-    np.testing.assert_allclose(turntable.w2c, expected.w2c, atol=1e-5)
-    np.testing.assert_allclose(turntable.intrinsics_px, expected.intrinsics_px, rtol=1e-5)
+def test_a_video_of_a_turn_is_as_good_as_its_frames(tmp_path):
+    """48 frames, of which 8 are the views; the same object stands where the frames' cameras see it."""
+    around = orbit(48, 0.3, 64)
+    write_video(tmp_path / "turn.mp4", render(OBJECT, around)[0])
+    options = ["--video", str(tmp_path / "turn.mp4"), "--num-views", "8", "--elevation-deg", "17.19"]
+    fit_views.main([*options, "--out", str(tmp_path / "out"), "--steps", "150", *OPTIONS])
+    asset, truth = load_ply(tmp_path / "out" / "asset.ply"), render(OBJECT, around[3::6])[0]
+    mine = render(asset, around[3::6])[0]  # between the views
+    assert -10 * np.log10(((mine - truth) ** 2).mean()) > 22
+
+
+def test_check_only_checks(tmp_path, capsys):
+    write_views(tmp_path, CAMERAS)
+    before = sorted(tmp_path.iterdir())
+    fit_views.main(["--views", str(tmp_path), "--check"])
+    assert "8 of 8 frames are good" in capsys.readouterr().out and sorted(tmp_path.iterdir()) == before
+
+
+def test_setbacks_are_reported(tmp_path, monkeypatch):
+    write_views(tmp_path / "views", CAMERAS)
+    run, failures = Fit.run, [MemoryError(), FloatingPointError("the loss is nan")]
+
+    def failing_run(fit, *args):
+        if failures:
+            raise failures.pop()
+        run(fit, *args)
+
+    monkeypatch.setattr(Fit, "run", failing_run)
+    paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")]
+    fit_views.main([*paths, "--steps", "10", *OPTIONS])
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert "the loss is nan" in notes[-2] and "at most 2500 Gaussians" in notes[-1]
+
+
+def test_out_of_memory_outside_of_the_steps_is_one_line(tmp_path, monkeypatch):
+    write_views(tmp_path / "views", CAMERAS)
+
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(Fit, "set_targets", no_memory)
+    with pytest.raises(UserError, match="out of memory; give fewer or smaller views"):
+        fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *OPTIONS])
+
+
+def test_views_of_one_colour(tmp_path):
+    """All background: nothing to fit, and said so. All object: fitted, and said to be strange."""
+    for name, alpha in (("empty", 0.0), ("full", 1.0)):
+        picture = np.full((SIZE, SIZE, 4), [0.5, 0.5, 0.5, alpha], np.float32)
+        for index in range(len(CAMERAS)):
+            write_image(tmp_path / name / f"{index}.png", picture)
+            write_image(tmp_path / name / "mask.png", picture[..., 3:])
+        write_transforms(tmp_path / name / "transforms.json", CAMERAS, [f"{i}.png" for i in range(8)])
+        content = json.loads((tmp_path / name / "transforms.json").read_text()) | {"mask_path": "mask.png"}
+        (tmp_path / name / "transforms.json").write_text(json.dumps(content))
+    out = ["--out", str(tmp_path / "out"), "--steps", "60", *OPTIONS]
+    with pytest.raises(UserError, match="0.png.*no foreground"):
+        fit_views.main(["--views", str(tmp_path / "empty"), *out])
+    fit_views.main(["--views", str(tmp_path / "full"), *out])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert any(note.startswith("the mask covers everything: 0.png") for note in report["notes"])
+    assert np.isfinite(report["training"]["psnr"]) and report["num_gaussians"] > 0
 
 
 @pytest.mark.parametrize(
@@ -146,6 +233,9 @@ def test_turntable_keeps_height_distance_and_field_of_view():
         (["--isnet-weights", "none.onnx"], "none.onnx do not exist"),
         (["--engine", "vulkan"], "vulkan"),
         (["--colour", "red"], "--colour"),
+        (["--up", "w"], "--up"),
+        (["--video", "turn.mp4"], "either --views DIR or --video FILE"),
+        (["--fov-deg", "180"], "--fov-deg 180"),
     ],
 )
 def test_refusals_leave_nothing_behind(tmp_path, options, message):
@@ -156,6 +246,21 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *options])
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "x"], "either --views DIR or --video FILE"),
+        (["--views", "x"], "give --out DIR"),
+        (["--video", "x", "--check"], "--check needs --views"),
+        (["--video", "x", "--out", "y"], "--video needs --elevation-deg"),
+        (["--video", "x", "--out", "y", "--elevation-deg", "90"], "--video needs --elevation-deg"),
+    ],
+)
+def test_refuses_what_does_not_go_together(options, message):
+    with pytest.raises(UserError, match=message):
+        fit_views.main(options)
 
 
 def test_refuses_cameras_that_look_the_same_way(tmp_path):
