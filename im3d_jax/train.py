@@ -87,7 +87,7 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
         depends_on = run_settings(config)
         restored = checkpoints.restore(state, depends_on)
         state, meta = restored or (state, {"batches": dict.fromkeys(settings.streams, 0), "skipped": []})
-        step, batches, skipped = int(state.step), meta["batches"], list(meta["skipped"])
+        step, batches, skipped = int(state.step), meta["batches"], meta["skipped"]
 
         # ---- Data ----
         streams = {name: open_stream(config, name, mesh, batches[name]) for name in settings.streams}
@@ -95,7 +95,8 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
         def read(name: str) -> feed.Batch:
             examples = next(streams[name])
             arrays = feed.over_mesh(task.collate(examples), mesh)
-            return feed.Batch(name, arrays, [example["id"] for example in examples])
+            met = skipped + [record for each in streams.values() for record in each.skipped]
+            return feed.Batch(name, arrays, [example["id"] for example in examples], list(dict.fromkeys(met)))
 
         # ---- Steps ----
         order = (stream_of(settings.streams, s) for s in range(step, settings.num_steps))
@@ -107,8 +108,7 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
                 state, metrics = train_step(state, frozen, task.constants, batch.arrays, stream)
                 step += 1
                 batches[batch.stream] += 1
-                met = skipped + [record for each in streams.values() for record in each.skipped]
-                shown.add(step, batch.stream, metrics, batch.ids, wait_s, len(met))
+                shown.add(step, batch.stream, metrics, batch.ids, wait_s, len(batch.skipped))
                 watchdog.beat(step)
                 is_done = step == settings.num_steps
                 is_stopped = stop.at(step) or is_done
@@ -116,7 +116,7 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
                 # ---- What is kept and looked at ----
                 if is_stopped or step % settings.checkpoint.every == 0:
                     shown.write()  # waits for the step, and raises if it is not finite
-                    meta = {"settings": depends_on, "batches": batches, "skipped": met}
+                    meta = {"settings": depends_on, "batches": batches, "skipped": batch.skipped}
                     checkpoints.save(step, state, meta | {"config": config_flags.as_json(config)})
                 if is_due(settings.sample.every, step):
                     params = join(frozen, state.ema)

@@ -19,11 +19,16 @@ AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """One step's batch: of which stream, its arrays over the mesh, and which objects this process loaded."""
+    """One step's batch.
+
+    stream: which it is of. arrays: over the mesh. ids: the objects that this process loaded for it. skipped:
+    the corrupt records that it has met up to this batch.
+    """
 
     stream: str
     arrays: Any
     ids: list[str]
+    skipped: list[str]
 
 
 class Feed:

@@ -13,11 +13,12 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from im3d_jax import backbones, checkpoint, config_flags, sharding, train
-from im3d_jax.data import objects, pipeline, procedural
+from im3d_jax import backbones, checkpoint, config_flags, dataset, sharding, train
+from im3d_jax.data import objects, pipeline, procedural, turntables, views
 from im3d_jax.tasks import turntable
 from im3d_jax.training import hosts
 from im3d_jax.training.watch import NotFinite
+from recon_torch import cameras
 from recon_torch.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,8 @@ class Toy:
         return name
 
     def collate(self, examples):
-        return np.stack([example["numbers"] for example in examples])
+        of = [each["numbers"] if "numbers" in each else each["rgb"].ravel()[:4] for each in examples]
+        return np.stack(of)
 
     def draw(self, key, num_examples, stream):
         return jax.random.normal(key, (num_examples, 4))
@@ -167,12 +169,14 @@ class RandomText:
 
 def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     config = config_flags.load(ROOT / "configs/paper_512.py")
-    config.size = 16
+    config.size = 4
     config.backbone.kwargs.update(
         latent_shape=(2, 2, 4), model_channels=8, channel_mult=(1,), dtype="float32"
     )
-    config.backbone.kwargs.update(num_res_blocks=(1,), attention_levels=(0,), head_dim=8, text_dims=(6, 10))
-    sizes = dict(block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4)
+    config.backbone.kwargs.update(
+        num_res_blocks=(1,), attention_levels=(0,), head_dim=8, text_dims=(6, 10), num_transformer_layers=1
+    )
+    sizes = dict(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4)
     config.autoencoder.unlock()
     config.autoencoder.kwargs = dict(path="random", **sizes)
     config.train.update(num_steps=2, warmup_steps=1, log_every=1)
@@ -310,6 +314,30 @@ def test_frozen_parameters_stay(tmp_path, shrunk, random_params, random_weights)
     written, _ = checkpoint.load_weights(tmp_path / "weights.safetensors", shapes)
     for path, value in traverse_util.flatten_dict(written, sep="/").items():
         assert np.array_equal(value, random_params[path]) == ("temporal" not in path), path
+
+
+def test_training_from_disk_resumes_exactly_past_a_corrupt_record(tmp_path, shrunk, monkeypatch):
+    monkeypatch.setattr(train.tasks, "build", Toy)
+    monkeypatch.setattr(turntables, "OBJECTS_PER_SHARD", 1)
+    noise = np.random.default_rng(0)
+    for number in range(9):
+        rgba = noise.uniform(size=(3, 8, 8, 4))
+        views.write_object(tmp_path / f"views/{number}", rgba, cameras.orbit(3, 0.2, 8), "a red mug", 0.2)
+    dataset.main(["build", f"--views={tmp_path / 'views'}", f"--out={tmp_path / 'data'}", "--split=train=1"])
+    (tmp_path / "data/turntables-train.array_record-00004").write_bytes(b"damaged")
+
+    def run_until(num_steps, workdir):
+        config = shrunk(num_steps=num_steps)
+        with config.unlocked():
+            del config.train.streams["image"]
+        config.train.streams.turntable.data.path = str(tmp_path / "data")
+        config.train.loader.max_corrupt = 1
+        return train.train(config, tmp_path / workdir)[0]
+
+    whole = run_until(4, "whole")
+    run_until(2, "parts")
+    assert leaves_equal(whole, run_until(4, "parts"))
+    assert read_log(tmp_path / "whole")[-1]["skipped_records"] == 1
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_batches_come_in_order_and_only_a_few_ahead():
 
     def make(name):
         read.append(name)
-        return Batch(name, next(counts[name]), [])
+        return Batch(name, next(counts[name]), [], [])
 
     order = list("aabaabaab")
     with Feed(order, make) as feed:
@@ -33,7 +33,7 @@ def test_waiting_is_counted():
 
     def slow(name):
         gate.wait()
-        return Batch(name, None, [])
+        return Batch(name, None, [], [])
 
     with Feed("a", slow) as feed:
         threading.Timer(0.2, gate.set).start()
@@ -46,7 +46,7 @@ def test_errors_reach_the_loop():
     def broken(name):
         if name == "b":
             raise ValueError("no b")
-        return Batch(name, None, [])
+        return Batch(name, None, [], [])
 
     with Feed("aab", broken) as feed:
         next(feed)
@@ -57,7 +57,7 @@ def test_errors_reach_the_loop():
 
 def test_it_ends_while_batches_wait():
     started = threading.active_count()
-    with Feed(itertools.repeat("a"), lambda name: Batch(name, None, [])) as feed:
+    with Feed(itertools.repeat("a"), lambda name: Batch(name, None, [], [])) as feed:
         next(feed)
     assert threading.active_count() == started
 
