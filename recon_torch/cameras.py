@@ -26,7 +26,7 @@ OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LENS_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")  # the last if its distortion is 0
-MAX_COORDINATE, MAX_FOCAL_PX = 1e8, 1e6
+MAX_COORDINATE, MAX_INTRINSIC_PX = 1e8, 1e6
 QUOTED_CHARACTERS = 80
 
 
@@ -303,10 +303,14 @@ def _intrinsics(entries: dict, width: int, height: int) -> Float[np.ndarray, "3 
     if fx is None:
         raise UserError("neither fl_x (pixels) nor camera_angle_x (radians) is given")
     fy = fx if fy is None else fy
-    if not (0 < fx < MAX_FOCAL_PX and 0 < fy < MAX_FOCAL_PX):
-        raise UserError(f"the focal length ({fx:g}, {fy:g}) px must be positive, and below {MAX_FOCAL_PX:g}")
+    if not (0 < fx < MAX_INTRINSIC_PX and 0 < fy < MAX_INTRINSIC_PX):
+        raise UserError(
+            f"the focal length ({fx:g}, {fy:g}) px must be positive, and below {MAX_INTRINSIC_PX:g}"
+        )
     cx = _number(entries, "cx") if "cx" in entries else width / 2
     cy = _number(entries, "cy") if "cy" in entries else height / 2
+    if not (abs(cx) < MAX_INTRINSIC_PX and abs(cy) < MAX_INTRINSIC_PX):
+        raise UserError(f"the image centre ({cx:g}, {cy:g}) px is beyond {MAX_INTRINSIC_PX:g}")
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 

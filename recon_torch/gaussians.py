@@ -125,7 +125,8 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     def columns(*names: str) -> Tensor:
-        values = np.stack([rows[name].astype(np.float32) for name in names], -1)
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and are refused as such
+            values = np.stack([rows[name].astype(np.float32) for name in names], -1)
         if not np.isfinite(values).all():
             raise UserError(f"{path}: {names[0]} has values that are not finite")
         return torch.from_numpy(values)
