@@ -11,6 +11,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+((EUID == 0)) || {
+  echo "slurmd runs tasks as their users: run this as root" >&2
+  exit 2
+}
 for program in munged slurmctld slurmd sbatch im3d; do
   command -v "$program" >/dev/null || {
     echo "$program is missing: apt-get install slurm-wlm munge; im3d must be on the PATH" >&2
