@@ -25,13 +25,6 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ["tiny_text_to_image.py", "tiny_turntable.py"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Toy:
     """A task that compiles at once: predicts colours of objects from noisy numbers, by two layers."""
 
