@@ -150,10 +150,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _load(flags: argparse.Namespace) -> tuple[Views, Views | None, list[str]]:
     """The training views, the held-out views, and what to note about both."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         train, held_out = _split(flags)
-    views_notes = [note for views in (train, held_out) if views is not None for note in views.notes]
-    return train, held_out, list(dict.fromkeys([*views_notes, *(str(warning.message) for warning in caught)]))
+    notes = [note for views in (train, held_out) if views is not None for note in views.notes]
+    notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
+    return train, held_out, list(dict.fromkeys(notes))
 
 
 def _split(flags: argparse.Namespace) -> tuple[Views, Views | None]:

@@ -163,6 +163,8 @@ def test_a_video_of_a_turn_is_as_good_as_its_frames(tmp_path):
     options = ["--video", str(tmp_path / "turn.mp4"), "--num-views", "8", "--elevation-deg", "17.19"]
     fit_views.main([*options, "--out", str(tmp_path / "out"), "--steps", "150", *OPTIONS])
     asset, truth = load_ply(tmp_path / "out" / "asset.ply"), render(OBJECT, around[3::6])[0]
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert notes == ["LPIPS runs on alex with random weights"]
     mine = render(asset, around[3::6])[0]  # between the views
     assert -10 * np.log10(((mine - truth) ** 2).mean()) > 22
 
