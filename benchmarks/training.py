@@ -35,7 +35,7 @@ def prepared(trainable: str, mesh_text: str, batch_size: int):
     from im3d_jax import config_flags, sharding, tasks
     from im3d_jax.train import open_stream
     from im3d_jax.training.feed import over_mesh
-    from im3d_jax.training.state import create, make_optimizer
+    from im3d_jax.training.state import create, learning_rate, make_optimizer
     from im3d_jax.training.step import make_step
 
     config = config_flags.load(CONFIG)
@@ -54,7 +54,7 @@ def prepared(trainable: str, mesh_text: str, batch_size: int):
     )
     examples = next(open_stream(config, "turntable", mesh, 0))
     batch = over_mesh(task.collate(examples), mesh)
-    step = make_step(task, optimizer, mesh, accumulate=1, ema_decay=0.99)
+    step = make_step(task, optimizer, mesh, rate=learning_rate(config.train), accumulate=1, ema_decay=0.99)
     arguments = [state, frozen, task.constants, batch]
     started = time.perf_counter()
     compiled = step.lower(*arguments, task.stream("turntable")).compile()

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from im3d_jax import checkpoint, config_flags, sharding, tasks
 from im3d_jax.data import pipeline, sources
 from im3d_jax.training import feed, hosts
-from im3d_jax.training.state import TrainState, create, join, make_optimizer
+from im3d_jax.training.state import TrainState, create, join, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
 from im3d_jax.training.watch import Watch, Work, peak_flops
 from recon_torch import export
@@ -73,7 +73,12 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
     if hosts.is_main():
         print(describe(state, frozen, mesh))
     train_step = make_step(
-        task, optimizer, mesh, accumulate=settings.accumulate, ema_decay=settings.ema_decay
+        task,
+        optimizer,
+        mesh,
+        rate=learning_rate(settings),
+        accumulate=settings.accumulate,
+        ema_decay=settings.ema_decay,
     )
 
     with (

@@ -16,15 +16,23 @@ Metrics = dict[str, jax.Array]
 
 
 def make_step(
-    task, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int, ema_decay: float
+    task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    rate: optax.Schedule,
+    accumulate: int,
+    ema_decay: float,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """step(state, frozen, constants, batch, stream) -> (new state, metrics), compiled once a stream.
 
     The state is donated. A step whose loss or gradient is not finite changes nothing but the counters, so
-    that what is saved stays sound. Metrics are `loss`, `grad_norm`, `is_finite` and what the task adds up.
+    that what is saved stays sound. Metrics are `loss`, `grad_norm`, `learning_rate`, `is_finite` and what the
+    task adds up: sums `..._by_level`, and means over examples of the others.
 
     Args:
         task: see `im3d_jax.tasks`. constants, batch: what its loss takes.
+        rate: the optimiser's learning rate, by the number of its steps; only shown.
         accumulate: parts of a batch whose gradients are computed after another. Each part has examples of
             every device, and what is random of an example does not depend on the part.
         ema_decay: of the average of the trained parameters.
@@ -44,10 +52,19 @@ def make_step(
         changed = _update(state, grads, optimizer, ema_decay)
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), changed, _changing(state))
         skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
-        metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": is_finite, **sums}
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(rate(state.step - state.skipped), jnp.float32),
+            "is_finite": is_finite,
+        } | {name: _shown(name, total, num_examples) for name, total in sums.items()}
         return TrainState(state.step + 1, state.key, *kept, skipped), metrics
 
     return jax.jit(step, static_argnames="stream", donate_argnames="state")
+
+
+def _shown(name: str, total: jax.Array, num_examples: int) -> jax.Array:
+    return total if name.endswith("_by_level") else total / num_examples
 
 
 def _in_parts(array: jax.Array, count: int, mesh: Mesh) -> jax.Array:

@@ -42,7 +42,7 @@ class Regression(NamedTuple):
         predicted = jnp.tanh((x + self.noise * noise) @ params["spatial"]["kernel"])
         predicted = predicted @ params["temporal"]["kernel"] + constants
         losses = jnp.square(predicted - y).mean(-1)
-        return losses.mean(), {"loss_by_level": losses.reshape(-1, 1).sum(0)}
+        return losses.mean(), {"loss_by_level": losses.reshape(-1, 1).sum(0), "error": losses.sum()}
 
 
 class Kinked(Regression):
@@ -83,7 +83,8 @@ def start(mesh="data=8", trainable=".*", frozen_dtype="float32", **changed):
     )
     placed = jax.device_put(batch(), sharding.along_batch(mesh))
     constants = jax.device_put(np.float32(0.5), sharding.replicated(mesh))
-    return make_step(task, optimizer, mesh, **options), [state, frozen, constants, placed, "stream"]
+    step = make_step(task, optimizer, mesh, rate=learning_rate(settings(**changed)), **options)
+    return step, [state, frozen, constants, placed, "stream"]
 
 
 def as_numpy(tree):
@@ -107,6 +108,9 @@ def test_a_step_is_that_of_float64_and_optax():
     np.testing.assert_allclose(metrics["loss"], np.mean(error**2), rtol=1e-5)
     norm = np.sqrt(sum(np.sum(each**2) for each in grads.values()))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(
+        [metrics["error"], metrics["learning_rate"]], [np.mean(error**2), 0.1], rtol=1e-5
+    )
     np.testing.assert_allclose(metrics["loss_by_level"], [np.mean(error**2, -1).sum()], rtol=1e-5)
     for path, old in before.items():
         np.testing.assert_allclose(state.trained[path], old - 0.1 * np.sign(grads[path]), atol=1e-4)
@@ -253,7 +257,7 @@ rng = np.random.default_rng(0)
 views = [dict(rgb=rng.random((2, 8, 8, 3), np.float32), alpha=np.ones((2, 8, 8, 1), np.float32), caption="")
          for _ in range(240)]
 batch = jax.device_put(task.collate(views), sharding.along_batch(mesh))
-step = make_step(task, optimizer, mesh, accumulate=1, ema_decay=0.9)
+step = make_step(task, optimizer, mesh, rate=lambda step: 0.0, accumulate=1, ema_decay=0.9)
 state, metrics = step(state, frozen, task.constants, batch, task.stream("turntable"))
 print(len(metrics["loss"].sharding.device_set), len(batch["rgb"].addressable_shards[0].data), metrics["loss"])
 """
