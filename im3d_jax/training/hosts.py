@@ -31,7 +31,7 @@ from pathlib import Path
 
 import jax
 import jaxlib
-from jax._src import distributed  # the coordinator's key-value store has no public name
+from jax._src import distributed  # the coordinator's key-value store has no public name; Orbax uses it, too
 from jax.experimental import multihost_utils
 
 from recon_torch.errors import UserError
@@ -122,9 +122,8 @@ def agree(facts: dict[str, str], timeout_s: float = 300.0) -> None:
     try:
         client.wait_at_barrier("im3d/facts", int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"not all processes came to compare their settings in {timeout_s:g} s: {error}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"not all processes came to compare settings in {timeout_s:g} s: {reason}") from None
     found = {
         int(key.rsplit("/", 1)[1]): json.loads(text) for key, text in client.key_value_dir_get("im3d/facts")
     }

@@ -27,11 +27,14 @@ def loop(argv):
     parser = CommandParser("loop", "steps that do nothing, on all devices")
     hosts.add_flags(parser)
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--late-s", type=float, default=0)
+    parser.add_argument("--agree-s", type=float, default=60)
     parser.add_argument("--hang-at", type=int)
     parser.add_argument("--timeout-s", type=float, default=60)
     flags = parser.parse_args(argv)
     hosts.initialize(flags)
-    hosts.agree({"config.seed": flags.seed, **hosts.versions()})
+    time.sleep(flags.late_s)
+    hosts.agree({"config.seed": flags.seed, **hosts.versions()}, flags.agree_s)
     print("main" if hosts.is_main() else "other", len(jax.devices()), "devices", flush=True)
     with hosts.StopSignal() as stop, hosts.Watchdog(flags.timeout_s) as watchdog:
         for step in range(1, 2000):
@@ -108,6 +111,12 @@ def test_processes_that_differ_all_say_in_what():
         assert code == 2 and "devices" not in stdout
         message = "im3d: error: the processes differ in config.seed (7 on 0; 8 on 1); start all"
         assert [line for line in stderr.splitlines() if line.startswith(message)], stderr
+
+
+def test_a_process_that_does_not_come_to_agree():
+    for code, stdout, stderr in wait(*start_two("--agree-s=1", second=["--late-s=3"])):
+        assert code == 2 and "devices" not in stdout
+        assert "im3d: error: not all processes came to compare settings in 1 s: " in stderr
 
 
 def test_all_processes_report_a_hang_and_one_stack_shows_where():
