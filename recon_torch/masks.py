@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from scipy import ndimage
 
 from recon_torch.errors import UserError
 from recon_torch.export import to_uint8
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 TOLERANCE = 0.04  # of a background's colour, in [0, 1]
+EDGE_PX = 2  # width of the edge in which object and background mix
+SPECK_PX = 8  # largest area that is none of the object
 PLAIN_BORDER = 0.95  # share of the border that has one colour where the background is plain
 LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # of the picture that an object takes
 BORDER_SHARE = 0.02  # of the border that an object may touch
@@ -42,13 +45,15 @@ def threshold_masks(
 
 
 def background_masks(images: Float[np.ndarray, "K H W 3"]) -> Float[np.ndarray, "K H W 1"]:
-    """`threshold_masks` against each picture's own plain background, or white where it has none."""
-    colors = [plain_background(image) for image in images]
-    masks = [
-        threshold_masks(image[None], 1.0 if color is None else color)
-        for image, color in zip(images, colors, strict=True)
-    ]
-    return np.concatenate(masks)
+    """Coverage in [0, 1] by each picture's own plain background; `threshold_masks` for white without one."""
+    return np.stack([_background_mask(image, plain_background(image)) for image in images])
+
+
+def over_white(
+    images: Float[np.ndarray, "K H W 3"], masks: Float[np.ndarray, "K H W 1"]
+) -> Float[np.ndarray, "K H W 3"]:
+    """The foreground on white; where the background is plain, without its colour in the edges."""
+    return np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
 
 
 def plain_background(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "3"] | None:
@@ -127,11 +132,43 @@ def _checked(
     if wrong is None:
         return mask
     color = plain_background(image)
-    by_background = mask if color is None else threshold_masks(image[None], color)[0]
+    by_background = _background_mask(image, color)
     better = color is not None and problem(by_background) is None
     choice = "the mask by its plain background is taken" if better else "there is none better; look at it"
     warnings.warn(f"IS-Net's mask of picture {index} {wrong}: {choice}", stacklevel=3)
     return by_background if better else mask
+
+
+def _background_mask(
+    image: Float[np.ndarray, "H W 3"], color: Float[np.ndarray, "3"] | None
+) -> Float[np.ndarray, "H W 1"]:
+    if color is None:
+        return threshold_masks(image[None])[0]
+    mask = _without_specks(threshold_masks(image[None], color)[0])
+    inside = ndimage.binary_erosion(mask[..., 0], iterations=EDGE_PX)
+    if not inside.any():
+        return mask
+    # An edge's pixel lies on the line from the background's colour to that of the object next to it.
+    distance, (rows, columns) = ndimage.distance_transform_edt(~inside, return_indices=True)
+    contrast = image[rows, columns] - color
+    squared = (contrast**2).sum(-1)
+    share = ((image - color) * contrast).sum(-1) / np.maximum(squared, 1e-6)
+    edge = (distance <= 2 * EDGE_PX) & (squared > (2 * TOLERANCE) ** 2)
+    return np.where(edge[..., None], np.clip(share, 0, 1)[..., None], 1).astype(np.float32) * mask
+
+
+def _without_specks(mask: Float[np.ndarray, "H W 1"]) -> Float[np.ndarray, "H W 1"]:
+    """The noise of a video leaves some, which a fit would turn into floaters."""
+    parts, _ = ndimage.label(mask[..., 0], np.ones((3, 3)))
+    large = np.bincount(parts.ravel()) > SPECK_PX
+    return mask * large[parts][..., None]
+
+
+def _over_white(image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"]) -> np.ndarray:
+    color = plain_background(image)
+    if color is None:
+        return image * mask + 1 - mask
+    return np.where(mask > 0, np.clip(image + (1 - mask) * (1 - color), 0, 1), 1).astype(np.float32)
 
 
 def _border(image: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "B C"]:

@@ -98,7 +98,7 @@ def assemble(
     unmasked = np.flatnonzero(np.isnan(masks[:, 0, 0, 0]))
     if len(unmasked):
         found = segment(images[unmasked])
-        images[unmasked], masks[unmasked] = images[unmasked] * found + 1 - found, found
+        images[unmasked], masks[unmasked] = masks_.over_white(images[unmasked], found), found
     empty = [name for name, mask in zip(names, masks, strict=True) if mask.max() < 0.5]
     if empty:
         raise UserError(f"{source}: {', '.join(empty)}: no foreground; give views with an object in each")

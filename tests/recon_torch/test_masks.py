@@ -33,15 +33,42 @@ def test_threshold_finds_the_disc_on_a_noisy_background(background):
 def test_each_picture_is_measured_by_its_own_background():
     pictures = [disc_on(color, 0.9) for color in ([0.1, 0.6, 0.2], 0.3, 1.0)]
     images = np.concatenate([image for image, _ in pictures])
-    np.testing.assert_array_equal(
-        background_masks(images), np.concatenate([inside for _, inside in pictures])
-    )
+    expected = np.concatenate([inside for _, inside in pictures])
+    np.testing.assert_allclose(background_masks(images), expected, atol=1e-6)
     np.testing.assert_allclose(plain_background(images[0]), [0.1, 0.6, 0.2])
     noise = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
     assert plain_background(noise[0]) is None
     np.testing.assert_array_equal(
         background_masks(noise), threshold_masks(noise)
     )  # white is all that is left
+
+
+def test_specks_are_noise():
+    image, inside = disc_on(0.0, 0.9, radius=6)
+    image[0, 2, 3:5] = 0.2
+    found = background_masks(image)
+    assert found[0, 2].max() == 0
+    np.testing.assert_allclose(found, inside, atol=1e-6)
+
+
+@pytest.mark.parametrize("background", [[0.25, 0.3, 0.6], [0.1, 0.5, 0.2], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+def test_edges_are_soft_and_free_of_the_background(background):
+    """A shaded disc of which 8 x 8 samples make a pixel, so that its true coverage is known."""
+    ticks = (np.arange(64 * 8) + 0.5) / 8 - 32
+    inside = ((ticks[:, None] - 1.3) ** 2 + (ticks[None] + 0.6) ** 2 < 20**2).astype(np.float32)
+    coverage = inside.reshape(64, 8, 64, 8).mean((1, 3))[None, ..., None]
+    shade = np.linspace(0.4, 0.9, 64, dtype=np.float32)[None, None, :, None] * np.float32([1.0, 0.8, 0.3])
+    image = (shade * coverage + np.float32(background) * (1 - coverage)).astype(np.float32)
+    on_white = shade * coverage + 1 - coverage
+
+    found = background_masks(image)
+    hard = threshold_masks(image, background)
+    edge = (coverage > 0) & (coverage < 1)
+    assert np.abs(found - coverage)[edge].mean() < 0.03 < 0.2 < np.abs(hard - coverage)[edge].mean()
+    colour_error = np.abs(masks.over_white(image, found) - on_white).max(-1, keepdims=True)[edge]
+    assert colour_error.mean() < 0.02
+    np.testing.assert_allclose(found[~edge], coverage[~edge], atol=0.02)
+    np.testing.assert_allclose(masks.over_white(image, found)[coverage[..., 0] == 0], 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +138,7 @@ def test_a_flat_prediction_is_not_stretched_into_an_object(predict, weights):
         found = isnet_masks(np.concatenate([image, image]), weights)
     assert ["shows nothing: the mask by its plain" in str(caught[0].message), len(caught)] == [True, 2]
     assert "picture 1 covers everything: the mask by its plain" in str(caught[1].message)
-    np.testing.assert_array_equal(found, np.concatenate([inside, inside]))
+    np.testing.assert_allclose(found, np.concatenate([inside, inside]), atol=1e-6)
 
 
 def test_without_a_plain_background_the_mask_stays_with_a_warning(predict, weights):
@@ -127,7 +154,7 @@ def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
     with_floor[28:] = True
     predict(np.where(with_floor, 0.9, 0.0))
     with pytest.warns(UserWarning, match="touches the border: the mask by its plain background is taken"):
-        np.testing.assert_array_equal(isnet_masks(image, weights), inside)
+        np.testing.assert_allclose(isnet_masks(image, weights), inside, atol=1e-6)
 
 
 def test_isnet_says_what_is_missing(monkeypatch, weights, tmp_path):
