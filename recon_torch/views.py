@@ -47,7 +47,7 @@ class Views:
 
 def load_views(
     directory: str | os.PathLike,
-    segment: MaskFunction = masks_.background_masks,
+    segment: MaskFunction = masks_.threshold_masks,
     *,
     height: int | None = None,
     allow_missing: bool = False,
