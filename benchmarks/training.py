@@ -54,7 +54,10 @@ def prepared(trainable: str, mesh_text: str, batch_size: int):
     )
     examples = next(open_stream(config, "turntable", mesh, 0))
     batch = over_mesh(task.collate(examples), mesh)
-    step = make_step(task, optimizer, mesh, rate=learning_rate(config.train), accumulate=1, ema_decay=0.99)
+    where = jax.tree.map(lambda array: array.sharding, state)
+    step = make_step(
+        task, optimizer, mesh, where=where, rate=learning_rate(config.train), accumulate=1, ema_decay=0.99
+    )
     arguments = [state, frozen, task.constants, batch]
     started = time.perf_counter()
     compiled = step.lower(*arguments, task.stream("turntable")).compile()

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from clu import parameter_overview
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from im3d_jax import checkpoint, config_flags, sharding, tasks
@@ -76,6 +77,7 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
         task,
         optimizer,
         mesh,
+        where=jax.tree.map(lambda array: array.sharding, state),
         rate=learning_rate(settings),
         accumulate=settings.accumulate,
         ema_decay=settings.ema_decay,
@@ -183,6 +185,8 @@ def save_weights(task, workdir: Path, params, metadata: dict) -> None:
     params = jax.tree.map(sharding.to_host, params)
     if hosts.is_main():
         print(f"wrote {task.save(workdir, params, metadata)}", flush=True)
+    if jax.process_count() > 1:  # who ended first would wait for the rest only for a while
+        multihost_utils.sync_global_devices("weights")
 
 
 def describe(state: TrainState, frozen, mesh: Mesh) -> str:

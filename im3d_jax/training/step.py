@@ -20,6 +20,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    where: TrainState,
     rate: optax.Schedule,
     accumulate: int,
     ema_decay: float,
@@ -32,6 +33,7 @@ def make_step(
 
     Args:
         task: see `im3d_jax.tasks`. constants, batch: what its loss takes.
+        where: the sharding of each array of the state, which stays.
         rate: the optimiser's learning rate, by the number of its steps; only shown.
         accumulate: parts of a batch whose gradients are computed after another. Each part has examples of
             every device, and what is random of an example does not depend on the part.
@@ -60,7 +62,9 @@ def make_step(
         } | {name: _shown(name, total, num_examples) for name, total in sums.items()}
         return TrainState(state.step + 1, state.key, *kept, skipped), metrics
 
-    return jax.jit(step, static_argnames="stream", donate_argnames="state")
+    # Left to itself, XLA may place the new state elsewhere than the old, and the next step compiles again.
+    places = where, sharding.replicated(mesh)
+    return jax.jit(step, static_argnames="stream", donate_argnames="state", out_shardings=places)
 
 
 def _shown(name: str, total: jax.Array, num_examples: int) -> jax.Array:

@@ -83,7 +83,8 @@ def start(mesh="data=8", trainable=".*", frozen_dtype="float32", **changed):
     )
     placed = jax.device_put(batch(), sharding.along_batch(mesh))
     constants = jax.device_put(np.float32(0.5), sharding.replicated(mesh))
-    step = make_step(task, optimizer, mesh, rate=learning_rate(settings(**changed)), **options)
+    where = jax.tree.map(lambda array: array.sharding, state)
+    step = make_step(task, optimizer, mesh, rate=learning_rate(settings(**changed)), where=where, **options)
     return step, [state, frozen, constants, placed, "stream"]
 
 
@@ -121,8 +122,14 @@ def test_a_step_is_that_of_float64_and_optax():
 
 def after_three_steps(**options):
     step, arguments = start(**options)
-    for _ in range(3):
+    before, compiled = jax.tree.map(lambda array: array.sharding, arguments[0]), []
+    arguments[0], _ = step(*arguments)
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    for _ in range(2):
         arguments[0], metrics = step(*arguments)
+    jax.monitoring.clear_event_listeners()
+    assert not [event for event in compiled if "compile" in event]  # as the state stays where it was:
+    assert jax.tree.map(lambda array: array.sharding, arguments[0]) == before
     return as_numpy((arguments[0].trained, arguments[0].ema, metrics))
 
 
@@ -257,7 +264,8 @@ rng = np.random.default_rng(0)
 views = [dict(rgb=rng.random((2, 8, 8, 3), np.float32), alpha=np.ones((2, 8, 8, 1), np.float32), caption="")
          for _ in range(240)]
 batch = jax.device_put(task.collate(views), sharding.along_batch(mesh))
-step = make_step(task, optimizer, mesh, rate=lambda step: 0.0, accumulate=1, ema_decay=0.9)
+step = make_step(task, optimizer, mesh, where=jax.tree.map(lambda array: array.sharding, state),
+                 rate=lambda step: 0.0, accumulate=1, ema_decay=0.9)
 state, metrics = step(state, frozen, task.constants, batch, task.stream("turntable"))
 print(len(metrics["loss"].sharding.device_set), len(batch["rgb"].addressable_shards[0].data), metrics["loss"])
 """
