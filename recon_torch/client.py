@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from recon_torch.fit import FitSettings
 
 MAX_DEATHS = 2  # of workers, per asset
-QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 25, 160
+QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # a crash quotes a whole Python stack
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
 
