@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,10 +27,13 @@ from torch import Tensor
 
 from recon_torch.cameras import Cameras
 from recon_torch.errors import NoGaussiansLeft, UserError
-from recon_torch.gaussians import Gaussians, init_ball
+from recon_torch.gaussians import Gaussians, init_ball, opacity_grid, save_ply
 from recon_torch.losses import PerceptualDistance, mask_loss, ms_ssim, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
 from recon_torch.rasterize import Engine, Render, rasterize
+
+if TYPE_CHECKING:
+    from recon_torch.world import World
 
 PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
 VIEW_STREAM, SPLIT_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
@@ -74,6 +79,7 @@ class FitSettings:
     prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
     max_gaussians: int = 20000
 
+    representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other: `nerf`
     engine: Engine = "auto"
     seed: int = 0
 
@@ -97,7 +103,10 @@ class CappedStrategy(DefaultStrategy):
 
 
 class Fit:
-    """The state of one optimisation.
+    """The state of one optimisation: the loop, and the Gaussians that it fits.
+
+    All that it knows of Gaussians is in `_start`, `_rates`, `_render`, `_watch`, `_refine`, `save` and
+    `opacity_grid`. Another representation of the object, such as `nerf.NerfFit`, has its own of these.
 
     Attributes:
         step: steps done so far.
@@ -125,12 +134,15 @@ class Fit:
         self._lpips = self._perceptual.rounded(dtype, _lpips_stages(settings, self._perceptual))
 
         generator = torch.Generator().manual_seed(settings.seed)
-        start = init_ball(settings.num_gaussians, settings.init_radius, generator, self.device)
         self._strategy = _make_strategy(settings)
         self._strategy_state = self._strategy.initialize_state()
         self._params: dict[str, torch.nn.Parameter] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._set_params(dict(zip(PARAM_NAMES, start, strict=True)))
+        self._set_params(self._start(generator))
+
+    def _start(self, generator: torch.Generator) -> dict[str, Tensor]:
+        start = init_ball(self.settings.num_gaussians, self.settings.init_radius, generator, self.device)
+        return dict(zip(PARAM_NAMES, start, strict=True))
 
     def _set_params(self, tensors: dict[str, Tensor]) -> None:
         self._params = {
@@ -142,9 +154,12 @@ class Fit:
         }
 
     def _rates(self) -> dict[str, float]:
+        """The learning rate of each parameter at this step."""
         settings, share = self.settings, SETBACK_RATE**self.caution
+        progress = min(self.step / settings.num_steps, 1.0)
+        decay = (settings.lr_means_final / settings.lr_means) ** progress
         return {
-            "means": settings.lr_means * share,
+            "means": settings.lr_means * share * decay,
             "quats": settings.lr_quats * share,
             "scales": settings.lr_scales * share,
             "opacities": settings.lr_opacities * share,
@@ -195,12 +210,10 @@ class Fit:
 
     def _optimise_once(self) -> dict[str, Tensor]:
         chosen = self._choose_views()
-        render = self._render(self._trained(), self.cameras[chosen])
+        render = self._render(self.cameras[chosen])
         losses = self._losses(render, torch.from_numpy(chosen))
         total = sum(getattr(self.settings, f"w_{name}") * loss for name, loss in losses.items())
-        self._strategy.step_pre_backward(
-            self._params, self._optimizers, self._strategy_state, self.step, render.info
-        )
+        self._watch(render.info)
         total.backward()
         if self.step % self.settings.refine_every == 0 and not torch.isfinite(total):
             raise FloatingPointError(f"the loss is {total.item()} at step {self.step}")
@@ -227,15 +240,21 @@ class Fit:
             return [stage.narrow(0, int(chosen), 1) for stage in self._target_features]
         return [stage[chosen] for stage in self._target_features]
 
+    def _watch(self, info: dict[str, Any]) -> None:
+        """Between rendering and the backward pass: has what `_refine` needs recorded."""
+        self._strategy.step_pre_backward(
+            self._params, self._optimizers, self._strategy_state, self.step, info
+        )
+
     def _update(self, info: dict[str, Any]) -> None:
-        """One step of Adam, then gsplat's bookkeeping: densify and prune where the step number says so."""
-        settings = self.settings
-        progress = min(self.step / settings.num_steps, 1.0)
-        decay = (settings.lr_means_final / settings.lr_means) ** progress
-        self._optimizers["means"].param_groups[0]["lr"] = self._rates()["means"] * decay
-        for optimizer in self._optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad()
+        for name, rate in self._rates().items():
+            self._optimizers[name].param_groups[0]["lr"] = rate
+            self._optimizers[name].step()
+            self._optimizers[name].zero_grad()
+        self._refine(info)
+
+    def _refine(self, info: dict[str, Any]) -> None:
+        """gsplat's bookkeeping after a step: densify and prune where the step number says so."""
         # gsplat draws the places of split Gaussians from the global generator.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # torch.manual_seed takes a millisecond to note a traceback for each kind of device not there.
@@ -260,10 +279,8 @@ class Fit:
             chosen.append(shuffle[place])
         return np.array(chosen)
 
-    def _trained(self) -> Gaussians:
-        return Gaussians(*(self._params[name] for name in PARAM_NAMES))
-
-    def _render(self, gaussians: Gaussians, cameras: Cameras) -> Render:
+    def _render(self, cameras: Cameras) -> Render:
+        gaussians = Gaussians(*(self._params[name] for name in PARAM_NAMES))
         return rasterize(
             gaussians.means,
             gaussians.quats,
@@ -280,8 +297,25 @@ class Fit:
 
     @torch.no_grad()
     def render(self, cameras: Cameras) -> Render:
-        """The Gaussians as they are now, over the settings' background."""
-        return self._render(self.gaussians, cameras)
+        """The object as it is now, over the settings' background."""
+        return self._render(cameras)
+
+    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
+        """Writes the object to `path`, with the suffix of its kind of file; returns the path written.
+
+        world: where it lies; None is the fit's own world.
+        """
+        path = Path(path).with_suffix(".ply")
+        save_ply(world.back(self.gaussians) if world else self.gaussians, path)
+        return path
+
+    @torch.no_grad()
+    def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:
+        """About how much light, in [0, 1], a ray loses in each cell of a cube around the origin (x, y, z)."""
+        return opacity_grid(self.gaussians, half_width, num_cells)
+
+    def is_finite(self) -> bool:
+        return all(bool(param.isfinite().all()) for param in self._params.values())
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

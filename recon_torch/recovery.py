@@ -70,9 +70,9 @@ def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> dict[str,
     """None if all went well, else what to change in the last good state before going on from it."""
     try:
         fit.run(until_step, on_step)
-        if all(bool(tensor.isfinite().all()) for tensor in fit.gaussians):
+        if fit.is_finite():
             return None
-        raise FloatingPointError("the Gaussians are not finite")
+        raise FloatingPointError("the parameters are not finite")
     except (FloatingPointError, NoGaussiansLeft) as error:
         done = "went on from the last snapshot with other random numbers at half the learning rates"
         changes = {"caution": fit.caution + 1}

@@ -62,7 +62,7 @@ def test_nan_goes_back_to_the_snapshot_at_half_the_rates_and_another_seed():
         fit, 120, at(70, lambda: poison(fit)), lambda state: snapshots.setdefault(state["step"], state)
     )
     assert fit.step == 120 and len(fit.setbacks) == 1
-    assert "step 100: the Gaussians are not finite" in fit.setbacks[0] and "half" in fit.setbacks[0]
+    assert "step 100: the parameters are not finite" in fit.setbacks[0] and "half" in fit.setbacks[0]
     assert all(bool(tensor.isfinite().all()) for tensor in fit.gaussians)
 
     expected = new_fit(dataclasses.replace(SETTINGS))
