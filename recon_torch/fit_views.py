@@ -21,7 +21,7 @@ from recon_torch.cameras import Cameras, write_transforms
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.fit import Fit, FitSettings
 from recon_torch.gaussians import save_ply
-from recon_torch.masks import background_masks, isnet_masks
+from recon_torch.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
 from recon_torch.video_views import load_video
 from recon_torch.views import MaskFunction, Views, load_views
 
@@ -159,6 +159,8 @@ def _load(flags: argparse.Namespace) -> tuple[Views, Views | None, list[str]]:
 
 def _split(flags: argparse.Namespace) -> tuple[Views, Views | None]:
     segment = background_masks
+    if flags.video is not None:
+        segment = functools.partial(background_masks, edge_px=VIDEO_EDGE_PX)
     if flags.isnet_weights is not None:
         segment = functools.partial(isnet_masks, weights_path=flags.isnet_weights)
     read = functools.partial(

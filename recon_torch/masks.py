@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 TOLERANCE = 0.04  # of a background's colour, in [0, 1]
-EDGE_PX = 2  # width of the edge in which object and background mix
+EDGE_PX, VIDEO_EDGE_PX = 2, 3  # how deep a background reaches into an object; compression blurs
 SPECK_PX = 8  # largest area that is none of the object
 PLAIN_BORDER = 0.95  # share of the border that has one colour where the background is plain
 LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # of the picture that an object takes
@@ -44,9 +44,14 @@ def threshold_masks(
     return (difference > tolerance).astype(np.float32)
 
 
-def background_masks(images: Float[np.ndarray, "K H W 3"]) -> Float[np.ndarray, "K H W 1"]:
-    """Coverage in [0, 1] by each picture's own plain background; `threshold_masks` for white without one."""
-    return np.stack([_background_mask(image, plain_background(image)) for image in images])
+def background_masks(
+    images: Float[np.ndarray, "K H W 3"], edge_px: int = EDGE_PX
+) -> Float[np.ndarray, "K H W 1"]:
+    """Coverage in [0, 1] by each picture's own plain background; `threshold_masks` for white without one.
+
+    edge_px: how deep the background's colour reaches into the object's.
+    """
+    return np.stack([_background_mask(image, plain_background(image), edge_px) for image in images])
 
 
 def over_white(
@@ -140,12 +145,12 @@ def _checked(
 
 
 def _background_mask(
-    image: Float[np.ndarray, "H W 3"], color: Float[np.ndarray, "3"] | None
+    image: Float[np.ndarray, "H W 3"], color: Float[np.ndarray, "3"] | None, edge_px: int = EDGE_PX
 ) -> Float[np.ndarray, "H W 1"]:
     if color is None:
         return threshold_masks(image[None])[0]
     mask = _without_specks(threshold_masks(image[None], color)[0])
-    inside = ndimage.binary_erosion(mask[..., 0], iterations=EDGE_PX)
+    inside = ndimage.binary_erosion(mask[..., 0], iterations=edge_px)
     if not inside.any():
         return mask
     # An edge's pixel lies on the line from the background's colour to that of the object next to it.
@@ -153,7 +158,8 @@ def _background_mask(
     contrast = image[rows, columns] - color
     squared = (contrast**2).sum(-1)
     share = ((image - color) * contrast).sum(-1) / np.maximum(squared, 1e-6)
-    edge = (distance <= 2 * EDGE_PX) & (squared > (2 * TOLERANCE) ** 2)
+    depth = ndimage.distance_transform_edt(mask[..., 0])
+    edge = (depth < edge_px) & (distance <= 2 * edge_px) & (squared > (2 * TOLERANCE) ** 2)
     return np.where(edge[..., None], np.clip(share, 0, 1)[..., None], 1).astype(np.float32) * mask
 
 
