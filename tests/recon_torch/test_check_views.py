@@ -16,12 +16,16 @@ CAMERAS = orbit(8, 0.3, SIZE)
 CENTER = np.array([0.2, -0.1, 0.05])  # off the axis, so that views differ
 
 
+def write(directory, cameras, masks):
+    names = [f"{index}.png" for index in range(len(cameras))]
+    for name, mask in zip(names, masks, strict=True):
+        write_image(directory / name, np.concatenate([0.5 * np.repeat(mask, 3, -1), mask], -1))
+    write_transforms(directory / "transforms.json", cameras, names)
+
+
 @pytest.fixture
 def directory(tmp_path, ball_masks):
-    masks = ball_masks(CAMERAS, CENTER, 0.2)
-    for index, mask in enumerate(masks):
-        write_image(tmp_path / f"{index}.png", np.concatenate([0.5 * np.repeat(mask, 3, -1), mask], -1))
-    write_transforms(tmp_path / "transforms.json", CAMERAS, [f"{index}.png" for index in range(8)])
+    write(tmp_path, CAMERAS, ball_masks(CAMERAS, CENTER, 0.2))
     return tmp_path
 
 
@@ -119,6 +123,16 @@ def test_remarks_are_no_errors(directory, capsys):
     findings, _ = check_views.check(directory)
     assert findings[BAD].remarks == ["its mask touches the border"]
     assert findings[5].remarks == ["fl_x is 2.53 times fl_y"]
+
+
+def test_swapped_frames_do_not_accuse_the_others(tmp_path, ball_masks):
+    cameras = orbit(16, 0.3, SIZE)
+    write(tmp_path, cameras, ball_masks(cameras, CENTER, 0.2))
+    change(tmp_path, lambda frame: frame.update(file_path="5.png"), index=2)
+    change(tmp_path, lambda frame: frame.update(file_path="2.png"), index=5)
+    findings, _ = check_views.check(tmp_path)
+    assert [index for index, finding in enumerate(findings) if finding.errors] == [2, 5]
+    assert not any(finding.remarks for finding in findings)
 
 
 def test_opencv_matrices_are_recognised(directory):
