@@ -128,10 +128,10 @@ def test_remarks_are_no_errors(directory, capsys):
 def test_swapped_frames_do_not_accuse_the_others(tmp_path, ball_masks):
     cameras = orbit(16, 0.3, SIZE)
     write(tmp_path, cameras, ball_masks(cameras, CENTER, 0.2))
-    change(tmp_path, lambda frame: frame.update(file_path="5.png"), index=2)
-    change(tmp_path, lambda frame: frame.update(file_path="2.png"), index=5)
+    change(tmp_path, lambda frame: frame.update(file_path="10.png"), index=2)
+    change(tmp_path, lambda frame: frame.update(file_path="2.png"), index=10)
     findings, _ = check_views.check(tmp_path)
-    assert [index for index, finding in enumerate(findings) if finding.errors] == [2, 5]
+    assert [index for index, finding in enumerate(findings) if finding.errors] == [2, 10]
     assert not any(finding.remarks for finding in findings)
 
 
