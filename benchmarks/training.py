@@ -93,7 +93,7 @@ def measure_steps(repeats: int, batch_size: int) -> None:
 
 
 def measure_loop(num_steps: int) -> None:
-    """`im3d train` in a process of its own, twice: from the start, and as a restart."""
+    """`im3d train` in a process of its own, twice: from the start, and as a restart with JAX's cache."""
     with tempfile.TemporaryDirectory() as workdir:
         flags = [
             f"--config={CONFIG}",
@@ -106,7 +106,8 @@ def measure_loop(num_steps: int) -> None:
         for count in (num_steps, num_steps + 2):
             command = [sys.executable, "-m", "im3d_jax", "train", *flags, f"--config.train.num_steps={count}"]
             started = time.perf_counter()
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{workdir}/compiled"}
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             for line in process.stdout:
                 if line.startswith("step "):
                     first = time.perf_counter() - started
