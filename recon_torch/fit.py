@@ -79,7 +79,11 @@ class FitSettings:
     prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
     max_gaussians: int = 20000
 
-    representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other: `nerf`
+    representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other
+    nerf_cells: int = 64  # along each side of its grid
+    nerf_samples: int = 64  # along each of its rays
+    lr_nerf: float = 0.1
+
     engine: Engine = "auto"
     seed: int = 0
 
@@ -169,7 +173,7 @@ class Fit:
     @property
     def _seed(self) -> int:
         seed = self.settings.seed
-        return _fold_in(seed, SETBACK_STREAM, self.caution) if self.caution else seed
+        return fold_in(seed, SETBACK_STREAM, self.caution) if self.caution else seed
 
     @property
     def gaussians(self) -> Gaussians:
@@ -260,7 +264,7 @@ class Fit:
             # torch.manual_seed takes a millisecond to note a traceback for each kind of device not there.
             on_gpu = self.device.type == "cuda"
             seed = torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed
-            seed(_fold_in(self._seed, SPLIT_STREAM, self.step))
+            seed(fold_in(self._seed, SPLIT_STREAM, self.step))
             self._strategy.step_post_backward(
                 self._params, self._optimizers, self._strategy_state, self.step, info
             )
@@ -316,6 +320,11 @@ class Fit:
 
     def is_finite(self) -> bool:
         return all(bool(param.isfinite().all()) for param in self._params.values())
+
+    @property
+    def targets(self) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
+        """The views and masks that are fitted."""
+        return self._views, self._masks
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
@@ -382,6 +391,16 @@ class Fit:
         remove(self._params, self._optimizers, self._strategy_state, gone)
 
 
+def make_fit(cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None) -> Fit:
+    """The fit of `settings.representation`. Raises UserError if there is none of that name."""
+    from recon_torch.nerf import NerfFit  # which builds on this module
+
+    kinds = {"gaussians": Fit, "nerf": NerfFit}
+    if settings.representation not in kinds:
+        raise UserError(f"representation is {settings.representation!r}; choose {' or '.join(kinds)}")
+    return kinds[settings.representation](cameras, settings, device)
+
+
 def _make_strategy(settings: FitSettings) -> CappedStrategy:
     strategy = CappedStrategy(
         prune_opa=settings.prune_opacity,
@@ -428,5 +447,6 @@ def _lpips_dtype(settings: FitSettings, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _fold_in(seed: int, *names: int) -> int:
+def fold_in(seed: int, *names: int) -> int:
+    """The seed of a named use of random numbers."""
     return int(np.random.SeedSequence([seed, *names]).generate_state(1, np.uint64)[0] >> np.uint64(1))

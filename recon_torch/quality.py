@@ -1,0 +1,202 @@
+"""Quality gates: what speaks against a finished fit, in numbers, each with a threshold (docs/gates.md).
+
+Generators fail in a few known ways: bits that float in the air, a ground that belonged to the picture, views
+that contradict one another, a face on either side. A gate looks for one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from scipy import ndimage
+from torch import Tensor
+
+from recon_torch.cameras import Cameras
+from recon_torch.masks import problem
+from recon_torch.metrics import psnr, silhouette_iou
+
+if TYPE_CHECKING:
+    from recon_torch.fit import Fit
+
+HALF_WIDTH, NUM_CELLS = 1.2, 60  # of the cube that is searched; an object is 25 cells wide
+SHEET_CELLS = 3  # thickness of a floor at most
+CROP_PX = 32  # side of what the Janus gate compares
+QUARTER_TURNS = 4
+
+Level = Literal["hint", "suspect", "bad"]
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Thresholds. Defaults: chosen between what good fits and made-up failures measure, see docs/gates.md.
+
+    floaters, floaters_bad: share of the opacity in small pieces apart from the rest.
+    floater_size: share below which such a piece is small; what is larger belongs to the object.
+    cell_opacity: what a cell must take of a ray's light to count as matter.
+    floor_area: of a thin sheet below the object, in squares of side 1 (the object's ball has 0.79).
+    floor_ratio: and how much wider it is than what stands on it.
+    view_iou, view_psnr: least silhouette IoU, and PSNR of the foreground in dB, of a render against its view.
+    views_bad: share of views that fail from which all of it is bad.
+    janus_back, janus_gap: how like the front (correlation) the back is, and by how much less the sides are.
+    """
+
+    floaters: float = 0.01
+    floaters_bad: float = 0.05
+    floater_size: float = 0.1
+    cell_opacity: float = 0.1
+    floor_area: float = 0.35
+    floor_ratio: float = 1.8
+    view_iou: float = 0.8
+    view_psnr: float = 14.0
+    views_bad: float = 0.25
+    janus_back: float = 0.8
+    janus_gap: float = 0.3
+
+
+class Finding(NamedTuple):
+    """What speaks against a fit. A hint leaves the verdict alone."""
+
+    level: Level
+    text: str
+
+
+Judged = tuple[dict[str, float], Finding | None]  # what a gate has measured, and what it makes of that
+
+
+def inspect(
+    fit: Fit, around: Cameras, up: Float[np.ndarray, "3"] | None = None, settings: GateSettings | None = None
+) -> dict[str, Any]:
+    """Runs all gates on a fit that has targets.
+
+    Args:
+        around: cameras on a closed orbit, view 0 first.
+        up: of the fit's world; default +Z.
+
+    Returns:
+        What report.json says: "verdict" (good, suspect or bad), "reasons" for it, "hints" and "numbers".
+    """
+    settings = settings or GateSettings()
+    grid = np.asarray(fit.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
+    views, masks = (target.cpu() for target in fit.targets)
+    renders, alphas = _render(fit, fit.cameras)
+    quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])
+    gates = [
+        floaters_gate(grid, settings),
+        floor_gate(upright(grid, up), settings),
+        coverage_gate(alphas, settings),
+        agreement_gate(silhouette_iou(alphas, masks), psnr(renders, views, masks), settings),
+        janus_gate(*quarters, settings),
+    ]
+    findings = [finding for _, finding in gates if finding]
+    levels = {finding.level for finding in findings}
+    return {
+        "verdict": "bad" if "bad" in levels else "suspect" if "suspect" in levels else "good",
+        "reasons": [finding.text for finding in findings if finding.level != "hint"],
+        "hints": [finding.text for finding in findings if finding.level == "hint"],
+        "numbers": {name: value for numbers, _ in gates for name, value in numbers.items()},
+    }
+
+
+def floaters_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
+    """Small pieces that no neighbouring cells join to the object, which may have several large ones."""
+    pieces, count = ndimage.label(grid > settings.cell_opacity, np.ones((3, 3, 3)))
+    opacity = ndimage.sum(grid, pieces, np.arange(1, count + 1)) if count else np.zeros(0)
+    small = opacity[opacity < settings.floater_size * opacity.sum()]
+    share = float(small.sum() / max(opacity.sum(), 1e-9))
+    numbers = {"floaters_share": share, "floaters_count": len(small)}
+    if share <= settings.floaters:
+        return numbers, None
+    level = "bad" if share > settings.floaters_bad else "suspect"
+    return numbers, Finding(level, f"{share:.1%} of the opacity floats apart, in {len(small)} small pieces")
+
+
+def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
+    """A sheet as the lowest layer, much wider than what is above. The grid's last axis is up."""
+    areas = (grid > settings.cell_opacity).sum((0, 1)) * (2 * HALF_WIDTH / len(grid)) ** 2
+    filled = np.flatnonzero(areas > 0)
+    if not len(filled):
+        return {"floor_area": 0.0, "floor_ratio": 0.0}, None
+    lowest = filled[0]
+    sheet = areas[lowest : lowest + SHEET_CELLS].max()
+    above = areas[lowest + SHEET_CELLS : filled[-1] + 1]
+    ratio = float(sheet / above.max()) if len(above) and above.max() > 0 else 1.0
+    numbers = {"floor_area": float(sheet), "floor_ratio": ratio}
+    if sheet < settings.floor_area or ratio < settings.floor_ratio:
+        return numbers, None
+    text = f"the object stands on a sheet of area {sheet:.2f}, {ratio:.1f} times as wide as itself: a floor?"
+    return numbers, Finding("suspect", text)
+
+
+def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> Judged:
+    """Renders in which there is nothing, or nothing else, or which are cut off."""
+    problems = [problem(alpha.numpy()) for alpha in alphas]
+    numbers = {"coverage": float((alphas > 0.5).float().mean())}
+    wrong = [k for k, each in enumerate(problems) if each]
+    if not wrong:
+        return numbers, None
+    kinds = sorted({problems[k] for k in wrong})
+    cut_off = kinds == ["touches the border"]
+    level = "bad" if len(wrong) >= settings.views_bad * len(alphas) and not cut_off else "suspect"
+    return numbers, Finding(level, f"the object {' or '.join(kinds)} in renders {_listed(wrong)}")
+
+
+def agreement_gate(iou: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings) -> Judged:
+    """Renders unlike the views that they were fitted to: those contradict the others."""
+    numbers = {"worst_view_iou": float(iou.min()), "worst_view_psnr": float(psnr_db.nan_to_num(99).min())}
+    wrong = torch.nonzero((iou < settings.view_iou) | (psnr_db < settings.view_psnr))[:, 0].tolist()
+    if not wrong:
+        return numbers, None
+    level = "bad" if len(wrong) >= settings.views_bad * len(iou) else "suspect"
+    text = f"the renders disagree with views {_listed(wrong)}, in shape (IoU {iou.min():.2f}) or colour "
+    return numbers, Finding(level, text + f"({numbers['worst_view_psnr']:.1f} dB)")
+
+
+def janus_gate(
+    rgb: Float[Tensor, "4 H W 3"], alpha: Float[Tensor, "4 H W 1"], settings: GateSettings
+) -> Judged:
+    """A back that looks like the front while the sides do not. Tables and cars do so by right: a hint."""
+    crops = torch.stack([_crop(*view) for view in zip(rgb, alpha, strict=True)]).flatten(1)
+    sides_1, back, sides_2 = (crops[1:] @ crops[0]).tolist()
+    gap = back - max(sides_1, sides_2)
+    numbers = {"janus_back": back, "janus_gap": gap}
+    if back < settings.janus_back or gap < settings.janus_gap:
+        return numbers, None
+    text = f"the back looks like the front (correlation {back:.2f}) and the sides do not: two faces?"
+    return numbers, Finding("hint", text)
+
+
+def upright(grid: Float[np.ndarray, "n n n"], up: Float[np.ndarray, "3"] | None) -> np.ndarray:
+    """The grid with its last axis along `up`, one of the world's axes or its opposite."""
+    if up is None:
+        return grid
+    axis = int(np.abs(up).argmax())
+    turned = np.moveaxis(grid, axis, 2)
+    return turned if up[axis] > 0 else turned[..., ::-1]
+
+
+def _crop(rgb: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W 1"]) -> Float[Tensor, "3 c c"]:
+    """The object alone, in its bounding box and grey, without its mean colour, of norm 1."""
+    inside = torch.nonzero(alpha[..., 0] > 0.5)
+    if not len(inside):
+        return torch.zeros(3, CROP_PX, CROP_PX)
+    (top, left), (bottom, right) = inside.amin(0), inside.amax(0) + 1
+    rgb, alpha = rgb[top:bottom, left:right], alpha[top:bottom, left:right]
+    mean = (rgb * alpha).sum((0, 1)) / alpha.sum()
+    picture = ((rgb - mean) * alpha).permute(2, 0, 1)[None]
+    small = F.interpolate(picture, (CROP_PX, CROP_PX), mode="bilinear", antialias=True)[0]
+    return F.normalize(small.flatten(), dim=0).view_as(small)
+
+
+def _render(fit: Fit, cameras: Cameras) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
+    renders = [fit.render(cameras[k]) for k in range(len(cameras))]
+    rgb = torch.cat([render.rgb.clamp(0, 1).cpu() for render in renders])
+    return rgb, torch.cat([render.alpha.cpu() for render in renders])
+
+
+def _listed(views: list[int]) -> str:
+    return ", ".join(map(str, views))
