@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ from recon_torch.errors import UserError
 
 if TYPE_CHECKING:
     from recon_torch.fit import FitSettings
+    from recon_torch.quality import GateSettings
 
 MAX_DEATHS = 2  # of workers, per asset
 QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # a crash quotes a whole Python stack
@@ -144,7 +145,7 @@ class ReconClient:
         Returns psnr [dB], ssim and lpips between the renders and the targets.
         Raises UserError, WorkerFailed, and WorkerDied after the asset's second death.
         """
-        return self._call(worker.FitUntil(until_step), on_progress).metrics
+        return self._call(worker.FitUntil(until_step), on_progress).result
 
     def render(
         self, cameras: Cameras | None = None
@@ -159,9 +160,19 @@ class ReconClient:
         self._call(worker.RenderInto(cameras, self.renders, self.alphas))
         return self.renders, self.alphas
 
+    def inspect(self, settings: GateSettings, around: Cameras | None = None) -> dict[str, Any]:
+        """What `quality.inspect` says of the fit, which has targets.
+
+        around: cameras on a closed orbit, view 0 first; default: the fit's own.
+        """
+        return self._call(worker.Inspect(around or self._cameras, settings)).result
+
     def export(self, path: str | os.PathLike) -> None:
-        """Writes the Gaussians as a .ply in the layout of 3DGS. Raises UserError if it cannot be written."""
-        self._call(worker.ExportPly(os.path.abspath(path)))
+        """Writes a .ply in the layout of 3DGS; a radiance field, which fits in none, as .safetensors.
+
+        Raises UserError if it cannot be written.
+        """
+        self._call(worker.Export(os.path.abspath(path)))
 
     def close(self) -> None:
         """Ends the worker, whatever it is doing, and removes its snapshots."""

@@ -25,10 +25,11 @@ from gsplat.strategy.ops import remove
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_torch import hull
 from recon_torch.cameras import Cameras
 from recon_torch.errors import NoGaussiansLeft, UserError
-from recon_torch.gaussians import Gaussians, init_ball, opacity_grid, save_ply
-from recon_torch.losses import PerceptualDistance, mask_loss, ms_ssim, rgb_loss
+from recon_torch.gaussians import Gaussians, init_ball, init_cells, opacity_grid, save_ply
+from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
 from recon_torch.rasterize import Engine, Render, rasterize
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
 VIEW_STREAM, SPLIT_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
 SETBACK_RATE = 0.5  # of learning after a setback
+HULL_CELLS = 64  # along each side of the grid on which the visual hull is found
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
 SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
 RANDOM_LPIPS_STAGES = 3  # five cost 2.5 times as much and give the same PSNR and SSIM on held-out views
@@ -55,11 +57,13 @@ class FitSettings:
     num_steps: int = 1200
     views_per_step: int = 1
     init_radius: float = 0.5
+    start: Literal["hull", "ball"] = "hull"  # "ball" is the paper's, of that radius
 
     w_lpips: float = 10.0
     w_ssim: float = 0.2
     w_mask: float = 1.0
     w_rgb: float = 0.0  # Table 2's ablation sets this and w_lpips=0
+    w_l1: float = 5.0  # the paper's is 0
     lpips_net: str = "vgg"
     lpips_stages: int | None = None  # from the first; None: all, or 3 where the weights are random
     lpips_weights: str | None = None
@@ -203,6 +207,23 @@ class Fit:
         self._views = views.to(self.device, torch.float32, copy=True)
         self._masks = masks.to(self.device, torch.float32, copy=True)
         self._target_features = None
+        if self.step == 0 and self.settings.start == "hull":
+            self._start_on_hull()
+
+    def _start_on_hull(self) -> None:
+        """Puts the Gaussians where the masks say that the object's surface is, if they agree on any place."""
+        settings, views, masks = self.settings, self._views.cpu().numpy(), self._masks.cpu().numpy()
+        half_width = settings.init_radius
+        centers = hull.surface(self.cameras, masks, half_width, HULL_CELLS)
+        if not len(centers):
+            self.notes.append("the masks agree on no place for the object, so the Gaussians start in a ball")
+            return
+        colors = hull.mean_colors(centers, self.cameras, views, masks)
+        generator = torch.Generator().manual_seed(settings.seed)
+        places = (torch.from_numpy(array).float() for array in (centers, colors))
+        width = 2 * half_width / HULL_CELLS
+        start = init_cells(settings.num_gaussians, *places, width, generator, self.device)
+        self._set_params(dict(zip(PARAM_NAMES, start, strict=True)))
 
     def run(self, until_step: int, on_step: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:
         """Optimises to the given step; on_step gets the steps done and the step's losses (unweighted)."""
@@ -232,6 +253,7 @@ class Fit:
             "ssim": lambda: 1 - ms_ssim(render.rgb, views).mean(),
             "mask": lambda: mask_loss(render.alpha, masks),
             "rgb": lambda: rgb_loss(render.rgb, views),
+            "l1": lambda: l1_loss(render.rgb, views),
         }
         return {name: term() for name, term in terms.items() if getattr(settings, f"w_{name}") > 0}
 

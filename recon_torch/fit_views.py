@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from recon_torch import check_views, export, recovery, world
+from recon_torch import check_views, export, quality, recovery, world
 from recon_torch.cameras import Cameras, write_transforms
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.fit import Fit, FitSettings
-from recon_torch.gaussians import save_ply
+from recon_torch.fit import Fit, FitSettings, make_fit
 from recon_torch.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
 from recon_torch.video_views import load_video
 from recon_torch.views import MaskFunction, Views, load_views
@@ -68,12 +67,13 @@ def _fit(flags: argparse.Namespace) -> None:
     notes += world_notes
     for note in notes:
         print(f"note: {note}", flush=True)
-    fit = Fit(
+    fit = make_fit(
         unit.cameras(train.cameras),
         FitSettings(
             num_steps=flags.steps,
             seed=flags.seed,
             engine=flags.engine,
+            representation=flags.representation,
             lpips_net=flags.lpips_net,
             lpips_weights=flags.lpips_weights,
         ),
@@ -83,21 +83,23 @@ def _fit(flags: argparse.Namespace) -> None:
     _run_with_progress(fit, flags.steps)
     fitted = time.perf_counter()
 
-    quality = {"training": fit.metrics()}
+    agreement = {"training": fit.metrics()}
     if held_out is not None:
         cameras = unit.cameras(held_out.cameras)
-        quality["held_out"] = fit.compare(
+        agreement["held_out"] = fit.compare(
             cameras, torch.from_numpy(held_out.images), torch.from_numpy(held_out.masks)
         )
     up = np.array(UP_AXES[flags.up]) if flags.up else world.up_axis(fit.cameras)
-    _write_asset(flags.out, fit, train, unit, up, flags.normalize)
+    asset = _write_asset(flags.out, fit, train, unit, up, flags.normalize)
+    judged = quality.inspect(fit, world.turntable(fit.cameras, up, quality.QUARTER_TURNS), up)
     seconds = {"load": loaded - started, "fit": fitted - loaded, "export": time.perf_counter() - fitted}
     place = {"center": unit.center, "scale": unit.scale, "up": up, "asset_is_normalized": flags.normalize}
-    report = _report(fit, flags, quality, seconds, notes) | {"world": place}
+    report = _report(fit, flags, agreement, seconds, notes) | {"world": place, "quality": judged}
     export.write_json(flags.out / "report.json", report)
-    for name, values in quality.items():
+    for name, values in agreement.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
-    print(f"{fit.num_gaussians} Gaussians in {flags.out}")
+    print("; ".join([f"quality: {judged['verdict']}", *judged["reasons"], *judged["hints"]]))
+    print(f"{fit.step} steps, {asset}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -128,6 +130,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--isnet-weights", type=Path, metavar="FILE", help="cut out the foreground with IS-Net")
     add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze (default %(default)s)")
     add("--lpips-weights", metavar="FILE", help="its backbone weights as torchvision names them")
+    add(
+        "--representation", default=FitSettings.representation, help="gaussians or nerf (default %(default)s)"
+    )
     add("--engine", default="auto", help="rasteriser: auto, gsplat or cpu (default %(default)s)")
     flags = parser.parse_args(argv)
     elevation_deg = flags.elevation_deg
@@ -224,9 +229,9 @@ def _run_with_progress(fit: Fit, num_steps: int) -> None:
 
 def _write_asset(
     out: Path, fit: Fit, train: Views, unit: world.World, up: Float[np.ndarray, "3"], normalize: bool
-) -> None:
-    """In the views' own world, or, if `normalize`, in the fit's."""
-    save_ply(fit.gaussians if normalize else unit.back(fit.gaussians), out / "asset.ply")
+) -> Path:
+    """In the views' own world, or, if `normalize`, in the fit's. Returns the path of the asset itself."""
+    asset = fit.save(out / "asset.ply", None if normalize else unit)
     around = world.turntable(fit.cameras, up, TURNTABLE_FRAMES)
     export.write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 
@@ -239,6 +244,7 @@ def _write_asset(
     shown = np.unique(np.linspace(0, len(train) - 1, SHEET_VIEWS).round().astype(int))
     rows = [train.images[shown], renders[shown]]
     export.write_image(out / "views.png", export.contact_sheet(rows, ["views", "renders"]))
+    return asset
 
 
 def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:
@@ -246,10 +252,10 @@ def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:
     return np.concatenate(parts)
 
 
-def _report(fit: Fit, flags: argparse.Namespace, quality: dict, seconds: dict, notes: list[str]) -> dict:
+def _report(fit: Fit, flags: argparse.Namespace, agreement: dict, seconds: dict, notes: list[str]) -> dict:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     device = torch.cuda.get_device_name() if fit.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    return quality | {
+    return agreement | {
         "seconds": seconds,
         "num_steps": fit.step,
         "num_gaussians": fit.num_gaussians,

@@ -7,7 +7,8 @@ The protocol. The parent sends one command at a time; the child answers it with 
     SetTargets    read the views and masks that the parent has written into shared memory
     FitUntil      optimise to the given step, with a snapshot every `recovery.SNAPSHOT_STEPS`
     RenderInto    render cameras into shared memory
-    ExportPly     write the Gaussians as a .ply
+    Inspect       judge the fit by `recon_torch.quality`
+    Export        write the object to a file
 
 Only plain values go through the pipe. A shared tensor crosses as its handle, some hundred bytes whatever its
 size. The child ends when its end of the pipe does, so whatever ends the parent ends the child.
@@ -30,7 +31,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -41,12 +42,12 @@ from recon_torch import recovery
 from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
 from recon_torch.export import replacing
-from recon_torch.gaussians import save_ply
 
 if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips
     from multiprocessing.connection import Connection
 
     from recon_torch.fit import Fit, FitSettings
+    from recon_torch.quality import GateSettings
 
 RENDER_CHUNK_VIEWS = 8  # one beat per chunk
 WARM_UP_GAUSSIANS = 64
@@ -77,7 +78,12 @@ class RenderInto(NamedTuple):
     alphas: Float[Tensor, "K H W 1"]
 
 
-class ExportPly(NamedTuple):
+class Inspect(NamedTuple):
+    around: Cameras
+    settings: GateSettings
+
+
+class Export(NamedTuple):
     path: str
 
 
@@ -96,7 +102,7 @@ class Done(NamedTuple):
     step: int
     num_gaussians: int
     notes: list[str]
-    metrics: dict[str, float]  # of FitUntil, otherwise empty
+    result: dict[str, Any]  # of FitUntil the metrics, of Inspect the findings, otherwise empty
 
 
 class Failed(NamedTuple):
@@ -104,7 +110,7 @@ class Failed(NamedTuple):
     text: str
 
 
-Command = Start | SetTargets | FitUntil | RenderInto | ExportPly
+Command = Start | SetTargets | FitUntil | RenderInto | Inspect | Export
 Answer = Done | Failed
 Reply = Beat | Progress | Answer
 
@@ -122,11 +128,11 @@ def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent
     _divert_output(log_path)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _limit_threads(num_threads)
-    from recon_torch.fit import Fit  # takes seconds, and must be over when the reader starts to unpickle
+    from recon_torch.fit import make_fit  # takes seconds, and must be over when the reader starts to unpickle
 
     commands = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, commands), daemon=True).start()
-    Worker(Fit, pipe).serve(iter(commands.get, None))
+    Worker(make_fit, pipe).serve(iter(commands.get, None))
 
 
 def _end_with_parent() -> None:
@@ -165,8 +171,8 @@ def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
 class Worker:
     """One `Fit` after the other, driven by commands."""
 
-    def __init__(self, fit_class: type[Fit], pipe: Connection) -> None:
-        self._fit_class = fit_class
+    def __init__(self, make_fit: Callable[..., Fit], pipe: Connection) -> None:
+        self._make_fit = make_fit
         self._pipe = pipe
         self._fit: Fit | None = None
         self._notes: list[str] = []
@@ -178,9 +184,9 @@ class Worker:
     def serve(self, commands: Iterator[Command]) -> None:
         for command in commands:
             try:
-                metrics = self._obey(command) or {}
+                result = self._obey(command) or {}
                 notes = self._fit.notes + self._fit.setbacks + self._notes
-                reply = Done(self._fit.step, self._fit.num_gaussians, notes, metrics)
+                reply = Done(self._fit.step, self._fit.num_gaussians, notes, result)
             except UserError as error:
                 reply = Failed(by_user=True, text=str(error))
             except Exception as error:
@@ -189,7 +195,7 @@ class Worker:
                 reply = Failed(by_user=out_of_memory, text=text)
             self._pipe.send(reply)
 
-    def _obey(self, command: Command) -> dict[str, float] | None:
+    def _obey(self, command: Command) -> dict[str, Any] | None:
         match command:
             case Start():
                 self._start(command)
@@ -199,14 +205,16 @@ class Worker:
                 return self._fit_until(step)
             case RenderInto():
                 self._render_into(command)
-            case ExportPly(path):
-                save_ply(self._fit.gaussians, path)
+            case Inspect(around, settings):
+                return self._inspect(around, settings)
+            case Export(path):
+                self._fit.save(path)
 
     def _start(self, command: Start) -> None:
         if not self._warm:
             self._warm_up(command)
             self._warm = True
-        self._fit = self._fit_class(command.cameras, command.settings, torch.device(command.device))
+        self._fit = self._make_fit(command.cameras, command.settings, torch.device(command.device))
         self._notes = []
         self._snapshot_path = command.snapshot_path
         self._progress_period_s = command.progress_period_s
@@ -217,7 +225,7 @@ class Worker:
         """A step of a small fit: compiles the CPU kernels and loads LPIPS while the parent still samples."""
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
-        fit = self._fit_class(cameras, settings, torch.device(command.device))
+        fit = self._make_fit(cameras, settings, torch.device(command.device))
         views = torch.ones(1, cameras.height, cameras.width, 3)
         fit.set_targets(views, views[..., :1])
         fit.run(1)
@@ -225,6 +233,11 @@ class Worker:
     def _fit_until(self, step: int) -> dict[str, float]:
         recovery.run(self._fit, step, self._on_step, self._on_snapshot)
         return self._fit.metrics()
+
+    def _inspect(self, around: Cameras, settings: GateSettings) -> dict[str, Any]:
+        from recon_torch import quality  # which the parent, who reads this module too, need not wait for
+
+        return quality.inspect(self._fit, around, settings=settings)
 
     def _on_step(self, step: int, losses: dict[str, Any]) -> None:
         now_s = time.monotonic()
