@@ -1,9 +1,10 @@
 """A small autoencoder of 64 px frames: latents of 16x16x4, a 12th of the numbers.
 
 Command: im3d train --config=configs/autoencoder_tiny.py --workdir=runs/autoencoder_tiny
-Devices: CPU; measured: 5.2 CPU-minutes, with compilation, on one core.
-Result: runs/autoencoder_tiny/autoencoder, which diffusers reads, too. Measured on 4 views each of 64 validation
-objects: 25.8 dB, SSIM 0.937. The loss was still falling.
+Devices: CPU; measured: 13 minutes of one core, with compilation.
+Result: runs/autoencoder_tiny/autoencoder, which diffusers reads, too. Measured on 4 views each of 64
+validation objects, with the scaling factor of latents of deviation 1 (1.01 there): 28.2 dB, SSIM 0.965. That
+run was one of 500 steps (25.8 dB, SSIM 0.937, thin parts without their colour), extended to 1500.
 The decoder alone of another: --config.train.init_from=vae/diffusion_pytorch_model.safetensors
     --config.train.trainable="^(decoder|post_quant_conv)/", with its sizes in `config.autoencoder.kwargs`.
 """
@@ -30,8 +31,8 @@ def get_config() -> ConfigDict:
     config.train = base.training(
         task="autoencoder",
         streams=dict(frames=dict(batch_size=4, num_views=4)),
-        num_steps=500,
-        decay_steps=200,
+        num_steps=1500,
+        decay_steps=500,
         learning_rate=1e-3,
         ema_decay=0.99,
         checkpoint=dict(every=250, keep=2, keep_every=0, weights_every=0),
