@@ -3,6 +3,7 @@
     im3d generate --prompt "a red mushroom with a beige stem" --out out/mushroom
     im3d generate --image photo.png --out out/photo --seed 3
     im3d generate --prompt "a blue car" --prompt "a green duck" --num-assets 2 --out out/four
+    im3d generate --prompt "a lamp" --retry-seeds 3 --out out/lamp      # tries again while it is bad
 
 Several assets go to OUT/0000, OUT/0001, ... and share one loaded model and one worker process.
 """
@@ -34,8 +35,11 @@ from recon_torch.cameras import Cameras, orbit, write_transforms
 from recon_torch.client import ReconClient
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.fit import FitSettings
+from recon_torch.quality import GateSettings
 
 PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
+RETRY_SEED_STEP = 1000  # apart, so that no try repeats another of several assets
+VERDICTS = ("good", "suspect", "bad")
 INITIAL_ELEVATION_RAD = 0.3  # of the worker's first cameras, before a video has been seen
 
 
@@ -94,6 +98,10 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     # ---- J -> Gaussians G, and twice: renders of G, renoised and denoised, are the next J ----
     rounds = list(fit_and_refine(generator, client, given, (views, masks), key, seconds))
 
+    # ---- G -> verdict ----
+    with seconds("inspect"):
+        judged = client.inspect(GateSettings(**config.gates))
+
     # ---- G -> files ----
     report = {
         "prompt": request.prompt,
@@ -105,6 +113,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
         "text_to_image_evaluations": image_evaluations,
         "elevation_deg": float(np.rad2deg(elevation_rad)),
         "num_gaussians": client.num_gaussians,
+        "quality": judged,
         "rounds": [{"until_step": r.until_step, **r.quality} for r in rounds],
         "config_digest": config_flags.config_digest(config),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -116,6 +125,40 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     # Last, so that a report stands for a whole asset.
     export.write_json(request.out / "report.json", report | {"seconds": seconds.report()})
     return report
+
+
+def make_best_asset(
+    generator: Generator, client: ReconClient, estimator, request: Request, num_retries: int
+) -> dict:
+    """`make_asset`, and again with other seeds while the verdict is bad. Keeps the best; its report lists all.
+
+    A picture, given or drawn by `config.text_to_image.pipeline`, is that of the first try.
+    """
+    best = make_asset(generator, client, estimator, request)
+    tries = [best]
+    while tries[-1]["quality"]["verdict"] == "bad" and len(tries) <= num_retries:
+        with tempfile.TemporaryDirectory(prefix=".im3d_", dir=request.out) as directory:
+            seed = request.seed + RETRY_SEED_STEP * len(tries)
+            another = request._replace(seed=seed, out=Path(directory))
+            tries.append(make_asset(generator, client, estimator, another))
+            if rank(tries[-1]) < rank(best):
+                best = tries[-1]
+                move_into(another.out, request.out)
+    if len(tries) > 1:
+        told = [{"seed": each["seed"], **each["quality"]} for each in tries]
+        best = best | {"tries": told}
+        export.write_json(request.out / "report.json", best)
+    return best
+
+
+def rank(report: dict) -> tuple[int, int, float]:
+    """Less is better: the verdict, then how much speaks against the asset, then how far it is from its views."""
+    quality = report["quality"]
+    return (
+        VERDICTS.index(quality["verdict"]),
+        len(quality["reasons"]),
+        -report["rounds"][-1]["silhouette_iou"],
+    )
 
 
 def fit_and_refine(
@@ -173,11 +216,15 @@ def write_asset(
         export.write_video(
             staging / "turntable.mp4", client.renders.clamp(0, 1).numpy(), config.turntable.fps
         )
-        for path in staging.iterdir():
-            target = request.out / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
+        move_into(staging, request.out)
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Moves all that is in one directory to another, in place of what has the same name there."""
+    for path in source.iterdir():
+        if (target / path.name).is_dir():
+            shutil.rmtree(target / path.name)
+        os.replace(path, target / path.name)
 
 
 def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras) -> None:
@@ -240,6 +287,8 @@ def parse_requests(flags) -> list[Request]:
         )
     if flags.num_assets < 1:
         raise UserError(f"--num-assets is {flags.num_assets}, needs at least 1")
+    if flags.retry_seeds < 0:
+        raise UserError(f"--retry-seeds is {flags.retry_seeds}, needs at least 0")
     if flags.elevation_deg is not None and not -90 < flags.elevation_deg < 90:
         raise UserError(f"--elevation-deg is {flags.elevation_deg:g}, must lie between -90 and 90")
     elevation_rad = None if flags.elevation_deg is None else float(np.deg2rad(flags.elevation_deg))
@@ -258,8 +307,11 @@ def known_elevation_rad(config, request: Request) -> float | None:
     return request.elevation_rad
 
 
-def generate(config, requests: list[Request]) -> list[dict]:
-    """Makes the assets one after the other with one generator and one worker. Returns their reports."""
+def generate(config, requests: list[Request], num_retries: int = 0) -> list[dict]:
+    """Makes the assets one after the other with one generator and one worker. Returns their reports.
+
+    num_retries: with other seeds, of each asset whose verdict is bad.
+    """
     # Mistakes come to light before directories are made and minutes are spent.
     check_rounds(config.rounds.at_steps, config.fit.num_steps)
     for request in requests:
@@ -276,7 +328,7 @@ def generate(config, requests: list[Request]) -> list[dict]:
         print(f"im3d: warning: {warning}", file=sys.stderr)
     cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
     with ReconClient(cameras, FitSettings(**config.fit)) as client:
-        return [make_asset(generator, client, estimator, request) for request in requests]
+        return [make_best_asset(generator, client, estimator, each, num_retries) for each in requests]
 
 
 def draw_images(config, requests: list[Request]) -> list[Request]:
@@ -327,7 +379,12 @@ def main(argv: list[str]) -> None:
         "--elevation-deg", type=float, help="camera height of the picture, if known, instead of an estimate"
     )
     parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
+    parser.add_argument(
+        "--retry-seeds", type=int, default=0, help="further seeds to try while the result is bad (default 0)"
+    )
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
-    for request, report in zip(requests := parse_requests(flags), generate(config, requests), strict=True):
-        last = report["rounds"][-1]
-        print(f"{request.out}: {report['num_gaussians']} Gaussians, {last['psnr']:.1f} dB to the last views")
+    requests = parse_requests(flags)
+    for request, report in zip(requests, generate(config, requests, flags.retry_seeds), strict=True):
+        last, quality = report["rounds"][-1], report["quality"]
+        judged = "; ".join([quality["verdict"], *quality["reasons"], *quality["hints"]])
+        print(f"{request.out}: {last['psnr']:.1f} dB to the last views; quality: {judged}")

@@ -99,7 +99,7 @@ def _fit(flags: argparse.Namespace) -> None:
     for name, values in agreement.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print("; ".join([f"quality: {judged['verdict']}", *judged["reasons"], *judged["hints"]]))
-    print(f"{fit.step} steps, {asset}")
+    print(f"{asset} after {fit.step} steps")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -12,9 +12,8 @@ import torch
 from flax import traverse_util
 
 from im3d_jax import backbones, checkpoint, config_flags, generate
-from recon_torch import torchvision_operators
-from recon_torch.fit import Fit
-from recon_torch.gaussians import save_ply
+from recon_torch import quality, torchvision_operators
+from recon_torch.fit import make_fit
 
 torchvision_operators.declare()  # before anything imports transformers
 
@@ -170,7 +169,7 @@ class LocalClient:
         pass
 
     def reset(self, cameras):
-        self._fit = Fit(cameras, self.settings, "cpu")
+        self._fit = make_fit(cameras, self.settings, "cpu")
         shape = (len(cameras), cameras.height, cameras.width)
         self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
 
@@ -186,8 +185,11 @@ class LocalClient:
         # Aligned as shared memory is.
         self.renders, self.alphas = (tensor.contiguous().clone() for tensor in (render.rgb, render.alpha))
 
+    def inspect(self, settings):
+        return quality.inspect(self._fit, self._fit.cameras, settings=settings)
+
     def export(self, path):
-        save_ply(self._fit.gaussians, path)
+        self._fit.save(path)
 
     step = property(lambda self: self._fit.step)
     num_gaussians = property(lambda self: self._fit.num_gaussians)

@@ -90,7 +90,7 @@ def test_the_report_has_what_the_design_lists(asset, config_path):
     assert all(
         np.isfinite([each[name] for name in ("psnr", "ssim", "lpips")]).all() for each in report["rounds"]
     )
-    stages = {"text_to_image", "video", "elevation", "fit", "renoise_denoise", "export"}
+    stages = {"text_to_image", "video", "elevation", "fit", "renoise_denoise", "inspect", "export"}
     assert report["seconds"].keys() == stages | {"total"}
     assert report["seconds"]["total"] >= sum(report["seconds"][name] for name in stages) - 0.1  # rounding
     assert any("random weights" in note for note in report["notes"])
