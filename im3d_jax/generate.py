@@ -130,7 +130,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
 def make_best_asset(
     generator: Generator, client: ReconClient, estimator, request: Request, num_retries: int
 ) -> dict:
-    """`make_asset`, and again with other seeds while the verdict is bad. Keeps the best; its report lists all.
+    """`make_asset`, again with other seeds while the verdict is bad. Keeps the best, whose report lists all.
 
     A picture, given or drawn by `config.text_to_image.pipeline`, is that of the first try.
     """
@@ -152,13 +152,9 @@ def make_best_asset(
 
 
 def rank(report: dict) -> tuple[int, int, float]:
-    """Less is better: the verdict, then how much speaks against the asset, then how far it is from its views."""
-    quality = report["quality"]
-    return (
-        VERDICTS.index(quality["verdict"]),
-        len(quality["reasons"]),
-        -report["rounds"][-1]["silhouette_iou"],
-    )
+    """Less is better: the verdict, how much speaks against the asset, how far it is from its views."""
+    quality, last = report["quality"], report["rounds"][-1]
+    return VERDICTS.index(quality["verdict"]), len(quality["reasons"]), -last["silhouette_iou"]
 
 
 def fit_and_refine(

@@ -86,7 +86,7 @@ class FitSettings:
     representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other
     nerf_cells: int = 64  # along each side of its grid
     nerf_samples: int = 64  # along each of its rays
-    lr_nerf: float = 0.1
+    lr_nerf: float = 0.2
 
     engine: Engine = "auto"
     seed: int = 0
