@@ -4,7 +4,7 @@
 
 Devices: one CPU thread. Time: 8 CPU-minutes. Result, measured on 200 test objects: a median error of 0.75
 degrees (mean 0.88; 4 above 3 degrees, 1 of them above 5), and of 0.66 (0.89) on views with the blur, noise,
-shifts and tints of training. The shipped weights are of an earlier loop, with as many steps on 4 views of each
+shifts and tints of training. The shipped weights are of an earlier loop, with as many steps on 4 views of an
 object at random azimuths: 0.66 (0.86) and 0.72 (0.94), which is as good, so they stay. It knows its
 categories, not perspective as such: on five meshes of other kinds the shipped weights are off by 2 to 35
 degrees, so give the elevation of pictures that are not of procedural objects.
