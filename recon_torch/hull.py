@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int8, Int64
 from scipy import ndimage
 
 from recon_torch import masks as masks_
 from recon_torch.cameras import Cameras
 
 FOREGROUND = 0.5  # coverage from which a pixel belongs to the object
+GREY = 0.5
+SURFACE_CELLS = 2  # thickness
+OBJECTIONS_ONE_IN = 8  # so many of the views may be wrong about a point of the surface
 
 
 def grid(half_width: float, num_cells: int) -> Float[np.ndarray, "N 3"]:
@@ -32,23 +35,63 @@ def verdicts(
     return np.stack([_verdicts(points, cameras[k], masks[k, ..., 0], reach) for k in range(len(cameras))])
 
 
-def hull(verdicts: Int8[np.ndarray, "K N"]) -> Bool[np.ndarray, " N"]:
-    """The points that no view rules out and at least half of the views see."""
-    return (verdicts >= 0).all(0) & ((verdicts > 0).sum(0) >= len(verdicts) / 2)
+def hull(verdicts: Int8[np.ndarray, "K N"], max_objections: int = 0) -> Bool[np.ndarray, " N"]:
+    """The points that no view rules out, or so many at most, and at least half of the views see."""
+    objections, supporters = (verdicts < 0).sum(0), (verdicts > 0).sum(0)
+    return (objections <= max_objections) & (supporters >= len(verdicts) / 2)
+
+
+def surface(
+    cameras: Cameras, masks: Float[np.ndarray, "K H W 1"], half_width: float, num_cells: int
+) -> Float[np.ndarray, "N 3"]:
+    """The outermost cells of the hull, `SURFACE_CELLS` deep: their centres. May be none.
+
+    A point stays in this hull if few views rule it out, as generated views never agree about edges.
+    """
+    points = grid(half_width, num_cells)
+    found = verdicts(points, cameras, masks, np.sqrt(3) * half_width / num_cells)
+    inside = hull(found, max_objections=len(cameras) // OBJECTIONS_ONE_IN)
+    solid = inside.reshape(num_cells, num_cells, num_cells)
+    return points[(solid & ~ndimage.binary_erosion(solid, iterations=SURFACE_CELLS)).ravel()]
+
+
+def mean_colors(
+    points: Float[np.ndarray, "N 3"],
+    cameras: Cameras,
+    images: Float[np.ndarray, "K H W 3"],
+    masks: Float[np.ndarray, "K H W 1"],
+) -> Float[np.ndarray, "N 3"]:
+    """Of the pixels, weighted by their masks, where the views have each point; grey where all masks are 0."""
+    total, weight = np.zeros((len(points), 3)), np.zeros((len(points), 1))
+    for k in range(len(cameras)):
+        pixels, _, seen = _project(points, cameras[k])
+        columns, rows = pixels[seen].T
+        total[seen] += (masks[k] * images[k])[rows, columns]
+        weight[seen] += masks[k][rows, columns]
+    return np.where(weight > 0, total / np.maximum(weight, 1e-9), GREY)
 
 
 def _verdicts(
     points: Float[np.ndarray, "N 3"], camera: Cameras, mask: Float[np.ndarray, "H W"], reach: float
 ) -> Int8[np.ndarray, " N"]:
-    w2c, intrinsics = camera.w2c[0].astype(np.float64), camera.intrinsics_px[0].astype(np.float64)
-    local = points @ w2c[:3, :3].T + w2c[:3, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pixels = (local @ intrinsics.T)[:, :2] / local[:, 2:]
-        reach_px = reach * intrinsics[0, 0] / local[:, 2]
-    seen = (local[:, 2] > 0) & (pixels >= 0).all(1) & (pixels < [camera.width, camera.height]).all(1)
+    pixels, depths, seen = _project(points, camera)
     foreground = mask > FOREGROUND
     to_foreground_px = ndimage.distance_transform_edt(~foreground) if foreground.any() else mask + np.inf
-    columns, rows = pixels[seen].astype(np.int64).T
+    columns, rows = pixels[seen].T
+    reach_px = reach * camera.intrinsics_px[0, 0, 0] / depths[seen]
     found = np.full(len(points), -1 if masks_.problem(mask[..., None]) is None else 0, np.int8)
-    found[seen] = np.where(to_foreground_px[rows, columns] <= reach_px[seen] + 0.5, 1, -1)
+    found[seen] = np.where(to_foreground_px[rows, columns] <= reach_px + 0.5, 1, -1)
     return found
+
+
+def _project(
+    points: Float[np.ndarray, "N 3"], camera: Cameras
+) -> tuple[Int64[np.ndarray, "N 2"], Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Column and row of each point's pixel, its depth along the camera's z, and whether it is in the picture."""
+    w2c, intrinsics = camera.w2c[0].astype(np.float64), camera.intrinsics_px[0].astype(np.float64)
+    local = points @ w2c[:3, :3].T + w2c[:3, 3]
+    depths = local[:, 2]
+    in_front = depths > 0
+    pixels = (local @ intrinsics.T)[:, :2] / np.where(in_front, depths, 1.0)[:, None]
+    seen = in_front & (pixels >= 0).all(1) & (pixels < [camera.width, camera.height]).all(1)
+    return np.where(seen[:, None], pixels, 0).astype(np.int64), depths, seen

@@ -44,6 +44,11 @@ def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) ->
     return F.mse_loss(rgb, target)
 
 
+def l1_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, ""]:
+    """Mean absolute difference of the pixels: what keeps colours true where LPIPS forgives them."""
+    return F.l1_loss(rgb, target)
+
+
 def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
     """Structural similarity of each view (Wang et al. 2004), 1 where equal. Windows stay inside the image."""
     x, y = images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2)

@@ -69,6 +69,9 @@ class NerfFit(Fit):
     def _refine(self, info: dict[str, Any]) -> None:
         pass
 
+    def _start_on_hull(self) -> None:
+        pass
+
     def _render(self, cameras: Cameras) -> Render:
         field, num_samples = self._field(), self.settings.nerf_samples
         background = torch.full((3,), self.settings.background, device=self.device)
