@@ -122,8 +122,9 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     }
     with seconds("export"):
         write_asset(request, client, cameras, config, rounds, report)
+    report["seconds"] = seconds.report()
     # Last, so that a report stands for a whole asset.
-    export.write_json(request.out / "report.json", report | {"seconds": seconds.report()})
+    export.write_json(request.out / "report.json", report)
     return report
 
 

@@ -147,10 +147,8 @@ def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> J
 
 def agreement_gate(iou: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings) -> Judged:
     """Renders unlike the views that they were fitted to: those contradict the others."""
-    numbers = {
-        "worst_view_iou": float(iou.min()),
-        "worst_view_psnr": float(psnr_db.nan_to_num(99, posinf=99).min()),
-    }
+    psnr_db = psnr_db.nan_to_num(99, posinf=99)  # of views without foreground, and of equal ones
+    numbers = {"worst_view_iou": float(iou.min()), "worst_view_psnr": float(psnr_db.min())}
     wrong = torch.nonzero((iou < settings.view_iou) | (psnr_db < settings.view_psnr))[:, 0].tolist()
     if not wrong:
         return numbers, None
