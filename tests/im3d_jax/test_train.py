@@ -161,11 +161,11 @@ class RandomText:
 
 
 def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
+    """In bfloat16, over float32 of what trains, and computing again what the backward pass needs."""
     config = config_flags.load(ROOT / "configs/paper_512.py")
     config.size = 4
-    config.backbone.kwargs.update(
-        latent_shape=(2, 2, 4), model_channels=8, channel_mult=(1,), dtype="float32"
-    )
+    config.backbone.kwargs.update(latent_shape=(2, 2, 4), model_channels=8, channel_mult=(1,))
+    assert config.backbone.kwargs.dtype == "bfloat16" and config.backbone.kwargs.remat
     config.backbone.kwargs.update(
         num_res_blocks=(1,), attention_levels=(0,), head_dim=8, text_dims=(6, 10), num_transformer_layers=1
     )
@@ -177,6 +177,8 @@ def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(turntable.conditioning, "build_text", lambda *_: RandomText())
     state, _ = train.train(config, tmp_path)
     assert state.step == 2 and all("temporal" in path for path in state.trained)
+    held = jax.tree.leaves((state.trained, state.ema, state.opt_state))
+    assert {leaf.dtype for leaf in held if leaf.ndim} == {jnp.dtype("float32")}
     # A network that predicts v starts at zero, and v has the variance of latents and noise.
     first = read_log(tmp_path)[0]
     assert 0.1 < first["turntable_loss"] < 10 and first["turntable_grad_norm"] > 0
