@@ -5,8 +5,9 @@
     python benchmarks/reconstruction.py --meshes DIR --inconsistent
 
 Each mesh is rendered from 16 azimuths at 20 degrees for training, and for testing from 24 directions between
--10 and 60 degrees of elevation. The variants beside "default" and "plain" are the rows of the paper's Table 2
-(which scores them with CLIP). With --inconsistent the training views are changed as a generator's are.
+-10 and 60 degrees of elevation. Variants take away one thing each, as the paper's Table 2 does (which scores
+them with CLIP); "paper" takes away all that the fit adds to it. With --inconsistent the training views are
+changed one by one, as a generator's are.
 Renders, results (JSON) and contact sheets of held-out views stay in --out; --resume fits what has no result.
 """
 
@@ -38,15 +39,20 @@ MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 TRAIN_VIEWS, TRAIN_ELEVATION_DEG = 16, 20.0
 TEST_VIEWS, TEST_ELEVATIONS_DEG = 24, (-10.0, 60.0)
 GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
+PAPER = {"start": "ball", "w_l1": 0.0, "prune_unseen_px": 0.0}
 VARIANTS = {
     "default": {},
+    "no L1": {"w_l1": 0.0},
     "no LPIPS": {"w_lpips": 0.0},
     "no SSIM": {"w_ssim": 0.0},
     "no mask": {"w_mask": 0.0},
-    "RGB for LPIPS": {"w_lpips": 0.0, "w_rgb": 10.0},
+    "start in a ball": {"start": "ball"},
+    "unseen kept": {"prune_unseen_px": 0.0},
+    "paper": PAPER,
+    "paper, RGB for LPIPS": PAPER | {"w_lpips": 0.0, "w_rgb": 10.0},
 }
 PLAIN = "plain"
-INCONSISTENT_VARIANTS = ["default", "RGB for LPIPS", PLAIN]
+INCONSISTENT_VARIANTS = ["default", "no LPIPS", "paper", "paper, RGB for LPIPS", PLAIN]
 SHEET_VARIANTS, SHEET_VIEWS = ["default", PLAIN], np.array([0, 4, 9, 14, 19, 23])
 COLUMNS = {  # of the table: heading, format
     "psnr": ("PSNR", ".2f"),

@@ -32,6 +32,7 @@ from recon_torch.gaussians import Gaussians, init_ball, init_cells, opacity_grid
 from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
 from recon_torch.rasterize import Engine, Render, rasterize
+from recon_torch.visibility import seen_px
 
 if TYPE_CHECKING:
     from recon_torch.world import World
@@ -40,6 +41,7 @@ PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names
 VIEW_STREAM, SPLIT_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
 SETBACK_RATE = 0.5  # of learning after a setback
 HULL_CELLS = 64  # along each side of the grid on which the visual hull is found
+UNSEEN_EVERY = 200  # steps, and after the last
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
 SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
 RANDOM_LPIPS_STAGES = 3  # five cost 2.5 times as much and give the same PSNR and SSIM on held-out views
@@ -81,6 +83,7 @@ class FitSettings:
     grow_grad2d: float = 0.002
     grow_scale3d: float = 0.01
     prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
+    prune_unseen_px: float = 0.03  # less than this of each view on average; the paper's is 0
     max_gaussians: int = 20000
 
     representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other
@@ -290,10 +293,19 @@ class Fit:
             self._strategy.step_post_backward(
                 self._params, self._optimizers, self._strategy_state, self.step, info
             )
+        if (self.step + 1) % UNSEEN_EVERY == 0 or self.step + 1 == self.settings.num_steps:
+            self._prune_unseen()
         if self.num_gaussians == 0:
             raise NoGaussiansLeft(
                 "the fit has pruned every Gaussian; do the views and the cameras belong together?"
             )
+
+    def _prune_unseen(self) -> None:
+        """Drops what hardly any view sees: nothing holds it, and other directions would show it as specks."""
+        if self.settings.prune_unseen_px > 0:
+            seen = seen_px(self.gaussians, self.cameras, self.settings.engine)
+            unseen = seen < self.settings.prune_unseen_px
+            remove(self._params, self._optimizers, self._strategy_state, unseen)
 
     def _choose_views(self) -> np.ndarray:
         """The step's views: the next ones of an endless row of shuffles, so each is seen equally often."""

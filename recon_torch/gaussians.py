@@ -92,7 +92,7 @@ def init_cells(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Gaussians:
-    """Gaussians at random places in M cubic cells of that width, as many in each as in any other, or one more.
+    """Gaussians at random places in M cubic cells of that width, equally many in each, or one more.
 
     Each has its cell's colour, and the size and the seeding of `init_ball`.
     """

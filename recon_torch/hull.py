@@ -87,7 +87,7 @@ def _verdicts(
 def _project(
     points: Float[np.ndarray, "N 3"], camera: Cameras
 ) -> tuple[Int64[np.ndarray, "N 2"], Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Column and row of each point's pixel, its depth along the camera's z, and whether it is in the picture."""
+    """Column and row of each point's pixel, its depth along the camera's z, whether it is in the picture."""
     w2c, intrinsics = camera.w2c[0].astype(np.float64), camera.intrinsics_px[0].astype(np.float64)
     local = points @ w2c[:3, :3].T + w2c[:3, 3]
     depths = local[:, 2]

@@ -68,10 +68,11 @@ def bytes_of(fit: Fit) -> bytes:
     return b"".join(tensor.numpy().tobytes() for tensor in fit.gaussians)
 
 
-def test_finds_the_object_also_from_where_it_never_looked():
-    fit = make_fit()
+@pytest.mark.parametrize("start", ["hull", "ball"])
+def test_finds_the_object_also_from_where_it_never_looked(start):
+    fit = make_fit(start=start)
     views, masks = render(known_object(), HELD_OUT)
-    before = fit.compare(HELD_OUT, views, masks)
+    before = make_fit(start="ball").compare(HELD_OUT, views, masks)
     fit.run(300)
     after = fit.compare(HELD_OUT, views, masks)
     assert before["psnr"] < 20 and after["psnr"] > 30
@@ -142,7 +143,7 @@ def test_targets_are_copied():
 
 def test_loss_is_the_papers():
     """10 LPIPS + 0.2 (1 - MS-SSIM) + mask, from the start's render and the public functions."""
-    fit = make_fit(views_per_step=8, lpips_stages=5, lpips_dtype="float32")
+    fit = make_fit(views_per_step=8, lpips_stages=5, lpips_dtype="float32", w_l1=0.0, start="ball")
     rgb, alpha = render(fit.gaussians, CAMERAS)
     views, masks = render(known_object(), CAMERAS)
     lpips = PerceptualDistance("alex")
@@ -169,7 +170,7 @@ def test_bfloat16_ends_where_float32_does():
 @pytest.mark.parametrize("removed", ["lpips", "ssim", "mask"])
 def test_each_term_can_be_removed(removed):
     """Table 2's ablations, with the pixel loss in LPIPS's place."""
-    changes = {f"w_{removed}": 0.0} | ({"w_rgb": 1.0} if removed == "lpips" else {})
+    changes = {f"w_{removed}": 0.0, "w_l1": 0.0} | ({"w_rgb": 1.0} if removed == "lpips" else {})
     fit, seen = make_fit(**changes), []
     fit.run(60, lambda step, losses: seen.append({name: loss.item() for name, loss in losses.items()}))
     expected = {"lpips", "ssim", "mask", "loss"} - {removed} | ({"rgb"} if removed == "lpips" else set())
