@@ -5,7 +5,7 @@
 
 Fits the first test object. A stage's time is its own, without the stages that it calls; "rest" is Python and
 autograd between them. wall is what passed, cpu what the process used over all its threads: on a machine that
-does other things, trust cpu with one thread.
+does other things, trust cpu with one thread: there, two threads mostly wait for each other.
 """
 
 from __future__ import annotations
