@@ -39,7 +39,7 @@ MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 TRAIN_VIEWS, TRAIN_ELEVATION_DEG = 16, 20.0
 TEST_VIEWS, TEST_ELEVATIONS_DEG = 24, (-10.0, 60.0)
 GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
-PAPER = {"start": "ball", "w_l1": 0.0, "prune_unseen_px": 0.0}
+PAPER = {"start": "ball", "w_l1": 0.0, "prune_unseen": 0.0}
 VARIANTS = {
     "default": {},
     "no L1": {"w_l1": 0.0},
@@ -47,7 +47,7 @@ VARIANTS = {
     "no SSIM": {"w_ssim": 0.0},
     "no mask": {"w_mask": 0.0},
     "start in a ball": {"start": "ball"},
-    "unseen kept": {"prune_unseen_px": 0.0},
+    "unseen kept": {"prune_unseen": 0.0},
     "paper": PAPER,
     "paper, RGB for LPIPS": PAPER | {"w_lpips": 0.0, "w_rgb": 10.0},
 }

@@ -83,7 +83,7 @@ class FitSettings:
     grow_grad2d: float = 0.002
     grow_scale3d: float = 0.01
     prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
-    prune_unseen_px: float = 0.03  # less than this of each view on average; the paper's is 0
+    prune_unseen: float = 0.06  # what fills less pixels than this share of the mean; the paper's is 0
     max_gaussians: int = 20000
 
     representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other
@@ -93,6 +93,10 @@ class FitSettings:
 
     engine: Engine = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.representation not in ("gaussians", "nerf"):
+            raise UserError(f"representation is {self.representation!r}; choose gaussians or nerf")
 
 
 class CappedStrategy(DefaultStrategy):
@@ -256,7 +260,7 @@ class Fit:
             "ssim": lambda: 1 - ms_ssim(render.rgb, views).mean(),
             "mask": lambda: mask_loss(render.alpha, masks),
             "rgb": lambda: rgb_loss(render.rgb, views),
-            "l1": lambda: l1_loss(render.rgb, views),
+            "l1": lambda: l1_loss(render.rgb, render.alpha, views, masks, settings.background),
         }
         return {name: term() for name, term in terms.items() if getattr(settings, f"w_{name}") > 0}
 
@@ -302,9 +306,9 @@ class Fit:
 
     def _prune_unseen(self) -> None:
         """Drops what hardly any view sees: nothing holds it, and other directions would show it as specks."""
-        if self.settings.prune_unseen_px > 0:
+        if self.settings.prune_unseen > 0:
             seen = seen_px(self.gaussians, self.cameras, self.settings.engine)
-            unseen = seen < self.settings.prune_unseen_px
+            unseen = seen < self.settings.prune_unseen * seen.mean()
             remove(self._params, self._optimizers, self._strategy_state, unseen)
 
     def _choose_views(self) -> np.ndarray:
@@ -426,13 +430,10 @@ class Fit:
 
 
 def make_fit(cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None) -> Fit:
-    """The fit of `settings.representation`. Raises UserError if there is none of that name."""
+    """The fit of `settings.representation`."""
     from recon_torch.nerf import NerfFit  # which builds on this module
 
-    kinds = {"gaussians": Fit, "nerf": NerfFit}
-    if settings.representation not in kinds:
-        raise UserError(f"representation is {settings.representation!r}; choose {' or '.join(kinds)}")
-    return kinds[settings.representation](cameras, settings, device)
+    return {"gaussians": Fit, "nerf": NerfFit}[settings.representation](cameras, settings, device)
 
 
 def _make_strategy(settings: FitSettings) -> CappedStrategy:

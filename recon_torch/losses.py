@@ -44,9 +44,19 @@ def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) ->
     return F.mse_loss(rgb, target)
 
 
-def l1_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of the pixels: what keeps colours true where LPIPS forgives them."""
-    return F.l1_loss(rgb, target)
+def l1_loss(
+    rgb: Float[Tensor, "K H W 3"],
+    alpha: Float[Tensor, "K H W 1"],
+    target: Float[Tensor, "K H W 3"],
+    mask: Float[Tensor, "K H W 1"],
+    background: float,
+) -> Float[Tensor, ""]:
+    """Mean absolute difference of colour times opacity, and of opacity, of pictures on that grey background.
+
+    Without the background, as the colours on it are the same for a haze of its own grey around the object.
+    """
+    premultiplied = (rgb - target) + background * (alpha - mask)
+    return torch.cat([premultiplied, alpha - mask], -1).abs().mean()
 
 
 def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:

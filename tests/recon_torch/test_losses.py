@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from recon_torch import losses, torchvision_operators
 from recon_torch.errors import UserError
-from recon_torch.losses import PerceptualDistance, mask_loss, ms_ssim, rgb_loss, ssim
+from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, rgb_loss, ssim
 
 
 def image_pair(side: int, num_views: int = 2, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,3 +208,16 @@ def test_squared_errors():
     assert mask_loss(a[..., :1], b[..., :1]).item() == 0.25
     b[0] = 0.75
     assert rgb_loss(a, b).item() == 0.125
+
+
+def test_l1_is_that_of_what_is_before_the_background():
+    generator = torch.Generator().manual_seed(0)
+    colors, alphas = (
+        torch.rand(2, 2, 5, 4, 3, generator=generator),
+        torch.rand(2, 2, 5, 4, 1, generator=generator),
+    )
+    layers = torch.cat([colors * alphas, alphas], -1).numpy()
+    expected = np.abs(layers[0] - layers[1]).mean()
+    for grey in (0.0, 0.3, 1.0):
+        (rgb, target), (alpha, mask) = colors * alphas + grey * (1 - alphas), alphas
+        np.testing.assert_allclose(l1_loss(rgb, alpha, target, mask, grey), expected, rtol=1e-5)
