@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
                 w_mask=1.0,
             ),
             # Fields of recon_torch.quality.GateSettings; likewise.
-            gates=dict(floaters=0.01, floaters_bad=0.05, view_iou=0.8, view_psnr=14.0, views_bad=0.25),
+            gates=dict(floaters=0.01, floaters_bad=0.05, view_shape=0.9, view_psnr=14.0, views_bad=0.25),
             turntable=dict(num_frames=48, size=192, fps=24),
         )
     )

@@ -311,6 +311,7 @@ def generate(config, requests: list[Request], num_retries: int = 0) -> list[dict
     """
     # Mistakes come to light before directories are made and minutes are spent.
     check_rounds(config.rounds.at_steps, config.fit.num_steps)
+    settings = FitSettings(**config.fit)
     for request in requests:
         if request.image:
             conditioning.load_image(request.image, config.size, **config.image)
@@ -324,7 +325,7 @@ def generate(config, requests: list[Request], num_retries: int = 0) -> list[dict
     for warning in dict.fromkeys(each for r in requests for each in generator.text.warnings(r.prompt)):
         print(f"im3d: warning: {warning}", file=sys.stderr)
     cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
-    with ReconClient(cameras, FitSettings(**config.fit)) as client:
+    with ReconClient(cameras, settings) as client:
         return [make_best_asset(generator, client, estimator, each, num_retries) for each in requests]
 
 

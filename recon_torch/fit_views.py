@@ -130,9 +130,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--isnet-weights", type=Path, metavar="FILE", help="cut out the foreground with IS-Net")
     add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze (default %(default)s)")
     add("--lpips-weights", metavar="FILE", help="its backbone weights as torchvision names them")
-    add(
-        "--representation", default=FitSettings.representation, help="gaussians or nerf (default %(default)s)"
-    )
+    add("--representation", default=FitSettings.representation, choices=("gaussians", "nerf"))
     add("--engine", default="auto", help="rasteriser: auto, gsplat or cpu (default %(default)s)")
     flags = parser.parse_args(argv)
     elevation_deg = flags.elevation_deg

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recon_torch.cameras import Cameras
 from recon_torch.masks import problem
-from recon_torch.metrics import psnr, silhouette_iou
+from recon_torch.metrics import psnr
 
 if TYPE_CHECKING:
     from recon_torch.fit import Fit
@@ -40,7 +40,7 @@ class GateSettings:
     cell_opacity: what a cell must take of a ray's light to count as matter.
     floor_area: of a thin sheet below the object, in squares of side 1 (the object's ball has 0.79).
     floor_ratio: and how much wider it is than what stands on it.
-    view_iou, view_psnr: least silhouette IoU, and PSNR of the foreground in dB, of a render against its view.
+    view_shape, view_psnr: least `shape_score`, and PSNR of the foreground in dB, of a render and its view.
     views_bad: share of views that fail from which all of it is bad.
     janus_back, janus_gap: how like the front (correlation) the back is, and by how much less the sides are.
     """
@@ -51,7 +51,7 @@ class GateSettings:
     cell_opacity: float = 0.1
     floor_area: float = 0.35
     floor_ratio: float = 1.8
-    view_iou: float = 0.8
+    view_shape: float = 0.9
     view_psnr: float = 14.0
     views_bad: float = 0.25
     janus_back: float = 0.8
@@ -89,7 +89,7 @@ def inspect(
         floaters_gate(grid, settings),
         floor_gate(upright(grid, up), settings),
         coverage_gate(alphas, settings),
-        agreement_gate(silhouette_iou(alphas, masks), psnr(renders, views, masks), settings),
+        agreement_gate(shape_score(alphas, masks), psnr(renders, views, masks), settings),
         janus_gate(*quarters, settings),
     ]
     findings = [finding for _, finding in gates if finding]
@@ -145,16 +145,27 @@ def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> J
     return numbers, Finding(level, f"the object {' or '.join(kinds)} in renders {_listed(wrong)}")
 
 
-def agreement_gate(iou: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings) -> Judged:
+def agreement_gate(
+    shape: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings
+) -> Judged:
     """Renders unlike the views that they were fitted to: those contradict the others."""
     psnr_db = psnr_db.nan_to_num(99, posinf=99)  # of views without foreground, and of equal ones
-    numbers = {"worst_view_iou": float(iou.min()), "worst_view_psnr": float(psnr_db.min())}
-    wrong = torch.nonzero((iou < settings.view_iou) | (psnr_db < settings.view_psnr))[:, 0].tolist()
+    numbers = {"worst_view_shape": float(shape.min()), "worst_view_psnr": float(psnr_db.min())}
+    wrong = torch.nonzero((shape < settings.view_shape) | (psnr_db < settings.view_psnr))[:, 0].tolist()
     if not wrong:
         return numbers, None
-    level = "bad" if len(wrong) >= settings.views_bad * len(iou) else "suspect"
-    text = f"the renders disagree with views {_listed(wrong)}, in shape (IoU {iou.min():.2f}) or colour "
-    return numbers, Finding(level, text + f"({numbers['worst_view_psnr']:.1f} dB)")
+    level = "bad" if len(wrong) >= settings.views_bad * len(shape) else "suspect"
+    worst = f"in shape (score {shape.min():.2f}) or colour ({psnr_db.min():.1f} dB)"
+    return numbers, Finding(level, f"the renders disagree with views {_listed(wrong)}, {worst}")
+
+
+def shape_score(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
+    """F-score of silhouettes: pixels of either that are at most one away from the other."""
+    first, second = ((image.permute(0, 3, 1, 2) >= 0.5).float() for image in (alphas, masks))
+    wide = [F.max_pool2d(image, 3, stride=1, padding=1) for image in (first, second)]
+    shared = (first * wide[1] + second * wide[0]).sum((1, 2, 3))
+    total = (first + second).sum((1, 2, 3))
+    return torch.where(total > 0, shared / total.clamp_min(1), 1.0)
 
 
 def janus_gate(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from im3d_jax import backbones, checkpoint, config_flags, main, text_to_image
+from recon_torch import quality
 from recon_torch.cameras import read_transforms
 from recon_torch.gaussians import load_ply
 
@@ -132,6 +133,53 @@ def test_the_same_seed_makes_the_same_bytes(asset, config_path, tmp_path, capsys
     assert "shiny" in warning and "mushroom" in warning.partition("it knows")[2]
 
 
+def test_bad_assets_are_tried_again_and_the_best_stays(config_path, tmp_path, monkeypatch):
+    """Verdicts of four tries; the third is the first that is not bad, and ends it."""
+    verdicts = iter(["bad", "bad", "suspect", "good"])
+
+    def inspect(*_, **__):
+        verdict = next(verdicts)
+        return {
+            "verdict": verdict,
+            "reasons": ["why"],
+            "hints": [],
+            "numbers": {},
+        }
+
+    monkeypatch.setattr(quality, "inspect", inspect)
+    arguments = ("--prompt", "a red car", "--seed", 4, "--retry-seeds", 5)
+    assert command(config_path, *arguments, "--out", tmp_path / "retried", "--save-views") == 0
+    report = json.loads((tmp_path / "retried" / "report.json").read_text())
+    assert report["quality"]["verdict"] == "suspect" and report["seed"] == 2004 and report["seconds"]
+    assert [(each["seed"], each["verdict"]) for each in report["tries"]] == [
+        (4, "bad"), (1004, "bad"), (2004, "suspect"),
+    ]  # fmt: skip
+    assert command(config_path, "--prompt", "a red car", "--seed", 2004, "--out", tmp_path / "direct") == 0
+    first, again = ((tmp_path / name / "asset.ply").read_bytes() for name in ("retried", "direct"))
+    assert first == again
+    hidden = [path.name for path in (tmp_path / "retried").iterdir() if path.name.startswith(".")]
+    assert hidden == [] and (tmp_path / "retried" / "views_2").is_dir()
+
+
+def test_no_try_is_better_than_the_first_by_being_later(config_path, tmp_path, monkeypatch):
+    judged = iter([["why"], ["why", "what"]])
+    empty = {"verdict": "bad", "hints": [], "numbers": {}}
+    monkeypatch.setattr(quality, "inspect", lambda *_, **__: empty | {"reasons": next(judged)})
+    assert command(config_path, "--prompt", "a car", "--retry-seeds", 1, "--out", tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["seed"] == 0 and [each["seed"] for each in report["tries"]] == [0, 1000]
+
+
+def test_a_radiance_field_goes_through_the_rounds(config_path, tmp_path):
+    settings = ("--config.fit.representation=nerf", "--config.gates.view_shape=2.0")
+    assert command(config_path, *settings, "--prompt", "a red car", "--out", tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [each["until_step"] for each in report["rounds"]] == [8, 14, 20]
+    assert report["num_gaussians"] == 0 and report["quality"]["verdict"] == "bad"
+    assert {"asset.safetensors", "turntable.mp4"} < {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "asset.ply").exists()
+
+
 def bad_cases(tmp_path, config_path):
     (tmp_path / "file").write_text("")
     blank = tmp_path / "blank.png"
@@ -151,6 +199,8 @@ def bad_cases(tmp_path, config_path):
         "no weights at": (*prompt, *out, "--config.weights=none.safetensors"),
         "make each larger": (*prompt, *out, "--config.fit.num_steps=10"),
         "at least 1": (*prompt, *out, "--num-assets", 0),
+        "at least 0": (*prompt, *out, "--retry-seeds", -1),
+        "choose gaussians or nerf": (*prompt, *out, "--config.fit.representation=mesh"),
         "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),
     }
 

@@ -101,7 +101,23 @@ def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
     np.testing.assert_allclose(read_image(out / images[3]), expected[3], atol=3 / 255)
     assert Image.open(out / "views.png").width > 8 * 96
     assert (out / "turntable.mp4").stat().st_size > 500
-    assert "held_out: psnr" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "held_out: psnr" in said and f"quality: {report['quality']['verdict']}" in said
+    assert report["quality"]["numbers"]["worst_view_shape"] > 0.9
+
+
+def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tmp_path):
+    """In a world where up is -Y, as that of the pictures is not."""
+    write_views(tmp_path / "views", CAMERAS)
+    wrong = read_image(tmp_path / "views" / "2.png")
+    write_image(tmp_path / "views" / "2.png", np.flipud(wrong))
+    out = tmp_path / "out"
+    options = ["--representation", "nerf", "--steps", "60", "--up=-y", *OPTIONS]
+    fit_views.main(["--views", str(tmp_path / "views"), "--out", str(out), *options])
+    report = json.loads((out / "report.json").read_text())
+    assert report["quality"]["verdict"] != "good" and "views 2," in report["quality"]["reasons"][0]
+    assert report["num_gaussians"] == 0 and any("asset.safetensors" in note for note in report["notes"])
+    assert (out / "asset.safetensors").is_file() and not (out / "asset.ply").exists()
 
 
 def test_every_nth_view_is_held_out(tmp_path):

@@ -98,7 +98,7 @@ def judge(*args, **changes):
 def test_an_object_that_is_well_is_good(scene):
     judged = judge(scene())
     assert (judged["verdict"], judged["reasons"], judged["hints"]) == ("good", [], [])
-    assert judged["numbers"]["worst_view_psnr"] == 99 and judged["numbers"]["worst_view_iou"] == 1
+    assert judged["numbers"]["worst_view_psnr"] == 99 and judged["numbers"]["worst_view_shape"] == 1
 
 
 @pytest.mark.parametrize(("count", "verdict"), [(2, "suspect"), (12, "bad")])
@@ -172,7 +172,7 @@ def test_a_real_fit_is_good():
     fit.set_targets(image.rgb, image.alpha)
     fit.run(settings.num_steps)
     judged = inspect(fit, CAMERAS)
-    assert judged["verdict"] == "good" and judged["numbers"]["worst_view_iou"] > 0.85
+    assert judged["verdict"] == "good" and judged["numbers"]["worst_view_shape"] > 0.85
 
 
 def test_opacity_grid_has_a_gaussians_moments_and_shadow():
