@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
@@ -103,16 +103,30 @@ def inspect(
 
 
 def floaters_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
-    """Small pieces that no neighbouring cells join to the object, which may have several large ones."""
+    """Small pieces apart from the object, which may have several large ones.
+
+    They must be apart as seen along one of the axes, too: where no view shows how parts are joined, as of a
+    trunk and its tree from above, there is a gap in 3D.
+    """
     pieces, count = ndimage.label(grid > settings.cell_opacity, np.ones((3, 3, 3)))
-    opacity = ndimage.sum(grid, pieces, np.arange(1, count + 1)) if count else np.zeros(0)
-    small = opacity[opacity < settings.floater_size * opacity.sum()]
-    share = float(small.sum() / max(opacity.sum(), 1e-9))
-    numbers = {"floaters_share": share, "floaters_count": len(small)}
+    labels = np.arange(1, count + 1)
+    opacity = ndimage.sum(grid, pieces, labels) if count else np.zeros(0)
+    small = opacity < settings.floater_size * opacity.sum()
+    body = np.isin(pieces, labels[~small])
+    floating = np.array([_apart(pieces == label, body) for label in labels[small]], bool)
+    share = float(opacity[small][floating].sum() / max(opacity.sum(), 1e-9))
+    numbers = {"floaters_share": share, "floaters_count": int(floating.sum())}
     if share <= settings.floaters:
         return numbers, None
     level = "bad" if share > settings.floaters_bad else "suspect"
-    return numbers, Finding(level, f"{share:.1%} of the opacity floats apart, in {len(small)} small pieces")
+    return numbers, Finding(
+        level, f"{share:.1%} of the opacity floats apart, in {floating.sum()} small pieces"
+    )
+
+
+def _apart(piece: Bool[np.ndarray, "n n n"], body: Bool[np.ndarray, "n n n"]) -> bool:
+    shadows = ((piece.any(axis), body.any(axis)) for axis in range(3))
+    return any(not (one & ndimage.binary_dilation(other, np.ones((3, 3)))).any() for one, other in shadows)
 
 
 def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:

@@ -19,8 +19,9 @@ import torch
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient, WorkerDied, WorkerFailed
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit, FitSettings, make_fit
 from recon_torch.gaussians import load_ply
+from recon_torch.quality import GateSettings, inspect
 from recon_torch.rasterize import rasterize
 from recon_torch.recovery import SNAPSHOT_STEPS
 
@@ -165,6 +166,22 @@ def test_a_new_asset_begins_afresh_in_the_same_process(client):
     assert (client.pid, client.step) == (first[0], 0)
     assert client.fit(30) == first[1]
     assert torch.equal(client.render()[0], first[2])
+
+
+def test_a_radiance_field_is_fitted_judged_and_exported_as_in_this_process(client, tmp_path):
+    settings = dataclasses.replace(SETTINGS, representation="nerf", nerf_cells=16, nerf_samples=8)
+    begin_asset(client, settings)
+    client.fit(10)
+    fit = make_fit(CAMERAS, settings, "cpu")
+    fit.set_targets(*ball_views())
+    fit.run(10)
+    torch.testing.assert_close(client.render()[0], fit.render(CAMERAS).rgb, atol=1e-4, rtol=0)
+    judged, expected = client.inspect(GateSettings()), inspect(fit, CAMERAS)
+    assert judged["verdict"] == expected["verdict"] and judged["numbers"].keys() == expected["numbers"].keys()
+    assert client.inspect(GateSettings(view_shape=1.1))["verdict"] == "bad"
+    client.export(tmp_path / "asset.ply")
+    assert [path.name for path in tmp_path.iterdir()] == ["asset.safetensors"]
+    assert any("asset.safetensors" in note for note in client.notes)
 
 
 def test_only_small_messages_go_through_the_pipe(client, monkeypatch):

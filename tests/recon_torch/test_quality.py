@@ -117,6 +117,17 @@ def test_two_large_pieces_are_one_object():
     assert judge(pair)["verdict"] == "good"
 
 
+def test_a_trunk_whose_upper_end_is_in_the_dark_is_no_floater():
+    """A dome without a bottom, and a stem that ends in it without touching it."""
+    dome = ellipsoid((0, 0, 0.05), (0.35, 0.35, 0.25), RED, 2500)
+    dome = Gaussians(*(tensor[dome.means[:, 2] > 0.05] for tensor in dome))
+    stem = ellipsoid((0, 0, -0.03), (0.03, 0.03, 0.12), BLUE, 100)
+    judged = judge(together(dome, stem))
+    assert judged["verdict"] == "good" and judged["numbers"]["floaters_count"] == 0
+    beside = stem._replace(means=stem.means + torch.tensor([0.45, 0.35, 0]))
+    assert judge(together(dome, beside))["numbers"]["floaters_count"] == 1
+
+
 def test_a_floor():
     judged = judge(together(duck(), floor()))
     assert judged["verdict"] == "suspect" and "a floor?" in judged["reasons"][0]
