@@ -1,0 +1,89 @@
+"""configs/paper_512.py with random numbers for all that its user would bring: for measuring time alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from im3d_jax import config_flags, embed
+
+PROMPT = "a toy"
+SMALL_NETWORK = dict(
+    latent_shape=(16, 16, 8),
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=(1, 1),
+    attention_levels=(1,),
+    head_dim=16,
+    num_transformer_layers=1,
+    text_dims=(16, 24),
+    max_words=8,
+    query_chunk=64,
+)
+SMALL_CODEC = dict(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1)
+SMALL_STEPS = {
+    "video.num_steps": 2,
+    "rounds.num_steps": 1,
+    "rounds.at_steps": (10, 20),
+    "fit.num_steps": 30,
+    "fit.num_gaussians": 300,
+}
+
+
+class RandomEncoder:
+    """Embeddings of the shape of a text encoder's."""
+
+    def __init__(self, length: int, width: int):
+        self.shape, self.digest = (length, width), f"random {length} {width}"
+
+    def encode(self, prompts):
+        embeddings = np.random.default_rng(0).standard_normal((len(prompts), *self.shape), np.float32)
+        return embeddings, np.ones((len(prompts), self.shape[0]), np.float32)
+
+
+class RandomText:
+    """What `embed.write` asks of `encoders.TextEncoders`."""
+
+    def __init__(self, length: int, widths):
+        self.encoders = [RandomEncoder(length, width) for width in widths]
+        self.shapes = [encoder.shape for encoder in self.encoders]
+
+
+def load_config(directory: Path, small: bool):
+    """The config, with embeddings of `PROMPT` and of "" written to `directory`; small: for a CPU."""
+    config = config_flags.load("configs/paper_512.py")
+    config.autoencoder.kwargs.path = "random"
+    if small:
+        config.backbone.kwargs.update(SMALL_NETWORK)
+        config.autoencoder.kwargs = config.autoencoder.kwargs.to_dict() | SMALL_CODEC
+        config.update_from_flattened_dict(SMALL_STEPS)
+        config.size = 8 * SMALL_NETWORK["latent_shape"][0]
+    sizes = config.backbone.kwargs
+    embed.write(RandomText(sizes.max_words, sizes.text_dims), [PROMPT], directory)
+    config.text = dict(name="precomputed", kwargs=dict(path=str(directory)))
+    return config
+
+
+def random_params(model):
+    """In bfloat16, as one program, in which no float32 copy of all of them is alive at a time.
+
+    Normal numbers everywhere, so that nothing that starts at zero makes the rest of the network constant.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(shapes)
+
+    @jax.jit
+    def draw(key):
+        keys = jax.random.split(key, len(leaves))
+        scales = [
+            max(1, leaf.size // max(1, leaf.shape[-1])) ** -0.5 if leaf.ndim > 1 else 0.1 for leaf in leaves
+        ]
+        return [
+            scale * jax.random.normal(each, leaf.shape, jnp.bfloat16)
+            for each, leaf, scale in zip(keys, leaves, scales, strict=True)
+        ]
+
+    return jax.tree.unflatten(structure, jax.block_until_ready(draw(jax.random.key(0, impl="rbg"))))

@@ -1,0 +1,224 @@
+"""The whole method at the paper's size: prompt to fitted Gaussians, where its time goes, and what bounds it.
+
+    python benchmarks/gpu_pipeline.py --json pipeline.json
+    python benchmarks/gpu_pipeline.py --small                   # the same code on a CPU
+
+16 views of 512 px, configs/paper_512.py in bfloat16, its autoencoder, 80 calls of 3 evaluations, 1200 steps of
+fit in the worker's process on the same GPU. Weights, text embeddings and LPIPS's network are random: speed
+does not depend on their values, but what is fitted is noise, for which the fit takes as many Gaussians as it
+may. The first asset compiles all programs; the second is the one that is timed. Paper: 3 minutes (Table 1).
+
+A stage's seconds are its own, without those of the stages within it. Its floor is its arithmetic over the
+measured matrix rate, or the bytes that it must move over the measured bandwidth.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+# Room for the worker; before JAX is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+
+import gpu_machine
+import gpu_paper
+import jax
+import jax.numpy as jnp
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from im3d_jax import backbones, bridge, costs, generate, sampler
+from im3d_jax.generator import Generator
+from recon_torch.cameras import orbit
+from recon_torch.client import ReconClient
+from recon_torch.fit import FitSettings
+from recon_torch.losses import PerceptualDistance
+
+ELEVATION_RAD = 0.35  # an estimator of random weights would say nothing
+KEEP_STAGES = 3  # of the perceptual network, as a fit without its weights takes
+
+
+class Stages:
+    """Seconds and calls of functions that were put under watch. What lies within another is not its own."""
+
+    def __init__(self):
+        self.seconds, self.calls, self._inner = Counter(), Counter(), []
+
+    def watch(self, owner: object, name: str, stage: str) -> None:
+        """Counts `owner.name`, and waits for what it starts."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def watched(*arguments, **options):
+            self._inner.append(0.0)
+            started = time.perf_counter()
+            try:
+                return jax.block_until_ready(function(*arguments, **options))
+            finally:
+                gpu_machine.synchronize()
+                elapsed = time.perf_counter() - started
+                self.seconds[stage] += elapsed - self._inner.pop()
+                self.calls[stage] += 1
+                if self._inner:
+                    self._inner[-1] += elapsed
+
+        setattr(owner, name, watched)
+
+    def clear(self) -> None:
+        self.seconds.clear()
+        self.calls.clear()
+
+
+def watch_all(stages: Stages, generator: Generator, client: ReconClient) -> None:
+    """The arrows of Figure 2, each under its name."""
+    codec = type(generator.codec)
+    watched = {
+        "text to image, 40 calls": [(generator, "text_to_image")],
+        "condition": [(generator, "condition")],
+        "first video, denoise": [(generator, "turntable")],
+        "rounds, denoise": [(generator, "refine")],
+        "masks": [(generator, "decode")],
+        "autoencoder, decode": [(codec, "decode")],
+        "autoencoder, encode": [(codec, "encode")],
+        "views to the worker": [(bridge, "write")],
+        "renders to JAX, no copy": [(bridge, "as_jax")],
+        "targets": [(client, "set_targets")],
+        "fit": [(client, "fit")],
+        "render": [(client, "render")],
+    }
+    for stage, functions in watched.items():
+        for owner, name in functions:
+            stages.watch(owner, name, stage)
+
+
+def make_asset(generator: Generator, client: ReconClient, key: jax.Array, cameras) -> float:
+    """Prompt -> Gaussians; seconds in all. The files are not written: they are a CPU's work."""
+    started = time.perf_counter()
+    client.reset(cameras)
+    rgb, alpha = generator.text_to_image([gpu_paper.PROMPT], generate.stream(key, "image"))
+    given = generator.condition([gpu_paper.PROMPT], rgb, alpha, ELEVATION_RAD)
+    latents = generator.turntable(given, generate.stream(key, "video"))
+    video = generator.decode(latents)
+    rounds = list(generate.fit_and_refine(generator, client, given, video, key, generate.Stopwatch()))
+    assert len(rounds) == 1 + len(generator.config.rounds.at_steps)
+    return time.perf_counter() - started
+
+
+def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, float]]:
+    """What each stage of one asset cannot do without: FLOPs, bytes, and the arithmetic's kind."""
+    config, model, codec = generator.config, generator.model, generator.codec
+    size, num_views, passes = config.size, config.num_views, 1 + len(config.rounds.at_steps)
+    video, image = config.video, config.text_to_image
+    guided = {
+        "video": sampler.Guidance(video.w_image, video.w_text, video.rescale).num_evaluations,
+        "image": sampler.Guidance(image.w_text, image.w_text, image.rescale).num_evaluations,
+    }
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
+
+    def call(batch: int, frames: int) -> float:
+        noisy = jax.ShapeDtypeStruct((batch, frames, *model.latent_shape), jnp.float32)
+        timestep = jax.ShapeDtypeStruct((batch,), jnp.float32)
+        given = jax.eval_shape(lambda: model.empty_conditioning(batch))
+        return costs.count_flops(costs.trace(model.apply, generator.params, noisy, timestep, given))
+
+    def frames(*shape):
+        return jax.ShapeDtypeStruct((1, num_views, *shape), jnp.float32)
+
+    pictures = frames(size, size, 3), frames(size, size, 1)
+    once = costs.count_flops(costs.trace(type(codec).decode.__wrapped__, codec, frames(*model.latent_shape)))
+    back = costs.count_flops(costs.trace(type(codec).encode.__wrapped__, codec, *pictures))
+    of_video, steps = call(guided["video"], num_views), len(config.rounds.at_steps) * config.rounds.num_runs
+    steps *= config.rounds.num_steps
+    view_bytes = num_views * size * size * 4 * 4  # rgb and mask, float32
+    return {
+        "text to image, 40 calls": _work(
+            image.num_steps * call(guided["image"], 1), image.num_steps * weights
+        ),
+        "first video, denoise": _work(video.num_steps * of_video, video.num_steps * weights),
+        "rounds, denoise": _work(steps * of_video, steps * weights),
+        "autoencoder, decode": _work(passes * once),
+        "autoencoder, encode": _work(passes * back),
+        "views to the worker": _work(0, passes * 2 * view_bytes),
+        "targets": _work(0, passes * 2 * view_bytes),
+        "fit": _work(settings.num_steps * fit_step_flops(size, settings), dtype="float32"),
+    }
+
+
+def _work(flops: float, moved: float = 0.0, dtype: str = "bfloat16") -> dict:
+    return {"flops": float(flops), "bytes": float(moved), "dtype": dtype}
+
+
+def fit_step_flops(size: int, settings: FitSettings) -> float:
+    """Of the perceptual network on one render, forward and backward: nearly all of a step's arithmetic."""
+    perceptual = PerceptualDistance(settings.lpips_net).rounded(torch.float32, KEEP_STAGES)
+    side = min(size, 128)  # it grows with the number of pixels
+    image = torch.rand(1, side, side, 3, requires_grad=True)
+    with torch.no_grad():
+        target = perceptual.features(torch.rand(1, side, side, 3))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        perceptual.distance(image, target).sum().backward()
+    return counter.get_total_flops() * (size / side) ** 2
+
+
+def main() -> None:
+    flags = gpu_machine.parse(gpu_machine.arguments(__doc__))
+    rates = gpu_machine.measure_rates(flags.small)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory() as directory:
+        config = gpu_paper.load_config(Path(directory), flags.small)
+        result = gpu_machine.describe() | {"rates": rates._asdict()}
+        result |= measure(config, rates)
+    gpu_machine.write(flags.json, result)
+    print(gpu_machine.table(result["stages"]))
+    print({name: value for name, value in result.items() if name not in ("stages", "versions")})
+
+
+def measure(config, rates: gpu_machine.Rates) -> dict:
+    """Two assets by one generator and one worker."""
+    settings, cameras = FitSettings(**config.fit), orbit(config.num_views, ELEVATION_RAD, config.size)
+    model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
+    stages, loading = Stages(), time.perf_counter()
+    with gpu_machine.PeakMemory() as memory, ReconClient(cameras, settings) as client:
+        generator = Generator(config, params=gpu_paper.random_params(model))
+        loading = time.perf_counter() - loading
+        watch_all(stages, generator, client)
+        seconds = []
+        for number in range(2):
+            stages.clear()
+            generator.num_calls = 0
+            seconds.append(make_asset(generator, client, jax.random.key(number), cameras))
+            print(f"asset {number}: {seconds[-1]:.2f} s", flush=True)
+        peak = dict(memory.peak_bytes)
+        processes = {"diffusion": peak.get(os.getpid(), 0), "worker": peak.get(client.pid, 0)}
+        num_gaussians = client.num_gaussians
+    work = floors(generator, settings)
+    rows = [
+        gpu_machine.Stage(name, each, **work.get(name, {})).record(rates) | {"calls": stages.calls[name]}
+        for name, each in stages.seconds.items()
+    ]
+    rest = seconds[1] - sum(stages.seconds.values())
+    statistics = jax.devices()[0].memory_stats() or {}
+    return {
+        "stages": [*rows, gpu_machine.Stage("host, everything else", rest).record(rates)],
+        "seconds_first": seconds[0],
+        "seconds_second": seconds[1],
+        "seconds_paper_method": seconds[1] - stages.seconds["text to image, 40 calls"],
+        "seconds_loading": loading,
+        "floor_seconds": sum(row["floor_seconds"] for row in rows),
+        "network_calls": generator.num_calls - config.text_to_image.num_steps,
+        "copies_to_worker": stages.calls["views to the worker"],
+        "reads_without_copy": stages.calls["renders to JAX, no copy"],
+        "num_gaussians": num_gaussians,
+        "reserved_bytes_by_process": processes,
+        "jax_peak_bytes": statistics.get("peak_bytes_in_use", 0),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# All that this project measures on one GPU, in order of worth, within a budget of wall-clock time.
+#
+#   launch/gpu_wheels.sh; launch/gpu_kernels.sh .wheels/kernels      # before, where there is a network
+#   launch/gpu_session.sh SECONDS [PART...]                          # on the GPU machine; default: all parts
+#
+# Each part has its own time limit and log, and a failed one does not stop the next. What is done is known by
+# RESULTS/PART.json or .done (default runs/gpu) and not done again. After each part, OUT (default out/gpu) gets
+# logs.tar.gz with all results, and summary.txt; training adds its weights. SMALL=1 tries the same on a CPU.
+set -uo pipefail
+
+cd "$(dirname "$0")/.."
+budget=${1:?usage: gpu_session.sh SECONDS [PART...]}
+shift
+parts=("$@")
+results=${RESULTS:-runs/gpu}
+out=${OUT:-out/gpu}
+small=${SMALL:+--small}
+site=${SITE:-/tmp/im3d_site}
+began=$SECONDS
+mkdir -p "$results" "$out"
+
+install() {  # the packages that are missing here, and gsplat's kernels if they were compiled before
+  [[ -d .wheels && ! -d $site ]] || return 0
+  python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" .wheels/*.whl
+  [[ -f .wheels/kernels/csrc.so ]] && cp .wheels/kernels/csrc.so "$site/gsplat/"
+}
+
+left() { echo $((budget - (SECONDS - began))); }
+
+pack() {
+  cp "$results/summary.txt" "$out/"
+  tar -czf "$out/logs.tar.gz" -C "$results" --exclude='*.safetensors' --exclude='xla_cache' .
+}
+
+part() {  # NAME LIMIT_S COMMAND...
+  local name=$1 limit=$2 status=0 started=$SECONDS
+  shift 2
+  [[ ${#parts[@]} -eq 0 || " ${parts[*]} " == *" $name "* ]] || return 0
+  [[ -e $results/$name.done ]] && return 0
+  limit=$(($(left) < limit ? $(left) : limit))
+  if ((limit < 30)); then
+    echo "$name: not begun, no time left" | tee -a "$results/summary.txt"
+    return 0
+  fi
+  timeout --signal=TERM --kill-after=20 "$limit" "$@" >"$results/$name.log" 2>&1 || status=$?
+  ((status == 0)) && touch "$results/$name.done"
+  echo "$name: exit $status after $((SECONDS - started)) s" | tee -a "$results/summary.txt"
+  tail -n 12 "$results/$name.log" | cut -c1-160
+  pack
+}
+
+install || echo "packages: not installed" | tee -a "$results/summary.txt"
+export PYTHONPATH=$site:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/$results/xla_cache}
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=2
+export TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=16  # if gsplat has to compile after all
+
+bench() { echo python3 "benchmarks/gpu_$1.py" $small --json "$results/$1.json" "${@:2}"; }
+cuda_tests=(tests/im3d_jax/test_bridge.py tests/recon_torch/test_rasterize.py tests/recon_torch/test_client.py)
+
+part machine 120 $(bench machine)
+part kernels 420 python3 -c 'import time; t = time.time(); from gsplat.cuda._backend import _C
+assert _C, "no kernels"; print(f"gsplat {_C.__file__}: {time.time() - t:.1f} s")'
+part tests 240 python3 -m pytest -p no:cacheprovider "${cuda_tests[@]}" -k 'cuda or gsplat_engine'
+part fit 300 $(bench fit)
+part pipeline 540 $(bench pipeline)
+part call 300 $(bench backbone --only call)
+part temporal 300 $(bench backbone --only temporal)
+part peer 300 $(bench backbone --only peer)
+part full 300 $(bench backbone --only full)
+pack
+echo "--- $((SECONDS - began)) s of $budget"
+cat "$results/summary.txt"
