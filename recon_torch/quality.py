@@ -86,7 +86,7 @@ def inspect(
     renders, alphas = _render(fit, fit.cameras)
     quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])
     gates = [
-        floaters_gate(grid, settings),
+        floaters_gate(grid, fit.cameras, settings),
         floor_gate(upright(grid, up), settings),
         coverage_gate(alphas, settings),
         agreement_gate(shape_score(alphas, masks), psnr(renders, views, masks), settings),
@@ -102,31 +102,40 @@ def inspect(
     }
 
 
-def floaters_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
+def floaters_gate(grid: Float[np.ndarray, "n n n"], cameras: Cameras, settings: GateSettings) -> Judged:
     """Small pieces apart from the object, which may have several large ones.
 
-    They must be apart as seen along one of the axes, too: where no view shows how parts are joined, as of a
-    trunk and its tree from above, there is a gap in 3D.
+    They must be apart in one of the views, too: where none shows how parts are joined, as of a tree and its
+    trunk from above, there is a gap in 3D.
     """
     pieces, count = ndimage.label(grid > settings.cell_opacity, np.ones((3, 3, 3)))
     labels = np.arange(1, count + 1)
     opacity = ndimage.sum(grid, pieces, labels) if count else np.zeros(0)
     small = opacity < settings.floater_size * opacity.sum()
-    body = np.isin(pieces, labels[~small])
-    floating = np.array([_apart(pieces == label, body) for label in labels[small]], bool)
+    body = ndimage.binary_dilation(_shadows(np.isin(pieces, labels[~small]), cameras), np.ones((1, 3, 3)))
+    joined = [(_shadows(pieces == label, cameras) & body).any((1, 2)).all() for label in labels[small]]
+    floating = ~np.array(joined, bool)
     share = float(opacity[small][floating].sum() / max(opacity.sum(), 1e-9))
     numbers = {"floaters_share": share, "floaters_count": int(floating.sum())}
     if share <= settings.floaters:
         return numbers, None
     level = "bad" if share > settings.floaters_bad else "suspect"
-    return numbers, Finding(
-        level, f"{share:.1%} of the opacity floats apart, in {floating.sum()} small pieces"
-    )
+    text = f"{share:.1%} of the opacity floats apart, in {floating.sum()} small pieces"
+    return numbers, Finding(level, text)
 
 
-def _apart(piece: Bool[np.ndarray, "n n n"], body: Bool[np.ndarray, "n n n"]) -> bool:
-    shadows = ((piece.any(axis), body.any(axis)) for axis in range(3))
-    return any(not (one & ndimage.binary_dilation(other, np.ones((3, 3)))).any() for one, other in shadows)
+def _shadows(inside: Bool[np.ndarray, "n n n"], cameras: Cameras) -> Bool[np.ndarray, "K m m"]:
+    """Which pixels the cells' centres fall into, as each camera sees them; pixels are as wide as cells."""
+    cell, num_pixels = 2 * HALF_WIDTH / len(inside), 2 * len(inside)
+    points = (np.argwhere(inside) + 0.5) * cell - HALF_WIDTH
+    shadows = np.zeros((len(cameras), num_pixels, num_pixels), bool)
+    for shadow, w2c in zip(shadows, cameras.w2c, strict=True):
+        local = points @ w2c[:3, :3].T + w2c[:3, 3]
+        local = local[local[:, 2] > cell]
+        pixels_per_slope = np.linalg.norm(w2c[:3, 3]) / cell
+        column, row = (local[:, :2] / local[:, 2:] * pixels_per_slope + num_pixels / 2).astype(int).T
+        shadow[row.clip(0, num_pixels - 1), column.clip(0, num_pixels - 1)] = True
+    return shadows
 
 
 def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
