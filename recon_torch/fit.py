@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from gsplat import DefaultStrategy
 from gsplat.strategy.ops import remove
 from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import hull
 from recon_torch.cameras import Cameras
+from recon_torch.densify import CappedStrategy
 from recon_torch.errors import NoGaussiansLeft, UserError
 from recon_torch.gaussians import Gaussians, init_ball, init_cells, opacity_grid, save_ply
 from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, rgb_loss
@@ -104,29 +104,11 @@ class FitSettings:
             raise UserError(f"representation is {self.representation!r}; choose gaussians or nerf")
 
 
-class CappedStrategy(DefaultStrategy):
-    """gsplat's densification that spends its last places on the Gaussians with the largest gradients."""
-
-    max_gaussians: int
-
-    def _grow_gs(self, params, optimizers, state, step) -> tuple[int, int]:
-        places = self.max_gaussians - len(params["means"])
-        if places <= 0:
-            return 0, 0
-        gradients = state["grad2d"] / state["count"].clamp_min(1)
-        threshold = self.grow_grad2d
-        if (gradients > threshold).sum() > places:
-            self.grow_grad2d = gradients.topk(places + 1).values[-1].item()
-        grown = super()._grow_gs(params, optimizers, state, step)
-        self.grow_grad2d = threshold
-        return grown
-
-
 class Fit:
     """The state of one optimisation: the loop, and the Gaussians that it fits.
 
-    All that it knows of Gaussians is in `_start`, `_rates`, `_render`, `_watch`, `_refine`, `save` and
-    `opacity_grid`. Another representation of the object, such as `nerf.NerfFit`, has its own of these.
+    All that it knows of Gaussians is in `_start`, `_start_on_hull`, `_rates`, `_render`, `_watch`, `_refine`,
+    `save` and `opacity_grid`. Another representation, such as `nerf.NerfFit`, has its own of these.
 
     Attributes:
         step: steps done so far.
@@ -154,7 +136,7 @@ class Fit:
         self._lpips = self._perceptual.rounded(dtype, _lpips_stages(settings, self._perceptual))
 
         generator = torch.Generator().manual_seed(settings.seed)
-        self._strategy = _make_strategy(settings)
+        self._strategy = CappedStrategy.of(settings)
         self._strategy_state = self._strategy.initialize_state()
         self._params: dict[str, torch.nn.Parameter] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -439,20 +421,6 @@ def make_fit(cameras: Cameras, settings: FitSettings, device: torch.device | str
     from recon_torch.nerf import NerfFit  # which builds on this module
 
     return {"gaussians": Fit, "nerf": NerfFit}[settings.representation](cameras, settings, device)
-
-
-def _make_strategy(settings: FitSettings) -> CappedStrategy:
-    strategy = CappedStrategy(
-        prune_opa=settings.prune_opacity,
-        grow_grad2d=settings.grow_grad2d,
-        grow_scale3d=settings.grow_scale3d,
-        refine_start_iter=0,
-        refine_stop_iter=settings.num_steps,
-        refine_every=settings.refine_every,
-        reset_every=settings.num_steps + 1,  # never, and with it no pruning by size
-    )
-    strategy.max_gaussians = settings.max_gaussians
-    return strategy
 
 
 @functools.cache

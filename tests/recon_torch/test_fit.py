@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from recon_torch.cameras import Cameras, orbit
+from recon_torch.densify import CappedStrategy
 from recon_torch.errors import UserError
-from recon_torch.fit import CappedStrategy, Fit, FitSettings
+from recon_torch.fit import Fit, FitSettings
 from recon_torch.gaussians import Gaussians
 from recon_torch.losses import PerceptualDistance, ms_ssim
 from recon_torch.metrics import psnr, silhouette_iou
