@@ -212,7 +212,7 @@ def sharded_equals_unsharded(subject: Subject) -> str:
         raise Skipped("traceable is False")
     if len(jax.devices()) < NUM_DEVICES:
         raise Skipped("there is one device")
-    mesh = sharding.make_mesh(jax.devices()[:NUM_DEVICES])
+    mesh = sharding.make_mesh(devices=jax.devices()[:NUM_DEVICES])
     batch = jax.device_put((subject.noisy, subject.timestep, subject.given), sharding.along_batch(mesh))
     params = jax.device_put(subject.params, sharding.replicated(mesh))
     return same(subject, subject.apply(params, *batch), subject.prediction, "over two devices and on one")
