@@ -50,7 +50,7 @@ class GateSettings:
     floater_size: float = 0.1
     cell_opacity: float = 0.1
     floor_area: float = 0.35
-    floor_ratio: float = 1.8
+    floor_ratio: float = 2.0
     view_shape: float = 0.9
     view_psnr: float = 14.0
     views_bad: float = 0.25
