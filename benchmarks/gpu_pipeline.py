@@ -3,8 +3,8 @@
     python benchmarks/gpu_pipeline.py --json pipeline.json
     python benchmarks/gpu_pipeline.py --small                   # the same code on a CPU
 
-16 views of 512 px, configs/paper_512.py in bfloat16, its autoencoder, 80 calls of 3 evaluations, 1200 steps of
-fit in the worker's process on the same GPU. Weights, text embeddings and LPIPS's network are random: speed
+16 views of 512 px, configs/paper_512.py in bfloat16, its autoencoder, 80 calls of 3 evaluations, 1200 steps
+of fit in the worker's process on the same GPU. Weights, text embeddings and LPIPS's network are random: speed
 does not depend on their values, but what is fitted is noise, for which the fit takes as many Gaussians as it
 may. The first asset compiles all programs; the second is the one that is timed. Paper: 3 minutes (Table 1).
 

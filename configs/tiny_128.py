@@ -1,6 +1,6 @@
-"""The shipped model's larger sister: 128 px, wider, trained on a GPU. Not trained yet, so no weights are shipped.
+"""The shipped model's larger sister: 128 px, wider, to be trained on a GPU. Not trained yet: no weights.
 
-Command: im3d generate --config=configs/tiny_128.py --prompt "a red mushroom with a beige stem" --out out/mushroom
+Command: im3d generate --config=configs/tiny_128.py --prompt "a red mushroom" --out out/mushroom
 Devices: two CPU cores are enough.
 """
 

@@ -4,12 +4,12 @@
 #   launch/train_tiny_gpu.sh SECONDS        # of this chunk, at most
 #
 # Stage 1 is text to image, stage 2 turntables. Each first times some steps and then takes as many as its time
-# allows: IMAGE_SECONDS (default 240) and TURNTABLE_SECONDS (default 1140) over all chunks, the last quarter of the
+# allows: IMAGE_SECONDS (default 200) and TURNTABLE_SECONDS (default 600) over all chunks, the last quarter of the
 # steps with a falling rate. RUNS (default runs) holds the runs with their checkpoints. OUT (default out/gpu) gets
-# the newest weights in pieces of 15 MiB, for `cat weights.part_* > weights.safetensors`, and logs with the
+# each stage's newest weights in pieces of 15 MiB, for `cat turntable.part_* > weights.safetensors`, and logs with the
 # evaluation's tables and pictures. On another machine, without the checkpoints, a stage whose
-# RUNS/tiny_128_STAGE/weights.safetensors has been brought along starts from these weights. TRY=FLAGS, such as
-# --config.train.streams.image.batch_size=2, is added to the command line.
+# RUNS/tiny_128_STAGE/weights.safetensors has been brought along starts from these weights, or is done if a file
+# `done` lies beside them. TRY=FLAGS, such as --config.train.streams.image.batch_size=2, is added to the flags.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
@@ -63,21 +63,19 @@ stage() { # STAGE SECONDS FLAGS...: returns whether it is done
   return "$status"
 }
 
-bring() { # STAGE: what can be carried away
-  local weights=$runs/tiny_128_$1/weights.safetensors
-  rm -f "$out"/weights.part_*
-  [[ -s $weights ]] && split --bytes=15M "$weights" "$out/weights.part_"
-  echo "$1" >"$out/stage.txt"
+bring() { # what can be carried away
+  for stage in text_to_image turntable; do
+    local weights=$runs/tiny_128_$stage/weights.safetensors
+    [[ -s $weights ]] && split --bytes=15M "$weights" "$out/$stage.part_"
+  done
   tar -czf "$out/train.tar.gz" -C "$runs" --exclude='checkpoints' --exclude='*.safetensors' \
     --exclude='xla_cache' --exclude='gpu' .
 }
 
-current=text_to_image
-trap 'bring "$current"' EXIT
-stage text_to_image "${IMAGE_SECONDS:-240}" || exit
-current=turntable
+trap bring EXIT
+stage text_to_image "${IMAGE_SECONDS:-200}" || exit
 first="--config.train.init_from=$runs/tiny_128_text_to_image/weights.safetensors"
-stage turntable "${TURNTABLE_SECONDS:-1140}" "$first" || exit
+stage turntable "${TURNTABLE_SECONDS:-600}" "$first" || exit
 [[ ${EVALUATE:-1} == 0 ]] || timeout "$(left)" python3 -m im3d_jax evaluate --suite tiny --parts views \
   --config=configs/tiny_128.py --config.weights="$runs/tiny_128_turntable/weights.safetensors" \
   --out "$runs/evaluation"
