@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     flags = parser.parse_args()
     print(
-        f"{'px':>4} {'kB an object':>13} | {'read by':>20} {'objects/s':>10} {'per core':>9} {'against loop':>13}"
+        f"{'px':>4} {'kB an object':>13} | {'read by':>20} {'objects/s':>10} {'per core':>9} "
+        f"{'against loop':>13}"
     )
     for size in map(int, flags.sizes.split(",")):
         with tempfile.TemporaryDirectory() as directory:

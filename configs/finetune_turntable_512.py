@@ -1,10 +1,11 @@
 """The paper's fine-tuning: turntables of 512 px, temporal layers only (Sec. 3.1, A.1).
 
-Data:      im3d dataset build --views renders --out data/turntables --embed --latents --config=configs/paper_512.py
+Data:      im3d dataset build --views renders --out data/turntables --embed --latents
+                              --config=configs/paper_512.py
 Size it:   im3d plan --config=configs/finetune_turntable_512.py --mesh data=80 --accelerator a100
 Command:   im3d train --config=configs/finetune_turntable_512.py --workdir=runs/512 --cluster slurm
-Devices: 80 A100 of 80 GB. Paper: 5 days. Here: 55 hours
-for 40,000 steps, estimated by `im3d plan` (4.93 s a step at 40% of the peak, 63 GB a device); not measured.
+Devices: 80 A100 of 80 GB. Paper: 5 days. Here: 55 hours for 40,000 steps, estimated by `im3d plan` (4.93 s
+a step at 40% of the peak, 63 GB a device); not measured.
 Result: the paper's Table 1 says what it got; not trained here, where there is neither such data nor weights
 to start from. `init_from` takes what `im3d convert` makes of a text-to-image model's spatial layers.
 
