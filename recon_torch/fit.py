@@ -5,7 +5,7 @@ renders the fit, lets the video model mend the renders, and fits on.
 
 Paper: the points start at the centre, there is no pixel loss, and only faint Gaussians are pruned. Here: they
 start on the visual hull of the masks, and what no view sees is pruned, too, because true views of meshes from
-elsewhere then agree better by 1.2 to 1.9 dB (400 steps; docs/quality.md). The paper's: `start="ball", w_l1=0,
+elsewhere then agree better, by 1.2 dB for a milk truck (docs/quality.md). The paper's: `start="ball", w_l1=0,
 prune_unseen=0`.
 
 Every random choice is a pure function of (seed, step), so a fit restored from its snapshot goes on bit for
