@@ -117,7 +117,7 @@ def _procedural_renderer(flags: Namespace):
         made = procedural.turntables(
             flags.seed, [number], size=flags.size, num_views=flags.num_views, elevations_rad=[elevation_rad]
         )
-        rgba = views.straight(np.asarray(made.views.rgb[0]), np.asarray(made.views.alpha[0]))
+        rgba = export.straight(np.asarray(made.views.rgb[0]), np.asarray(made.views.alpha[0]))
         cameras = camera.orbit(flags.num_views, elevation_rad, flags.size)
         return rgba, cameras, made.captions[0], elevation_rad
 

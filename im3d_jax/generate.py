@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +91,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     # ---- video -> cameras ----
     with seconds("elevation"):
         if elevation_rad is None:
-            elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]))
+            elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]).cpu())
     cameras = orbit(config.num_views, elevation_rad, config.size)
     client.reset(cameras)
 
@@ -116,7 +116,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
         "quality": judged,
         "rounds": [{"until_step": r.until_step, **r.quality} for r in rounds],
         "config_digest": config_flags.config_digest(config),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "notes": client.notes,
     }
@@ -185,7 +185,20 @@ def fit_and_refine(
         # Done before anybody renders into the same memory again.
         latents = jax.block_until_ready(generator.codec.encode(renders, alphas))
         targets = np.concatenate([views[0], masks[0]], -1)
-        yield Round(until_step, quality, targets, client.renders.numpy().copy(), client.alphas.numpy().copy())
+        yield Round(until_step, quality, targets, *map(copied, (client.renders, client.alphas)))
+
+
+def version_of(package: str) -> str:
+    """Its version; of a source tree that is only on the path there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def copied(tensor: torch.Tensor) -> np.ndarray:
+    """What the worker will write over, on the host."""
+    return tensor.cpu().numpy().copy()
 
 
 def write_asset(
@@ -211,7 +224,7 @@ def write_asset(
         )
         client.render(around)
         export.write_video(
-            staging / "turntable.mp4", client.renders.clamp(0, 1).numpy(), config.turntable.fps
+            staging / "turntable.mp4", client.renders.clamp(0, 1).cpu().numpy(), config.turntable.fps
         )
         move_into(staging, request.out)
 
@@ -227,16 +240,9 @@ def move_into(source: Path, target: Path) -> None:
 def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras) -> None:
     """Pictures [K, H, W, 4] whose colours are over white, as RGBA files with a transforms.json beside."""
     names = [f"{folder}/{k:03d}.png" for k in range(len(rgba))]
-    for name, picture in zip(names, straight(rgba), strict=True):
+    for name, picture in zip(names, export.straight(rgba[..., :3], rgba[..., 3:].clip(0, 1)), strict=True):
         export.write_image(directory / name, picture)
     write_transforms(directory / "transforms.json", cameras, names)
-
-
-def straight(rgba: np.ndarray) -> np.ndarray:
-    """Pictures [..., 4] whose colours are over white, with those of the object alone, as files have them."""
-    alpha = rgba[..., 3:].clip(0, 1)
-    colours = np.where(alpha > 0, (rgba[..., :3] - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
-    return np.concatenate([colours, alpha], -1).clip(0, 1)
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
@@ -351,7 +357,7 @@ def draw_images(config, requests: list[Request]) -> list[Request]:
         name = f"the picture of {request.prompt!r}"
         placed = conditioning.place(picture, name, config.size, **config.image)
         paths[request.out] = export.make_directory(request.out) / "input.png"
-        export.write_image(paths[request.out], straight(np.concatenate(placed, -1)))
+        export.write_image(paths[request.out], export.straight(*placed))
     return [r._replace(image=r.image or str(paths[r.out])) for r in requests]
 
 

@@ -68,6 +68,12 @@ def write_json(path: str | Path, content: Any) -> None:
         temporary.write_text(text + "\n")
 
 
+def straight(rgb: Float[np.ndarray, "*N 3"], alpha: Float[np.ndarray, "*N 1"]) -> Float[np.ndarray, "*N 4"]:
+    """Pictures over white as RGBA with the colours of the object alone; white where there is nothing."""
+    colors = np.where(alpha > 0, (rgb - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
+    return np.concatenate([colors, alpha], -1).clip(0, 1)
+
+
 def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """[0, 1] -> 0..255, rounded, clipped. Raises ValueError for NaN, which has no colour."""
     image = np.asarray(image)

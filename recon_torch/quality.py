@@ -157,7 +157,7 @@ def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judg
 
 def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> Judged:
     """Renders in which there is nothing, or nothing else, or which are cut off."""
-    problems = [problem(alpha.numpy()) for alpha in alphas]
+    problems = [problem(alpha.cpu().numpy()) for alpha in alphas]
     numbers = {"coverage": float((alphas > 0.5).float().mean())}
     wrong = [k for k, each in enumerate(problems) if each]
     if not wrong:

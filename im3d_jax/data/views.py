@@ -122,12 +122,6 @@ def check_turntable(cameras: Cameras) -> float:
     return float(elevation.mean())
 
 
-def straight(rgb: Float[np.ndarray, "*N 3"], alpha: Float[np.ndarray, "*N 1"]) -> Float[np.ndarray, "*N 4"]:
-    """Pictures over white as RGBA with the colours of the object alone; white where there is nothing."""
-    colors = np.where(alpha > 0, (rgb - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
-    return np.concatenate([colors, alpha], -1).clip(0, 1)
-
-
 def _read_metadata(directory: Path) -> tuple[str, float | None]:
     """The caption, and the elevation in degrees if it is stated."""
     path = directory / "metadata.json"
@@ -153,7 +147,7 @@ def _png_files(directory: Path, images: np.ndarray, masks: np.ndarray) -> Iterat
         content = (directory / name).read_bytes()
         if not _shows(content, image, mask):
             buffer = io.BytesIO()
-            Image.fromarray(export.to_uint8(straight(image, mask))).save(buffer, format="PNG")
+            Image.fromarray(export.to_uint8(export.straight(image, mask))).save(buffer, format="PNG")
             content = buffer.getvalue()
         yield content
 

@@ -59,7 +59,7 @@ def test_masks_and_other_formats_become_alpha(directory):
 def test_straight_colours_composite_to_the_same():
     alpha = np.array([0.0, 1 / 255, 0.3, 1.0])[:, None]
     rgb = over_white(np.concatenate([np.full((4, 3), [0.2, 0.5, 1.0]), alpha], -1))
-    found = views.straight(rgb, alpha)
+    found = export.straight(rgb, alpha)
     np.testing.assert_allclose(over_white(found), rgb, atol=1e-6)
     np.testing.assert_allclose(found[1:, :3], np.full((3, 3), [0.2, 0.5, 1.0]), atol=1e-6)
     np.testing.assert_array_equal(found[0, :3], 1)
