@@ -123,7 +123,8 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
                 # ---- What is kept and looked at ----
                 if is_stopped or step % settings.checkpoint.every == 0:
                     shown.write()  # waits for the step, and raises if it is not finite
-                    meta = {"settings": depends_on, "batches": batches, "skipped": batch.skipped}
+                    # A copy of what goes on counting: the checkpoint is written while the loop runs.
+                    meta = {"settings": depends_on, "batches": dict(batches), "skipped": batch.skipped}
                     checkpoints.save(step, state, meta | {"config": config_flags.as_json(config)})
                 if is_due(settings.sample.every, step):
                     params = join(frozen, state.ema)
