@@ -10,7 +10,8 @@ Result: the paper's Table 1 says what it got; not trained here, where there is n
 to start from. `init_from` takes what `im3d convert` makes of a text-to-image model's spatial layers.
 
 The data set holds latents and text embeddings, so that neither the autoencoder nor the text encoders run
-while training. The spatial layers stay bfloat16, what trains is float32 with bfloat16 arithmetic.
+in a step; they draw the samples, so their paths in `paper_512` must be set. The spatial layers stay bfloat16,
+what trains is float32 with bfloat16 arithmetic.
 """
 
 from ml_collections import ConfigDict

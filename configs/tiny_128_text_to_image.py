@@ -1,7 +1,7 @@
 """Stage 1 of the 128 px model: text to image, on first views of procedural objects.
 
 Command: launch/train_tiny_gpu.sh 540, which chooses the number of steps for the time that there is
-Devices: one GPU of 24 GB or more. Not trained yet.
+Devices: meant for one GPU of 24 GB or more; not tried. Not trained yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Stage 2 of the 128 px model: image to 16-view turntable (Sec. 3.1). All trains, as in `tiny_turntable`.
 
 Command: launch/train_tiny_gpu.sh 540, which chooses the number of steps for the time that there is
-Devices: one GPU of 80 GB or more; with --config.train.accumulate=4, of 24 GB. Not trained yet.
+Devices: meant for one GPU of 80 GB, with --config.train.accumulate=4 of 24 GB; not tried. Not trained yet.
 """
 
 from ml_collections import ConfigDict
