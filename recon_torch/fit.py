@@ -15,9 +15,7 @@ bit as the one that was never interrupted.
 from __future__ import annotations
 
 import copy
-import functools
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ from recon_torch.cameras import Cameras
 from recon_torch.densify import CappedStrategy
 from recon_torch.errors import NoGaussiansLeft, UserError
 from recon_torch.gaussians import Gaussians, init_ball, init_cells, opacity_grid, save_ply
-from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, rgb_loss
+from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, perceptual_distance, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
 from recon_torch.rasterize import Engine, Render, rasterize
 from recon_torch.visibility import seen_px
@@ -129,7 +127,7 @@ class Fit:
             raise UserError(
                 f"views of {cameras.width}x{cameras.height} px are too small; give at least 32x32"
             )
-        self._perceptual = _perceptual_distance(settings.lpips_net, settings.lpips_weights, self.device)
+        self._perceptual = perceptual_distance(settings.lpips_net, settings.lpips_weights, self.device)
         if self._perceptual.random_weights:
             self.notes.append(f"LPIPS runs on {settings.lpips_net} with random weights")
         dtype = _lpips_dtype(settings, self.device)
@@ -421,18 +419,6 @@ def make_fit(cameras: Cameras, settings: FitSettings, device: torch.device | str
     from recon_torch.nerf import NerfFit  # which builds on this module
 
     return {"gaussians": Fit, "nerf": NerfFit}[settings.representation](cameras, settings, device)
-
-
-@functools.cache
-def _perceptual_distance(net: str, weights: str | None, device: torch.device) -> PerceptualDistance:
-    """Loaded once for all fits of a process; the warning thus comes once, too."""
-    distance = PerceptualDistance(net, weights, device)
-    if distance.random_weights:
-        warnings.warn(
-            f"no weights for LPIPS's {net} backbone, using random ones; name a file in lpips_weights",
-            stacklevel=2,
-        )
-    return distance
 
 
 def _lpips_stages(settings: FitSettings, perceptual: PerceptualDistance) -> int:

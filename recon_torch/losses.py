@@ -192,6 +192,18 @@ class PerceptualDistance:
         return activations
 
 
+@functools.cache
+def perceptual_distance(net: str, weights: str | None, device: torch.device) -> PerceptualDistance:
+    """Loaded once for all fits of a process; the warning thus comes once, too."""
+    distance = PerceptualDistance(net, weights, device)
+    if distance.random_weights:
+        warnings.warn(
+            f"no weights for LPIPS's {net} backbone, using random ones; name a file in lpips_weights",
+            stacklevel=2,
+        )
+    return distance
+
+
 def _stage_distance(activation: Tensor, target: Tensor, root_weight: Tensor) -> Float[Tensor, " K"]:
     if activation.device.type == "cpu":
         from recon_torch.lpips_cpu import stage_distance  # numba takes a second to import
