@@ -21,6 +21,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -91,7 +92,8 @@ class ReconClient:
         progress_period_s: between two calls of `on_progress`; 0 reports every step.
         stall_timeout_s: a worker silent for so long counts as dead. A healthy one is silent longest for the
             LPIPS of all views, a minute or so at 512 px on a CPU.
-        startup_timeout_s: the same while it imports, compiles its kernels and loads LPIPS.
+        startup_timeout_s: the same while it imports, compiles the CPU's kernels and loads LPIPS. If gsplat's
+            are to be compiled, that is said on stderr and may take `gsplat_kernels.COMPILE_TIMEOUT_S`.
         Raises UserError if the snapshot directory cannot be made or shared memory is too small.
         """
         if device == "auto":
@@ -250,6 +252,9 @@ class ReconClient:
                 self.step = reply.step
                 if on_progress:
                     on_progress(reply.step, reply.losses)
+            elif isinstance(reply, worker.Notice):
+                print(f"im3d: {reply.text}", file=sys.stderr, flush=True)
+                patience_s = max(patience_s, reply.patience_s)
             elif not isinstance(reply, worker.Beat):
                 return reply
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_torch import gsplat_kernels
 from recon_torch.errors import UserError
 
 Engine = Literal["auto", "gsplat", "cpu", "torch"]
@@ -110,9 +111,7 @@ def _check_shapes(
 
 
 def _gsplat_engine(gaussians, w2c, intrinsics_px, width, height, background):
-    from gsplat import rasterization  # its import compiles or loads CUDA code
-
-    image, alpha, meta = rasterization(
+    image, alpha, meta = gsplat_kernels.load()(
         *gaussians,
         viewmats=w2c,
         Ks=intrinsics_px,

@@ -1,7 +1,7 @@
 """The child process that owns the Gaussians and the memory of the fit. `recon_torch.client` is its other end.
 
-The protocol. The parent sends one command at a time; the child answers it with any number of `Progress` and
-`Beat` and then one `Done` or `Failed`.
+The protocol. The parent sends one command at a time; the child answers it with any number of `Progress`,
+`Beat` and `Notice` and then one `Done` or `Failed`.
 
     Start         build a `Fit` for a new asset; take its state from the snapshot if there is one
     SetTargets    read the views and masks that the parent has written into shared memory
@@ -38,7 +38,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch import recovery
+from recon_torch import gsplat_kernels, recovery
 from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
 from recon_torch.export import replacing
@@ -91,6 +91,13 @@ class Beat(NamedTuple):
     """Part of a command is done."""
 
 
+class Notice(NamedTuple):
+    """Something that the user must wait for, in one line."""
+
+    text: str
+    patience_s: float  # how long the child may be silent now
+
+
 class Progress(NamedTuple):
     """A step of the optimisation is done."""
 
@@ -112,7 +119,7 @@ class Failed(NamedTuple):
 
 Command = Start | SetTargets | FitUntil | RenderInto | Inspect | Export
 Answer = Done | Failed
-Reply = Beat | Progress | Answer
+Reply = Beat | Notice | Progress | Answer
 
 
 def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent: bool) -> None:
@@ -222,13 +229,21 @@ class Worker:
             self._fit.load_state_dict(torch.load(self._snapshot_path, weights_only=True))
 
     def _warm_up(self, command: Start) -> None:
-        """A step of a small fit: compiles the CPU kernels and loads LPIPS while the parent still samples."""
+        """A step of a small fit: compiles kernels and loads LPIPS while the parent still samples."""
+        self._load_kernels(command)
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
         fit = self._make_fit(cameras, settings, torch.device(command.device))
         views = torch.ones(1, cameras.height, cameras.width, 3)
         fit.set_targets(views, views[..., :1])
         fit.run(1)
+
+    def _load_kernels(self, command: Start) -> None:
+        settings = command.settings
+        is_drawn_by_gsplat = settings.representation == "gaussians" and settings.engine in ("auto", "gsplat")
+        if torch.device(command.device).type == "cuda" and is_drawn_by_gsplat:
+            patience_s = gsplat_kernels.COMPILE_TIMEOUT_S
+            gsplat_kernels.load(lambda text: self._pipe.send(Notice(text, patience_s)))
 
     def _fit_until(self, step: int) -> dict[str, float]:
         recovery.run(self._fit, step, self._on_step, self._on_snapshot)
