@@ -20,7 +20,7 @@ import torch
 from im3d_jax.data import objects, procedural
 from recon_torch import export
 from recon_torch.cameras import orbit
-from recon_torch.fit import FitSettings, make_fit
+from recon_torch.fit import Fit, FitSettings
 
 VARIANTS = {
     "default": {},
@@ -76,7 +76,7 @@ def fit_object(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Renders of held-out views, and the row of the table."""
     size, elevation_rad = train.views.rgb.shape[-2], train.elevation_rad[index]
-    fit = make_fit(orbit(NUM_VIEWS, elevation_rad, size), settings)
+    fit = Fit(orbit(NUM_VIEWS, elevation_rad, size), settings)
     fit.set_targets(_tensor(train.views.rgb[index]), _tensor(train.views.alpha[index]))
     fit.run(1)  # compiles the rasteriser and computes the targets' features
     wall, cpu = time.perf_counter(), time.process_time()

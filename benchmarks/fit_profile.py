@@ -22,7 +22,7 @@ import torch
 
 from im3d_jax.data import objects, procedural
 from recon_torch import fit as fitting
-from recon_torch import losses, project_cpu, rasterize_cpu
+from recon_torch import losses, project_cpu, rasterize_cpu, splats
 from recon_torch.cameras import orbit
 from recon_torch.fit import Fit, FitSettings
 
@@ -76,7 +76,7 @@ def watch_stages(watch: Callable) -> None:
     watch(fitting, "ms_ssim", "MS-SSIM forward", "MS-SSIM backward")
     watch(fitting, "mask_loss", "mask forward", "mask backward")
     watch(torch.optim.Adam, "step", "Adam")
-    watch(fitting.CappedStrategy, "step_post_backward", "densify and prune")
+    watch(splats.CappedStrategy, "step_post_backward", "densify and prune")
 
 
 def main() -> None:

@@ -146,7 +146,7 @@ def _fit(name: str, train: Views, num_steps: int) -> Gaussians:
         fit = Fit(train.cameras, settings)
     fit.set_targets(torch.from_numpy(train.images), torch.from_numpy(train.masks))
     fit.run(num_steps)
-    return fit.gaussians
+    return fit.scene.gaussians
 
 
 def _quality(renders: np.ndarray, truth: np.ndarray) -> dict[str, float]:

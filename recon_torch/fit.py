@@ -1,12 +1,11 @@
-"""The direct fit of Gaussians to views (Sec. 3.3, A.1): 5000 points, 1200 steps, densify and prune every 50.
+"""The direct fit of a scene to views (Sec. 3.3, A.1): 5000 Gaussians, 1200 steps, densify and prune every 50.
 
 The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss + 5 L1. The views may change in mid-fit: the method
-renders the fit, lets the video model mend the renders, and fits on.
+renders the fit, lets the video model mend the renders, and fits on. Several fits may take their steps
+together, each as it would alone.
 
-Paper: the points start at the centre, there is no pixel loss, and only faint Gaussians are pruned. Here: they
-start on the visual hull of the masks, and what no view sees is pruned, too, because true views of meshes from
-elsewhere then agree better, by 1.2 dB for a milk truck (docs/quality.md). The paper's: `start="ball", w_l1=0,
-prune_unseen=0`.
+Paper: there is no pixel loss. Here: there is, for the reason that `splats` gives for its own departures. The
+paper's: `start="ball", w_l1=0, prune_unseen=0`.
 
 Every random choice is a pure function of (seed, step), so a fit restored from its snapshot goes on bit for
 bit as the one that was never interrupted.
@@ -14,37 +13,29 @@ bit as the one that was never interrupted.
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from gsplat.strategy.ops import remove
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from recon_torch import hull
 from recon_torch.cameras import Cameras
-from recon_torch.densify import CappedStrategy
-from recon_torch.errors import NoGaussiansLeft, UserError
-from recon_torch.gaussians import Gaussians, init_ball, init_cells, opacity_grid, save_ply
+from recon_torch.errors import UserError
 from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, perceptual_distance, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
-from recon_torch.rasterize import Engine, Render, rasterize
-from recon_torch.visibility import seen_px
+from recon_torch.nerf import RadianceField
+from recon_torch.rasterize import Engine, Render
+from recon_torch.splats import Splats
 
 if TYPE_CHECKING:
-    from recon_torch.world import World
+    from recon_torch.scene import Scene
 
-PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
-VIEW_STREAM, SPLIT_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
+VIEW_STREAM, SCENE_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
 SETBACK_RATE = 0.5  # of learning after a setback
-HULL_CELLS = 64  # along each side of the grid on which the visual hull is found
-UNSEEN_EVERY = 200  # steps, and after the last
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
 SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
 RANDOM_LPIPS_STAGES = 3  # five cost 2.5 times as much and give the same PSNR and SSIM on held-out views
@@ -103,12 +94,10 @@ class FitSettings:
 
 
 class Fit:
-    """The state of one optimisation: the loop, and the Gaussians that it fits.
-
-    All that it knows of Gaussians is in `_start`, `_start_on_hull`, `_rates`, `_render`, `_watch`, `_refine`,
-    `save` and `opacity_grid`. Another representation, such as `nerf.NerfFit`, has its own of these.
+    """The state of one optimisation of a scene, and what it has been given.
 
     Attributes:
+        scene: what is optimised, of the kind that `settings.representation` names.
         step: steps done so far.
         notes: what a report should say about this fit.
         setbacks: why `recon_torch.recovery` took it back to an earlier state, each time.
@@ -116,6 +105,7 @@ class Fit:
     """
 
     def __init__(self, cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None):
+        """Raises UserError for views that are too small, and for settings of LPIPS that cannot be had."""
         self.cameras = cameras
         self.settings = settings
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -132,52 +122,11 @@ class Fit:
             self.notes.append(f"LPIPS runs on {settings.lpips_net} with random weights")
         dtype = _lpips_dtype(settings, self.device)
         self._lpips = self._perceptual.rounded(dtype, _lpips_stages(settings, self._perceptual))
-
-        generator = torch.Generator().manual_seed(settings.seed)
-        self._strategy = CappedStrategy.of(settings)
-        self._strategy_state = self._strategy.initialize_state()
-        self._params: dict[str, torch.nn.Parameter] = {}
-        self._optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._set_params(self._start(generator))
-
-    def _start(self, generator: torch.Generator) -> dict[str, Tensor]:
-        start = init_ball(self.settings.num_gaussians, self.settings.init_radius, generator, self.device)
-        return dict(zip(PARAM_NAMES, start, strict=True))
-
-    def _set_params(self, tensors: dict[str, Tensor]) -> None:
-        self._params = {
-            name: torch.nn.Parameter(tensor.to(self.device, copy=True)) for name, tensor in tensors.items()
-        }
-        self._optimizers = {
-            name: torch.optim.Adam([self._params[name]], lr=rate, eps=1e-15, fused=True)
-            for name, rate in self._rates().items()
-        }
-
-    def _rates(self) -> dict[str, float]:
-        """The learning rate of each parameter at this step."""
-        settings, share = self.settings, SETBACK_RATE**self.caution
-        progress = min(self.step / settings.num_steps, 1.0)
-        decay = (settings.lr_means_final / settings.lr_means) ** progress
-        return {
-            "means": settings.lr_means * share * decay,
-            "quats": settings.lr_quats * share,
-            "scales": settings.lr_scales * share,
-            "opacities": settings.lr_opacities * share,
-            "sh0": settings.lr_sh0 * share,
-        }
-
-    @property
-    def _seed(self) -> int:
-        seed = self.settings.seed
-        return fold_in(seed, SETBACK_STREAM, self.caution) if self.caution else seed
-
-    @property
-    def gaussians(self) -> Gaussians:
-        return Gaussians(*(self._params[name].detach() for name in PARAM_NAMES))
+        self.scene = _new_scene(cameras, settings, self.device)
 
     @property
     def num_gaussians(self) -> int:
-        return len(self._params["means"])
+        return self.scene.num_gaussians
 
     def set_targets(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> None:
         """The views to fit from now on, composited on the settings' background, and their foreground masks.
@@ -198,105 +147,21 @@ class Fit:
         # Copies, as the caller's tensors may be shared memory that is written again.
         self._views = views.to(self.device, torch.float32, copy=True)
         self._masks = masks.to(self.device, torch.float32, copy=True)
-        self._target_features = None
-        if self.step == 0 and self.settings.start == "hull":
-            self._start_on_hull()
+        self._target_features: list[Tensor] | None = None
+        if self.step == 0:
+            notes = self.scene.start_on(self._views, self._masks)
+            self.notes += [note for note in notes if note not in self.notes]
 
-    def _start_on_hull(self) -> None:
-        """Puts the Gaussians where the masks say that the object's surface is, if they agree on any place."""
-        settings, views, masks = self.settings, self._views.cpu().numpy(), self._masks.cpu().numpy()
-        half_width = settings.init_radius
-        centers = hull.surface(self.cameras, masks, half_width, HULL_CELLS)
-        if not len(centers):
-            self.notes.append("the masks agree on no place for the object, so the Gaussians start in a ball")
-            return
-        colors = hull.mean_colors(centers, self.cameras, views, masks)
-        generator = torch.Generator().manual_seed(settings.seed)
-        places = (torch.from_numpy(array).float() for array in (centers, colors))
-        width = 2 * half_width / HULL_CELLS
-        start = init_cells(settings.num_gaussians, *places, width, generator, self.device)
-        self._set_params(dict(zip(PARAM_NAMES, start, strict=True)))
+    @property
+    def targets(self) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
+        """The views and masks that are fitted."""
+        return self._views, self._masks
 
     def run(self, until_step: int, on_step: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:
         """Optimises to the given step; on_step gets the steps done and the step's losses (unweighted)."""
-        while self.step < until_step:
-            losses = self._optimise_once()
-            self.step += 1
-            if on_step is not None:
-                on_step(self.step, losses)
+        run_together([self], until_step, on_step and (lambda fit, losses: on_step(fit.step, losses)))
 
-    def _optimise_once(self) -> dict[str, Tensor]:
-        chosen = self._choose_views()
-        render = self._render(self.cameras[chosen])
-        losses = self._losses(render, torch.from_numpy(chosen))
-        total = sum(getattr(self.settings, f"w_{name}") * loss for name, loss in losses.items())
-        self._watch(render.info)
-        total.backward()
-        if self.step % self.settings.refine_every == 0 and not torch.isfinite(total):
-            raise FloatingPointError(f"the loss is {total.item()} at step {self.step}")
-        self._update(render.info)
-        return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
-
-    def _losses(self, render: Render, chosen: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss that have a weight."""
-        settings, views, masks = self.settings, self._views[chosen], self._masks[chosen]
-        terms = {
-            "lpips": lambda: self._lpips.distance(render.rgb, self._features_of(chosen)).mean(),
-            "ssim": lambda: 1 - ms_ssim(render.rgb, views).mean(),
-            "mask": lambda: mask_loss(render.alpha, masks),
-            "rgb": lambda: rgb_loss(render.rgb, views),
-            "l1": lambda: l1_loss(render.rgb, render.alpha, views, masks, settings.background),
-        }
-        return {name: term() for name, term in terms.items() if getattr(settings, f"w_{name}") > 0}
-
-    def _features_of(self, chosen: Tensor) -> list[Tensor]:
-        if self._target_features is None:
-            with torch.no_grad():
-                parts = [self._lpips.features(part) for part in self._views.split(VIEWS_AT_ONCE)]
-            self._target_features = [torch.cat(stage) for stage in zip(*parts, strict=True)]
-        if len(chosen) == 1:  # a slice costs no copy of these large arrays
-            return [stage.narrow(0, int(chosen), 1) for stage in self._target_features]
-        return [stage[chosen] for stage in self._target_features]
-
-    def _watch(self, info: dict[str, Any]) -> None:
-        """Between rendering and the backward pass: has what `_refine` needs recorded."""
-        self._strategy.step_pre_backward(
-            self._params, self._optimizers, self._strategy_state, self.step, info
-        )
-
-    def _update(self, info: dict[str, Any]) -> None:
-        for name, rate in self._rates().items():
-            self._optimizers[name].param_groups[0]["lr"] = rate
-            self._optimizers[name].step()
-            self._optimizers[name].zero_grad()
-        self._refine(info)
-
-    def _refine(self, info: dict[str, Any]) -> None:
-        """gsplat's bookkeeping after a step: densify and prune where the step number says so."""
-        # gsplat draws the places of split Gaussians from the global generator.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            # torch.manual_seed takes a millisecond to note a traceback for each kind of device not there.
-            on_gpu = self.device.type == "cuda"
-            seed = torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed
-            seed(fold_in(self._seed, SPLIT_STREAM, self.step))
-            self._strategy.step_post_backward(
-                self._params, self._optimizers, self._strategy_state, self.step, info
-            )
-        if (self.step + 1) % UNSEEN_EVERY == 0 or self.step + 1 == self.settings.num_steps:
-            self._prune_unseen()
-        if self.num_gaussians == 0:
-            raise NoGaussiansLeft(
-                "the fit has pruned every Gaussian; do the views and the cameras belong together?"
-            )
-
-    def _prune_unseen(self) -> None:
-        """Drops what hardly any view sees: nothing holds it, and other directions would show it as specks."""
-        if self.settings.prune_unseen > 0:
-            seen = seen_px(self.gaussians, self.cameras, self.settings.engine)
-            unseen = seen < self.settings.prune_unseen * seen.mean()
-            remove(self._params, self._optimizers, self._strategy_state, unseen)
-
-    def _choose_views(self) -> np.ndarray:
+    def _choose_views(self) -> Int64[np.ndarray, " V"]:
         """The step's views: the next ones of an endless row of shuffles, so each is seen equally often."""
         num_views, count = len(self.cameras), self.settings.views_per_step
         chosen = []
@@ -306,48 +171,39 @@ class Fit:
             chosen.append(shuffle[place])
         return np.array(chosen)
 
-    def _render(self, cameras: Cameras) -> Render:
-        gaussians = Gaussians(*(self._params[name] for name in PARAM_NAMES))
-        return rasterize(
-            gaussians.means,
-            gaussians.quats,
-            gaussians.scales,
-            gaussians.opacities,
-            gaussians.colors,
-            torch.from_numpy(cameras.w2c).to(self.device),
-            torch.from_numpy(cameras.intrinsics_px).to(self.device),
-            cameras.width,
-            cameras.height,
-            background=torch.full((3,), self.settings.background, device=self.device),
-            engine=self.settings.engine,
-        )
+    @property
+    def _seed(self) -> int:
+        seed = self.settings.seed
+        return fold_in(seed, SETBACK_STREAM, self.caution) if self.caution else seed
+
+    @property
+    def _seed_of_scene(self) -> int:
+        """Of what the scene draws at random in this step."""
+        return fold_in(self._seed, SCENE_STREAM, self.step)
+
+    def _features_of(self, chosen: Int64[np.ndarray, " V"]) -> list[Tensor]:
+        """LPIPS's of the views."""
+        if self._target_features is None:
+            with torch.no_grad():
+                parts = [self._lpips.features(part) for part in self._views.split(VIEWS_AT_ONCE)]
+            self._target_features = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+        if len(chosen) == 1:  # a slice costs no copy of these large arrays
+            return [stage.narrow(0, int(chosen[0]), 1) for stage in self._target_features]
+        return [stage[torch.from_numpy(chosen)] for stage in self._target_features]
+
+    def _update(self, info: dict[str, Any]) -> None:
+        """What a step does after the backward pass."""
+        share = SETBACK_RATE**self.caution
+        rates = self.scene.rates(min(self.step / self.settings.num_steps, 1.0))
+        self.scene.parameters.step({name: rate * share for name, rate in rates.items()})
+        self.scene.refine(self.step, info, self._seed_of_scene)
+        self.step += 1
 
     @torch.no_grad()
     def render(self, cameras: Cameras) -> Render:
         """The object as it is now, over the settings' background."""
-        return self._render(cameras)
-
-    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
-        """Writes the object to `path`, with the suffix of its kind of file; returns the path written.
-
-        world: where it lies; None is the fit's own world.
-        """
-        path = Path(path).with_suffix(".ply")
-        save_ply(world.back(self.gaussians) if world else self.gaussians, path)
-        return path
-
-    @torch.no_grad()
-    def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:
-        """About how much light, in [0, 1], a ray loses in each cell of a cube around the origin (x, y, z)."""
-        return opacity_grid(self.gaussians, half_width, num_cells)
-
-    def is_finite(self) -> bool:
-        return all(bool(param.isfinite().all()) for param in self._params.values())
-
-    @property
-    def targets(self) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
-        """The views and masks that are fitted."""
-        return self._views, self._masks
+        (render,) = self.scene.render_together([self.scene], [cameras], [None])
+        return render
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
@@ -376,17 +232,8 @@ class Fit:
 
     def state_dict(self) -> dict[str, Any]:
         """All but settings, cameras and targets, as tensors and numbers: torch.load needs no pickle."""
-        return {
-            "step": self.step,
-            "params": {name: param.detach().clone() for name, param in self._params.items()},
-            "optimizers": {
-                name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers.items()
-            },
-            "strategy": copy.deepcopy(self._strategy_state),
-            "max_gaussians": self._strategy.max_gaussians,
-            "caution": self.caution,
-            "setbacks": list(self.setbacks),
-        }
+        state = {"step": self.step, "caution": self.caution, "setbacks": list(self.setbacks)}
+        return state | self.scene.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a `state_dict()` of a fit with the same settings and cameras.
@@ -395,30 +242,97 @@ class Fit:
         (the faintest go) follow.
         """
         self.step, self.caution, self.setbacks = state["step"], state["caution"], list(state["setbacks"])
-        self._set_params(state["params"])
-        for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
-            optimizer.param_groups[0]["lr"] = self._rates()[name]
-        self._strategy_state = {
-            name: value.to(self.device, copy=True) if isinstance(value, Tensor) else value
-            for name, value in state["strategy"].items()
-        }
-        self._strategy.max_gaussians = state["max_gaussians"]
-        if self._strategy.max_gaussians < self.settings.max_gaussians:
-            self._drop_faintest(self.num_gaussians - self._strategy.max_gaussians)
-
-    def _drop_faintest(self, count: int) -> None:
-        order = self._params["opacities"].detach().argsort()
-        gone = torch.zeros(len(order), dtype=torch.bool, device=self.device)
-        gone[order[: max(count, 0)]] = True
-        remove(self._params, self._optimizers, self._strategy_state, gone)
+        self.scene.load_state_dict(state)
 
 
-def make_fit(cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None) -> Fit:
-    """The fit of `settings.representation`."""
-    from recon_torch.nerf import NerfFit  # which builds on this module
+def run_together(
+    fits: Sequence[Fit],
+    until_step: int,
+    on_step: Callable[[Fit, dict[str, Tensor]], None] | None = None,
+) -> None:
+    """Optimises several fits to the given step: each ends as it would alone, up to rounding.
 
-    return {"gaussians": Fit, "nerf": NerfFit}[settings.representation](cameras, settings, device)
+    A step renders all of them in one call on a GPU, and has one pass of LPIPS and MS-SSIM for all.
+
+    Args:
+        fits: on one device, with views of one size and settings that differ in seeds at most.
+        on_step: gets a fit after each of its steps, and the step's losses (unweighted).
+
+    Raises:
+        ValueError: fits that do not go together.
+        FloatingPointError, NoGaussiansLeft: in one of the fits; the others may be a step ahead or not.
+    """
+    _check_alike(fits)
+    while behind := [fit for fit in fits if fit.step < until_step]:
+        for fit, losses in zip(behind, _step_together(behind), strict=True):
+            if on_step is not None:
+                on_step(fit, losses)
+
+
+def _check_alike(fits: Sequence[Fit]) -> None:
+    def kind(fit: Fit) -> tuple:
+        settings = dataclasses.replace(fit.settings, seed=0)
+        return fit.cameras.width, fit.cameras.height, fit.device, settings
+
+    for fit in fits[1:]:
+        if kind(fit) != kind(fits[0]):
+            raise ValueError(f"fits that differ do not run together: {kind(fit)} and {kind(fits[0])}")
+
+
+def _step_together(fits: Sequence[Fit]) -> list[dict[str, Tensor]]:
+    settings = fits[0].settings
+    chosen = [fit._choose_views() for fit in fits]
+    renders = fits[0].scene.render_together(
+        [fit.scene for fit in fits],
+        [fit.cameras[views] for fit, views in zip(fits, chosen, strict=True)],
+        [fit._seed_of_scene for fit in fits],
+    )
+    losses = _losses(fits, renders, chosen)
+    totals = sum(getattr(settings, f"w_{name}") * loss for name, loss in losses.items())
+    for fit, render in zip(fits, renders, strict=True):
+        fit.scene.watch(fit.step, render.info)
+    totals.sum().backward()
+    if fits[0].step % settings.refine_every == 0 and not torch.isfinite(totals).all():
+        raise FloatingPointError(f"the loss is {totals.sum().item()} at step {fits[0].step}")
+    for fit, render in zip(fits, renders, strict=True):
+        fit._update(render.info)
+    losses = {name: loss.detach() for name, loss in losses.items()} | {"loss": totals.detach()}
+    return [{name: loss[index] for name, loss in losses.items()} for index in range(len(fits))]
+
+
+def _losses(
+    fits: Sequence[Fit], renders: Sequence[Render], chosen: Sequence[Int64[np.ndarray, " V"]]
+) -> dict[str, Float[Tensor, " B"]]:
+    """The terms of the loss that have a weight, for each of B fits with V views."""
+    settings, lpips = fits[0].settings, fits[0]._lpips
+    rgb, alpha = _join([render.rgb for render in renders]), _join([render.alpha for render in renders])
+    pairs = list(zip(fits, chosen, strict=True))
+    views = _join([fit._views[torch.from_numpy(which)] for fit, which in pairs])
+    masks = _join([fit._masks[torch.from_numpy(which)] for fit, which in pairs])
+
+    def features() -> list[Tensor]:
+        stages = zip(*(fit._features_of(which) for fit, which in pairs), strict=True)
+        return [_join(stage) for stage in stages]
+
+    terms = {
+        "lpips": lambda: lpips.distance(rgb, features()),
+        "ssim": lambda: 1 - ms_ssim(rgb, views),
+        "mask": lambda: mask_loss(alpha, masks),
+        "rgb": lambda: rgb_loss(rgb, views),
+        "l1": lambda: l1_loss(rgb, alpha, views, masks, settings.background),
+    }
+    weighted = {name: term for name, term in terms.items() if getattr(settings, f"w_{name}") > 0}
+    return {name: term().view(len(fits), -1).mean(1) for name, term in weighted.items()}
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
+
+
+def _new_scene(cameras: Cameras, settings: FitSettings, device: torch.device) -> Scene:
+    if settings.representation == "nerf":
+        return RadianceField(settings, device)
+    return Splats(cameras, settings, device)
 
 
 def _lpips_stages(settings: FitSettings, perceptual: PerceptualDistance) -> int:

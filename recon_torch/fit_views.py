@@ -19,7 +19,7 @@ from tqdm import tqdm
 from recon_torch import check_views, export, quality, recovery, world
 from recon_torch.cameras import Cameras, write_transforms
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.fit import Fit, FitSettings, make_fit
+from recon_torch.fit import Fit, FitSettings
 from recon_torch.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
 from recon_torch.video_views import load_video
 from recon_torch.views import MaskFunction, Views, load_views
@@ -67,7 +67,7 @@ def _fit(flags: argparse.Namespace) -> None:
     notes += world_notes
     for note in notes:
         print(f"note: {note}", flush=True)
-    fit = make_fit(
+    fit = Fit(
         unit.cameras(train.cameras),
         FitSettings(
             num_steps=flags.steps,
@@ -229,7 +229,7 @@ def _write_asset(
     out: Path, fit: Fit, train: Views, unit: world.World, up: Float[np.ndarray, "3"], normalize: bool
 ) -> Path:
     """In the views' own world, or, if `normalize`, in the fit's. Returns the path of the asset itself."""
-    asset = fit.save(out / "asset.ply", None if normalize else unit)
+    asset = fit.scene.save(out / "asset.ply", None if normalize else unit)
     around = world.turntable(fit.cameras, up, TURNTABLE_FRAMES)
     export.write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 

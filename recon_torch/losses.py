@@ -34,14 +34,14 @@ TORCHVISION_FILES = {
 RANDOM_BACKBONE_SEED = 0
 
 
-def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -> Float[Tensor, ""]:
-    """Mean squared difference between the rendered opacity and the foreground mask."""
-    return F.mse_loss(alpha, mask)
+def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
+    """Mean squared difference between the rendered opacity and the foreground mask, of each view."""
+    return (alpha - mask).square().mean((1, 2, 3))
 
 
-def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, ""]:
-    """Mean squared difference of the pixels: what Table 2 puts in LPIPS's place."""
-    return F.mse_loss(rgb, target)
+def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
+    """Mean squared difference of each view's pixels: what Table 2 puts in LPIPS's place."""
+    return (rgb - target).square().mean((1, 2, 3))
 
 
 def l1_loss(
@@ -50,13 +50,13 @@ def l1_loss(
     target: Float[Tensor, "K H W 3"],
     mask: Float[Tensor, "K H W 1"],
     background: float,
-) -> Float[Tensor, ""]:
-    """Mean absolute difference of colour times opacity, and of opacity, of pictures on that grey background.
+) -> Float[Tensor, " K"]:
+    """Mean absolute difference of colour times opacity, and of opacity, of views on that grey background.
 
     Without the background, as the colours on it are the same for a haze of its own grey around the object.
     """
     premultiplied = (rgb - target) + background * (alpha - mask)
-    return torch.cat([premultiplied, alpha - mask], -1).abs().mean()
+    return torch.cat([premultiplied, alpha - mask], -1).abs().mean((1, 2, 3))
 
 
 def ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:

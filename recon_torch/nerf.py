@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,10 +26,11 @@ from torch.utils.checkpoint import checkpoint
 
 from recon_torch.cameras import Cameras
 from recon_torch.export import replacing
-from recon_torch.fit import SETBACK_RATE, Fit, fold_in
 from recon_torch.rasterize import Render
+from recon_torch.scene import Parameters
 
 if TYPE_CHECKING:
+    from recon_torch.fit import FitSettings
     from recon_torch.world import World
 
 RADIUS = 0.55  # of the ball in which a field is not empty, and half the grid's width
@@ -36,7 +38,6 @@ OCTAVES = (4, 2, 1)  # by which the number of cells is divided
 INITIAL_DENSITY = -6.0  # before softplus: a ray through the middle then loses a seventh of its light
 RAYS_AT_ONCE = 2**15  # bounds the memory; more of them are marched twice, for the gradient once more
 FINAL_RATE = 0.1  # of learning, as a share of the first
-JITTER_STREAM = 4
 
 
 class Rays(NamedTuple):
@@ -48,39 +49,45 @@ class Rays(NamedTuple):
     far: Float[Tensor, " R"]
 
 
-class NerfFit(Fit):
-    """`Fit` of a radiance field: its grids are the parameters, and there is nothing to densify."""
+class RadianceField:
+    """A `scene.Scene` on a grid, the sum of octaves; there is nothing to add to it or to drop."""
 
     num_gaussians = 0
 
-    def _start(self, generator: torch.Generator) -> dict[str, Tensor]:
-        sides = [self.settings.nerf_cells // octave for octave in OCTAVES]
-        self.notes.append("a radiance field fits in no asset.ply: it is in asset.safetensors")
-        return {f"octave_{side}": torch.zeros(1, 4, side, side, side) for side in sides}
+    def __init__(self, settings: FitSettings, device: torch.device):
+        self._settings, self._device = settings, device
+        sides = [settings.nerf_cells // octave for octave in OCTAVES]
+        empty = {f"octave_{side}": torch.zeros(1, 4, side, side, side) for side in sides}
+        self.parameters = Parameters(empty, device)
 
-    def _rates(self) -> dict[str, float]:
-        settings, share = self.settings, SETBACK_RATE**self.caution
-        decay = FINAL_RATE ** min(self.step / settings.num_steps, 1.0)
-        return dict.fromkeys(self._params, settings.lr_nerf * share * decay)
+    def start_on(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> list[str]:
+        """See `Scene`: a field starts as a thin fog everywhere."""
+        return ["a radiance field fits in no asset.ply: it is in asset.safetensors"]
 
-    def _watch(self, info: dict[str, Any]) -> None:
+    def rates(self, progress: float) -> dict[str, float]:
+        return dict.fromkeys(self.parameters.tensors, self._settings.lr_nerf * FINAL_RATE**progress)
+
+    @staticmethod
+    def render_together(
+        scenes: Sequence[RadianceField], cameras: Sequence[Cameras], seeds: Sequence[int | None]
+    ) -> list[Render]:
+        """See `Scene`. The seed is that of the points at which a ray's pieces are seen."""
+        return [scene._render(*rest) for scene, *rest in zip(scenes, cameras, seeds, strict=True)]
+
+    def watch(self, step: int, info: dict[str, Any]) -> None:
         pass
 
-    def _refine(self, info: dict[str, Any]) -> None:
+    def refine(self, step: int, info: dict[str, Any], seed: int) -> None:
         pass
 
-    def _start_on_hull(self) -> None:
-        pass
-
-    def _render(self, cameras: Cameras) -> Render:
-        field, num_samples = self._field(), self.settings.nerf_samples
-        background = torch.full((3,), self.settings.background, device=self.device)
-        rays, hit = cast_rays(cameras, self.device)
+    def _render(self, cameras: Cameras, seed: int | None) -> Render:
+        field, num_samples = self._field(), self._settings.nerf_samples
+        background = torch.full((3,), self._settings.background, device=self._device)
+        rays, hit = cast_rays(cameras, self._device)
         jitter = torch.full((len(rays.near), num_samples), 0.5)
-        if torch.is_grad_enabled():
-            seed = fold_in(self._seed, JITTER_STREAM, self.step)
+        if seed is not None:
             jitter = torch.rand(jitter.shape, generator=torch.Generator().manual_seed(seed))
-        split = [each.split(RAYS_AT_ONCE) for each in (*rays, jitter.to(self.device))]
+        split = [each.split(RAYS_AT_ONCE) for each in (*rays, jitter.to(self._device))]
         parts = list(zip(*split, strict=True))
         once = march if len(parts) == 1 else functools.partial(checkpoint, march, use_reentrant=False)
         marched = [once(field, *part) for part in parts]
@@ -97,20 +104,17 @@ class NerfFit(Fit):
 
     def _field(self) -> Float[Tensor, "1 4 n n n"]:
         """The octaves' sum (density, red, green, blue; z, y, x), at the finest one's points."""
-        field, *finer = self._params.values()
+        field, *finer = self.parameters.tensors.values()
         for octave in finer:
             size = octave.shape[2:]
             field = octave + F.interpolate(field, size, mode="trilinear", align_corners=True)
         return field
 
     def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
-        """Writes a .safetensors with the grid "field" [4,n,n,n] (z, y, x) and how to read it as metadata.
-
-        world: where it lies; None is the fit's own world.
-        """
+        """Writes a .safetensors with the grid "field" [4,n,n,n] (z, y, x) and how to read it as metadata."""
         path = Path(path).with_suffix(".safetensors")
         scale, center = (world.scale, list(map(float, world.center))) if world else (1.0, [0.0] * 3)
-        unit = _density_unit(self.settings.nerf_cells) * scale
+        unit = _density_unit(self._settings.nerf_cells) * scale
         metadata = {
             "center": json.dumps(center),
             "half_width": json.dumps(RADIUS / scale),
@@ -124,13 +128,18 @@ class NerfFit(Fit):
 
     @torch.no_grad()
     def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:
-        """The light, in [0, 1], that a ray loses in each cell of a cube around the origin (x, y, z)."""
         cell = 2 * half_width / num_cells
-        ticks = (torch.arange(num_cells, device=self.device) + 0.5) * cell - half_width
+        ticks = (torch.arange(num_cells, device=self._device) + 0.5) * cell - half_width
         points = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).view(1, -1, 3)
         density, _ = evaluate(self._field(), points)
         inside = points.norm(dim=-1) < RADIUS
         return (1 - torch.exp(-density * inside * cell)).view(num_cells, num_cells, num_cells)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.parameters.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.parameters = Parameters.from_state_dict(state, self._device)
 
 
 def cast_rays(cameras: Cameras, device: torch.device | str = "cpu") -> tuple[Rays, Tensor]:

@@ -81,7 +81,7 @@ def inspect(
         What report.json says: "verdict" (good, suspect or bad), "reasons" for it, "hints" and "numbers".
     """
     settings = settings or GateSettings()
-    grid = np.asarray(fit.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
+    grid = np.asarray(fit.scene.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
     views, masks = (target.cpu() for target in fit.targets)
     renders, alphas = _render(fit, fit.cameras)
     quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])

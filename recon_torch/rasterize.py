@@ -7,14 +7,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import gsplat_kernels
 from recon_torch.errors import UserError
+
+if TYPE_CHECKING:
+    from recon_torch.gaussians import Gaussians
 
 Engine = Literal["auto", "gsplat", "cpu", "torch"]
 
@@ -69,6 +74,34 @@ def rasterize(
     return Render(rgb, alpha, depth, info)
 
 
+def rasterize_together(
+    scenes: Sequence[Gaussians],
+    w2c: Sequence[Float[Tensor, "K 4 4"]],
+    intrinsics_px: Sequence[Float[Tensor, "K 3 3"]],
+    width: int,
+    height: int,
+    *,
+    background: Float[Tensor, "3"] | None = None,
+    engine: Engine = "auto",
+) -> list[Render]:
+    """`rasterize` of several scenes, each from its own K cameras; a GPU does all of it in one call.
+
+    Scenes may have different numbers of Gaussians. Each render's `info` is that of its scene alone; its
+    `means2d` get their gradient when that of the renders is computed.
+    """
+    gaussians = [(s.means, s.quats, s.scales, s.opacities, s.colors) for s in scenes]
+    device = scenes[0].means.device
+    if len(scenes) > 1 and _choose_engine(engine, device) == "gsplat":
+        background = torch.zeros(3, device=device) if background is None else background
+        return _gsplat_batch(
+            gaussians, torch.stack(tuple(w2c)), torch.stack(tuple(intrinsics_px)), width, height, background
+        )
+    return [
+        rasterize(*each, pose, lens, width, height, background=background, engine=engine)
+        for each, pose, lens in zip(gaussians, w2c, intrinsics_px, strict=True)
+    ]
+
+
 def _choose_engine(engine: Engine, device: torch.device) -> Engine:
     if engine == "auto":
         return "gsplat" if device.type == "cuda" else "cpu"
@@ -111,6 +144,7 @@ def _check_shapes(
 
 
 def _gsplat_engine(gaussians, w2c, intrinsics_px, width, height, background):
+    """One scene, or with one more dimension in front of everything a batch of scenes."""
     image, alpha, meta = gsplat_kernels.load()(
         *gaussians,
         viewmats=w2c,
@@ -119,9 +153,49 @@ def _gsplat_engine(gaussians, w2c, intrinsics_px, width, height, background):
         height=height,
         packed=False,
         render_mode="RGB+ED",
-        backgrounds=background.expand(len(w2c), 3),
+        backgrounds=background.expand(*w2c.shape[:-2], 3),
     )
     return image[..., :3], alpha, image[..., 3:], meta["means2d"], meta["radii"]
+
+
+def _gsplat_batch(scenes, w2c, intrinsics_px, width, height, background) -> list[Render]:
+    """gsplat has as many Gaussians in each scene of a batch, so invisible ones fill up the smaller scenes."""
+    counts = [len(means) for means, *_ in scenes]
+    padded = [[_pad(tensor, max(counts)) for tensor in scene] for scene in scenes]
+    batch = [torch.stack(field) for field in zip(*padded, strict=True)]
+    rgb, alpha, depth, means2d, radii = _gsplat_engine(batch, w2c, intrinsics_px, width, height, background)
+    renders = []
+    for index, count in enumerate(counts):
+        info = dict(
+            means2d=_with_gradient_of(means2d, index, count),
+            radii=radii[index, :, :count],
+            width=width,
+            height=height,
+            n_cameras=w2c.shape[1],
+            gaussian_ids=None,
+        )
+        renders.append(Render(rgb[index], alpha[index], depth[index], info))
+    return renders
+
+
+def _pad(tensor: Tensor, count: int) -> Tensor:
+    """A field of Gaussians with more of them, whose opacity is 0, and who are valid otherwise."""
+    missing = (0, count - len(tensor))
+    return (
+        F.pad(tensor, missing, value=0.0) if tensor.ndim == 1 else F.pad(tensor, (0, 0, *missing), value=1.0)
+    )
+
+
+def _with_gradient_of(means2d: Tensor, index: int, count: int) -> Tensor:
+    """The part [K,count,2] of means2d [B,K,N,2], which gets its part of the gradient when that is there."""
+    part = means2d[index, :, :count].detach().requires_grad_()
+
+    def hand_over(gradient: Tensor) -> None:
+        part.grad = gradient[index, :, :count].clone()
+
+    if means2d.requires_grad:
+        means2d.register_hook(hand_over)
+    return part
 
 
 def _cpu_engine(gaussians, w2c, intrinsics_px, width, height, background):

@@ -70,7 +70,7 @@ def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> dict[str,
     """None if all went well, else what to change in the last good state before going on from it."""
     try:
         fit.run(until_step, on_step)
-        if fit.is_finite():
+        if fit.scene.parameters.is_finite():
             return None
         raise FloatingPointError("the parameters are not finite")
     except (FloatingPointError, NoGaussiansLeft) as error:

@@ -135,11 +135,11 @@ def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent
     _divert_output(log_path)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _limit_threads(num_threads)
-    from recon_torch.fit import make_fit  # takes seconds, and must be over when the reader starts to unpickle
+    from recon_torch.fit import Fit  # takes seconds, and must be over when the reader starts to unpickle
 
     commands = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, commands), daemon=True).start()
-    Worker(make_fit, pipe).serve(iter(commands.get, None))
+    Worker(Fit, pipe).serve(iter(commands.get, None))
 
 
 def _end_with_parent() -> None:
@@ -178,8 +178,8 @@ def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
 class Worker:
     """One `Fit` after the other, driven by commands."""
 
-    def __init__(self, make_fit: Callable[..., Fit], pipe: Connection) -> None:
-        self._make_fit = make_fit
+    def __init__(self, new_fit: Callable[..., Fit], pipe: Connection) -> None:
+        self._new_fit = new_fit
         self._pipe = pipe
         self._fit: Fit | None = None
         self._notes: list[str] = []
@@ -215,13 +215,13 @@ class Worker:
             case Inspect(around, settings):
                 return self._inspect(around, settings)
             case Export(path):
-                self._fit.save(path)
+                self._fit.scene.save(path)
 
     def _start(self, command: Start) -> None:
         if not self._warm:
             self._warm_up(command)
             self._warm = True
-        self._fit = self._make_fit(command.cameras, command.settings, torch.device(command.device))
+        self._fit = self._new_fit(command.cameras, command.settings, torch.device(command.device))
         self._notes = []
         self._snapshot_path = command.snapshot_path
         self._progress_period_s = command.progress_period_s
@@ -233,7 +233,7 @@ class Worker:
         self._load_kernels(command)
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
-        fit = self._make_fit(cameras, settings, torch.device(command.device))
+        fit = self._new_fit(cameras, settings, torch.device(command.device))
         views = torch.ones(1, cameras.height, cameras.width, 3)
         fit.set_targets(views, views[..., :1])
         fit.run(1)

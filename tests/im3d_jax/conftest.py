@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from im3d_jax import backbones, checkpoint, config_flags, generate
 from recon_torch import quality, torchvision_operators
-from recon_torch.fit import make_fit
+from recon_torch.fit import Fit
 
 torchvision_operators.declare()  # before anything imports transformers
 
@@ -169,7 +169,7 @@ class LocalClient:
         pass
 
     def reset(self, cameras):
-        self._fit = make_fit(cameras, self.settings, "cpu")
+        self._fit = Fit(cameras, self.settings, "cpu")
         shape = (len(cameras), cameras.height, cameras.width)
         self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
 
@@ -189,7 +189,7 @@ class LocalClient:
         return quality.inspect(self._fit, self._fit.cameras, settings=settings)
 
     def export(self, path):
-        self._fit.save(path)
+        self._fit.scene.save(path)
 
     step = property(lambda self: self._fit.step)
     num_gaussians = property(lambda self: self._fit.num_gaussians)

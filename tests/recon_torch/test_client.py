@@ -19,7 +19,7 @@ import torch
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient, WorkerDied, WorkerFailed
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings, make_fit
+from recon_torch.fit import Fit, FitSettings
 from recon_torch.gaussians import load_ply
 from recon_torch.quality import GateSettings, inspect
 from recon_torch.rasterize import rasterize
@@ -172,7 +172,7 @@ def test_a_radiance_field_is_fitted_judged_and_exported_as_in_this_process(clien
     settings = dataclasses.replace(SETTINGS, representation="nerf", nerf_cells=16, nerf_samples=8)
     begin_asset(client, settings)
     client.fit(10)
-    fit = make_fit(CAMERAS, settings, "cpu")
+    fit = Fit(CAMERAS, settings, "cpu")
     fit.set_targets(*ball_views())
     fit.run(10)
     torch.testing.assert_close(client.render()[0], fit.render(CAMERAS).rgb, atol=1e-4, rtol=0)

@@ -67,7 +67,7 @@ def make_fit(color_shift: float = 0.0, **changes) -> Fit:
 
 
 def bytes_of(fit: Fit) -> bytes:
-    return b"".join(tensor.numpy().tobytes() for tensor in fit.gaussians)
+    return b"".join(tensor.numpy().tobytes() for tensor in fit.scene.gaussians)
 
 
 PAPER = dict(start="ball", w_l1=0.0, prune_unseen=0.0)
@@ -90,8 +90,8 @@ def test_starts_on_the_hull_of_the_targets():
     """At the object's surface, in its colours, from the seed; in a ball where there is no hull."""
     fit, again, other = make_fit(), make_fit(), make_fit(seed=1)
     assert bytes_of(fit) == bytes_of(again) != bytes_of(other)
-    nearest = (fit.gaussians.means[:, None] - known_object().means).norm(dim=-1).min(1).values
-    assert nearest.max() < 0.5 and fit.gaussians.colors.std(0).min() > 0.05
+    nearest = (fit.scene.gaussians.means[:, None] - known_object().means).norm(dim=-1).min(1).values
+    assert nearest.max() < 0.5 and fit.scene.gaussians.colors.std(0).min() > 0.05
     views, masks = render(known_object(), CAMERAS)
     fit.run(1)
     moved = bytes_of(fit)
@@ -102,7 +102,7 @@ def test_starts_on_the_hull_of_the_targets():
     corners[0::2, :8, :8], corners[1::2, -8:, -8:] = 1.0, 1.0
     lost = Fit(CAMERAS, QUICK, "cpu")
     lost.set_targets(views, corners)
-    assert "agree on no place" in lost.notes[-1] and lost.gaussians.means.norm(dim=-1).max() <= 0.5
+    assert "agree on no place" in lost.notes[-1] and lost.scene.gaussians.means.norm(dim=-1).max() <= 0.5
 
 
 def test_drops_what_no_view_sees():
@@ -110,10 +110,10 @@ def test_drops_what_no_view_sees():
     kept, fit = (make_fit(num_steps=8, prune_unseen=share, prune_opacity=0.0) for share in (0.0, 0.3))
     kept.run(8)
     fit.run(8)
-    seen = seen_px(kept.gaussians, CAMERAS)
-    expected = kept.gaussians.means[seen >= 0.3 * seen.mean()]
+    seen = seen_px(kept.scene.gaussians, CAMERAS)
+    expected = kept.scene.gaussians.means[seen >= 0.3 * seen.mean()]
     assert 0 < len(expected) < kept.num_gaussians == QUICK.num_gaussians
-    assert torch.equal(fit.gaussians.means, expected)
+    assert torch.equal(fit.scene.gaussians.means, expected)
 
 
 def test_same_seed_same_bytes():
@@ -179,7 +179,7 @@ def test_targets_are_copied():
 def test_loss_is_the_papers():
     """10 LPIPS + 0.2 (1 - MS-SSIM) + mask, from the start's render and the public functions."""
     fit = make_fit(views_per_step=8, lpips_stages=5, lpips_dtype="float32", w_l1=0.0, start="ball")
-    rgb, alpha = render(fit.gaussians, CAMERAS)
+    rgb, alpha = render(fit.scene.gaussians, CAMERAS)
     views, masks = render(known_object(), CAMERAS)
     lpips = PerceptualDistance("alex")
     expected = (

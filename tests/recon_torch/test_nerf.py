@@ -14,10 +14,11 @@ from scipy.ndimage import map_coordinates
 from recon_torch import nerf
 from recon_torch.cameras import orbit
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings, make_fit
+from recon_torch.fit import Fit, FitSettings
 from recon_torch.metrics import psnr
-from recon_torch.nerf import RADIUS, NerfFit, absorb, evaluate
+from recon_torch.nerf import RADIUS, RadianceField, absorb, evaluate
 from recon_torch.quality import inspect
+from recon_torch.splats import Splats
 from recon_torch.world import World
 
 CAMERAS = orbit(8, 0.4, 32)
@@ -32,8 +33,8 @@ SETTINGS = FitSettings(
 pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
-def new_fit(**changes) -> NerfFit:
-    return make_fit(CAMERAS, dataclasses.replace(SETTINGS, **changes), "cpu")
+def new_fit(**changes) -> Fit:
+    return Fit(CAMERAS, dataclasses.replace(SETTINGS, **changes), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,13 @@ def balls(ball_masks):
     return paint
 
 
-def fill(fit: NerfFit, value: float) -> None:
-    for name, param in fit._params.items():
+def fill(fit: Fit, value: float) -> None:
+    for name, param in fit.scene.parameters.tensors.items():
         param.data.fill_(value if name == f"octave_{fit.settings.nerf_cells}" else 0.0)
 
 
-def bytes_of(fit: NerfFit) -> bytes:
-    return b"".join(param.detach().numpy().tobytes() for param in fit._params.values())
+def bytes_of(fit: Fit) -> bytes:
+    return b"".join(param.detach().numpy().tobytes() for param in fit.scene.parameters.tensors.values())
 
 
 def test_absorption_is_that_of_a_loop():
@@ -83,7 +84,7 @@ def test_a_ball_of_constant_density_absorbs_in_closed_form():
     """1 - exp(-density times chord), of grey light over white; half of it before the middle of the chord."""
     fit = new_fit()
     fill(fit, 4.5)
-    fit._params["octave_32"].data[:, 1:] = 0.0
+    fit.scene.parameters.tensors["octave_32"].data[:, 1:] = 0.0
     density = math.log1p(math.exp(4.5 + nerf.INITIAL_DENSITY)) * 31 / (2 * RADIUS)
     render = fit.render(CAMERAS)
     rows, columns = np.mgrid[:32, :32] + 0.5
@@ -106,7 +107,7 @@ def test_a_ball_of_constant_density_absorbs_in_closed_form():
 def test_opacity_grid_is_that_of_the_ball():
     fit = new_fit()
     fill(fit, 4.5)
-    grid = fit.opacity_grid(1.2, 60)
+    grid = fit.scene.opacity_grid(1.2, 60)
     density = math.log1p(math.exp(4.5 + nerf.INITIAL_DENSITY)) * 31 / (2 * RADIUS)
     filled = grid > 0
     assert filled.sum() * 0.04**3 == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.02)
@@ -156,9 +157,9 @@ def test_rays_in_parts_are_rays_at_once(balls, monkeypatch):
 def test_the_file_says_how_to_read_it(tmp_path):
     """Density and colour at random points by SciPy, from the metadata alone, in another world."""
     fit, generator = new_fit(), torch.Generator().manual_seed(2)
-    for param in fit._params.values():
+    for param in fit.scene.parameters.tensors.values():
         param.data += 3 * torch.randn(param.shape, generator=generator)
-    path = fit.save(tmp_path / "asset.ply", World(np.array([1.0, 2.0, 3.0]), 0.5))
+    path = fit.scene.save(tmp_path / "asset.ply", World(np.array([1.0, 2.0, 3.0]), 0.5))
     assert path == tmp_path / "asset.safetensors"
     with safe_open(path, "np") as file:
         field, metadata = file.get_tensor("field"), file.metadata()
@@ -171,13 +172,14 @@ def test_the_file_says_how_to_read_it(tmp_path):
     def softplus(x):
         return np.log1p(np.exp(x))
 
-    density, color = (part[0].detach().numpy() for part in evaluate(fit._field(), points[None].float()))
+    density, color = (part[0].detach().numpy() for part in evaluate(fit.scene._field(), points[None].float()))
     read = eval(metadata["density_per_unit"], {"softplus": softplus, "field": values})
     np.testing.assert_allclose(read, density * 0.5, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-values[1:4])).T, color, atol=1e-4)
 
 
-def test_which_fit_is_made():
-    assert type(new_fit()) is NerfFit and type(new_fit(representation="gaussians")) is Fit
+def test_which_scene_is_fitted():
+    assert type(new_fit().scene) is RadianceField
+    assert type(new_fit(representation="gaussians").scene) is Splats
     with pytest.raises(UserError, match="representation is 'mesh'; choose gaussians or nerf"):
         new_fit(representation="mesh")

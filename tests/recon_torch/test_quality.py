@@ -86,7 +86,7 @@ def fitted(scene: Gaussians, views: torch.Tensor | None = None, masks: torch.Ten
         cameras=CAMERAS,
         targets=(image.rgb if views is None else views, image.alpha if masks is None else masks),
         render=lambda cameras: render(scene, cameras),
-        opacity_grid=lambda *cube: opacity_grid(scene, *cube),
+        scene=SimpleNamespace(opacity_grid=lambda *cube: opacity_grid(scene, *cube)),
     )
 
 

@@ -37,7 +37,7 @@ def at(step, action):
 
 
 def poison(fit: Fit) -> None:
-    fit._params["means"].data[7] = float("nan")
+    fit.scene.parameters.tensors["means"].data[7] = float("nan")
 
 
 def run_out_of_memory() -> None:
@@ -63,13 +63,14 @@ def test_nan_goes_back_to_the_snapshot_at_half_the_rates_and_another_seed():
     )
     assert fit.step == 120 and len(fit.setbacks) == 1
     assert "step 100: the parameters are not finite" in fit.setbacks[0] and "half" in fit.setbacks[0]
-    assert all(bool(tensor.isfinite().all()) for tensor in fit.gaussians)
+    assert all(bool(tensor.isfinite().all()) for tensor in fit.scene.gaussians)
 
     expected = new_fit(dataclasses.replace(SETTINGS))
     expected.load_state_dict(snapshots[50] | {"caution": 1})
-    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in expected._optimizers.items()}
-    assert rates["sh0"] == SETTINGS.lr_sh0 / 2 and rates["quats"] == SETTINGS.lr_quats / 2
     expected.run(120)
+    optimizers = expected.scene.parameters.optimizers
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    assert rates["sh0"] == SETTINGS.lr_sh0 / 2 and rates["quats"] == SETTINGS.lr_quats / 2
     assert equal(fit.state_dict(), expected.state_dict())
     careless = new_fit()
     careless.run(120)
@@ -113,10 +114,10 @@ def test_out_of_memory_goes_on_with_half_the_gaussians(error):
     )
     restored = new_fit()
     restored.load_state_dict(snapshots[50] | {"max_gaussians": limit})
-    kept = restored.gaussians.opacity_logits.sort().values
+    kept = restored.scene.gaussians.opacity_logits.sort().values
     all_of_them = snapshots[50]["params"]["opacities"].sort().values
     assert torch.equal(kept, all_of_them[-limit:])  # the faintest went
-    for optimizer in restored._optimizers.values():
+    for optimizer in restored.scene.parameters.optimizers.values():
         (state,) = optimizer.state.values()
         assert len(state["exp_avg"]) == limit
 
@@ -136,7 +137,7 @@ def test_pytorchs_own_message_for_a_full_cpu_is_known():
 
 def test_no_gaussians_left_goes_back_to_before_they_faded():
     fit = new_fit()
-    recovery.run(fit, 120, at(75, lambda: fit._params["opacities"].data.fill_(-20.0)))
+    recovery.run(fit, 120, at(75, lambda: fit.scene.parameters.tensors["opacities"].data.fill_(-20.0)))
     assert fit.step == 120 and fit.num_gaussians > 0
     # The snapshot of step 100 is a good one but for what the next step takes away.
     assert [note.partition(";")[0] for note in fit.setbacks] == [
