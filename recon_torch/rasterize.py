@@ -180,10 +180,8 @@ def _gsplat_batch(scenes, w2c, intrinsics_px, width, height, background) -> list
 
 def _pad(tensor: Tensor, count: int) -> Tensor:
     """A field of Gaussians with more of them, whose opacity is 0, and who are valid otherwise."""
-    missing = (0, count - len(tensor))
-    return (
-        F.pad(tensor, missing, value=0.0) if tensor.ndim == 1 else F.pad(tensor, (0, 0, *missing), value=1.0)
-    )
+    is_opacity, missing = tensor.ndim == 1, (0, count - len(tensor))
+    return F.pad(tensor, missing) if is_opacity else F.pad(tensor, (0, 0, *missing), value=1.0)
 
 
 def _with_gradient_of(means2d: Tensor, index: int, count: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 Each time it goes back to its last good state, `SNAPSHOT_STEPS` steps ago at most (or to the one before, if it
 fails again), and on from there: after NaN or the loss of all Gaussians with other random numbers at half the
-learning rates; after the end of memory with half the Gaussians. `Fit.setbacks` tells, for the report.
+learning rates; after the end of memory with half the Gaussians. `Fit.setbacks` tells, for the report. What
+goes wrong in one of several fits that run together stays its own affair.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import collections
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +60,35 @@ def run(
                 on_snapshot(good_states[-1])
 
 
+def run_together(
+    fits: Sequence[Fit],
+    until_step: int,
+    on_step: Callable[[Fit, dict[str, Tensor]], None] | None = None,
+) -> list[UserError | None]:
+    """Optimises fits at one step to another one, as `fit.run_together` does. Returns why each was given up.
+
+    A stretch of steps in which any of them fails begins again with one fit after the other, each under the
+    guards of `run`. Where memory runs out, half as many run together from there on.
+    """
+    given_up: list[UserError | None] = [None] * len(fits)
+    at_once = len(fits)
+    while behind := [i for i, fit in enumerate(fits) if fit.step < until_step and not given_up[i]]:
+        stop = min(until_step, fits[behind[0]].step + SNAPSHOT_STEPS)
+        for group in [behind[first : first + at_once] for first in range(0, len(behind), at_once)]:
+            states = [fits[i].state_dict() for i in group]
+            trouble, out_of_memory = _try_together([fits[i] for i in group], stop, on_step)
+            if not trouble:
+                continue
+            _free_memory()
+            if out_of_memory and at_once > 1:
+                at_once //= 2
+                logger.warning("out of memory; from here on %d fits run together", at_once)
+            for i, state in zip(group, states, strict=True):
+                fits[i].load_state_dict(state)
+                given_up[i] = _run_alone(fits[i], stop, on_step)
+    return given_up
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """PyTorch has a type of its own for it on a GPU and none on a CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
@@ -91,6 +121,29 @@ def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> dict[str,
     if len(fit.setbacks) == MAX_SETBACKS:
         raise UserError(f"step {fit.step}: {reason}, after {MAX_SETBACKS} fresh attempts; {advice}")
     return changes | {"setbacks": [*fit.setbacks, f"step {fit.step}: {reason}; {done}"]}
+
+
+def _try_together(fits: Sequence[Fit], stop: int, on_step: Callable | None) -> tuple[bool, bool]:
+    """Whether anything went wrong in any of them, and whether it was memory that ran out."""
+    try:
+        from recon_torch.fit import run_together as steps_together  # gsplat and lpips come with it
+
+        steps_together(fits, stop, on_step)
+        return not all(fit.scene.parameters.is_finite() for fit in fits), False
+    except (FloatingPointError, NoGaussiansLeft):
+        return True, False
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return True, True
+
+
+def _run_alone(fit: Fit, stop: int, on_step: Callable | None) -> UserError | None:
+    try:
+        run(fit, stop, on_step and (lambda step, losses: on_step(fit, losses)))
+    except UserError as error:
+        return error
+    return None
 
 
 def _free_memory() -> None:

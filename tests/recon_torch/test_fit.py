@@ -11,7 +11,7 @@ import torch
 from recon_torch.cameras import Cameras, orbit
 from recon_torch.densify import CappedStrategy
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit, FitSettings, run_together
 from recon_torch.gaussians import Gaussians
 from recon_torch.losses import PerceptualDistance, ms_ssim
 from recon_torch.metrics import psnr, silhouette_iou
@@ -152,6 +152,41 @@ def test_snapshot_is_no_view_of_the_fit():
         assert fit.step == 3
         fit.run(6)
         assert bytes_of(fit) == expected
+
+
+def test_fits_together_are_what_they_are_alone():
+    """Other objects, seeds, numbers of views and of Gaussians; across densifications (steps 10, 20)."""
+    settings = dataclasses.replace(QUICK, refine_every=10, lpips_dtype="float32", views_per_step=2)
+    shifts, losses = (0.0, 0.2, -0.3), {}
+
+    def new_fits():
+        fits = []
+        for number, shift in enumerate(shifts):
+            cameras = orbit(4 + 2 * number, 0.4, SIZE)
+            fits.append(Fit(cameras, dataclasses.replace(settings, seed=number), "cpu"))
+            fits[-1].set_targets(*render(known_object(shift), cameras))
+        return fits
+
+    together, alone = new_fits(), new_fits()
+    run_together(together, 25, lambda fit, values: losses.setdefault(fit.settings.seed, []).append(values))
+    for fit, expected in zip(together, alone, strict=True):
+        theirs = []
+        expected.run(25, lambda step, values, theirs=theirs: theirs.append(values))
+        assert fit.step == 25 and fit.num_gaussians == pytest.approx(expected.num_gaussians, rel=0.01)
+        assert len({each.num_gaussians for each in together}) == 3
+        for name in ("loss", "lpips", "ssim", "mask", "l1"):
+            ours = [values[name].item() for values in losses[fit.settings.seed]]
+            np.testing.assert_allclose(ours[:11], [v[name].item() for v in theirs[:11]], rtol=1e-3, atol=1e-6)
+        assert fit.metrics()["psnr"] == pytest.approx(expected.metrics()["psnr"], abs=0.3)
+
+
+def test_fits_that_differ_do_not_run_together():
+    fit, other = make_fit(), make_fit(w_mask=2.0)
+    with pytest.raises(ValueError, match="do not run together"):
+        run_together([fit, other], 1)
+    larger = Fit(orbit(4, size=48), QUICK, "cpu")
+    with pytest.raises(ValueError, match="do not run together"):
+        run_together([fit, larger], 1)
 
 
 def test_new_targets_in_mid_fit_are_followed():

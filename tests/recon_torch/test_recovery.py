@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from recon_torch import fit as fit_module
 from recon_torch import recovery
 from recon_torch.cameras import orbit
 from recon_torch.errors import UserError
@@ -151,3 +152,64 @@ def test_bugs_keep_their_traceback():
 
     with pytest.raises(KeyError, match="a bug"):
         recovery.run(new_fit(), 50, at(3, fail))
+
+
+def together(num=3):
+    """Fits that differ in their seeds."""
+    return [new_fit(dataclasses.replace(SETTINGS, seed=seed)) for seed in range(num)]
+
+
+def test_fits_without_trouble_are_what_they_are_alone():
+    fits, alone, seen = together(), together(), []
+    assert recovery.run_together(
+        fits, 70, lambda fit, losses: seen.append((fit.settings.seed, fit.step))
+    ) == [
+        None,
+        None,
+        None,
+    ]
+    assert sorted(seen) == [(seed, step) for seed in range(3) for step in range(1, 71)]
+    for fit, expected in zip(fits, alone, strict=True):
+        expected.run(70)
+        assert equal(fit.state_dict(), expected.state_dict()) and fit.setbacks == []
+
+
+def test_what_goes_wrong_in_one_fit_stays_its_own_affair():
+    """One has a setback in the second stretch, one fails always, and one ends as if it were alone."""
+    fits, (alone, *_) = together(), together(1)
+    alone.run(120)
+    once = at(70, lambda: poison(fits[1]))
+
+    def on_step(fit, losses):
+        if fit is fits[1]:
+            once(fit.step, losses)
+        if fit is fits[2] and fit.step > 60:
+            poison(fit)
+
+    first, second, third = recovery.run_together(fits, 120, on_step)
+    assert first is None and second is None and "after 3 fresh attempts" in str(third)
+    assert equal(fits[0].state_dict(), alone.state_dict()) and fits[0].setbacks == []
+    assert fits[1].step == 120 and fits[1].scene.parameters.is_finite()
+
+
+def test_fits_that_are_too_many_for_the_memory_run_in_parts(monkeypatch, caplog):
+    fits, alone, groups = together(), together(), []
+    run_together = fit_module.run_together
+
+    def limited(group, stop, on_step=None):
+        groups.append(len(group))
+        if len(group) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run_together(group, stop, on_step)
+
+    monkeypatch.setattr(fit_module, "run_together", limited)
+    assert recovery.run_together(fits, 100) == [None] * 3
+    assert groups == [3] + 3 * [1] + 3 * [1] and "1 fits run together" in caplog.text
+    for fit, expected in zip(fits, alone, strict=True):
+        expected.run(100)
+        assert equal(fit.state_dict(), expected.state_dict()) and fit.setbacks == []
+
+
+def test_bugs_keep_their_traceback_also_together():
+    with pytest.raises(ZeroDivisionError):
+        recovery.run_together(together(2), 50, lambda fit, losses: 1 / 0)
