@@ -10,15 +10,14 @@ Several assets go to OUT/0000, OUT/0001, ... and share one loaded model and one 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
 import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +25,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from im3d_jax import bridge, conditioning, config_flags
 from im3d_jax.generator import Generator
+from im3d_jax.stages import Show, Stopwatch, progress
 from recon_torch import elevation, export
 from recon_torch.cameras import Cameras, orbit, write_transforms
 from recon_torch.client import ReconClient
@@ -40,6 +39,7 @@ from recon_torch.quality import GateSettings
 PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
 RETRY_SEED_STEP = 1000  # apart, so that no try repeats another of several assets
 VERDICTS = ("good", "suspect", "bad")
+REPORT = "report.json"
 INITIAL_ELEVATION_RAD = 0.3  # of the worker's first cameras, before a video has been seen
 
 
@@ -64,19 +64,24 @@ class Round(NamedTuple):
     alphas: np.ndarray
 
 
-def make_asset(generator: Generator, client: ReconClient, estimator, request: Request) -> dict:
-    """Prompt or image -> asset in `request.out`. Returns the report."""
+def make_asset(
+    generator: Generator, client: ReconClient, estimator, request: Request, show: Show = progress
+) -> dict:
+    """Prompt or image -> asset in `request.out`. Returns the report.
+
+    Several threads may do this with one generator and estimator, each with a client of its own.
+    """
+    generator = generator.counting_anew()
     config, seconds = generator.config, Stopwatch()
     key = jax.random.key(request.seed)
-    generator.num_calls = generator.num_evaluations = 0
 
     # ---- prompt -> image ----
     if request.image:
         picture = conditioning.load_image(request.image, config.size, **config.image)
         rgb, alpha = (part[None] for part in picture)
     else:
-        with seconds("text_to_image"), progress("image", config.text_to_image.num_steps) as bar:
-            image_key = stream(key, "image")
+        image_key, num_steps = stream(key, "image"), config.text_to_image.num_steps
+        with generator.turn, seconds("text_to_image"), show("image", num_steps) as bar:
             drawn = generator.text_to_image([request.prompt], image_key, lambda *_: bar.update())
             rgb, alpha = jax.block_until_ready(drawn)
     image_calls, image_evaluations = generator.num_calls, generator.num_evaluations
@@ -84,7 +89,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     # ---- image -> video J ----
     elevation_rad = known_elevation_rad(config, request)
     given = generator.condition([request.prompt], rgb, alpha, elevation_rad)
-    with seconds("video"), progress("video", config.video.num_steps) as bar:
+    with generator.turn, seconds("video"), show("video", config.video.num_steps) as bar:
         latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
         views, masks = jax.block_until_ready(generator.decode(latents))
 
@@ -96,7 +101,7 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     client.reset(cameras)
 
     # ---- J -> Gaussians G, and twice: renders of G, renoised and denoised, are the next J ----
-    rounds = list(fit_and_refine(generator, client, given, (views, masks), key, seconds))
+    rounds = list(fit_and_refine(generator, client, given, (views, masks), key, seconds, show))
 
     # ---- G -> verdict ----
     with seconds("inspect"):
@@ -106,12 +111,14 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
     report = {
         "prompt": request.prompt,
         "image": request.image,
+        "image_digest": image_digest(request),
         "seed": request.seed,
         "network_calls": generator.num_calls - image_calls,
         "network_evaluations": generator.num_evaluations - image_evaluations,
         "text_to_image_calls": image_calls,
         "text_to_image_evaluations": image_evaluations,
         "elevation_deg": float(np.rad2deg(elevation_rad)),
+        "given_elevation_deg": given_elevation_deg(request),
         "num_gaussians": client.num_gaussians,
         "quality": judged,
         "rounds": [{"until_step": r.until_step, **r.quality} for r in rounds],
@@ -124,31 +131,36 @@ def make_asset(generator: Generator, client: ReconClient, estimator, request: Re
         write_asset(request, client, cameras, config, rounds, report)
     report["seconds"] = seconds.report()
     # Last, so that a report stands for a whole asset.
-    export.write_json(request.out / "report.json", report)
+    export.write_json(request.out / REPORT, report)
     return report
 
 
 def make_best_asset(
-    generator: Generator, client: ReconClient, estimator, request: Request, num_retries: int
+    generator: Generator,
+    client: ReconClient,
+    estimator,
+    request: Request,
+    num_retries: int,
+    show: Show = progress,
 ) -> dict:
     """`make_asset`, again with other seeds while the verdict is bad. Keeps the best, whose report lists all.
 
     A picture, given or drawn by `config.text_to_image.pipeline`, is that of the first try.
     """
-    best = make_asset(generator, client, estimator, request)
+    best = make_asset(generator, client, estimator, request, show)
     tries = [best]
     while tries[-1]["quality"]["verdict"] == "bad" and len(tries) <= num_retries:
         with tempfile.TemporaryDirectory(prefix=".im3d_", dir=request.out) as directory:
             seed = request.seed + RETRY_SEED_STEP * len(tries)
             another = request._replace(seed=seed, out=Path(directory))
-            tries.append(make_asset(generator, client, estimator, another))
+            tries.append(make_asset(generator, client, estimator, another, show))
             if rank(tries[-1]) < rank(best):
                 best = tries[-1]
                 move_into(another.out, request.out)
     if len(tries) > 1:
         told = [{"seed": each["seed"], **each["quality"]} for each in tries]
         best = best | {"tries": told}
-        export.write_json(request.out / "report.json", best)
+        export.write_json(request.out / REPORT, best)
     return best
 
 
@@ -159,7 +171,13 @@ def rank(report: dict) -> tuple[int, int, float]:
 
 
 def fit_and_refine(
-    generator: Generator, client: ReconClient, given, first_video, key: jax.Array, seconds: Stopwatch
+    generator: Generator,
+    client: ReconClient,
+    given,
+    first_video,
+    key: jax.Array,
+    seconds: Stopwatch,
+    show: Show = progress,
 ) -> Iterator[Round]:
     """The fit to the first video (views [1,K,H,W,3], masks [1,K,H,W,1]), and its rounds (Sec. 3.3, 3.4).
 
@@ -169,12 +187,13 @@ def fit_and_refine(
     for number, until_step in enumerate((*config.rounds.at_steps, config.fit.num_steps)):
         if number > 0:
             total = config.rounds.num_runs * config.rounds.num_steps
-            with seconds("renoise_denoise"), progress(f"denoise, round {number}", total) as bar:
+            name = f"denoise, round {number}"
+            with generator.turn, seconds("renoise_denoise"), show(name, total) as bar:
                 for run in range(config.rounds.num_runs):
                     run_key = stream(key, f"round {number - 1} run {run}")
                     latents = generator.refine(latents, given, run_key, lambda *_, bar=bar: bar.update())
                 views, masks = jax.block_until_ready(generator.decode(latents))
-        with seconds("fit"), progress(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
+        with seconds("fit"), show(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
             bridge.write(views[0], client.views)
             bridge.write(masks[0], client.masks)
             client.set_targets()
@@ -230,8 +249,12 @@ def write_asset(
 
 
 def move_into(source: Path, target: Path) -> None:
-    """Moves all that is in one directory to another, in place of what has the same name there."""
-    for path in source.iterdir():
+    """Moves all that is in one directory to another, in place of what has the same name there.
+
+    The report, which stands for a whole asset, goes first and comes last.
+    """
+    (target / REPORT).unlink(missing_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == REPORT):
         if (target / path.name).is_dir():
             shutil.rmtree(target / path.name)
         os.replace(path, target / path.name)
@@ -245,37 +268,19 @@ def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras
     write_transforms(directory / "transforms.json", cameras, names)
 
 
+def image_digest(request: Request) -> str:
+    """SHA-256, in hex, of the picture's file; "" without a picture."""
+    return hashlib.sha256(Path(request.image).read_bytes()).hexdigest() if request.image else ""
+
+
+def given_elevation_deg(request: Request) -> float | None:
+    """What the user said, free of the rounding of its way to radians and back."""
+    return None if request.elevation_rad is None else round(float(np.rad2deg(request.elevation_rad)), 6)
+
+
 def stream(key: jax.Array, name: str) -> jax.Array:
     """The random stream of a named use: no two uses share numbers, and none depends on the order of calls."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
-class Stopwatch:
-    """Wall-clock seconds of named stages; a stage that comes again adds up."""
-
-    def __init__(self):
-        self.begun, self.stages = time.monotonic(), {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - start
-
-    def report(self) -> dict[str, float]:
-        return {
-            name: round(s, 2) for name, s in (self.stages | {"total": time.monotonic() - self.begun}).items()
-        }
-
-
-@contextmanager
-def progress(what: str, total: int, initial: int = 0) -> Iterator[tqdm]:
-    """A bar with rate and ETA on a terminal, one plain line in a log."""
-    start = time.monotonic()
-    with tqdm(total=total, initial=initial, desc=f"{what:>18}", disable=None, file=sys.stderr) as bar:
-        yield bar
-    if bar.disable:
-        print(f"{what}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def parse_requests(flags) -> list[Request]:
@@ -316,23 +321,30 @@ def generate(config, requests: list[Request], num_retries: int = 0) -> list[dict
     num_retries: with other seeds, of each asset whose verdict is bad.
     """
     # Mistakes come to light before directories are made and minutes are spent.
-    check_rounds(config.rounds.at_steps, config.fit.num_steps)
-    settings = FitSettings(**config.fit)
+    settings = fit_settings(config)
     for request in requests:
         if request.image:
             conditioning.load_image(request.image, config.size, **config.image)
     if config.text_to_image.pipeline:
         requests = draw_images(config, requests)
-    generator = Generator(config)
-    weights = config.elevation.weights or elevation.TINY_WEIGHTS
-    estimator = elevation.load(weights, config.elevation.dino or None)
+    generator, estimator = load(config)
     for request in requests:
         export.make_directory(request.out)
     for warning in dict.fromkeys(each for r in requests for each in generator.text.warnings(r.prompt)):
         print(f"im3d: warning: {warning}", file=sys.stderr)
-    cameras = orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size)
-    with ReconClient(cameras, settings) as client:
+    with start_client(config, settings) as client:
         return [make_best_asset(generator, client, estimator, each, num_retries) for each in requests]
+
+
+def load(config) -> tuple[Generator, elevation.ElevationEstimator]:
+    """What samples the views and what reads their elevation. Raises UserError if their weights do not fit."""
+    weights = config.elevation.weights or elevation.TINY_WEIGHTS
+    return Generator(config), elevation.load(weights, config.elevation.dino or None)
+
+
+def start_client(config, settings: FitSettings) -> ReconClient:
+    """A worker that gets ready while the first video is sampled."""
+    return ReconClient(orbit(config.num_views, INITIAL_ELEVATION_RAD, config.size), settings)
 
 
 def draw_images(config, requests: list[Request]) -> list[Request]:
@@ -361,11 +373,13 @@ def draw_images(config, requests: list[Request]) -> list[Request]:
     return [r._replace(image=r.image or str(paths[r.out])) for r in requests]
 
 
-def check_rounds(at_steps: Sequence[int], num_steps: int) -> None:
-    """Raises UserError for rounds that do not come one after the other within the fit."""
+def fit_settings(config) -> FitSettings:
+    """Of the config. Raises UserError, also for rounds that do not come one after another within the fit."""
+    at_steps, num_steps = config.rounds.at_steps, config.fit.num_steps
     if (np.diff([0, *at_steps, num_steps]) <= 0).any():
         steps = f"config.rounds.at_steps {tuple(at_steps)}, config.fit.num_steps {num_steps}"
         raise UserError(f"{steps}: make each larger than the one before")
+    return FitSettings(**config.fit)
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,8 @@ Holds the backbone, its weights and everything they were trained with, and count
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ class Generator:
         codec: the autoencoder. text: encodes prompts, see `conditioning.build_text`.
         num_calls, num_evaluations: of the network so far. Guidance makes one call on a batch of up to three
             evaluations (nothing, image, image and prompt).
+        turn: a lock to hold while sampling. Of several threads one samples at a time: side by side they would
+            need the memory of all of them, and compile the same programs.
     """
 
     def __init__(self, config, params=None, place: Sharding | None = None):
@@ -57,6 +61,13 @@ class Generator:
         self.image_encoder = self._image_encoder(is_needed=params is None)
         self.params = self._load_weights() if params is None else params
         self.num_calls = self.num_evaluations = 0
+        self.turn = threading.Lock()
+
+    def counting_anew(self) -> Generator:
+        """This generator with counters of its own; everything else, `turn` too, is shared."""
+        other = copy.copy(self)
+        other.num_calls = other.num_evaluations = 0
+        return other
 
     def _check_text(self):
         """Raises UserError if the backbone attends to text of other widths than the encoders make."""
