@@ -86,6 +86,7 @@ def training(streams: dict, **settings) -> ConfigDict:
             loss_weight="uniform",  # see diffusion.loss_weight
             max_skipped=0,  # steps with a loss or gradient that is not finite, before the run stops
             hang_timeout_s=0.0,  # a process that makes no step for so long ends; 0: never
+            num_workers=0,  # processes that make procedural objects; 0: the threads of the loader do
             loader=dict(num_threads=2, buffer=2, max_corrupt=0),  # buffer: batches read ahead
             # keep: so many of the newest; keep_every: also each so many steps. 0: none.
             # weights_every: steps between the files for `config.weights`; always one at the end.

@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
         decay_steps=200,
         learning_rate=1e-3,
         ema_decay=0.995,
-        loader=dict(num_threads=4, buffer=4, max_corrupt=0),
+        # A batch ahead of each process. It is small: objects are rendered when their step comes.
+        num_workers=12,
+        loader=dict(num_threads=12, buffer=12, max_corrupt=0),
         checkpoint=dict(every=500, keep=1, keep_every=0, weights_every=500),
     )
     return config

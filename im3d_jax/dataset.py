@@ -152,7 +152,7 @@ def _mesh_renderer(flags: Namespace):
 
 def _elevation_rad(flags: Namespace, number: int) -> float:
     if flags.elevation_deg is None:
-        return procedural.elevation_rad(flags.seed, number)
+        return objects.elevation_rad(flags.seed, number)
     return float(np.deg2rad(flags.elevation_deg))
 
 

@@ -10,6 +10,7 @@ its --workdir as if it had never stopped. SIGTERM, SIGUSR1 and Ctrl-C save and e
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from im3d_jax import checkpoint, config_flags, sharding, tasks
-from im3d_jax.data import pipeline, sources
+from im3d_jax.data import pipeline, sources, workers
 from im3d_jax.training import feed, hosts
 from im3d_jax.training.state import TrainState, create, join, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "max_skipped",
     "hang_timeout_s",
     "loader",
+    "num_workers",
     "checkpoint",
     "log_every",
     "tensorboard",
@@ -89,6 +91,8 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
         ) as checkpoints,
         hosts.StopSignal() as stop,
         hosts.Watchdog(settings.hang_timeout_s) as watchdog,
+        workers.Workers(settings.num_workers, ignored=hosts.STOP_SIGNALS) as processes,
+        contextlib.ExitStack() as opened,
     ):
         # ---- Where the run stands ----
         depends_on = run_settings(config)
@@ -97,7 +101,11 @@ def train(config, workdir: Path) -> tuple[TrainState, bool]:
         step, batches, skipped = int(state.step), meta["batches"], meta["skipped"]
 
         # ---- Data ----
-        streams = {name: open_stream(config, name, mesh, batches[name]) for name in settings.streams}
+        streams = {
+            name: open_stream(config, name, mesh, batches[name], processes.run) for name in settings.streams
+        }
+        for stream in streams.values():
+            opened.callback(stream.close)
 
         def read(name: str) -> feed.Batch:
             examples = next(streams[name])
@@ -164,11 +172,13 @@ def watch(config, workdir: Path, task, state: TrainState, mesh: Mesh) -> Watch:
     )
 
 
-def open_stream(config, name: str, mesh: Mesh, start: int) -> pipeline.Stream:
-    """This process's part of a stream's batches, from batch `start` on."""
+def open_stream(
+    config, name: str, mesh: Mesh, start: int, run: workers.Run = workers.run_here
+) -> pipeline.Stream:
+    """This process's part of a stream's batches, from batch `start` on. run: see `workers`."""
     stream = config.train.streams[name]
     source = sources.open_source(
-        **stream.data, seed=config.seed, size=config.size, num_views=stream.num_views
+        **stream.data, seed=config.seed, size=config.size, num_views=stream.num_views, run=run
     )
     return pipeline.open_stream(
         source,

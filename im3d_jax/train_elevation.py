@@ -203,8 +203,9 @@ class Kept:
     def batch(self, indices: Sequence[int]) -> list[Example]:
         # All of a batch or none: every other number of objects would compile another program.
         if not self._made.keys() >= set(indices):
-            for index, each in zip(indices, self._source.batch(indices), strict=True):
-                rgb = export.to_uint8(each["rgb"])
+            made = self._source.batch(indices)
+            frames = export.to_uint8(np.asarray(pipeline.stack_views(made)[0]))
+            for index, each, rgb in zip(indices, made, frames, strict=True):
                 self._made[index] = Example(id=each["id"], rgb=rgb, elevation_rad=each["elevation_rad"])
         kept = [self._made[index] for index in indices]
         return [each | {"rgb": np.float32(each["rgb"]) / 255} for each in kept]

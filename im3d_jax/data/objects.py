@@ -1,4 +1,4 @@
-"""Procedural objects: categories, colours, captions and their primitives (NumPy only).
+"""Procedural objects: categories, colours, captions, primitives and cameras (NumPy only).
 
 Paper: 100k artist-made assets. Here: the objects of this module, because they need no download and their
 truth is known; they are the small model's training data and its test data. Object `index` is a pure function
@@ -13,10 +13,14 @@ The object lies inside the ball of radius 0.5; +Z is up; its front faces +X befo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+
+from recon_torch import cameras
 
 COLORS = {
     "red": (0.86, 0.13, 0.13),
@@ -351,6 +355,35 @@ def pack(scenes: list[Scene]) -> dict[str, np.ndarray]:
             f"{kind}_count": np.array([len(scene.primitives[kind]) for scene in scenes], np.int32),
         }
     return packed
+
+
+# ---- On turntables ----
+
+
+class Scenes(NamedTuple):
+    """B objects and the cameras around them: all that `procedural.render` needs, in some kB an object."""
+
+    packed: dict[str, np.ndarray]  # of `pack`
+    w2c: Float[np.ndarray, "B K 4 4"]
+    elevation_rad: Float[np.ndarray, " B"]
+    captions: list[str]
+
+
+def elevation_rad(seed: int, index: int) -> float:
+    """The elevation of object `index`'s video, from U[0, pi/4] (Sec. 3.1)."""
+    return float(random_generator(seed + 2**32, index).uniform(0, np.pi / 4))
+
+
+def on_turntables(
+    seed: int, indices: Sequence[int], num_views: int = 16, azimuths_rad=None, elevations_rad=None
+) -> Scenes:
+    """Objects on turntables; arguments as of `procedural.turntables`. Holds Python's lock."""
+    scenes = [make_object(seed, int(i)) for i in indices]
+    if elevations_rad is None:
+        elevations_rad = [elevation_rad(seed, int(i)) for i in indices]
+    elevations = np.asarray(elevations_rad, np.float32)
+    orbits = [cameras.orbit(num_views, elevation, azimuths_rad=azimuths_rad).w2c for elevation in elevations]
+    return Scenes(pack(scenes), np.stack(orbits), elevations, [scene.caption for scene in scenes])
 
 
 def vocabulary() -> list[str]:

@@ -79,9 +79,9 @@ class Autoencoder:
         return None  # all streams train alike
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Float[np.ndarray, "B K H W 3"]]:
-        if "rgb" not in examples[0]:
+        if "latents" in examples[0]:
             raise UserError("the data set holds latents, an autoencoder trains on views; build it with views")
-        return {"rgb": np.stack([each["rgb"] for each in examples])}
+        return {"rgb": pipeline.stack_views(examples)[0]}
 
     def draw(self, key: Array, num_examples: int, stream: None) -> Array:
         """A key for each example's noise."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from im3d_jax import checkpoint, conditioning, costs, diffusion, sharding
 from im3d_jax.conditioning import Conditioning
+from im3d_jax.data import pipeline
 from im3d_jax.data.pipeline import Example
 from im3d_jax.generator import Generator
 from im3d_jax.training.state import join, split_params
@@ -78,9 +79,11 @@ class Turntable:
         What records have cached is taken as it is; the rest is encoded here. Raises UserError if what is
         cached is not what the backbone takes.
         """
-        stacked = {name: np.stack([each[name] for each in examples]) for name in self._views(examples[0])}
-        if "latents" in stacked:
+        if "latents" in examples[0]:
+            stacked = {"latents": np.stack([each["latents"] for each in examples])}
             self._check("latents", stacked["latents"].shape[2:], tuple(self.model.latent_shape))
+        else:
+            stacked = dict(zip(("rgb", "alpha"), pipeline.stack_views(examples), strict=True))
         if "text" in examples[0]:
             text, text_mask = (
                 tuple(
@@ -97,7 +100,7 @@ class Turntable:
         if self.asks.elevation_rad is not None:
             batch["elevation_rad"] = np.array([each["elevation_rad"] for each in examples], np.float32)
         if self.asks.image_tokens is not None:
-            batch["image_tokens"] = self._image_tokens(examples)
+            batch["image_tokens"] = self._image_tokens(examples, stacked)
         return batch
 
     @staticmethod
@@ -108,11 +111,7 @@ class Turntable:
                 " config"
             )
 
-    @staticmethod
-    def _views(example: Example) -> tuple[str, ...]:
-        return ("latents",) if "latents" in example else ("rgb", "alpha")
-
-    def _image_tokens(self, examples: Sequence[Example]) -> Float[np.ndarray, "B L d"]:
+    def _image_tokens(self, examples: Sequence[Example], stacked: dict) -> Float[np.ndarray, "B L d"]:
         if "image_tokens" in examples[0]:
             return np.stack([each["image_tokens"] for each in examples]).astype(np.float32)
         if self.generator.image_encoder is None:
@@ -120,7 +119,7 @@ class Turntable:
                 "the backbone attends to an image encoder: set config.image_encoder.path, or build the data"
                 " set with image tokens"
             )
-        return self.generator.image_encoder.encode(np.stack([each["rgb"][0] for each in examples]))
+        return self.generator.image_encoder.encode(np.asarray(stacked["rgb"][:, 0]))
 
     def draw(self, key: Array, num_assets: int, stream: Stream) -> Draws:
         """One step's draws, of which each asset's depend on its row and not on how the batch is divided."""

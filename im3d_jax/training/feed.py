@@ -73,8 +73,14 @@ class Feed:
 
 
 def over_mesh(arrays, mesh: Mesh):
-    """Arrays of this process's rows [b, ...] as arrays of all rows [B, ...], divided over the mesh."""
+    """Arrays of this process's rows [b, ...] as arrays of all rows [B, ...], divided over the mesh.
+
+    What lies on a device does not come to the host for it.
+    """
     where = sharding.along_batch(mesh)
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(where, np.ascontiguousarray(rows)), arrays
-    )
+
+    def place(rows):
+        rows = rows if isinstance(rows, jax.Array) else np.ascontiguousarray(rows)
+        return jax.make_array_from_process_local_data(where, rows)
+
+    return jax.tree.map(place, arrays)

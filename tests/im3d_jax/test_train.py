@@ -1,6 +1,7 @@
 """The training loop on shrunk configs: resumption, meshes, stops, what may change, mistakes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -238,6 +239,27 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, tmp_path, whole, star
     for _ in range(2):  # to the end, and not beyond it
         resumed, is_done = start(tmp_path / "run")
         assert is_done and leaves_equal(whole[0], resumed)
+
+
+def test_processes_that_make_objects_change_nothing(tmp_path, shrunk, toy_weights, monkeypatch):
+    class Angles(Toy):
+        def collate(self, examples):
+            return np.float32([[each["elevation_rad"]] * 4 for each in examples])
+
+    def start(workdir, num_workers):
+        config = shrunk(init_from=toy_weights, num_workers=num_workers)
+        return train.train(config, tmp_path / workdir)
+
+    monkeypatch.setattr(train.tasks, "build", Angles)
+    whole, _ = start("whole", 0)
+    with monkeypatch.context() as patch:
+        stop = hosts.StopSignal.at
+        patch.setattr(hosts.StopSignal, "at", lambda self, step: step == 2 or stop(self, step))
+        _, is_done = start("parts", 2)
+    assert not is_done and not multiprocessing.active_children()
+    resumed, is_done = start("parts", 1)
+    assert is_done and not multiprocessing.active_children()
+    assert leaves_equal(whole, resumed)
 
 
 def test_a_stopped_command_asks_to_be_started_again(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from im3d_jax import config_flags, train_elevation
-from im3d_jax.data import procedural
+from im3d_jax.data import objects, procedural
 from im3d_jax.data.turntables import Record, write
 from im3d_jax.training.watch import NotFinite
 from recon_torch import cameras, elevation, export
@@ -30,21 +30,21 @@ AMOUNTS = dict(noise=0.0, blur_px=0.0, shift_px=0, colour=0.0)
 def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
     """Sets of 4 frames a quarter apart; each object is rendered once, whatever the order."""
     config.update(num_objects=4, batch_size=4)
-    rendered = []
-    render = procedural.turntables
+    made = []
+    make = objects.on_turntables
     monkeypatch.setattr(
-        procedural, "turntables", lambda seed, i, **more: rendered.append(list(i)) or render(seed, i, **more)
+        objects, "on_turntables", lambda seed, i, *more: made.append(i) or make(seed, i, *more)
     )
     source = train_elevation.open_split(config, "train", 4, num_views=8)
     examples = train_elevation.open_examples(config, source, 4, start=0, shuffle=True)
     videos = [each for _ in range(3) for each in next(examples)]
     examples.close()
-    assert sorted(sum(rendered, [])) == [20_000, 20_001, 20_002, 20_003]
+    assert sorted(sum(made, [])) == [20_000, 20_001, 20_002, 20_003]
     assert len({tuple(each["id"] for each in videos[i : i + 4]) for i in (0, 4, 8)}) > 1  # shuffled anew
-    expected = render(0, range(20_000, 20_004), size=64, num_views=8)
+    expected = procedural.turntables(0, range(20_000, 20_004), size=64, num_views=8)
     for each in videos[:8]:
         row = int(each["id"].removeprefix("procedural/")) - 20_000
-        assert each["elevation_rad"] == pytest.approx(procedural.elevation_rad(0, 20_000 + row))
+        assert each["elevation_rad"] == pytest.approx(objects.elevation_rad(0, 20_000 + row))
         np.testing.assert_allclose(each["rgb"], expected.views.rgb[row], atol=0.501 / 255)
 
     frames = torch.arange(16.0).reshape(2, 8, 1, 1, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from im3d_jax.data import procedural
-from im3d_jax.data.pipeline import CorruptRecord, ProceduralSource, Shard, open_stream
+from im3d_jax.data.pipeline import CorruptRecord, ProceduralSource, Shard, open_stream, stack_views
 from recon_torch.errors import UserError
 
 WHOLE = Shard(0, 1)
@@ -124,6 +124,7 @@ def test_procedural_objects_are_those_of_the_renderer():
     settings = SETTINGS | dict(batch_size=4, shuffle=False)
     streams = [open_stream(source, shard=Shard(index, 2), start=1, **settings) for index in range(2)]
     examples = [example for stream in streams for example in next(stream)]
+    rgb, alpha = stack_views(examples)
     for first in (0, 2):
         numbers = range(20_104 + first, 20_106 + first)
         truth = procedural.turntables(5, numbers, size=16, num_views=2)
@@ -132,7 +133,7 @@ def test_procedural_objects_are_those_of_the_renderer():
             assert example["id"] == f"procedural/{number}"
             assert example["caption"] == truth.captions[row]
             assert example["elevation_rad"] == truth.elevation_rad[row]
-            np.testing.assert_array_equal(example["rgb"], truth.views.rgb[row])
-            np.testing.assert_array_equal(example["alpha"], truth.views.alpha[row])
+            np.testing.assert_array_equal(rgb[first + row], truth.views.rgb[row])
+            np.testing.assert_array_equal(alpha[first + row], truth.views.alpha[row])
     for stream in streams:
         stream.close()

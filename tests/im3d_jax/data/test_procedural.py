@@ -152,6 +152,23 @@ def test_supersampling_is_the_mean_of_a_finer_image():
     assert set(np.unique(coarse[1])) == {0, 0.25, 0.5, 0.75, 1}
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 8])
+def test_objects_rendered_together_are_those_rendered_alone(at_once):
+    """As a GPU renders them, with a rest; of two faces at one depth either may come first."""
+    scenes = objects.on_turntables(3, range(20_000, 20_005), VIEWS)
+    arguments = scenes.packed, scenes.w2c, HALF_WIDTH, SIZE // 2
+    alone, together = (procedural.render(*arguments, at_once=count) for count in (1, at_once))
+    for a, b in zip(alone, together, strict=True):
+        assert np.mean(np.abs(np.asarray(a) - b).max(-1) > 1e-4) < 1e-3
+
+
+def test_a_gpu_renders_as_many_objects_as_its_memory_holds(monkeypatch):
+    num_rays = 16 * 256**2
+    assert procedural.objects_at_once(num_rays) == 1
+    monkeypatch.setattr(procedural.jax, "default_backend", lambda: "gpu")
+    assert procedural.objects_at_once(num_rays) == 32 and procedural.objects_at_once(2**30) == 1
+
+
 def test_one_compile_serves_all_categories():
     before = procedural.render._cache_size()
     for category in objects.CATEGORIES:
@@ -167,7 +184,7 @@ def test_turntables_are_the_objects_on_their_orbits():
     assert first.captions == [objects.make_object(7, 20_001).caption]
     assert first.views.rgb.shape == (1, VIEWS, SIZE // 2, SIZE // 2, 3)
     assert first.views.alpha.shape == first.views.depth.shape == (1, VIEWS, SIZE // 2, SIZE // 2, 1)
-    assert first.elevation_rad.tolist() == pytest.approx([procedural.elevation_rad(7, 20_001)])
+    assert first.elevation_rad.tolist() == pytest.approx([objects.elevation_rad(7, 20_001)])
     turned = turntable(azimuths_rad=np.roll(AZIMUTHS_RAD, 1))
     np.testing.assert_allclose(turned.views.rgb, np.roll(first.views.rgb, 1, axis=1), atol=1e-5)
     given = turntable(num_views=VIEWS, elevations_rad=[ELEVATION_RAD])
@@ -176,7 +193,7 @@ def test_turntables_are_the_objects_on_their_orbits():
 
 
 def test_elevations_are_uniform_up_to_45_degrees():
-    elevations = np.array([procedural.elevation_rad(0, i) for i in range(2000)])
+    elevations = np.array([objects.elevation_rad(0, i) for i in range(2000)])
     assert elevations.min() >= 0 and elevations.max() <= np.pi / 4
     np.testing.assert_allclose(
         np.quantile(elevations, [0.25, 0.5, 0.75]), np.pi / 16 * np.arange(1, 4), atol=0.04

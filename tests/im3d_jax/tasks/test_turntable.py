@@ -65,8 +65,7 @@ def task(shrunk, monkeypatch):
 
 @pytest.fixture(scope="module")
 def examples():
-    source = ProceduralSource(0, 20_000, 8, 3)
-    return source.batch(range(4)) if hasattr(source, "batch") else [source[i] for i in range(4)]
+    return ProceduralSource(0, 20_000, 8, 3).batch(range(4))
 
 
 def draws(numbers, keep_image=1, keep_text=1):
@@ -106,7 +105,7 @@ def test_what_the_network_is_told(task, examples):
         task.loss(task.model.init(None), task.constants, batch, drawn, EVERYTHING)
         given = task.model.seen[2]
         np.testing.assert_array_equal(given.image_mask, [keep_image] * 4)
-        tokens = [np.full(TOKENS, example["rgb"][0].mean() * keep_image) for example in examples]
+        tokens = [np.full(TOKENS, views[0].mean() * keep_image) for views in np.asarray(batch["rgb"])]
         np.testing.assert_allclose(given.image_tokens, tokens, rtol=1e-5)
         text = [np.full(TEXT, len(example["caption"]) * keep_text) for example in examples]
         np.testing.assert_array_equal(given.text[0], text)

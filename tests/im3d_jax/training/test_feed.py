@@ -68,3 +68,11 @@ def test_rows_are_divided_over_the_mesh():
     placed = over_mesh({"x": rows, "text": (rows[:, ::2],)}, mesh)
     assert {shard.data.shape for shard in placed["x"].addressable_shards} == {(2, 3)}
     jax.tree.map(np.testing.assert_array_equal, placed, {"x": rows, "text": (rows[:, ::2],)})
+
+
+def test_rows_on_a_device_do_not_come_to_the_host():
+    rows = jax.numpy.arange(24.0).reshape(8, 3)
+    with jax.transfer_guard_device_to_host("disallow_explicit"):
+        (placed,) = over_mesh((rows,), sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(1, 3)}
+    np.testing.assert_array_equal(placed, rows)
