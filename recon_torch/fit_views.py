@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ EXAMPLES = """examples:
   im3d fit --views captured --held-out 8 --out fitted     # every 8th view is kept for testing
   im3d fit --views train --held-out test --out fitted --lpips-weights vgg16-397923af.pth
   im3d fit --views photos --isnet-weights isnet-general-use.onnx --normalize --out fitted
+  im3d fit --views captured/* --at-once 8 --out fitted      # many assets, to fitted/NAME; see also --resume
   im3d fit --video turntable.mp4 --num-views 24 --elevation-deg 15 --out fitted
 
 A directory of views has images and nerfstudio's transforms.json. Foreground: the mask_path of a frame, or the
@@ -46,27 +51,113 @@ UP_AXES = {
 SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25  # of the masks' hull that need no --normalize
 
 
+@dataclass
+class Job:
+    """One asset on its way from views to files."""
+
+    source: Path
+    out: Path
+    train: Views
+    held_out: Views | None
+    unit: world.World
+    fit: Fit
+    notes: list[str]
+    seconds: dict[str, float]
+
+
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
     if flags.check:
-        check_views.main(flags.views)
+        _check_all(flags.views)
         return
     try:
-        _fit(flags)
+        _fit_all(flags)
     except Exception as error:
         if not recovery.is_out_of_memory(error):
             raise
-        raise UserError("out of memory; give fewer or smaller views (--size)") from error
+        advice = "fewer or smaller views (--size)" + (
+            ", or a smaller --at-once" if len(flags.views) > 1 else ""
+        )
+        raise UserError(f"out of memory; give {advice}") from error
 
 
-def _fit(flags: argparse.Namespace) -> None:
+class Failures:
+    """What went wrong with which of several assets: said at once, and again in the end."""
+
+    def __init__(self, sources: list[Path]):
+        self._sources = sources
+        self._errors: dict[Path, UserError] = {}
+
+    @contextlib.contextmanager
+    def of(self, source: Path) -> Iterator[None]:
+        """Takes a UserError of what is done for `source`."""
+        try:
+            yield
+        except UserError as error:
+            self._errors[source] = error
+            if len(self._sources) > 1:
+                print(f"im3d: {source}: {error}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Raises UserError if there was any."""
+        if self._errors and len(self._sources) == 1:
+            raise self._errors[self._sources[0]]
+        if self._errors:
+            names = ", ".join(map(str, self._errors))
+            raise UserError(f"{len(self._errors)} of {len(self._sources)} failed, see above: {names}")
+
+
+def _check_all(sources: list[Path]) -> None:
+    failures = Failures(sources)
+    for source in sources:
+        with failures.of(source):
+            check_views.main(source)
+    failures.end()
+
+
+def _fit_all(flags: argparse.Namespace) -> None:
+    sources = flags.views or [flags.video]
+    outs, failures = _outs(sources, flags.out), Failures(sources)
+    todo = [source for source in sources if not (flags.resume and (outs[source] / "report.json").exists())]
+    if len(todo) < len(sources):
+        print(f"{len(sources) - len(todo)} of {len(sources)} are there already")
+    for first in range(0, len(todo), flags.at_once):
+        jobs = []
+        for source in todo[first : first + flags.at_once]:
+            with failures.of(source):
+                jobs.append(_load_job(flags, source, outs[source]))
+        for alike in _by_size(jobs):
+            _fit_together(flags, alike, failures)
+    failures.end()
+
+
+def _outs(sources: list[Path], out: Path) -> dict[Path, Path]:
+    """Where each asset goes: `out` itself, or if there are several, its part of the path below `out`."""
+    if len(sources) == 1:
+        return {sources[0]: out}
+    whole = [source.resolve() for source in sources]
+    if len(set(whole)) < len(whole):
+        raise UserError("--views names a directory twice")
+    common = os.path.commonpath([path.parent for path in whole])
+    return {source: out / path.relative_to(common) for source, path in zip(sources, whole, strict=True)}
+
+
+def _by_size(jobs: list[Job]) -> list[list[Job]]:
+    """Only views of one size can be fitted together."""
+    groups: dict[tuple[int, int], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.train.cameras.width, job.train.cameras.height), []).append(job)
+    return list(groups.values())
+
+
+def _load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
     started = time.perf_counter()
-    train, held_out, notes = _load(flags)
-    export.make_directory(flags.out)
+    train, held_out, notes = _load(flags, source)
+    export.make_directory(out)
     unit, world_notes = _world(train, flags.normalize)
     notes += world_notes
     for note in notes:
-        print(f"note: {note}", flush=True)
+        print(f"note: {source}: {note}", flush=True)
     fit = Fit(
         unit.cameras(train.cameras),
         FitSettings(
@@ -79,36 +170,52 @@ def _fit(flags: argparse.Namespace) -> None:
         ),
     )
     fit.set_targets(torch.from_numpy(train.images), torch.from_numpy(train.masks))
-    loaded = time.perf_counter()
-    _run_with_progress(fit, flags.steps)
-    fitted = time.perf_counter()
+    seconds = {"load": time.perf_counter() - started}
+    return Job(source, out, train, held_out, unit, fit, notes, seconds)
 
+
+def _fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures) -> None:
+    started = time.perf_counter()
+    given_up = _run_with_progress([job.fit for job in jobs], flags.steps)
+    fit_s = time.perf_counter() - started
+    for job, error in zip(jobs, given_up, strict=True):
+        with failures.of(job.source):
+            if error is not None:
+                raise error
+            job.seconds["fit"] = fit_s
+            _write(flags, job, len(jobs))
+
+
+def _write(flags: argparse.Namespace, job: Job, num_together: int) -> None:
+    started, fit, unit = time.perf_counter(), job.fit, job.unit
     agreement = {"training": fit.metrics()}
-    if held_out is not None:
-        cameras = unit.cameras(held_out.cameras)
-        agreement["held_out"] = fit.compare(
-            cameras, torch.from_numpy(held_out.images), torch.from_numpy(held_out.masks)
-        )
+    if job.held_out is not None:
+        truth = (torch.from_numpy(array) for array in (job.held_out.images, job.held_out.masks))
+        agreement["held_out"] = fit.compare(unit.cameras(job.held_out.cameras), *truth)
     up = np.array(UP_AXES[flags.up]) if flags.up else world.up_axis(fit.cameras)
-    asset = _write_asset(flags.out, fit, train, unit, up, flags.normalize)
+    asset = _write_asset(job, up, flags.normalize)
     judged = quality.inspect(fit, world.turntable(fit.cameras, up, quality.QUARTER_TURNS), up)
-    seconds = {"load": loaded - started, "fit": fitted - loaded, "export": time.perf_counter() - fitted}
+    job.seconds["export"] = time.perf_counter() - started
     place = {"center": unit.center, "scale": unit.scale, "up": up, "asset_is_normalized": flags.normalize}
-    report = _report(fit, flags, agreement, seconds, notes) | {"world": place, "quality": judged}
-    export.write_json(flags.out / "report.json", report)
+    report = _report(job, agreement, num_together) | {"world": place, "quality": judged}
+    export.write_json(job.out / "report.json", report)
     for name, values in agreement.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
     print("; ".join([f"quality: {judged['verdict']}", *judged["reasons"], *judged["hints"]]))
-    print(f"{asset} after {fit.step} steps")
+    print(f"{asset} after {fit.step} steps", flush=True)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser("fit", "Fit 3D Gaussians to views of one object.")
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("--views", type=Path, metavar="DIR", help="images and transforms.json")
+    add(
+        "--views", type=Path, nargs="+", default=[], metavar="DIR", help="images and transforms.json; or more"
+    )
     add("--video", type=Path, metavar="FILE", help="or a video of one turn of the object")
     add("--out", type=Path, metavar="DIR", help="gets asset.ply, turntable.mp4, report.json ...")
+    add("--at-once", type=int, default=4, metavar="N", help="assets fitted together (default %(default)s)")
+    add("--resume", action="store_true", help="leave out assets whose report.json is there")
     add("--check", action="store_true", help="say what is wrong with each frame of --views, and end")
     add("--allow-missing", action="store_true", help="leave out frames whose image does not exist")
     add("--held-out", metavar="DIR|N", help="test views: another directory, or every N-th of the views")
@@ -135,13 +242,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     elevation_deg = flags.elevation_deg
     requirements = {
-        "give either --views DIR or --video FILE": (flags.views is None) != (flags.video is None),
-        "--check needs --views DIR": not flags.check or flags.views is not None,
+        "give either --views DIR or --video FILE": bool(flags.views) != (flags.video is not None),
+        "--check needs --views DIR": not flags.check or bool(flags.views),
         "give --out DIR": flags.check or flags.out is not None,
         "--video needs --elevation-deg, between -90 and 90": flags.video is None
         or (elevation_deg is not None and -90 < elevation_deg < 90),
         f"--fov-deg {flags.fov_deg} must lie between 0 and 180": 0 < flags.fov_deg < 180,
         f"--steps {flags.steps} must be at least 1": flags.steps >= 1,
+        f"--at-once {flags.at_once} must be at least 1": flags.at_once >= 1,
+        "with several --views, --held-out is N": len(flags.views) < 2 or (flags.held_out or "2").isdecimal(),
         f"--seed {flags.seed} must be at least 0": flags.seed >= 0,
     }
     for message, holds in requirements.items():
@@ -150,17 +259,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return flags
 
 
-def _load(flags: argparse.Namespace) -> tuple[Views, Views | None, list[str]]:
+def _load(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None, list[str]]:
     """The training views, the held-out views, and what to note about both."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        train, held_out = _split(flags)
+        train, held_out = _split(flags, source)
     notes = [note for views in (train, held_out) if views is not None for note in views.notes]
     notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
     return train, held_out, list(dict.fromkeys(notes))
 
 
-def _split(flags: argparse.Namespace) -> tuple[Views, Views | None]:
+def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None]:
     segment = background_masks
     if flags.video is not None:
         segment = functools.partial(background_masks, edge_px=VIDEO_EDGE_PX)
@@ -169,11 +278,11 @@ def _split(flags: argparse.Namespace) -> tuple[Views, Views | None]:
     read = functools.partial(
         load_views, segment=segment, height=flags.size, allow_missing=flags.allow_missing
     )
-    views = read(flags.views) if flags.video is None else _read_video(flags, segment)
+    views = read(source) if flags.video is None else _read_video(flags, segment)
     if flags.held_out is None:
         return views, None
     if not flags.held_out.isdecimal():
-        return views, read(flags.held_out)
+        return views, read(Path(flags.held_out))
     every, index = int(flags.held_out), np.arange(len(views))
     if not 2 <= every <= len(views):
         raise UserError(f"--held-out {every} must be from 2 to the number of views, {len(views)}")
@@ -213,23 +322,24 @@ def _world(views: Views, normalize: bool) -> tuple[world.World, list[str]]:
     ]
 
 
-def _run_with_progress(fit: Fit, num_steps: int) -> None:
-    """A bar with rate and ETA on a terminal, plain lines in a log."""
-    with tqdm(total=num_steps, desc="fit", unit="step", disable=None) as bar:
+def _run_with_progress(fits: list[Fit], num_steps: int) -> list[UserError | None]:
+    """A bar with rate and ETA on a terminal, plain lines in a log. Returns why each was given up."""
+    with tqdm(total=num_steps * len(fits), desc="fit", unit="step", disable=None) as bar:
 
-        def on_step(step: int, losses: dict) -> None:
-            bar.update(step - bar.n)  # steps come again after a setback
-            if bar.disable and step % LOG_EVERY_STEPS == 0:
-                print(f"step {step}: loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians", flush=True)
+        def on_step(fit: Fit, losses: dict) -> None:
+            bar.update(sum(each.step for each in fits) - bar.n)  # steps come again after a setback
+            if bar.disable and fit is fits[-1] and fit.step % LOG_EVERY_STEPS == 0:
+                print(
+                    f"step {fit.step}: loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians", flush=True
+                )
 
-        recovery.run(fit, num_steps, on_step)
+        return recovery.run_together(fits, num_steps, on_step)
 
 
-def _write_asset(
-    out: Path, fit: Fit, train: Views, unit: world.World, up: Float[np.ndarray, "3"], normalize: bool
-) -> Path:
+def _write_asset(job: Job, up: Float[np.ndarray, "3"], normalize: bool) -> Path:
     """In the views' own world, or, if `normalize`, in the fit's. Returns the path of the asset itself."""
-    asset = fit.scene.save(out / "asset.ply", None if normalize else unit)
+    out, fit, train = job.out, job.fit, job.train
+    asset = fit.scene.save(out / "asset.ply", None if normalize else job.unit)
     around = world.turntable(fit.cameras, up, TURNTABLE_FRAMES)
     export.write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 
@@ -250,15 +360,17 @@ def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:
     return np.concatenate(parts)
 
 
-def _report(fit: Fit, flags: argparse.Namespace, agreement: dict, seconds: dict, notes: list[str]) -> dict:
+def _report(job: Job, agreement: dict, num_together: int) -> dict:
+    fit = job.fit
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     device = torch.cuda.get_device_name() if fit.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     return agreement | {
-        "seconds": seconds,
+        "seconds": job.seconds,
+        "assets_fitted_together": num_together,  # which took the seconds of the fit all of them
         "num_steps": fit.step,
         "num_gaussians": fit.num_gaussians,
-        "seed": flags.seed,
+        "seed": fit.settings.seed,
         "versions": versions | {"python": platform.python_version()},
         "device": device,
-        "notes": notes + fit.notes + fit.setbacks,
+        "notes": job.notes + fit.notes + fit.setbacks,
     }

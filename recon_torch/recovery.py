@@ -70,6 +70,8 @@ def run_together(
     A stretch of steps in which any of them fails begins again with one fit after the other, each under the
     guards of `run`. Where memory runs out, half as many run together from there on.
     """
+    if len(fits) == 1:
+        return [_run_alone(fits[0], until_step, on_step)]
     given_up: list[UserError | None] = [None] * len(fits)
     at_once = len(fits)
     while behind := [i for i, fit in enumerate(fits) if fit.step < until_step and not given_up[i]]:

@@ -123,7 +123,7 @@ def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tm
 def test_every_nth_view_is_held_out(tmp_path):
     write_views(tmp_path, CAMERAS)
     flags = fit_views._parse(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
-    train, held_out, _ = fit_views._load(flags)
+    train, held_out, _ = fit_views._load(flags, flags.views[0])
     np.testing.assert_allclose(held_out.cameras.w2c, CAMERAS.w2c[[2, 5]], atol=1e-6)
     np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks
         write_image(tmp_path / f"{index}.png", np.repeat(1 - mask, 3, -1))
     write_transforms(tmp_path / "transforms.json", cameras, [f"{index}.png" for index in range(8)])
     flags = fit_views._parse(["--views", str(tmp_path), "--out", "x"])
-    train, _, notes = fit_views._load(flags)
+    train, _, notes = fit_views._load(flags, flags.views[0])
     assert notes == []
     _, (note,) = fit_views._world(train, normalize=False)
     # In a world whose views are 2.3 times as wide as this project's own.
@@ -190,6 +190,49 @@ def test_check_only_checks(tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     fit_views.main(["--views", str(tmp_path), "--check"])
     assert "8 of 8 frames are good" in capsys.readouterr().out and sorted(tmp_path.iterdir()) == before
+
+
+def test_many_assets_are_what_each_is_alone(tmp_path, capsys):
+    """Two of one size fitted together, one of another size, one that is damaged; then --resume."""
+    sources = {name: tmp_path / "captured" / name for name in ("a", "b/front", "large", "damaged")}
+    for name in ("a", "damaged"):
+        write_views(sources[name], CAMERAS)
+    write_views(sources["b/front"], CAMERAS, moved)
+    write_views(sources["large"], orbit(8, 0.3, 40))
+    (sources["damaged"] / "3.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    options = ["--steps", "60", "--held-out", "4", *OPTIONS]
+    many = ["--views", *map(str, sources.values()), "--out", str(out), "--at-once", "3", *options]
+    with pytest.raises(UserError, match=r"1 of 4 failed, see above: .*damaged"):
+        fit_views.main(many)
+    assert "3.png" in capsys.readouterr().err and not (out / "damaged" / "report.json").exists()
+    reports = {name: json.loads((out / name / "report.json").read_text()) for name in [*sources][:3]}
+    assert [each["assets_fitted_together"] for each in reports.values()] == [2, 2, 1]
+    alone = tmp_path / "alone"
+    fit_views.main(["--views", str(sources["b/front"]), "--out", str(alone), *options])
+    expected = json.loads((alone / "report.json").read_text())
+    for agreement in ("training", "held_out"):
+        ours, theirs = (each[agreement]["psnr"] for each in (reports["b/front"], expected))
+        assert ours == pytest.approx(theirs, abs=1.0) and theirs > 20
+    np.testing.assert_allclose(reports["b/front"]["world"]["center"], MOVED_BY, atol=1e-3)
+    assert {path.name for path in (out / "b" / "front").iterdir()} == {path.name for path in alone.iterdir()}
+
+    write_views(sources["damaged"], CAMERAS)
+    written = (out / "a" / "report.json").stat().st_mtime_ns
+    fit_views.main([*many, "--resume"])
+    assert "3 of 4 are there already" in capsys.readouterr().out
+    assert (out / "damaged" / "asset.ply").is_file()
+    assert (out / "a" / "report.json").stat().st_mtime_ns == written
+
+
+def test_many_directories_are_checked(tmp_path, capsys):
+    for name in ("good", "bad"):
+        write_views(tmp_path / name, CAMERAS)
+    (tmp_path / "bad" / "3.png").unlink()
+    with pytest.raises(UserError, match="1 of 2 failed, see above: .*bad"):
+        fit_views.main(["--check", "--views", str(tmp_path / "bad"), str(tmp_path / "good")])
+    said = capsys.readouterr()
+    assert "8 of 8 frames are good" in said.out and "7 of 8 frames are good" in said.err
 
 
 def test_setbacks_are_reported(tmp_path, monkeypatch):
@@ -271,6 +314,9 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
     [
         (["--out", "x"], "either --views DIR or --video FILE"),
         (["--views", "x"], "give --out DIR"),
+        (["--views", "x", "--out", "y", "--at-once", "0"], "--at-once 0"),
+        (["--views", "x", "./x", "--out", "y"], "names a directory twice"),
+        (["--views", "x", "z", "--out", "y", "--held-out", "test"], "--held-out is N"),
         (["--video", "x", "--check"], "--check needs --views"),
         (["--video", "x", "--out", "y"], "--video needs --elevation-deg"),
         (["--video", "x", "--out", "y", "--elevation-deg", "90"], "--video needs --elevation-deg"),
