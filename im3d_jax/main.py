@@ -12,6 +12,7 @@ from recon_torch.errors import UserError
 # command -> (module with `main(argv)`, help). Modules load only when asked for: `im3d fit` never imports jax.
 COMMANDS = {
     "generate": ("im3d_jax.generate", "a prompt or an image in, a 3D asset out (Figure 2)"),
+    "batch": ("im3d_jax.batch", "assets of all prompts in a file, in shards, resumed where they stopped"),
     "fit": (
         "recon_torch.fit_views",
         "fit Gaussians to a directory of images with a transforms.json (Sec. 3.3)",
