@@ -75,6 +75,32 @@ def test_what_slurm_starts_again(code, start, is_requeued, commands, tmp_path):
     assert (requeued.read_text() if requeued.exists() else "") == "requeue 7\n" * is_requeued
 
 
+@pytest.mark.parametrize(
+    "code, start, is_requeued",
+    [
+        (0, 1, False),
+        (1, 1, False),
+        (2, 1, False),
+        (hosts.EXIT_REQUEUE, 99, True),
+        (137, 9, True),
+        (137, 10, False),
+    ],
+)
+def test_of_a_job_array_one_task_starts_again(code, start, is_requeued, commands, tmp_path):
+    environment = commands(
+        srun=f'echo "$@" >> srun.txt; exit {code}', scontrol='echo "$@" >> scontrol.txt', date="echo now"
+    )
+    # As of the last task, whose own number is that of the array.
+    environment |= dict(SLURM_JOB_ID="7", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    environment |= dict(SLURM_JOB_NODELIST="n1", SLURM_RESTART_COUNT=str(start - 1))
+    script = str(ROOT / "launch/slurm/batch.sbatch")
+    result = run("bash", script, "--prompts=a b.txt", "--out=o", **environment)
+    assert result.returncode == code, result.stderr
+    assert (tmp_path / "srun.txt").read_text().endswith("im3d batch --prompts=a b.txt --out=o\n")
+    requeued = tmp_path / "scontrol.txt"
+    assert (requeued.read_text() if requeued.exists() else "") == "requeue 7_3\n" * is_requeued
+
+
 # ---- One machine ----
 
 LOCAL = str(ROOT / "launch/local/train.sh")
