@@ -7,7 +7,8 @@ engines   renders and gradients of the CPU engine against gsplat's, of the same 
 fit       steps a second of the method's fit (LPIPS, MS-SSIM, mask), all of its 1200 steps
 plain     the same object by gsplat's own recipe in this run: 0.8 L1 + 0.2 (1 - SSIM), `DefaultStrategy`
           as it comes, no perceptual network, as many steps
-many      1, 4 and 16 assets at the same time, each in a process of its own: one fit leaves a GPU mostly idle
+many      300 steps of 1, 4 and 16 assets in a batch (`fit.run_together`), and of 4 in processes of their own
+          at the same time: one fit leaves a GPU mostly idle
 
 The targets are true views of procedural objects. The floor of the fit is the arithmetic of its perceptual
 network, which runs in float32 on a GPU, at the measured matrix rate of that.
@@ -28,14 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax.data import objects, procedural
 from recon_torch.cameras import Cameras, orbit
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit, FitSettings, run_together
 from recon_torch.gaussians import Gaussians, init_ball
 from recon_torch.losses import ssim
 from recon_torch.rasterize import rasterize
 
 # JAX draws the targets here, and would take most of the memory for that.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-NUM_VIEWS, WARM_UP_STEPS, MANY = 16, 20, (1, 4, 16)
+NUM_VIEWS, WARM_UP_STEPS, MANY, PROCESSES, STEPS_OF_MANY = 16, 20, (1, 4, 16), 4, 300
 RATES = {"means": 1.6e-4, "quats": 1e-3, "scales": 5e-3, "opacities": 5e-2, "sh0": 2.5e-3}
 """Learning rates of gsplat's example trainer, the plain recipe's, by the fields of `Gaussians` in order."""
 
@@ -146,7 +147,23 @@ def time_plain(target: Target, num_gaussians: int, num_steps: int) -> dict:
     }
 
 
-def time_together(count: int, size: int, settings: FitSettings) -> dict[str, float]:
+def time_batch(count: int, size: int, settings: FitSettings) -> dict[str, float]:
+    """`count` assets in one process, a step of all of them in the same calls."""
+    targets = [Target(number, size) for number in range(count)]
+    fits = [Fit(target.cameras, settings) for target in targets]
+    for fit, target in zip(fits, targets, strict=True):
+        fit.set_targets(target.views, target.masks)
+    run_together(fits, WARM_UP_STEPS)
+    seconds = _seconds(lambda: run_together(fits, settings.num_steps))
+    return {
+        "seconds": seconds,
+        "seconds_per_asset": seconds / count,
+        "peak_bytes": _peak_bytes(),
+        "psnr": sum(fit.metrics()["psnr"] for fit in fits) / count,
+    }
+
+
+def time_processes(count: int, size: int, settings: FitSettings) -> dict[str, float]:
     """`count` fits at the same time. Seconds of the slowest, from when all are ready."""
     context = torch.multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count), context.SimpleQueue()
@@ -205,8 +222,10 @@ def main() -> None:
     keep("fit again", time_fit(target, settings))  # how far two runs differ
     keep("fit bfloat16", time_fit(target, dataclasses.replace(settings, lpips_dtype="bfloat16")))
     keep("fit 4 views", time_fit(target, dataclasses.replace(settings, views_per_step=4)))
+    shorter = dataclasses.replace(settings, num_steps=min(num_steps, STEPS_OF_MANY))
     for count in many:
-        keep(f"{count} assets at once", time_together(count, size, settings))
+        keep(f"batch of {count}", time_batch(count, size, shorter))
+    keep(f"{PROCESSES} processes", time_processes(PROCESSES, size, shorter))
     kinds = {"fit": "float32", "fit bfloat16": "bfloat16"}
     stages = [
         gpu_machine.Stage(name, result[name]["seconds"], result[name]["flops"], dtype=dtype)

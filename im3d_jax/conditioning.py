@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from recon_torch import export
+from recon_torch import export, masks
 from recon_torch.errors import UserError
-from recon_torch.masks import isnet_masks
+
+PLAIN_BORDER = 0.5  # share of the border that has one colour where the background is plain
 
 
 class Conditioning(NamedTuple):
@@ -197,14 +198,13 @@ def place(
 
 
 def _foreground(rgb: np.ndarray, name: str, tolerance: float, mask_weights: str) -> np.ndarray:
-    """Foreground [H, W, 1] of a picture without alpha. The background has the border's median colour."""
-    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    background = np.median(border, 0)
-    if np.mean(np.abs(border - background).max(-1) > tolerance) <= 0.5:
-        return (np.abs(rgb - background).max(-1, keepdims=True) > tolerance).astype(np.float32)
+    """Foreground [H, W, 1] of a picture without alpha, which may touch much of the border."""
+    background = masks.plain_background(rgb, tolerance, PLAIN_BORDER)
+    if background is not None:
+        return masks.threshold_masks(rgb[None], background, tolerance)[0]
     if not mask_weights:
         raise UserError(f"{name} has neither a plain background nor alpha; cut the object out as RGBA")
-    return isnet_masks(rgb[None], mask_weights)[0]
+    return masks.isnet_masks(rgb[None], mask_weights)[0]
 
 
 def _cut_square(picture: np.ndarray, middle: np.ndarray, side: float, size: int) -> np.ndarray:

@@ -61,12 +61,14 @@ def over_white(
     return np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
 
 
-def plain_background(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "3"] | None:
-    """The colour that nearly all of the picture's border has; None if there is none."""
+def plain_background(
+    image: Float[np.ndarray, "H W 3"], tolerance: float = TOLERANCE, share: float = PLAIN_BORDER
+) -> Float[np.ndarray, "3"] | None:
+    """The colour that this share of the picture's border has, within the tolerance; None if there is none."""
     border = _border(image)
     color = np.median(border, 0)
-    alike = np.abs(border - color).max(-1) <= TOLERANCE
-    return color if alike.mean() >= PLAIN_BORDER else None
+    alike = np.abs(border - color).max(-1) <= tolerance
+    return color if alike.mean() >= share else None
 
 
 def problem(mask: Float[np.ndarray, "H W 1"]) -> str | None:

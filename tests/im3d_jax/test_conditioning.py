@@ -137,7 +137,9 @@ def test_isnet_finds_the_object_where_the_background_is_not_plain(monkeypatch):
         conditioning.place(cluttered, "the drawing", **SETTINGS)
     asked = []
     monkeypatch.setattr(
-        conditioning, "isnet_masks", lambda images, path: asked.append((images.shape, path)) or inside[None]
+        conditioning.masks,
+        "isnet_masks",
+        lambda images, path: asked.append((images.shape, path)) or inside[None],
     )
     masked = conditioning.place(cluttered, "the drawing", **SETTINGS, mask_weights="net.onnx")
     assert asked == [((1, 90, 120, 3), "net.onnx")]
