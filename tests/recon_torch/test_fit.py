@@ -180,6 +180,25 @@ def test_fits_together_are_what_they_are_alone():
         assert fit.metrics()["psnr"] == pytest.approx(expected.metrics()["psnr"], abs=0.3)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gsplat_ends_where_the_cpu_engine_does():
+    """Alone and in a batch."""
+    views, masks = render(known_object(), HELD_OUT)
+    fits = {name: make_on(device) for name, device in (("cpu", "cpu"), ("alone", "cuda"))}
+    batch = [make_on("cuda", seed=seed) for seed in range(3)]
+    for fit in fits.values():
+        fit.run(150)
+    run_together(batch, 150)
+    scores = [fit.compare(HELD_OUT, views, masks)["psnr"] for fit in (*fits.values(), *batch)]
+    assert min(scores) > 25 and max(scores) - min(scores) < 2
+
+
+def make_on(device: str, seed: int = 0) -> Fit:
+    fit = Fit(CAMERAS, dataclasses.replace(QUICK, engine="auto", seed=seed), device)
+    fit.set_targets(*render(known_object(), CAMERAS))
+    return fit
+
+
 def test_fits_that_differ_do_not_run_together():
     fit, other = make_fit(), make_fit(w_mask=2.0)
     with pytest.raises(ValueError, match="do not run together"):
