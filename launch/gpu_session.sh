@@ -57,12 +57,12 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=2
 export TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=16  # if gsplat has to compile after all
 
 bench() { echo python3 "benchmarks/gpu_$1.py" $small --json "$results/$1.json" "${@:2}"; }
-cuda_tests=(tests/im3d_jax/test_bridge.py tests/recon_torch/test_rasterize.py tests/recon_torch/test_client.py)
+cuda_tests=(tests/im3d_jax/test_bridge.py tests/recon_torch/test_{rasterize,rasterize_together,client,fit}.py)
 
 part machine 120 $(bench machine)
 part kernels 420 python3 -c 'import time; t = time.time(); from gsplat.cuda._backend import _C
 assert _C, "no kernels"; print(f"gsplat {_C.__file__}: {time.time() - t:.1f} s")'
-part tests 240 python3 -m pytest -p no:cacheprovider "${cuda_tests[@]}" -k 'cuda or gsplat_engine'
+part tests 240 python3 -m pytest -p no:cacheprovider "${cuda_tests[@]}" -k 'cuda or gsplat_e or on_a_gpu'
 part fit 300 $(bench fit)
 part pipeline 540 $(bench pipeline)
 part call 300 $(bench backbone --only call)
