@@ -16,17 +16,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from recon_torch import torchvision_operators
+from recon_torch.dino import DinoEncoder
 from recon_torch.errors import UserError
 
 NUM_FRAMES = 4
 MAX_ELEVATION_RAD = math.pi / 4
 TINY_WEIGHTS = Path(__file__).parent / "weights" / "elevation_tiny.safetensors"
 HIDDEN = 128
+ENCODER = "encoder"  # key of the files' metadata: whose features the weights are for
 
 
 class TinyEncoder(nn.Module):
@@ -34,6 +35,7 @@ class TinyEncoder(nn.Module):
 
     SIZE_PX = 64
     CHANNELS = (24, 48, 64, 96)
+    identity = "tiny"
     num_features = 96
 
     def __init__(self) -> None:
@@ -55,31 +57,6 @@ class TinyEncoder(nn.Module):
         if frames.shape[-2:] != (self.SIZE_PX, self.SIZE_PX):
             frames = F.interpolate(frames, (self.SIZE_PX, self.SIZE_PX), mode="bilinear", antialias=True)
         return F.silu(self.project(self.convolutions(2 * frames - 1).flatten(1)))
-
-
-class DinoEncoder(nn.Module):
-    """The class token of a DINO vision transformer (Caron et al. 2021), frozen, from a local directory."""
-
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which DINO was trained on
-
-    def __init__(self, directory: str | Path) -> None:
-        super().__init__()
-        torchvision_operators.declare()
-        from transformers import ViTModel  # slow to import
-
-        if not Path(directory, "config.json").is_file():
-            raise UserError(f"no DINO model in {directory}; give a directory with config.json and weights")
-        self.transformer = ViTModel.from_pretrained(
-            directory, add_pooling_layer=False, local_files_only=True, use_safetensors=True
-        )
-        self.transformer.requires_grad_(False).eval()
-        self.num_features = self.transformer.config.hidden_size
-        self.register_buffer("mean", torch.tensor(self.MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(self.STD)[:, None, None], persistent=False)
-
-    def forward(self, frames: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B features"]:
-        pixels = (frames - self.mean) / self.std
-        return self.transformer(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
 
 class ElevationEstimator(nn.Module):
@@ -123,23 +100,29 @@ def save(estimator: ElevationEstimator, path: str | Path) -> None:
     from recon_torch.export import replacing
 
     with replacing(path) as temporary:
-        save_file(estimator.trained_state(), temporary)
+        save_file(estimator.trained_state(), temporary, metadata={ENCODER: estimator.encoder.identity})
 
 
 def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> ElevationEstimator:
     """The shipped estimator, or that of `path`; `dino` is the directory of the encoder it was trained with.
 
-    Raises UserError if the file is missing, is not safetensors, or does not fit.
+    Raises UserError if the file is missing, is not safetensors, or was trained with another encoder.
     """
     estimator = ElevationEstimator(dino)
     try:
-        weights = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            made_with = (file.metadata() or {}).get(ENCODER, TinyEncoder.identity)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot read elevation weights {path}; make them with `im3d train-elevation`"
         ) from error
     expected = {name: tensor.shape for name, tensor in estimator.trained_state().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != expected:
-        raise UserError(f"elevation weights {path} fit another model; use `im3d train-elevation`")
+    fit = {name: tensor.shape for name, tensor in weights.items()} == expected
+    if not fit or made_with != estimator.encoder.identity:
+        raise UserError(
+            f"elevation weights {path} fit another model: they take features of {made_with!r}, not of"
+            f" {estimator.encoder.identity!r}; give config.elevation.dino with which they were trained"
+        )
     estimator.load_state_dict(weights, strict=False)
     return estimator.eval()

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from im3d_jax import config_flags, train_elevation
+from im3d_jax import config_flags, generate, train_elevation
 from im3d_jax.data import objects, procedural
 from im3d_jax.data.turntables import Record, write
 from im3d_jax.training.watch import NotFinite
-from recon_torch import cameras, elevation, export
+from recon_torch import cameras, elevation, export, torchvision_operators
 from recon_torch.errors import UserError
 
 
@@ -221,6 +222,60 @@ def test_training_fits_a_few_videos(config, tmp_path):
         errors_rad.append(np.abs(estimates.numpy() - made.elevation_rad))
     error_deg = np.degrees(np.mean(errors_rad))
     assert is_done and error_deg < 4  # the middle of the range is 10 degrees off on average
+
+
+class Plates:
+    """Turntables of a round plate, which is seen as an ellipse of height sin(elevation)."""
+
+    def __init__(self, first, num_views):
+        self.first, self.num_views = first, num_views
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        angle, radius = np.random.default_rng(self.first + index).uniform((0, 0.6), (np.pi / 4, 0.9))
+        y, x = np.mgrid[-1:1:32j, -1:1:32j]
+        plate = (x / radius) ** 2 + (y / (radius * max(np.sin(angle), 0.05))) ** 2 < 1
+        frame = np.float32(1 - 0.8 * plate)[..., None].repeat(3, -1)
+        return dict(id=f"plate/{index}", rgb=np.stack([frame] * self.num_views), elevation_rad=angle)
+
+
+def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
+    """From training to what `im3d generate` loads; even a random transformer's features tell plates apart."""
+    torchvision_operators.declare()
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    sizes |= dict(mlp_ratio=2, layerscale_value=1.0, initializer_range=0.2)
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    monkeypatch.setattr(
+        train_elevation, "open_source", lambda *, split, num_views, **_: Plates(len(split) * 100, num_views)
+    )
+    settings = dict(size=32, num_views=4, num_test_objects=32, num_steps=100, batch_size=16)
+    clean = {f"augment.{name}": amount for name, amount in AMOUNTS.items()}
+    run(tmp_path / "run", **settings, **clean, dino=tmp_path / "dino", learning_rate=0.01, log_every=50)
+    true_deg = np.degrees([Plates(400, 1)[index]["elevation_rad"] for index in range(32)])
+    constant_deg = np.abs(true_deg - np.median(true_deg)).mean()
+    found_deg = float(re.search(r"true views: .* mean ([\d.]+)", capsys.readouterr().out)[1])
+    assert found_deg < constant_deg / 2
+
+    monkeypatch.setattr(generate, "Generator", lambda config: None)
+    config = config_flags.load("configs/tiny.py")
+    config.elevation.update(
+        weights=str(tmp_path / "run" / "elevation.safetensors"), dino=str(tmp_path / "dino")
+    )
+    _, estimator = generate.load(config)
+    errors_deg = [
+        abs(np.degrees(elevation.estimate(estimator, torch.from_numpy(Plates(400, 16)[index]["rgb"]))) - true)
+        for index, true in enumerate(true_deg)
+    ]
+    assert np.mean(errors_deg) == pytest.approx(found_deg, abs=0.01)
+    config.elevation.dino = ""
+    with pytest.raises(UserError, match="fit another model"):
+        generate.load(config)
+    with pytest.raises(UserError, match="no DINO model in elsewhere"):
+        run(tmp_path / "other", dino="elsewhere")
 
 
 def test_shipped_weights_on_test_objects(config):

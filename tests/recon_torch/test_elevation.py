@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from recon_torch import elevation, torchvision_operators
+from recon_torch import elevation
 from recon_torch.errors import UserError
 
 
@@ -67,48 +66,3 @@ def test_weights_round_trip_and_bad_files(untrained, tmp_path):
     for name, message in [("none", "cannot read"), ("cut", "cannot read"), ("other", "fit another model")]:
         with pytest.raises(UserError, match=message):
             elevation.load(tmp_path / f"{name}.safetensors")
-
-
-@pytest.fixture
-def dino_directory(tmp_path):
-    torchvision_operators.declare()
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
-    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "dino")
-    return tmp_path / "dino"
-
-
-def test_dino_features_are_frozen_and_not_saved(dino_directory, tmp_path):
-    estimator = elevation.ElevationEstimator(dino_directory).eval()
-    frames = torch.rand(1, 4, 48, 48, 3, requires_grad=True)  # not the model's own size
-    estimator(frames).sum().backward()
-    assert all(parameter.grad is None for parameter in estimator.encoder.parameters())
-    assert all(parameter.grad is not None for parameter in estimator.head.parameters())
-    assert all(name.startswith("head.") for name in estimator.trained_state())
-    elevation.save(estimator, tmp_path / "head.safetensors")
-    loaded = elevation.load(tmp_path / "head.safetensors", dino_directory)
-    torch.testing.assert_close(loaded(frames), estimator(frames))
-    with pytest.raises(UserError, match="fit another model"):
-        elevation.load(tmp_path / "head.safetensors")
-    with pytest.raises(UserError, match="no DINO model"):
-        elevation.load(tmp_path / "head.safetensors", tmp_path)
-
-
-def test_dino_feature_is_the_class_token_of_normalised_pixels(dino_directory):
-    import transformers
-
-    frames = torch.rand(2, 3, 32, 32)
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    pixels = (frames.numpy() - mean[:, None, None]) / std[:, None, None]
-    model = transformers.ViTModel.from_pretrained(dino_directory, add_pooling_layer=False).eval()
-    expected = model(torch.from_numpy(pixels).float()).last_hidden_state[:, 0]
-    torch.testing.assert_close(elevation.DinoEncoder(dino_directory)(frames), expected)
