@@ -44,6 +44,7 @@ from recon_torch.errors import CommandParser, UserError
 
 EXIT_INCOMPLETE = 1
 MAX_FAILURES = 5  # in a row; then it is not the prompts that are at fault
+SIGNAL_PERIOD_S = 0.5
 PICTURES_AT_ONCE = 64  # of a text-to-image pipeline, which loads for each lot: bounds what is in memory
 ASSETS, ERROR, PICTURES = gallery.ASSETS, gallery.ERROR, "pictures"
 
@@ -139,35 +140,29 @@ def draw_pictures(config, requests: list[Request], out: Path) -> tuple[list[Requ
     """
     if not config.text_to_image.pipeline:
         return requests, []
-    digest, places = config_flags.config_digest(config), {}
-    for request in requests:
-        if not request.image:
-            key = json.dumps([request.prompt, request.seed, digest])
-            places[request.out] = out / PICTURES / hashlib.sha256(key.encode()).hexdigest()[:32]
-    drawn = {place: (place / "input.png").is_file() for place in places.values()}
+    digest = config_flags.config_digest(config)
+    requests = [r if r.image else r._replace(image=str(picture_path(r, digest, out))) for r in requests]
     missing = {
-        places[r.out]: r._replace(out=places[r.out])
+        r.image: r._replace(image="", out=Path(r.image).parent)
         for r in requests
-        if not drawn.get(places.get(r.out), True)
+        if not Path(r.image).is_file()
     }
     errors = {}
-    for place, error in undrawable(config, list(missing.values())):
-        errors[place] = error
-        if len(errors) == MAX_FAILURES and not any(
-            (each / "input.png").is_file() for each in places.values()
-        ):
+    for picture, error in undrawable(config, list(missing.values())):
+        errors[picture] = error
+        if len(errors) == MAX_FAILURES and not any(map(os.path.isfile, missing)):
             raise error
-    failed = [failure(r, errors[places[r.out]]) for r in requests if places.get(r.out) in errors]
-    given = [
-        r if r.image else r._replace(image=str(places[r.out] / "input.png"))
-        for r in requests
-        if places.get(r.out) not in errors
-    ]
-    return given, failed
+    failed = [failure(r, errors[r.image]) for r in requests if r.image in errors]
+    return [r for r in requests if r.image not in errors], failed
 
 
-def undrawable(config, requests: list[Request]) -> Iterator[tuple[Path, UserError]]:
-    """Draws the pictures, in lots. Yields the places of those that cannot be drawn, found by halves."""
+def picture_path(request: Request, digest: str, out: Path) -> Path:
+    key = json.dumps([request.prompt, request.seed, digest])
+    return out / PICTURES / hashlib.sha256(key.encode()).hexdigest()[:32] / "input.png"
+
+
+def undrawable(config, requests: list[Request]) -> Iterator[tuple[str, UserError]]:
+    """Draws the pictures, in lots. Yields the paths of those that cannot be drawn, found by halves."""
     if not requests:
         return
     if len(requests) <= PICTURES_AT_ONCE:
@@ -176,7 +171,7 @@ def undrawable(config, requests: list[Request]) -> Iterator[tuple[Path, UserErro
             return
         except UserError as error:
             if len(requests) == 1:
-                yield requests[0].out, error
+                yield str(requests[0].out / "input.png"), error
                 return
     middle = len(requests) // 2
     yield from undrawable(config, requests[:middle])
@@ -226,7 +221,8 @@ def make_all(
             waiting = iter(requests)
             in_hand = {lanes.submit(attempt, each) for each in islice(waiting, flags.lanes)}
             while in_hand:
-                done, in_hand = wait(in_hand, return_when=FIRST_COMPLETED)
+                # Now and then, as a signal that comes just before a wait would not end it.
+                done, in_hand = wait(in_hand, SIGNAL_PERIOD_S, FIRST_COMPLETED)
                 for outcome in filter(None, (future.result() for future in done)):
                     tell(outcome)
                 if not stop.soon:

@@ -218,6 +218,16 @@ def test_signals_leave_whole_assets_only(
     assert summary["num_assets"] == num_made
 
 
+def test_a_signal_while_the_model_loads_ends_it_at_once(command, quick, monkeypatch, tmp_path):
+    def load(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(generate, "load", load)
+    assert command(prompts=["a"]) == 75
+    assert quick.made == [] and not list(tmp_path.rglob("report.json"))
+
+
 # ---- What is made, and what is not ----
 
 
