@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from im3d_jax.data import objects
 from im3d_jax.data.pipeline import ProceduralSource, Shard, open_stream
 from im3d_jax.data.workers import Workers, run_here
 
@@ -63,6 +64,12 @@ def test_batches_are_the_same_bit_for_bit(workers, start, shard):
 
 def test_work_is_elsewhere_unless_there_are_no_processes(workers):
     assert workers.run(os.getpid) != os.getpid() == Workers(0).run(os.getpid)
+
+
+def test_they_load_neither_jax_nor_torch(workers):
+    """Which would take seconds and memory in each of them."""
+    workers.run(objects.on_turntables, 0, [1, 2])
+    assert workers.run(eval, "{'jax', 'torch', 'grain'} & set(__import__('sys').modules)") == set()
 
 
 def test_errors_are_those_of_the_work(workers):
