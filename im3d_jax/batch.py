@@ -308,7 +308,7 @@ class Progress:
         verdicts = ", ".join(f"{self.counts[name]} {name}" for name in generate.VERDICTS if self.counts[name])
         left = self.total - self.num_there - self.counts.total()
         made = f"{num_made} made" + (f" ({verdicts})" if verdicts else "")
-        return f"{made}, {self.counts['failed']} failed, {self.num_there} were there, {left} not begun"
+        return f"{made}, {self.counts['failed']} failed, {self.num_there} were there, {left} left"
 
 
 def run(config, flags: Namespace, stop: Stop) -> int:

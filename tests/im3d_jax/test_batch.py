@@ -314,7 +314,7 @@ def test_five_failures_in_a_row_stop_the_shard_but_not_for_good(command, quick, 
     assert quick.made == ["a"]
     printed = capsys.readouterr()
     assert "5 assets failed in a row, the last with: out of memory" in printed.err
-    assert "5 failed" in printed.out and "3 not begun" in printed.out
+    assert "5 failed" in printed.out and "3 left" in printed.out
     # What failed before comes last, and is no news.
     assert command() == 1
     assert quick.made == ["a", "b", "c"]
