@@ -1,5 +1,6 @@
 """The ray caster against closed forms and against meshes of the same primitives cast by Embree."""
 
+import jax
 import numpy as np
 import pytest
 import trimesh
@@ -157,9 +158,21 @@ def test_objects_rendered_together_are_those_rendered_alone(at_once):
     """As a GPU renders them, with a rest; of two faces at one depth either may come first."""
     scenes = objects.on_turntables(3, range(20_000, 20_005), VIEWS)
     arguments = scenes.packed, scenes.w2c, HALF_WIDTH, SIZE // 2
-    alone, together = (procedural.render(*arguments, at_once=count) for count in (1, at_once))
-    for a, b in zip(alone, together, strict=True):
+    assert_same(*(procedural.render(*arguments, at_once=count) for count in (1, at_once)))
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
         assert np.mean(np.abs(np.asarray(a) - b).max(-1) > 1e-4) < 1e-3
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+def test_objects_rendered_on_a_gpu_are_those_of_the_cpu():
+    scenes = objects.on_turntables(3, range(20_000, 20_005), VIEWS)
+    arguments = scenes.packed, scenes.w2c, HALF_WIDTH, SIZE // 2
+    on_gpu = jax.device_get(procedural.render(*arguments))
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert_same(on_gpu, jax.device_get(procedural.render(*arguments, at_once=1)))
 
 
 def test_a_gpu_renders_as_many_objects_as_its_memory_holds(monkeypatch):
