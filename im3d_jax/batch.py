@@ -200,7 +200,7 @@ def make_all(
             models = generator, client, estimator
             report = generate.make_best_asset(*models, request, flags.retry_seeds, stop.show)
         except Stopped:
-            with suppress(OSError):  # it has something of an earlier call
+            with suppress(OSError):  # not empty: an earlier call failed to make it
                 request.out.rmdir()
             return None
         except Exception as error:  # whatever it is, it must not end the others
@@ -211,9 +211,8 @@ def make_all(
         return success(request, report)
 
     with ExitStack() as stack:
-        for _ in range(
-            min(flags.lanes, len(requests))
-        ):  # here, as a worker ends with the thread that starts it
+        # By this thread, with which a worker ends.
+        for _ in range(min(flags.lanes, len(requests))):
             idle.put(stack.enter_context(generate.start_client(config, settings)))
         lanes = stack.enter_context(ThreadPoolExecutor(flags.lanes))
         stop.in_lanes = True
