@@ -4,7 +4,8 @@ The order of a source's objects is endless and reshuffled every epoch. Row g of 
 k * batch_size + g of that order, and process s of n loads rows [s * B / n, (s + 1) * B / n). What a batch
 holds is thus a pure function of the seed and of k: it does not depend on the number of processes or threads,
 nor on where a run was resumed, and the number of the next batch is the whole position to save. grain
-shuffles, and reads ahead in threads, which suffice because Pillow decodes outside the interpreter's lock.
+shuffles, and reads ahead in threads, which suffice because Pillow decodes outside the interpreter's lock;
+procedural objects are made inside of it, so they may come from processes (`workers`).
 """
 
 from __future__ import annotations
