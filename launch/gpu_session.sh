@@ -57,7 +57,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=2
 export TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=16  # if gsplat has to compile after all
 
 bench() { echo python3 "benchmarks/gpu_$1.py" $small --json "$results/$1.json" "${@:2}"; }
-cuda_tests=(tests/im3d_jax/test_bridge.py tests/recon_torch/test_{rasterize,rasterize_together,client,fit}.py)
+cuda_tests=(tests/im3d_jax/test_bridge.py tests/recon_torch/test_{rasterize,rasterize_together,client,fit}.py
+  tests/im3d_jax/data/test_procedural.py)
 
 part machine 120 $(bench machine)
 part kernels 420 python3 -c 'import time; t = time.time(); from gsplat.cuda._backend import _C
