@@ -236,7 +236,8 @@ def warn(generator, requests: list[Request]) -> None:
     warned = [(r, warning) for r in requests for warning in generator.text.warnings(r.prompt)]
     if warned:
         request, warning = warned[0]
-        print(f"im3d: warning: {len(warned)} prompts, first {request.out.name}: {warning}", file=sys.stderr)
+        which = f"{len(warned)} of {len(requests)} prompts, first {request.out.name}"
+        tqdm.write(f"im3d: warning: {which}: {warning}", file=sys.stderr)
 
 
 def clear(out: Path) -> None:
@@ -300,7 +301,7 @@ class Progress:
         if self.failures_in_a_row == MAX_FAILURES:
             self.stop.soon = True
             last = f"{MAX_FAILURES} assets failed in a row, the last with: {outcome.error}"
-            print(f"im3d: stopped: {last}; mend that and give the same command", file=sys.stderr)
+            tqdm.write(f"im3d: stopped: {last}; mend that and give the same command", file=sys.stderr)
 
     def __str__(self) -> str:
         num_made = self.counts.total() - self.counts["failed"]
