@@ -42,7 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        temporary.chmod(FILE_MODE)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
@@ -214,3 +214,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+FILE_MODE = 0o666 & ~_umask()  # read once: to read it is to change it, for all threads

@@ -133,7 +133,8 @@ def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent
     if follow_parent and sys.platform == "linux":
         _end_with_parent()
     _divert_output(log_path)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for stop in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and schedulers reach the whole group
+        signal.signal(stop, signal.SIG_IGN)  # the parent decides
     _limit_threads(num_threads)
     from recon_torch.fit import Fit  # takes seconds, and must be over when the reader starts to unpickle
 

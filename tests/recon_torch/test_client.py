@@ -301,7 +301,8 @@ def test_ctrl_c_is_the_parents_affair(client, request):
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     begin_asset(client)
     pid = client.pid
-    client.fit(30, At(10, lambda: os.kill(pid, signal.SIGINT)))
+    client.fit(15, At(10, lambda: os.kill(pid, signal.SIGINT)))
+    client.fit(30, At(20, lambda: os.kill(pid, signal.SIGTERM)))  # as a scheduler does
     assert client.pid == pid and client.step == 30
     with pytest.raises(KeyboardInterrupt):
         client.fit(60, At(40, lambda: signal.raise_signal(signal.SIGINT)))
