@@ -1,5 +1,7 @@
 """The part `assets` with a worker whose pictures are the camera's position as a colour."""
 
+import contextlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +62,7 @@ class Generator:
     """Its videos are grey; refining darkens what it is given."""
 
     codec = Patches(patch=4)
+    turn = contextlib.nullcontext()
     config = ConfigDict(
         dict(seed=0, size=SIZE, num_views=NUM_VIEWS, video=dict(num_steps=1), fit=dict(num_steps=LAST_STEP),
              rounds=dict(at_steps=AT_STEPS, num_runs=1, num_steps=1))
