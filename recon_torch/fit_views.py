@@ -210,7 +210,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.epilog = EXAMPLES
     add = parser.add_argument
     add(
-        "--views", type=Path, nargs="+", default=[], metavar="DIR", help="images and transforms.json; or more"
+        "--views",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="images and transforms.json; several: assets",
     )
     add("--video", type=Path, metavar="FILE", help="or a video of one turn of the object")
     add("--out", type=Path, metavar="DIR", help="gets asset.ply, turntable.mp4, report.json ...")

@@ -68,10 +68,7 @@ def rasterize(
     gaussians = (means, quats, scales, opacities, colors)
     render = {"gsplat": _gsplat_engine, "cpu": _cpu_engine, "torch": _torch_engine}[engine]
     rgb, alpha, depth, means2d, radii = render(gaussians, w2c, intrinsics_px, width, height, background)
-    info = dict(
-        means2d=means2d, radii=radii, width=width, height=height, n_cameras=len(w2c), gaussian_ids=None
-    )
-    return Render(rgb, alpha, depth, info)
+    return Render(rgb, alpha, depth, _info(means2d, radii, width, height))
 
 
 def rasterize_together(
@@ -100,6 +97,12 @@ def rasterize_together(
         rasterize(*each, pose, lens, width, height, background=background, engine=engine)
         for each, pose, lens in zip(gaussians, w2c, intrinsics_px, strict=True)
     ]
+
+
+def _info(means2d: Tensor, radii: Tensor, width: int, height: int) -> dict[str, Any]:
+    """See `rasterize`."""
+    sizes = dict(width=width, height=height, n_cameras=len(radii))
+    return dict(means2d=means2d, radii=radii, gaussian_ids=None) | sizes
 
 
 def _choose_engine(engine: Engine, device: torch.device) -> Engine:
@@ -166,14 +169,8 @@ def _gsplat_batch(scenes, w2c, intrinsics_px, width, height, background) -> list
     rgb, alpha, depth, means2d, radii = _gsplat_engine(batch, w2c, intrinsics_px, width, height, background)
     renders = []
     for index, count in enumerate(counts):
-        info = dict(
-            means2d=_with_gradient_of(means2d, index, count),
-            radii=radii[index, :, :count],
-            width=width,
-            height=height,
-            n_cameras=w2c.shape[1],
-            gaussian_ids=None,
-        )
+        part = _with_gradient_of(means2d, index, count)
+        info = _info(part, radii[index, :, :count], width, height)
         renders.append(Render(rgb[index], alpha[index], depth[index], info))
     return renders
 

@@ -18,6 +18,21 @@ from recon_torch.fit import Fit
 torchvision_operators.declare()  # before anything imports transformers
 
 ROOT = Path(__file__).parents[2]
+SHRUNK = """
+import importlib.util
+spec = importlib.util.spec_from_file_location("tiny", {tiny!r})
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+def get_config():
+    config = tiny.get_config()
+    config.update(size=32, num_views=4, weights={weights!r})
+    config.backbone.kwargs.update(latent_shape=(8, 8, 64), model_channels=8, channel_mult=(1,), ff_mult=1,
+        num_res_blocks=(1,), attention_levels=(), head_dim=8, temporal_span=("pixel",), text_dims=(8,))
+    config.text_to_image.num_steps = 2
+{changes}
+    return config
+"""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -252,3 +267,16 @@ def random_weights(random_params, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     checkpoint.save_weights(path, traverse_util.unflatten_dict(random_params, sep="/"), {})
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def write_shrunk():
+    """Writes the shipped config, shrunk and with changes (indented lines), and says where its weights go."""
+
+    def write(directory: Path, changes: str) -> tuple[Path, Path]:
+        path, weights = directory / "shrunk.py", directory / "w.safetensors"
+        tiny = str(ROOT / "configs" / "tiny.py")
+        path.write_text(SHRUNK.format(tiny=tiny, weights=str(weights), changes=changes))
+        return path, weights
+
+    return write

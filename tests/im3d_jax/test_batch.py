@@ -17,33 +17,18 @@ from recon_torch.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("local_client")
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
-SHRUNK = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("tiny", {tiny!r})
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
-
-def get_config():
-    config = tiny.get_config()
-    config.update(size=32, num_views=4, weights={weights!r})
-    config.backbone.kwargs.update(latent_shape=(8, 8, 64), model_channels=8, channel_mult=(1,), ff_mult=1,
-        num_res_blocks=(1,), attention_levels=(), head_dim=8, temporal_span=("pixel",), text_dims=(8,))
-    config.text_to_image.num_steps = 2
+CHANGES = """
     config.video.num_steps = 2
     config.rounds.update(at_steps=(2,), num_steps=1)
     config.fit.update(num_gaussians=100, num_steps=4, lpips_net="alex")
     config.turntable.update(num_frames=2, size=32)
-    return config
 """
 
 
 @pytest.fixture(scope="module")
-def config_path(tmp_path_factory, quick_init):
+def config_path(tmp_path_factory, quick_init, write_shrunk):
     """A shrunk config on disk, with random weights for its network."""
-    directory = tmp_path_factory.mktemp("config")
-    path, weights = directory / "shrunk.py", directory / "w.safetensors"
-    path.write_text(SHRUNK.format(tiny=str(CONFIG), weights=str(weights)))
+    path, weights = write_shrunk(tmp_path_factory.mktemp("config"), CHANGES)
     config = config_flags.load(path)
     model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
     params = backbones.init(model, jax.random.key(0))

@@ -16,33 +16,19 @@ from recon_torch.gaussians import load_ply
 
 pytestmark = pytest.mark.usefixtures("local_client")
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
-SHRUNK = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("tiny", {tiny!r})
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
-
-def get_config():
-    config = tiny.get_config()
-    config.update(size=32, num_views=4, weights={weights!r})
-    config.backbone.kwargs.update(latent_shape=(8, 8, 64), model_channels=8, channel_mult=(1,), ff_mult=1,
-        num_res_blocks=(1,), attention_levels=(0,), head_dim=8, temporal_span=("pixel",), text_dims=(8,))
-    config.text_to_image.num_steps = 2
+CHANGES = """
+    config.backbone.kwargs.attention_levels = (0,)
     config.video.update(num_steps=3, w_image=2.0, w_text=3.0)
     config.rounds.update(at_steps=(8, 14), num_steps=2)
     config.fit.update(num_gaussians=200, num_steps=20, lpips_net="alex")
     config.turntable.update(num_frames=4, size=32)
-    return config
 """
 
 
 @pytest.fixture(scope="module")
-def config_path(tmp_path_factory):
+def config_path(tmp_path_factory, write_shrunk):
     """A shrunk config on disk, with random weights for its network."""
-    directory = tmp_path_factory.mktemp("config")
-    path, weights = directory / "shrunk.py", directory / "w.safetensors"
-    path.write_text(SHRUNK.format(tiny=str(CONFIG), weights=str(weights)))
+    path, weights = write_shrunk(tmp_path_factory.mktemp("config"), CHANGES)
     config = config_flags.load(path)
     model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
     rng = np.random.default_rng(0)

@@ -169,11 +169,11 @@ def test_fits_together_are_what_they_are_alone():
 
     together, alone = new_fits(), new_fits()
     run_together(together, 25, lambda fit, values: losses.setdefault(fit.settings.seed, []).append(values))
+    assert len({fit.num_gaussians for fit in together}) == 3
     for fit, expected in zip(together, alone, strict=True):
         theirs = []
         expected.run(25, lambda step, values, theirs=theirs: theirs.append(values))
         assert fit.step == 25 and fit.num_gaussians == pytest.approx(expected.num_gaussians, rel=0.01)
-        assert len({each.num_gaussians for each in together}) == 3
         for name in ("loss", "lpips", "ssim", "mask", "l1"):
             ours = [values[name].item() for values in losses[fit.settings.seed]]
             np.testing.assert_allclose(ours[:11], [v[name].item() for v in theirs[:11]], rtol=1e-3, atol=1e-6)
