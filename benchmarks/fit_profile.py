@@ -1,7 +1,7 @@
 """Where the time of a fit goes: milliseconds of a step and share of the fit, stage by stage.
 
     python benchmarks/fit_profile.py                                    # 128 px, 1200 steps, all threads
-    python benchmarks/fit_profile.py --size 64 --threads 1 --num-steps 300 --set lpips_stages=5
+    python benchmarks/fit_profile.py --size 64 --threads 1 --num-steps 300 --set lpips_weights=random
 
 Fits the first test object. A stage's time is its own, without the stages that it calls; "rest" is Python and
 autograd between them. wall is what passed, cpu what the process used over all its threads: on a machine that
@@ -24,7 +24,8 @@ from im3d_jax.data import objects, procedural
 from recon_torch import fit as fitting
 from recon_torch import losses, project_cpu, rasterize_cpu, splats
 from recon_torch.cameras import orbit
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
+from recon_torch.settings import FitSettings
 
 NUM_VIEWS = 16
 
@@ -93,7 +94,7 @@ def main() -> None:
 
     torch.set_num_threads(flags.threads)
     fields = dict(field.split("=", 1) for field in flags.set)
-    settings = {name: ast.literal_eval(value) for name, value in fields.items()}
+    settings = {name: _read(value) for name, value in fields.items()}
     fit = prepare(flags.size, FitSettings(num_steps=flags.num_steps, **settings))
     fit.run(1)  # compiles the rasteriser and computes the targets' features
     stopwatch = Stopwatch()
@@ -112,6 +113,13 @@ def main() -> None:
             f"{stage:20s} {wall:12.3f} {seconds[0] / total[0]:6.1%} {cpu:12.3f} {seconds[1] / total[1]:6.1%}"
         )
     print(f"wall {total[0]:.1f} s, cpu {total[1]:.1f} s, psnr {fit.metrics()['psnr']:.2f} dB")
+
+
+def _read(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text  # a name
 
 
 def prepare(size: int, settings: FitSettings) -> Fit:

@@ -18,7 +18,8 @@ import torch
 
 from im3d_jax.data import objects, procedural
 from recon_torch.cameras import orbit
-from recon_torch.fit import Fit, FitSettings, run_together
+from recon_torch.fit import Fit, run_together
+from recon_torch.settings import FitSettings
 
 NUM_VIEWS, WARM_UP_STEPS = 16, 5
 

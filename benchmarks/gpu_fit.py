@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax.data import objects, procedural
 from recon_torch.cameras import Cameras, orbit
-from recon_torch.fit import Fit, FitSettings, run_together
+from recon_torch.fit import Fit, run_together
 from recon_torch.gaussians import Gaussians, init_ball
 from recon_torch.losses import ssim
 from recon_torch.rasterize import rasterize
+from recon_torch.settings import FitSettings
 
 # JAX draws the targets here, and would take most of the memory for that.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -206,7 +207,12 @@ def _peak_bytes() -> int:
 def main() -> None:
     flags = gpu_machine.parse(gpu_machine.arguments(__doc__))
     size, num_steps, many = (64, 60, (1, 2)) if flags.small else (512, FitSettings.num_steps, MANY)
-    settings = FitSettings(num_steps=num_steps, num_gaussians=500 if flags.small else 5000)
+    settings = FitSettings(
+        num_steps=num_steps,
+        num_gaussians=500 if flags.small else 5000,
+        lpips_weights="random",
+        lpips_stages=5,  # as many as with trained weights
+    )
     rates = gpu_machine.measure_rates(flags.small)
     result = gpu_machine.describe() | {"size": size, "rates": rates._asdict()}
 
@@ -220,6 +226,7 @@ def main() -> None:
     keep("fit", time_fit(target, settings))
     keep("plain", time_plain(target, settings.num_gaussians, num_steps))
     keep("fit again", time_fit(target, settings))  # how far two runs differ
+    keep("fit without LPIPS", time_fit(target, dataclasses.replace(settings, w_lpips=0.0)))
     keep("fit bfloat16", time_fit(target, dataclasses.replace(settings, lpips_dtype="bfloat16")))
     keep("fit 4 views", time_fit(target, dataclasses.replace(settings, views_per_step=4)))
     shorter = dataclasses.replace(settings, num_steps=min(num_steps, STEPS_OF_MANY))

@@ -56,6 +56,7 @@ def load_config(directory: Path, small: bool):
     """The config, with embeddings of `PROMPT` and of "" written to `directory`; small: for a CPU."""
     config = config_flags.load("configs/paper_512.py")
     config.autoencoder.kwargs.path = "random"
+    config.fit.update(lpips_weights="random", lpips_stages=5)  # as many as with trained weights
     if small:
         config.backbone.kwargs.update(SMALL_NETWORK)
         config.autoencoder.kwargs = config.autoencoder.kwargs.to_dict() | SMALL_CODEC

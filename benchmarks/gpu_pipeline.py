@@ -35,11 +35,10 @@ from im3d_jax import backbones, bridge, costs, generate, sampler
 from im3d_jax.generator import Generator
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient
-from recon_torch.fit import FitSettings
 from recon_torch.losses import PerceptualDistance
+from recon_torch.settings import FitSettings
 
 ELEVATION_RAD = 0.35  # an estimator of random weights would say nothing
-KEEP_STAGES = 3  # of the perceptual network, as a fit without its weights takes
 
 
 class Stages:
@@ -154,7 +153,7 @@ def _work(flops: float, moved: float = 0.0, dtype: str = "bfloat16") -> dict:
 
 def fit_step_flops(size: int, settings: FitSettings) -> float:
     """Of the perceptual network on one render, forward and backward: nearly all of a step's arithmetic."""
-    perceptual = PerceptualDistance(settings.lpips_net).rounded(torch.float32, KEEP_STAGES)
+    perceptual = PerceptualDistance(settings.lpips_net).rounded(torch.float32, settings.lpips_stages)
     side = min(size, 128)  # it grows with the number of pixels
     image = torch.rand(1, side, side, 3, requires_grad=True)
     with torch.no_grad():

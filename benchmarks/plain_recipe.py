@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from gsplat import DefaultStrategy
 
-from recon_torch.fit import FitSettings
 from recon_torch.gaussians import Gaussians, init_ball
 from recon_torch.metrics import ssim
 from recon_torch.rasterize import rasterize
+from recon_torch.settings import FitSettings
 from recon_torch.splats import PARAM_NAMES
 from recon_torch.views import Views
 

@@ -29,21 +29,23 @@ import torch
 from im3d_jax.data import mesh_rendering
 from recon_torch import export, render_views
 from recon_torch.cameras import Cameras, orbit
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
 from recon_torch.gaussians import Gaussians
 from recon_torch.losses import PerceptualDistance
 from recon_torch.metrics import psnr, ssim
+from recon_torch.settings import FitSettings
 from recon_torch.views import Views, load_views
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 TRAIN_VIEWS, TRAIN_ELEVATION_DEG = 16, 20.0
 TEST_VIEWS, TEST_ELEVATIONS_DEG = 24, (-10.0, 60.0)
 GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
-PAPER = {"start": "ball", "w_l1": 0.0, "prune_unseen": 0.0}
+LPIPS = {"lpips_weights": "random"}  # unless torchvision's cache has weights, the default goes without
+PAPER = LPIPS | {"start": "ball", "w_l1": 0.0, "prune_unseen": 0.0}
 VARIANTS = {
     "default": {},
+    "LPIPS": LPIPS,
     "no L1": {"w_l1": 0.0},
-    "no LPIPS": {"w_lpips": 0.0},
     "no SSIM": {"w_ssim": 0.0},
     "no mask": {"w_mask": 0.0},
     "start in a ball": {"start": "ball"},
@@ -52,7 +54,7 @@ VARIANTS = {
     "paper, RGB for LPIPS": PAPER | {"w_lpips": 0.0, "w_rgb": 10.0},
 }
 PLAIN = "plain"
-INCONSISTENT_VARIANTS = ["default", "no LPIPS", "paper", "paper, RGB for LPIPS", PLAIN]
+INCONSISTENT_VARIANTS = ["default", "LPIPS", "paper", "paper, RGB for LPIPS", PLAIN]
 SHEET_VARIANTS, SHEET_VIEWS = ["default", PLAIN], np.array([0, 4, 9, 14, 19, 23])
 COLUMNS = {  # of the table: heading, format
     "psnr": ("PSNR", ".2f"),

@@ -3,7 +3,11 @@
 A leaf calls `get_config` and changes what is its own; `autoencoder`, `backbone` and `text` it must name.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict, config_dict
+
+from recon_torch.settings import FitSettings, GateSettings
 
 
 def get_config() -> ConfigDict:
@@ -50,17 +54,9 @@ def get_config() -> ConfigDict:
             masks=dict(isnet="", tolerance=0.04),
             # A user's picture: size of its object in view 0, and how to find it (`conditioning.place`).
             image=dict(fill=0.7, background_tolerance=0.06, mask_weights=""),
-            # Fields of recon_torch.fit.FitSettings; those that are not named keep their defaults.
-            fit=dict(
-                representation="gaussians",
-                num_gaussians=5000,
-                num_steps=1200,
-                w_lpips=10.0,
-                w_ssim=0.2,
-                w_mask=1.0,
-            ),
-            # Fields of recon_torch.quality.GateSettings; likewise.
-            gates=dict(floaters=0.01, floaters_bad=0.05, view_shape=0.9, view_psnr=14.0, views_bad=0.25),
+            # What these mean is told in recon_torch/settings.py.
+            fit=dataclasses.asdict(FitSettings()),
+            gates=dataclasses.asdict(GateSettings()),
             turntable=dict(num_frames=48, size=192, fps=24),
         )
     )

@@ -33,8 +33,7 @@ from recon_torch import elevation, export
 from recon_torch.cameras import Cameras, orbit, write_transforms
 from recon_torch.client import ReconClient
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.fit import FitSettings
-from recon_torch.quality import GateSettings
+from recon_torch.settings import FitSettings, GateSettings
 
 PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
 RETRY_SEED_STEP = 1000  # apart, so that no try repeats another of several assets

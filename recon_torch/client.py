@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,10 +36,7 @@ from torch import Tensor
 from recon_torch import worker
 from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
-
-if TYPE_CHECKING:
-    from recon_torch.fit import FitSettings
-    from recon_torch.quality import GateSettings
+from recon_torch.settings import FitSettings, GateSettings
 
 MAX_DEATHS = 2  # of workers, per asset
 QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # a crash quotes a whole Python stack

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gsplat import DefaultStrategy
 
-if TYPE_CHECKING:
-    from recon_torch.fit import FitSettings
+from recon_torch.settings import FitSettings
+
+THRESHOLD_SIZE_PX = 128  # of the views for which `grow_grad2d` is meant
 
 
 class CappedStrategy(DefaultStrategy):
@@ -28,14 +27,17 @@ class CappedStrategy(DefaultStrategy):
         return grown
 
     @classmethod
-    def of(cls, settings: FitSettings) -> CappedStrategy:
-        """The paper's schedule: from the first step to the last, without resets of the opacity."""
+    def of(cls, settings: FitSettings, size_px: float) -> CappedStrategy:
+        """The paper's schedule, from the first step on, without resets of the opacity.
+
+        At one threshold for all sizes, fits to larger views end with fewer Gaussians and less detail.
+        """
         strategy = cls(
             prune_opa=settings.prune_opacity,
-            grow_grad2d=settings.grow_grad2d,
+            grow_grad2d=settings.grow_grad2d * (THRESHOLD_SIZE_PX / size_px) ** 0.5,
             grow_scale3d=settings.grow_scale3d,
             refine_start_iter=0,
-            refine_stop_iter=settings.num_steps,
+            refine_stop_iter=round(settings.refine_until * settings.num_steps),
             refine_every=settings.refine_every,
             reset_every=settings.num_steps + 1,  # never, and with it no pruning by size
         )

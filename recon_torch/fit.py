@@ -1,8 +1,9 @@
 """The direct fit of a scene to views (Sec. 3.3, A.1): 5000 Gaussians, 1200 steps, densify and prune every 50.
 
-The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss + 5 L1. The views may change in mid-fit: the method
-renders the fit, lets the video model mend the renders, and fits on. Several fits may take their steps
-together, each as it would alone.
+The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss + 5 L1, without LPIPS where it has no trained weights:
+with random ones it takes six sevenths of the time and finds nothing (docs/quality.md). The views may change in
+mid-fit: the method renders the fit, lets the video model mend the renders, and fits on. Several fits may take
+their steps together, each as it would alone.
 
 Paper: there is no pixel loss. Here: there is, for the reason that `splats` gives for its own departures. The
 paper's: `start="ball", w_l1=0, prune_unseen=0`.
@@ -15,8 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,69 +28,19 @@ from recon_torch.errors import UserError
 from recon_torch.losses import PerceptualDistance, l1_loss, mask_loss, ms_ssim, perceptual_distance, rgb_loss
 from recon_torch.metrics import psnr, silhouette_iou, ssim
 from recon_torch.nerf import RadianceField
-from recon_torch.rasterize import Engine, Render
+from recon_torch.rasterize import Render
+from recon_torch.settings import FitSettings
 from recon_torch.splats import Splats
 
 if TYPE_CHECKING:
     from recon_torch.scene import Scene
 
 VIEW_STREAM, SCENE_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
+TERMS = ("lpips", "ssim", "mask", "rgb", "l1")  # of the loss
 SETBACK_RATE = 0.5  # of learning after a setback
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
 SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
 RANDOM_LPIPS_STAGES = 3  # five cost 2.5 times as much and give the same PSNR and SSIM on held-out views
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """Paper: 5000 Gaussians, 1200 steps, refinement every 50, weights 10, 0.2, 1. Unspecified: the rest.
-
-    Learning rates: DreamGaussian's, but the means move three times and the scales twice as fast, which
-    gives 0.4 dB more on held-out views.
-    """
-
-    num_gaussians: int = 5000
-    num_steps: int = 1200
-    views_per_step: int = 1
-    init_radius: float = 0.5
-    start: Literal["hull", "ball"] = "hull"  # "ball" is the paper's, of that radius
-
-    w_lpips: float = 10.0
-    w_ssim: float = 0.2
-    w_mask: float = 1.0
-    w_rgb: float = 0.0  # Table 2's ablation sets this and w_lpips=0
-    w_l1: float = 5.0  # the paper's is 0
-    lpips_net: str = "vgg"
-    lpips_stages: int | None = None  # from the first; None: all, or 3 where the weights are random
-    lpips_weights: str | None = None
-    lpips_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the loss; metrics are float32
-    background: float = 1.0  # grey level behind the views
-
-    lr_means: float = 3e-3
-    lr_means_final: float = 6e-5
-    lr_sh0: float = 1e-2
-    lr_opacities: float = 5e-2
-    lr_scales: float = 1e-2
-    lr_quats: float = 5e-3
-
-    refine_every: int = 50
-    grow_grad2d: float = 0.002
-    grow_scale3d: float = 0.01
-    prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
-    prune_unseen: float = 0.06  # what fills less pixels than this share of the mean; the paper's is 0
-    max_gaussians: int = 20000
-
-    representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other
-    nerf_cells: int = 64  # along each side of its grid
-    nerf_samples: int = 64  # along each of its rays
-    lr_nerf: float = 0.2
-
-    engine: Engine = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.representation not in ("gaussians", "nerf"):
-            raise UserError(f"representation is {self.representation!r}; choose gaussians or nerf")
 
 
 class Fit:
@@ -100,6 +50,7 @@ class Fit:
         scene: what is optimised, of the kind that `settings.representation` names.
         step: steps done so far.
         notes: what a report should say about this fit.
+        weights: of the terms of the loss. LPIPS without trained weights has 0, unless settings ask for it.
         setbacks: why `recon_torch.recovery` took it back to an earlier state, each time.
         caution: how often the learning rates were halved, and the random numbers changed, because of that.
     """
@@ -118,8 +69,12 @@ class Fit:
                 f"views of {cameras.width}x{cameras.height} px are too small; give at least 32x32"
             )
         self._perceptual = perceptual_distance(settings.lpips_net, settings.lpips_weights, self.device)
+        self.weights = {name: getattr(settings, f"w_{name}") for name in TERMS}
         if self._perceptual.random_weights:
             self.notes.append(f"LPIPS runs on {settings.lpips_net} with random weights")
+            if settings.lpips_weights != "random" and settings.w_lpips > 0:
+                self.weights["lpips"] = 0.0
+                self.notes[-1] += ": a score, no term of the loss"
         dtype = _lpips_dtype(settings, self.device)
         self._lpips = self._perceptual.rounded(dtype, _lpips_stages(settings, self._perceptual))
         self.scene = _new_scene(cameras, settings, self.device)
@@ -288,7 +243,7 @@ def _step_together(fits: Sequence[Fit]) -> list[dict[str, Tensor]]:
         [fit._seed_of_scene for fit in fits],
     )
     losses = _losses(fits, renders, chosen)
-    totals = sum(getattr(settings, f"w_{name}") * loss for name, loss in losses.items())
+    totals = sum(fits[0].weights[name] * loss for name, loss in losses.items())
     for fit, render in zip(fits, renders, strict=True):
         fit.scene.watch(fit.step, render.info)
     totals.sum().backward()
@@ -321,8 +276,7 @@ def _losses(
         "rgb": lambda: rgb_loss(rgb, views),
         "l1": lambda: l1_loss(rgb, alpha, views, masks, settings.background),
     }
-    weighted = {name: term for name, term in terms.items() if getattr(settings, f"w_{name}") > 0}
-    return {name: term().view(len(fits), -1).mean(1) for name, term in weighted.items()}
+    return {name: terms[name]().view(len(fits), -1).mean(1) for name in TERMS if fits[0].weights[name] > 0}
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from recon_torch import check_views, export, quality, recovery, world
 from recon_torch.cameras import Cameras, write_transforms
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
 from recon_torch.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
+from recon_torch.settings import FitSettings
 from recon_torch.video_views import load_video
 from recon_torch.views import MaskFunction, Views, load_views
 
@@ -241,7 +242,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--isnet-weights", type=Path, metavar="FILE", help="cut out the foreground with IS-Net")
     add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze (default %(default)s)")
-    add("--lpips-weights", metavar="FILE", help="its backbone weights as torchvision names them")
+    add(
+        "--lpips-weights",
+        default=FitSettings.lpips_weights,
+        metavar="FILE",
+        help="its backbone weights as torchvision names them, or 'random' (default: torchvision's cache; "
+        "where that has none, the loss is without LPIPS)",
+    )
     add("--representation", default=FitSettings.representation, choices=("gaussians", "nerf"))
     add("--engine", default="auto", help="rasteriser: auto, gsplat or cpu (default %(default)s)")
     flags = parser.parse_args(argv)

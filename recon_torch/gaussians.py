@@ -20,7 +20,7 @@ from recon_torch.errors import UserError
 from recon_torch.export import replacing
 
 SH_C0 = 0.5 / math.sqrt(math.pi)  # the constant spherical harmonic
-OPACITY_IN_BALL, OPACITY_IN_CELLS = 0.1, 0.5  # at the start
+INITIAL_OPACITY = 0.1
 
 PLY_NAMES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
@@ -80,39 +80,14 @@ def init_ball(
     direction = direction / direction.norm(dim=-1, keepdim=True)
     distance = radius * torch.rand(num, 1, generator=generator) ** (1 / 3)
     spacing = radius * (4 / 3 * math.pi / num) ** (1 / 3)
-    gaussians = _spheres(direction * distance, 0.5 * spacing, OPACITY_IN_BALL)
-    return Gaussians(*(tensor.to(device) for tensor in gaussians))
-
-
-def init_cells(
-    num: int,
-    centers: Float[Tensor, "M 3"],
-    colors: Float[Tensor, "M 3"],
-    width: float,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Gaussians:
-    """Gaussians at random places in M cubic cells of that width, equally many in each, or one more.
-
-    Each has its cell's colour, and the size and the seeding of `init_ball`.
-    """
-    cells = torch.randperm(len(centers), generator=generator).repeat(-(-num // len(centers)))[:num]
-    places = centers[cells] + width * (torch.rand(num, 3, generator=generator) - 0.5)
-    spacing = width * (len(centers) / num) ** (1 / 3)
-    gaussians = _spheres(places, 0.5 * spacing, OPACITY_IN_CELLS)
-    return Gaussians(*(tensor.to(device) for tensor in gaussians._replace(sh0=(colors[cells] - 0.5) / SH_C0)))
-
-
-def _spheres(means: Float[Tensor, "N 3"], radius: float, opacity: float) -> Gaussians:
-    """Grey ones, with that standard deviation."""
-    num = len(means)
-    return Gaussians(
-        means=means,
+    gaussians = Gaussians(
+        means=direction * distance,
         quats=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(num, 1),
-        log_scales=torch.full((num, 3), math.log(radius)),
-        opacity_logits=torch.full((num,), math.log(opacity / (1 - opacity))),
+        log_scales=torch.full((num, 3), math.log(0.5 * spacing)),
+        opacity_logits=torch.full((num,), math.log(INITIAL_OPACITY / (1 - INITIAL_OPACITY))),
         sh0=torch.zeros(num, 3),
     )
+    return Gaussians(*(tensor.to(device) for tensor in gaussians))
 
 
 def opacity_grid(gaussians: Gaussians, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:

@@ -10,9 +10,7 @@ from recon_torch import masks as masks_
 from recon_torch.cameras import Cameras
 
 FOREGROUND = 0.5  # coverage from which a pixel belongs to the object
-GREY = 0.5
-SURFACE_CELLS = 2  # thickness
-OBJECTIONS_ONE_IN = 8  # so many of the views may be wrong about a point of the surface
+OBJECTIONS_ONE_IN = 8  # so many of the views may be wrong about a point nearly inside
 
 
 def grid(half_width: float, num_cells: int) -> Float[np.ndarray, "N 3"]:
@@ -41,34 +39,12 @@ def hull(verdicts: Int8[np.ndarray, "K N"], max_objections: int = 0) -> Bool[np.
     return (objections <= max_objections) & (supporters >= len(verdicts) / 2)
 
 
-def surface(
-    cameras: Cameras, masks: Float[np.ndarray, "K H W 1"], half_width: float, num_cells: int
-) -> Float[np.ndarray, "N 3"]:
-    """The outermost cells of the hull, `SURFACE_CELLS` deep: their centres. May be none.
-
-    A point stays in this hull if few views rule it out, as generated views never agree about edges.
-    """
-    points = grid(half_width, num_cells)
-    found = verdicts(points, cameras, masks, np.sqrt(3) * half_width / num_cells)
-    inside = hull(found, max_objections=len(cameras) // OBJECTIONS_ONE_IN)
-    solid = inside.reshape(num_cells, num_cells, num_cells)
-    return points[(solid & ~ndimage.binary_erosion(solid, iterations=SURFACE_CELLS)).ravel()]
-
-
-def mean_colors(
-    points: Float[np.ndarray, "N 3"],
-    cameras: Cameras,
-    images: Float[np.ndarray, "K H W 3"],
-    masks: Float[np.ndarray, "K H W 1"],
-) -> Float[np.ndarray, "N 3"]:
-    """Of the pixels, weighted by their masks, where the views have each point; grey where all masks are 0."""
-    total, weight = np.zeros((len(points), 3)), np.zeros((len(points), 1))
-    for k in range(len(cameras)):
-        pixels, _, seen = _project(points, cameras[k])
-        columns, rows = pixels[seen].T
-        total[seen] += (masks[k] * images[k])[rows, columns]
-        weight[seen] += masks[k][rows, columns]
-    return np.where(weight > 0, total / np.maximum(weight, 1e-9), GREY)
+def nearly_inside(
+    points: Float[np.ndarray, "N 3"], cameras: Cameras, masks: Float[np.ndarray, "K H W 1"], reach: float
+) -> Bool[np.ndarray, " N"]:
+    """The points within `reach` of the hull, by all but a few views: generated ones never agree on edges."""
+    found = verdicts(points, cameras, masks, reach)
+    return hull(found, max_objections=len(cameras) // OBJECTIONS_ONE_IN)
 
 
 def _verdicts(

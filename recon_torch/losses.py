@@ -131,12 +131,13 @@ class PerceptualDistance:
     def __init__(
         self,
         net: str = "vgg",
-        weights_path: str | os.PathLike | None = None,
+        weights: str | os.PathLike = "auto",
         device: torch.device | str = "cpu",
     ):
         """Args:
             net: "vgg", "alex" or "squeeze".
-            weights_path: backbone weights in torchvision's naming (.pth, .safetensors); default its cache.
+            weights: a file of the backbone's in torchvision's naming (.pth, .safetensors); "random"; or
+                "auto": torchvision's cache, and random ones where that has none.
 
         Raises:
             UserError: an unknown net, or a weights file that is missing or does not fit the net.
@@ -144,12 +145,12 @@ class PerceptualDistance:
         if net not in TORCHVISION_FILES:
             raise UserError(f"unknown LPIPS net {net!r}; choose from {', '.join(TORCHVISION_FILES)}")
         model = _lpips_model(net)
-        if weights_path is None:
+        if weights == "auto":
             cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILES[net]
-            weights_path = cached if cached.is_file() else None
-        self.random_weights = weights_path is None
-        if weights_path is not None:
-            _load_backbone(model.net, Path(weights_path), net)
+            weights = cached if cached.is_file() else "random"
+        self.random_weights = weights == "random"
+        if not self.random_weights:
+            _load_backbone(model.net, Path(weights), net)
         self.num_stages = model.L
         self._scale_input = model.scaling_layer.to(device)
         stages = [getattr(model.net, f"slice{index + 1}") for index in range(model.L)]
@@ -193,12 +194,13 @@ class PerceptualDistance:
 
 
 @functools.cache
-def perceptual_distance(net: str, weights: str | None, device: torch.device) -> PerceptualDistance:
+def perceptual_distance(net: str, weights: str, device: torch.device) -> PerceptualDistance:
     """Loaded once for all fits of a process; the warning thus comes once, too."""
     distance = PerceptualDistance(net, weights, device)
-    if distance.random_weights:
+    if distance.random_weights and weights != "random":
         warnings.warn(
-            f"no weights for LPIPS's {net} backbone, using random ones; name a file in lpips_weights",
+            f"no weights for LPIPS's {net} backbone: losses go without it, scores use random ones; name a "
+            "file in lpips_weights, or 'random'",
             stacklevel=2,
         )
     return distance

@@ -28,9 +28,9 @@ from recon_torch.cameras import Cameras
 from recon_torch.export import replacing
 from recon_torch.rasterize import Render
 from recon_torch.scene import Parameters
+from recon_torch.settings import FitSettings
 
 if TYPE_CHECKING:
-    from recon_torch.fit import FitSettings
     from recon_torch.world import World
 
 RADIUS = 0.55  # of the ball in which a field is not empty, and half the grid's width

@@ -6,7 +6,6 @@ that contradict one another, a face on either side. A gate looks for one of them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from recon_torch.cameras import Cameras
 from recon_torch.masks import problem
 from recon_torch.metrics import psnr
+from recon_torch.settings import GateSettings
 
 if TYPE_CHECKING:
     from recon_torch.fit import Fit
@@ -29,33 +29,6 @@ CROP_PX = 32  # side of what the Janus gate compares
 QUARTER_TURNS = 4
 
 Level = Literal["hint", "suspect", "bad"]
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """Thresholds. Defaults: chosen between what good fits and made-up failures measure, see docs/gates.md.
-
-    floaters, floaters_bad: share of the opacity in small pieces apart from the rest.
-    floater_size: share below which such a piece is small; what is larger belongs to the object.
-    cell_opacity: what a cell must take of a ray's light to count as matter.
-    floor_area: of a thin sheet below the object, in squares of side 1 (the object's ball has 0.79).
-    floor_ratio: and how much wider it is than what stands on it.
-    view_shape, view_psnr: least `shape_score`, and PSNR of the foreground in dB, of a render and its view.
-    views_bad: share of views that fail from which all of it is bad.
-    janus_back, janus_gap: how like the front (correlation) the back is, and by how much less the sides are.
-    """
-
-    floaters: float = 0.01
-    floaters_bad: float = 0.05
-    floater_size: float = 0.1
-    cell_opacity: float = 0.1
-    floor_area: float = 0.35
-    floor_ratio: float = 2.0
-    view_shape: float = 0.9
-    view_psnr: float = 14.0
-    views_bad: float = 0.25
-    janus_back: float = 0.8
-    janus_gap: float = 0.3
 
 
 class Finding(NamedTuple):

@@ -1,8 +1,8 @@
 """Gaussians as a fit optimises them: where they start, their learning rates, densification and pruning.
 
-Paper (A.1): the points start at the centre, and only faint Gaussians are pruned. Here: they start on the
-visual hull of the masks, and what no view sees is pruned, too, because true views of meshes from elsewhere
-then agree better, by 1.2 dB for a milk truck (docs/quality.md).
+Paper (A.1): the points start in a ball at the centre, and only faint Gaussians are pruned. Here: those outside
+of the masks' visual hull are left out, and what no view sees is pruned, too, because true views of meshes from
+elsewhere then agree better (docs/quality.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from gsplat.strategy.ops import remove
 from jaxtyping import Float
@@ -22,17 +23,17 @@ from recon_torch import hull
 from recon_torch.cameras import Cameras
 from recon_torch.densify import CappedStrategy
 from recon_torch.errors import NoGaussiansLeft
-from recon_torch.gaussians import Gaussians, init_ball, init_cells, opacity_grid, save_ply
+from recon_torch.gaussians import Gaussians, init_ball, opacity_grid, save_ply
 from recon_torch.rasterize import Render, rasterize_together
 from recon_torch.scene import Parameters
+from recon_torch.settings import FitSettings
 from recon_torch.visibility import seen_px
 
 if TYPE_CHECKING:
-    from recon_torch.fit import FitSettings
     from recon_torch.world import World
 
 PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
-HULL_CELLS = 64  # along each side of the grid on which the visual hull is found
+HULL_REACH = 0.0135  # world units within which a Gaussian may begin beside the visual hull
 UNSEEN_EVERY = 200  # steps, and after the last
 
 
@@ -41,12 +42,13 @@ class Splats:
 
     def __init__(self, cameras: Cameras, settings: FitSettings, device: torch.device):
         self._cameras, self._settings, self._device = cameras, settings, device
-        self._strategy = CappedStrategy.of(settings)
+        self._strategy = CappedStrategy.of(settings, (cameras.width * cameras.height) ** 0.5)
         self._strategy_state = self._strategy.initialize_state()
-        self._put(init_ball(settings.num_gaussians, settings.init_radius, self._generator(), device))
+        self._put(self._ball())
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._settings.seed)
+    def _ball(self) -> Gaussians:
+        generator = torch.Generator().manual_seed(self._settings.seed)
+        return init_ball(self._settings.num_gaussians, self._settings.init_radius, generator, self._device)
 
     def _put(self, gaussians: Gaussians) -> None:
         self.parameters = Parameters(dict(zip(PARAM_NAMES, gaussians, strict=True)), self._device)
@@ -60,18 +62,15 @@ class Splats:
         return len(self.parameters.tensors["means"])
 
     def start_on(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> list[str]:
-        """See `Scene`: where the masks say that the surface is, if they agree on any place."""
-        settings, half_width = self._settings, self._settings.init_radius
-        if settings.start != "hull":
+        """See `Scene`: of the ball, what the masks do not rule out, if they agree on any place."""
+        if self._settings.start != "hull":
             return []
-        images, coverage = views.cpu().numpy(), masks.cpu().numpy()
-        centers = hull.surface(self._cameras, coverage, half_width, HULL_CELLS)
-        if not len(centers):
+        ball = self._ball()
+        places = ball.means.cpu().numpy().astype(np.float64)
+        inside = hull.nearly_inside(places, self._cameras, masks.cpu().numpy(), HULL_REACH)
+        if not inside.any():
             return ["the masks agree on no place for the object, so the Gaussians start in a ball"]
-        colors = hull.mean_colors(centers, self._cameras, images, coverage)
-        places = (torch.from_numpy(array).float() for array in (centers, colors))
-        width = 2 * half_width / HULL_CELLS
-        self._put(init_cells(settings.num_gaussians, *places, width, self._generator(), self._device))
+        self._put(Gaussians(*(tensor[torch.from_numpy(inside).to(self._device)] for tensor in ball)))
         return []
 
     def rates(self, progress: float) -> dict[str, float]:

@@ -42,12 +42,12 @@ from recon_torch import gsplat_kernels, recovery
 from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
 from recon_torch.export import replacing
+from recon_torch.settings import FitSettings, GateSettings
 
 if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips
     from multiprocessing.connection import Connection
 
-    from recon_torch.fit import Fit, FitSettings
-    from recon_torch.quality import GateSettings
+    from recon_torch.fit import Fit
 
 RENDER_CHUNK_VIEWS = 8  # one beat per chunk
 WARM_UP_GAUSSIANS = 64

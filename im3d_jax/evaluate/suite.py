@@ -28,8 +28,8 @@ from recon_torch import elevation, export
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.fit import FitSettings
 from recon_torch.losses import PerceptualDistance
+from recon_torch.settings import FitSettings
 
 SUITES = ("tiny",)
 PARTS = ("views", "assets", "prompts", "elevation")

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.settings import FitSettings, GateSettings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -50,6 +51,16 @@ def test_flags_and_overrides_keep_types(config_file):
     }  # fmt: skip
     assert type(config.fit.rate) is float
     assert config.is_locked
+
+
+def test_every_setting_of_the_fit_and_of_its_gates_can_be_overridden():
+    _, config = parse(
+        "--config=configs/tiny.py", "--config.fit.lpips_weights=vgg16.pth", "--config.fit.lpips_stages=2",
+        "--config.fit.start=hull", "--config.gates.floor_area=0.5",
+    )  # fmt: skip
+    changes = dict(lpips_weights="vgg16.pth", lpips_stages=2, start="hull")
+    assert FitSettings(**config.fit) == FitSettings(**changes)
+    assert GateSettings(**config.gates) == GateSettings(floor_area=0.5)
 
 
 @pytest.mark.parametrize(

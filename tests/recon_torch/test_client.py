@@ -19,11 +19,12 @@ import torch
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient, WorkerDied, WorkerFailed
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
 from recon_torch.gaussians import load_ply
-from recon_torch.quality import GateSettings, inspect
+from recon_torch.quality import inspect
 from recon_torch.rasterize import rasterize
 from recon_torch.recovery import SNAPSHOT_STEPS
+from recon_torch.settings import FitSettings, GateSettings
 
 CAMERAS = orbit(3, size=40)
 SETTINGS = FitSettings(num_gaussians=200, num_steps=200, lpips_net="alex", w_lpips=0.0, w_rgb=1.0)
@@ -35,7 +36,7 @@ PARENT = """
 import threading, time
 from recon_torch.cameras import orbit
 from recon_torch.client import ReconClient
-from recon_torch.fit import FitSettings
+from recon_torch.settings import FitSettings
 
 def start(starter):
     settings = FitSettings(num_gaussians=10, lpips_net="alex", w_lpips=0.0)

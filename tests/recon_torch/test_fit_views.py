@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_a_video_of_a_turn_is_as_good_as_its_frames(tmp_path):
     fit_views.main([*options, "--out", str(tmp_path / "out"), "--steps", "150", *OPTIONS])
     asset, truth = load_ply(tmp_path / "out" / "asset.ply"), render(OBJECT, around[3::6])[0]
     notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
-    assert notes == ["LPIPS runs on alex with random weights"]
+    assert notes == ["LPIPS runs on alex with random weights: a score, no term of the loss"]
     mine = render(asset, around[3::6])[0]  # between the views
     assert -10 * np.log10(((mine - truth) ** 2).mean()) > 22
 
@@ -248,7 +249,7 @@ def test_setbacks_are_reported(tmp_path, monkeypatch):
     paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")]
     fit_views.main([*paths, "--steps", "10", *OPTIONS])
     notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
-    assert "the loss is nan" in notes[-2] and "at most 2500 Gaussians" in notes[-1]
+    assert "the loss is nan" in notes[-2] and re.search(r"at most \d+ Gaussians", notes[-1])
 
 
 def test_out_of_memory_outside_of_the_steps_is_one_line(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from gsplat.exporter import export_splats
 
 from recon_torch.errors import UserError
-from recon_torch.gaussians import Gaussians, init_ball, init_cells, load_ply, save_ply
+from recon_torch.gaussians import Gaussians, init_ball, load_ply, save_ply
 
 
 def random_gaussians(num: int = 7) -> Gaussians:
@@ -28,21 +28,6 @@ def test_ball_is_filled_evenly_and_seeded():
     assert torch.equal(gaussians.means, again.means)
     torch.testing.assert_close(gaussians.opacities, torch.full((20000,), 0.1))
     torch.testing.assert_close(gaussians.colors, torch.full((20000, 3), 0.5))
-
-
-def test_cells_share_the_gaussians_evenly():
-    generator = torch.Generator().manual_seed(0)
-    centers = torch.cartesian_prod(*[torch.arange(3.0)] * 3)  # 27 cells, one apart
-    colors = torch.rand(27, 3, generator=generator)
-    gaussians = init_cells(100, centers, colors, 1.0, generator)
-    cells = (gaussians.means - centers[:, None]).abs().amax(-1).argmin(0)
-    assert (gaussians.means - centers[cells]).abs().max() <= 0.5
-    counts = cells.bincount(minlength=27)
-    assert counts.min() == 3 and counts.max() == 4  # 100 = 27 * 3 + 19
-    torch.testing.assert_close(gaussians.colors, colors[cells])
-    torch.testing.assert_close(gaussians.scales, torch.full((100, 3), 0.5 * (27 / 100) ** (1 / 3)))
-    few = init_cells(5, centers, colors, 1.0, generator)
-    assert len((few.means - centers[:, None]).abs().amax(-1).argmin(0).unique()) == 5
 
 
 def test_colour_is_the_constant_harmonic():

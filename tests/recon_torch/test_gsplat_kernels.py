@@ -11,7 +11,7 @@ import pytest
 from recon_torch import gsplat_kernels, worker
 from recon_torch.client import ReconClient
 from recon_torch.errors import UserError
-from recon_torch.fit import FitSettings
+from recon_torch.settings import FitSettings
 
 COMPILES = """
     import os, pathlib

@@ -3,7 +3,7 @@
 import numpy as np
 
 from recon_torch.cameras import orbit
-from recon_torch.hull import grid, hull, mean_colors, surface, verdicts
+from recon_torch.hull import grid, hull, nearly_inside, verdicts
 
 BALL_CENTER, BALL_RADIUS = np.array([0.12, -0.08, 0.05]), 0.3
 
@@ -44,33 +44,19 @@ def test_a_view_that_sees_nothing_of_a_point_does_not_rule_it_out_alone():
     np.testing.assert_array_equal(hull(found[:2]), [True, True, False])
 
 
-def test_surface_is_a_shell_and_one_stray_view_does_not_break_it(ball_masks):
+def test_one_stray_view_does_not_take_the_hull_away(ball_masks):
     cameras = orbit(16, elevation_rad=np.radians(np.tile([-50.0, 0.0, 30.0, 60.0], 4)), size=96)
     masks = ball_masks(cameras, BALL_CENTER, BALL_RADIUS)
     masks[1] = ball_masks(cameras[1], BALL_CENTER + [0.0, 0.0, 0.6], 0.1)[0]
-    points, cell = surface(cameras, masks, half_width=0.5, num_cells=40), 1.0 / 40
+    points, reach = grid(0.6, 40), 0.03
     distance = np.linalg.norm(points - BALL_CENTER, axis=-1)
-    assert distance.min() > BALL_RADIUS - 3 * cell and distance.max() < 1.3 * BALL_RADIUS + 2 * cell
-    # Closed: whichever way one looks from the centre there is a cell.
-    ways = np.random.default_rng(0).normal(size=(200, 3))
-    ways /= np.linalg.norm(ways, axis=-1, keepdims=True)
-    cosines = ways @ ((points - BALL_CENTER) / distance[:, None]).T
-    assert cosines.max(1).min() > np.cos(2 * cell / BALL_RADIUS)
-    assert not hull(verdicts(points, cameras, masks, cell)).any()  # by all views there is nothing
+    found = nearly_inside(points, cameras, masks, reach)
+    assert found[distance < BALL_RADIUS + 0.5 * reach].all()
+    assert distance[found].max() < 1.3 * BALL_RADIUS + 2 * reach
+    assert not hull(verdicts(points, cameras, masks, reach)).any()  # by all views there is nothing
 
 
-def test_no_surface_where_masks_disagree(ball_masks):
+def test_nothing_is_nearly_inside_where_masks_disagree(ball_masks):
     cameras = orbit(8, 0.0, 64)
     masks = np.concatenate([ball_masks(cameras[k], np.array([0, 0, 0.3 * (-1) ** k]), 0.1) for k in range(8)])
-    assert len(surface(cameras, masks, half_width=0.5, num_cells=16)) == 0
-
-
-def test_mean_colors_are_those_of_the_views_that_have_the_point():
-    cameras = orbit(4, 0.0, 64)
-    images = np.broadcast_to(np.linspace(0.1, 0.9, 12).reshape(4, 1, 1, 3), (4, 64, 64, 3)).astype(np.float32)
-    masks = np.ones((4, 64, 64, 1), np.float32)
-    masks[2], masks[3] = 0.5, 0.0
-    expected = (images[0, 0, 0] + images[1, 0, 0] + 0.5 * images[2, 0, 0]) / 2.5
-    points = np.array([[0.0, 0, 0], [0.1, 0.2, -0.1], [0, 0, 50.0]])  # the last one is in no picture
-    found = mean_colors(points, cameras, images, masks)
-    np.testing.assert_allclose(found, [expected, expected, [0.5] * 3], rtol=1e-6)
+    assert not nearly_inside(grid(0.5, 16), cameras, masks, 0.03).any()

@@ -100,7 +100,7 @@ def test_lpips_takes_torchvisions_weights(tmp_path, suffix, cached):
         path = tmp_path / "hub/checkpoints" / losses.TORCHVISION_FILES["squeeze"]
         path.parent.mkdir(parents=True)
     (save_file if path.suffix == ".safetensors" else torch.save)(weights, path)
-    distance = PerceptualDistance("squeeze", None if cached else path)
+    distance = PerceptualDistance("squeeze", "auto" if cached else path)
     assert not distance.random_weights
     images, targets = image_pair(48)
     mine = distance.distance(images, distance.features(targets))

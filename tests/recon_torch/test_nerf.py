@@ -14,10 +14,11 @@ from scipy.ndimage import map_coordinates
 from recon_torch import nerf
 from recon_torch.cameras import orbit
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
 from recon_torch.metrics import psnr
 from recon_torch.nerf import RADIUS, RadianceField, absorb, evaluate
 from recon_torch.quality import inspect
+from recon_torch.settings import FitSettings
 from recon_torch.splats import Splats
 from recon_torch.world import World
 
@@ -29,6 +30,7 @@ SETTINGS = FitSettings(
     num_steps=120,
     lpips_net="alex",
     lpips_stages=2,
+    lpips_weights="random",
 )
 pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 

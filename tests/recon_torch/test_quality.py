@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from recon_torch.cameras import Cameras, orbit
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
 from recon_torch.gaussians import Gaussians, opacity_grid
-from recon_torch.quality import GateSettings, floor_gate, inspect, upright
+from recon_torch.quality import floor_gate, inspect, upright
 from recon_torch.rasterize import rasterize
+from recon_torch.settings import FitSettings, GateSettings
 
 CAMERAS = orbit(8, 0.35, 64)
 GREY, RED, BLUE, GREEN = (0.5, 0.5, 0.5), (0.8, 0.1, 0.1), (0.1, 0.2, 0.8), (0.1, 0.6, 0.2)

@@ -9,10 +9,13 @@ from recon_torch import fit as fit_module
 from recon_torch import recovery
 from recon_torch.cameras import orbit
 from recon_torch.errors import UserError
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
+from recon_torch.settings import FitSettings
 
 CAMERAS = orbit(3, size=32)
-SETTINGS = FitSettings(num_gaussians=400, num_steps=200, lpips_net="alex", w_lpips=0.0, w_rgb=1.0, seed=3)
+SETTINGS = FitSettings(
+    num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0, seed=3
+)
 pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 

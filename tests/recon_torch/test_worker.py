@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from recon_torch.cameras import orbit
-from recon_torch.fit import Fit, FitSettings
+from recon_torch.fit import Fit
+from recon_torch.settings import FitSettings
 from recon_torch.worker import OUT_OF_MEMORY, Beat, Done, Failed, FitUntil, SetTargets, Start, Worker
 
 CAMERAS = orbit(2, size=32)
-SETTINGS = FitSettings(num_gaussians=400, num_steps=200, lpips_net="alex", w_lpips=0.0, w_rgb=1.0)
+SETTINGS = FitSettings(
+    num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0
+)
 pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
