@@ -1,9 +1,9 @@
 """The direct fit of a scene to views (Sec. 3.3, A.1): 5000 Gaussians, 1200 steps, densify and prune every 50.
 
 The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss + 5 L1, without LPIPS where it has no trained weights:
-with random ones it takes six sevenths of the time and finds nothing (docs/quality.md). The views may change in
-mid-fit: the method renders the fit, lets the video model mend the renders, and fits on. Several fits may take
-their steps together, each as it would alone.
+with random ones it takes six sevenths of the time and gains nothing (docs/quality.md). The views may change
+in mid-fit: the method renders the fit, lets the video model mend the renders, and fits on. Several fits may
+take their steps together, each as it would alone.
 
 Paper: there is no pixel loss. Here: there is, for the reason that `splats` gives for its own departures. The
 paper's: `start="ball", w_l1=0, prune_unseen=0`.

@@ -1,8 +1,8 @@
 """Gaussians as a fit optimises them: where they start, their learning rates, densification and pruning.
 
-Paper (A.1): the points start in a ball at the centre, and only faint Gaussians are pruned. Here: those outside
-of the masks' visual hull are left out, and what no view sees is pruned, too, because true views of meshes from
-elsewhere then agree better (docs/quality.md).
+Paper (A.1): the points start in a ball at the centre, and only faint Gaussians are pruned. Here: those
+outside of the masks' visual hull are left out, and what no view sees is pruned, too, because true views of
+meshes from elsewhere then agree better (docs/quality.md).
 """
 
 from __future__ import annotations
