@@ -77,7 +77,7 @@ def main() -> None:
             if flags.inconsistent:
                 train = perturbed_views.perturb(train, seed=0)
             kind = "_inconsistent" if flags.inconsistent else ""
-            folder = flags.out / f"{path.stem}_{size}{kind}_{flags.num_steps}_steps"
+            folder = flags.out / f"{path.stem}_{size}{kind}_{flags.num_steps}_steps_seed_{flags.seed}"
             for name in flags.only:
                 rows[path.stem, size, name] = _result(folder, name, train, test, flags)
                 print(path.stem, size, name, json.dumps(rows[path.stem, size, name]), flush=True)
@@ -95,6 +95,7 @@ def _parse() -> argparse.Namespace:
     add("--sizes", nargs="+", type=int, default=[128], metavar="PX")
     add("--only", nargs="+", choices=[*VARIANTS, PLAIN], metavar="VARIANT", help="default: all")
     add("--num-steps", type=int, default=FitSettings.num_steps)
+    add("--seed", type=int, default=0, help="of the start, the order of views and what is split")
     add("--inconsistent", action="store_true", help="training views as a generator makes them")
     add("--resume", action="store_true", help="keep the results that --out has")
     add("--out", type=Path, default=Path("out/reconstruction"), metavar="DIR")
@@ -128,7 +129,7 @@ def _result(folder: Path, name: str, train: Views, test: Views, flags: argparse.
     if flags.resume and file.is_file():
         return json.loads(file.read_text())
     started = time.perf_counter()
-    gaussians = _fit(name, train, flags.num_steps)
+    gaussians = _fit(name, train, flags.num_steps, flags.seed)
     seconds = time.perf_counter() - started
     renders = render_views.render(gaussians, test.cameras)
     result = _quality(renders, test.images) | {"num_gaussians": len(gaussians.means), "seconds": seconds}
@@ -139,10 +140,10 @@ def _result(folder: Path, name: str, train: Views, test: Views, flags: argparse.
     return result
 
 
-def _fit(name: str, train: Views, num_steps: int) -> Gaussians:
+def _fit(name: str, train: Views, num_steps: int, seed: int) -> Gaussians:
     if name == PLAIN:
-        return plain_recipe.fit(train, num_steps)
-    settings = dataclasses.replace(FitSettings(num_steps=num_steps), **VARIANTS[name])
+        return plain_recipe.fit(train, num_steps, seed)
+    settings = dataclasses.replace(FitSettings(num_steps=num_steps, seed=seed), **VARIANTS[name])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="no weights for LPIPS")  # the table's last line says so
         fit = Fit(train.cameras, settings)

@@ -151,7 +151,8 @@ def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
 
     means = asset.means / place["scale"] + torch.tensor(place["center"])
     back = asset._replace(means=means.float(), log_scales=asset.log_scales - np.log(place["scale"]))
-    np.testing.assert_allclose(render(back, away(CAMERAS))[0], own, atol=1e-3)
+    apart = np.abs(render(back, away(CAMERAS))[0] - own)
+    assert apart.mean() < 1e-5 and apart.max() < 1 / 255  # fainter splats are cut off, by rounding
     assert (10 * np.log10(1 / ((own - render(OBJECT, CAMERAS)[0]) ** 2).mean())) > 20
 
 
