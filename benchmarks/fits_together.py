@@ -61,7 +61,8 @@ def new_fits(size: int, count: int) -> list[Fit]:
     made = procedural.turntables(0, list(range(first, first + count)), size=size, num_views=NUM_VIEWS)
     fits = []
     for index in range(count):
-        fits.append(Fit(orbit(NUM_VIEWS, float(made.elevation_rad[index]), size), FitSettings(seed=index)))
+        settings = FitSettings(seed=index, lpips_weights="random")
+        fits.append(Fit(orbit(NUM_VIEWS, float(made.elevation_rad[index]), size), settings))
         fits[-1].set_targets(*(torch.tensor(np.array(each[index])) for each in made.views[:2]))
         fits[-1].run(WARM_UP_STEPS)
     return fits
