@@ -104,7 +104,7 @@ class Fit:
         self._masks = masks.to(self.device, torch.float32, copy=True)
         self._target_features: list[Tensor] | None = None
         if self.step == 0:
-            notes = self.scene.start_on(self._views, self._masks)
+            notes = self.scene.start_on(self._masks)
             self.notes += [note for note in notes if note not in self.notes]
 
     @property

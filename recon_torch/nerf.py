@@ -60,7 +60,7 @@ class RadianceField:
         empty = {f"octave_{side}": torch.zeros(1, 4, side, side, side) for side in sides}
         self.parameters = Parameters(empty, device)
 
-    def start_on(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> list[str]:
+    def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
         """See `Scene`: a field starts as a thin fog everywhere."""
         return ["a radiance field fits in no asset.ply: it is in asset.safetensors"]
 

@@ -72,7 +72,7 @@ class Scene(Protocol):
     parameters: Parameters
     num_gaussians: int
 
-    def start_on(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> list[str]:
+    def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
         """Puts what has not been optimised yet where these views have the object. Returns notes."""
 
     def rates(self, progress: float) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Splats:
     def num_gaussians(self) -> int:
         return len(self.parameters.tensors["means"])
 
-    def start_on(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> list[str]:
+    def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
         """See `Scene`: of the ball, what the masks do not rule out, if they agree on any place."""
         if self._settings.start != "hull":
             return []
@@ -69,6 +69,7 @@ class Splats:
         places = ball.means.cpu().numpy().astype(np.float64)
         inside = hull.nearly_inside(places, self._cameras, masks.cpu().numpy(), HULL_REACH)
         if not inside.any():
+            self._put(ball)
             return ["the masks agree on no place for the object, so the Gaussians start in a ball"]
         self._put(Gaussians(*(tensor[torch.from_numpy(inside).to(self._device)] for tensor in ball)))
         return []
