@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from im3d_jax import backbones, config_flags
-from recon_torch import torchvision_operators
+from recon_torch import hosting
 
-torchvision_operators.declare()
+hosting.declare()
 import diffusers  # noqa: E402  (imports torchvision)
 
 diffusers.utils.logging.set_verbosity_error()  # it warns of casts that are all the same here

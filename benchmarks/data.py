@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from im3d_jax import dataset
+from im3d_jax.commands import dataset
 from im3d_jax.data.pipeline import Shard, open_stream
 from im3d_jax.data.turntables import TurntableSource
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from im3d_jax.data import objects, procedural
-from recon_torch import export
-from recon_torch.cameras import orbit
-from recon_torch.fit import Fit
-from recon_torch.settings import FitSettings
+from recon_torch.fit.optimization import Fit
+from recon_torch.fit.settings import FitSettings
+from recon_torch.views.cameras import orbit
+from recon_torch.views.images import contact_sheet, write_image
 
 LPIPS = {"lpips_weights": "random"}  # unless torchvision's cache has weights, the default goes without
 VARIANTS = {
@@ -70,7 +70,7 @@ def main() -> None:
         rows.append(results[0][0])
         labels.append(name)
     if flags.sheet:
-        export.write_image(flags.sheet, export.contact_sheet(rows, labels))
+        write_image(flags.sheet, contact_sheet(rows, labels))
 
 
 def fit_object(

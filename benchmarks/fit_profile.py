@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from im3d_jax.data import objects, procedural
-from recon_torch import fit as fitting
-from recon_torch import losses, project_cpu, rasterize_cpu, splats
-from recon_torch.cameras import orbit
-from recon_torch.fit import Fit
-from recon_torch.settings import FitSettings
+from recon_torch.fit import optimization as fitting
+from recon_torch.fit.optimization import Fit
+from recon_torch.fit.settings import FitSettings
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.raster import composite_cpu, project_cpu
+from recon_torch.scene import splats
+from recon_torch.views.cameras import orbit
 
 NUM_VIEWS = 16
 
@@ -70,10 +72,10 @@ class Stopwatch:
 def watch_stages(watch: Callable) -> None:
     watch(project_cpu._Project, "forward", "projection forward")
     watch(project_cpu._Project, "backward", "projection backward")
-    watch(rasterize_cpu, "_bin", "sort and bin")
-    watch(rasterize_cpu._Composite, "forward", "blend forward")
-    watch(rasterize_cpu._Composite, "backward", "blend backward")
-    watch(losses.PerceptualDistance, "distance", "LPIPS forward", "LPIPS backward")
+    watch(composite_cpu, "_bin", "sort and bin")
+    watch(composite_cpu._Composite, "forward", "blend forward")
+    watch(composite_cpu._Composite, "backward", "blend backward")
+    watch(PerceptualDistance, "distance", "LPIPS forward", "LPIPS backward")
     watch(fitting, "ms_ssim", "MS-SSIM forward", "MS-SSIM backward")
     watch(fitting, "mask_loss", "mask forward", "mask backward")
     watch(torch.optim.Adam, "step", "Adam")

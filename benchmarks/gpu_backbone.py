@@ -31,12 +31,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from im3d_jax import costs, generator, sampler, sharding, tasks
+from im3d_jax import costs, generator, sharding, tasks
+from im3d_jax.diffusion import sampler
 from im3d_jax.generator import Generator
 from im3d_jax.training.feed import over_mesh
 from im3d_jax.training.state import create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
-from recon_torch import torchvision_operators
+from recon_torch import hosting
 
 PEER = dict(block_out_channels=(576, 1152, 2176, 2176), cross_attention_dim=2048, attention_head_dim=64)
 SMALL_PEER = dict(
@@ -116,7 +117,7 @@ def measure_training(config, trainable: str) -> dict:
 
 def measure_peer(config, small: bool) -> dict:
     """diffusers' network: as it comes, and compiled."""
-    torchvision_operators.declare()
+    hosting.declare()
     from diffusers import UNet3DConditionModel
 
     device, dtype = gpu_machine.device(), torch.float32 if small else torch.bfloat16

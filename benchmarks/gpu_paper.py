@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from im3d_jax import config_flags, embed
+from im3d_jax import config_flags
+from im3d_jax.conditions import precomputed
 
 PROMPT = "a toy"
 SMALL_NETWORK = dict(
@@ -63,7 +64,7 @@ def load_config(directory: Path, small: bool):
         config.update_from_flattened_dict(SMALL_STEPS)
         config.size = 8 * SMALL_NETWORK["latent_shape"][0]
     sizes = config.backbone.kwargs
-    embed.write(RandomText(sizes.max_words, sizes.text_dims), [PROMPT], directory)
+    precomputed.write(RandomText(sizes.max_words, sizes.text_dims), [PROMPT], directory)
     config.text = dict(name="precomputed", kwargs=dict(path=str(directory)))
     return config
 

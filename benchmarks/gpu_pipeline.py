@@ -31,12 +31,14 @@ import jax.numpy as jnp
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from im3d_jax import backbones, bridge, costs, generate, sampler
+from im3d_jax import backbones, bridge, costs, method, random_streams
+from im3d_jax.commands import generate
+from im3d_jax.diffusion import sampler
 from im3d_jax.generator import Generator
-from recon_torch.cameras import orbit
-from recon_torch.client import ReconClient
-from recon_torch.losses import PerceptualDistance
-from recon_torch.settings import FitSettings
+from recon_torch.fit.settings import FitSettings
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.process.client import ReconClient
+from recon_torch.views.cameras import orbit
 
 ELEVATION_RAD = 0.35  # an estimator of random weights would say nothing
 
@@ -98,11 +100,11 @@ def make_asset(generator: Generator, client: ReconClient, key: jax.Array, camera
     """Prompt -> Gaussians; seconds in all. The files are not written: they are a CPU's work."""
     started = time.perf_counter()
     client.reset(cameras)
-    rgb, alpha = generator.text_to_image([gpu_paper.PROMPT], generate.stream(key, "image"))
+    rgb, alpha = generator.text_to_image([gpu_paper.PROMPT], random_streams.stream(key, "image"))
     given = generator.condition([gpu_paper.PROMPT], rgb, alpha, ELEVATION_RAD)
-    latents = generator.turntable(given, generate.stream(key, "video"))
+    latents = generator.turntable(given, random_streams.stream(key, "video"))
     video = generator.decode(latents)
-    rounds = list(generate.fit_and_refine(generator, client, given, video, key, generate.Stopwatch()))
+    rounds = list(method.fit_and_refine(generator, client, given, video, key, generate.Stopwatch()))
     assert len(rounds) == 1 + len(generator.config.rounds.at_steps)
     return time.perf_counter() - started
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from recon_torch.views import Views
+from recon_torch.views.directory import Views
 
 WARP_SHARE, WARP_CELLS = 0.012, 4  # standard deviation by the side; knots of the smooth field per side
 GAIN, TINT = 0.08, 0.04  # standard deviations, of brightness and of each channel

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from gsplat import DefaultStrategy
 
-from recon_torch.gaussians import Gaussians, init_ball
-from recon_torch.metrics import ssim
-from recon_torch.rasterize import rasterize
-from recon_torch.settings import FitSettings
-from recon_torch.splats import PARAM_NAMES
-from recon_torch.views import Views
+from recon_torch.fit.settings import FitSettings
+from recon_torch.losses.metrics import ssim
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.rasterize import rasterize
+from recon_torch.scene.splats import PARAM_NAMES, init_ball
+from recon_torch.views.directory import Views
 
 D_SSIM_SHARE = 0.2  # Kerbl et al. 2023
 

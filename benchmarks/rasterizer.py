@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from recon_torch.cameras import orbit
-from recon_torch.rasterize import rasterize
+from recon_torch.raster.rasterize import rasterize
+from recon_torch.views.cameras import orbit
 
 
 def main() -> None:

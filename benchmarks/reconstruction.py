@@ -27,14 +27,16 @@ import plain_recipe
 import torch
 
 from im3d_jax.data import mesh_rendering
-from recon_torch import export, render_views
-from recon_torch.cameras import Cameras, orbit
-from recon_torch.fit import Fit
-from recon_torch.gaussians import Gaussians
-from recon_torch.losses import PerceptualDistance
-from recon_torch.metrics import psnr, ssim
-from recon_torch.settings import FitSettings
-from recon_torch.views import Views, load_views
+from recon_torch.commands import render
+from recon_torch.files import write_json
+from recon_torch.fit.optimization import Fit
+from recon_torch.fit.settings import FitSettings
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.losses.metrics import psnr, ssim
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.directory import Views, load_views
+from recon_torch.views.images import contact_sheet, read_image, write_image
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 TRAIN_VIEWS, TRAIN_ELEVATION_DEG = 16, 20.0
@@ -113,7 +115,7 @@ def _views(mesh_file: Path, size: int, cache: Path) -> tuple[Views, Views]:
     for name, orbits in cameras.items():
         if not (cache / name / "transforms.json").is_file():
             rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(mesh_file), orbits)
-            render_views.write_views(cache / name, orbits, rgba)
+            render.write_views(cache / name, orbits, rgba)
     return tuple(dataclasses.replace(load_views(cache / name), cameras=cameras[name]) for name in cameras)
 
 
@@ -131,12 +133,12 @@ def _result(folder: Path, name: str, train: Views, test: Views, flags: argparse.
     started = time.perf_counter()
     gaussians = _fit(name, train, flags.num_steps, flags.seed)
     seconds = time.perf_counter() - started
-    renders = render_views.render(gaussians, test.cameras)
+    renders = render.render(gaussians, test.cameras)
     result = _quality(renders, test.images) | {"num_gaussians": len(gaussians.means), "seconds": seconds}
-    trained = render_views.render(gaussians, train.cameras)
+    trained = render.render(gaussians, train.cameras)
     result["train_psnr"] = _quality(trained, train.images)["psnr"]
-    export.write_image(folder / f"{name}.png", np.concatenate(renders[SHEET_VIEWS], 1))
-    export.write_json(file, result)
+    write_image(folder / f"{name}.png", np.concatenate(renders[SHEET_VIEWS], 1))
+    write_json(file, result)
     return result
 
 
@@ -173,8 +175,8 @@ def _write_sheet(folder: Path, train: Views, test: Views, flags: argparse.Namesp
         rows = {"views": train.images[: len(SHEET_VIEWS)]} | rows
     for name in INCONSISTENT_VARIANTS if flags.inconsistent else SHEET_VARIANTS:
         if (folder / f"{name}.png").is_file():
-            rows[name] = np.split(export.read_image(folder / f"{name}.png"), len(SHEET_VIEWS), 1)
-    export.write_image(folder / "sheet.png", export.contact_sheet(list(rows.values()), list(rows)))
+            rows[name] = np.split(read_image(folder / f"{name}.png"), len(SHEET_VIEWS), 1)
+    write_image(folder / "sheet.png", contact_sheet(list(rows.values()), list(rows)))
 
 
 def _table(rows: dict[tuple[str, int, str], dict]) -> str:

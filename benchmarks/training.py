@@ -33,7 +33,7 @@ def prepared(trainable: str, mesh_text: str, batch_size: int):
     import numpy as np
 
     from im3d_jax import config_flags, sharding, tasks
-    from im3d_jax.train import open_stream
+    from im3d_jax.commands.train import open_stream
     from im3d_jax.training.feed import over_mesh
     from im3d_jax.training.state import create, learning_rate, make_optimizer
     from im3d_jax.training.step import make_step

@@ -14,8 +14,8 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recon_torch import export
 from recon_torch.errors import UserError
+from recon_torch.files import replacing
 
 END_BYTES = 2**20  # of a file's start, which has the names and shapes of a safetensors file, and of its end
 
@@ -107,7 +107,7 @@ def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
     """Writes parameters as one safetensors file of `dtype`; whole or not at all."""
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
-    with export.replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(arrays, temporary, metadata={"im3d": json.dumps(metadata)})
 
 

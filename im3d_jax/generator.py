@@ -17,10 +17,13 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from im3d_jax import autoencoder, backbones, checkpoint, conditioning, diffusion, sampler
-from im3d_jax.conditioning import Conditioning
-from recon_torch import masks
+from im3d_jax import autoencoders, backbones, checkpoint
+from im3d_jax.conditions import conditioning
+from im3d_jax.conditions import text as text_module
+from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.diffusion import objective, sampler, schedules
 from recon_torch.errors import UserError
+from recon_torch.views import masks
 
 ROOT = Path(__file__).parents[1]  # shipped weights are named relative to it
 
@@ -51,12 +54,12 @@ class Generator:
             made = f"{config.backbone.name} makes {self.model.num_views}"
             raise UserError(f"config.num_views is {config.num_views}, but {made}; match them")
         self.place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
-        codec = autoencoder.build(
+        codec = autoencoders.build(
             **config.autoencoder, size=config.size, latent_shape=self.model.latent_shape
         )
         self.codec = jax.device_put(codec, self.place)
-        self.schedule = diffusion.make_schedule(**config.schedule)
-        self.text = conditioning.build_text(config.text.name, config.text.kwargs)
+        self.schedule = schedules.make_schedule(**config.schedule)
+        self.text = text_module.build_text(config.text.name, config.text.kwargs)
         self._check_text()
         self.image_encoder = self._image_encoder(is_needed=params is None)
         self.params = self._load_weights() if params is None else params
@@ -87,7 +90,7 @@ class Generator:
             raise UserError(
                 f"{self.config.backbone.name} attends to an image encoder: set config.image_encoder.path"
             )
-        from im3d_jax.encoders import ImageEncoder  # needs the extra "hosted"
+        from im3d_jax.conditions.encoders import ImageEncoder  # needs the extra "hosted"
 
         return ImageEncoder(self.config.image_encoder.path)
 
@@ -232,5 +235,5 @@ def _denoise(params, codec, noisy, timestep, alpha, sigma, given, empty, model, 
         "full": given,
     }
     prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)
-    clean = codec.clip(diffusion.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
+    clean = codec.clip(objective.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
     return clean.at[:, 0].set(given.image) if tie_first_view else clean

@@ -11,30 +11,36 @@ from recon_torch.errors import UserError
 
 # command -> (module with `main(argv)`, help). Modules load only when asked for: `im3d fit` never imports jax.
 COMMANDS = {
-    "generate": ("im3d_jax.generate", "a prompt or an image in, a 3D asset out (Figure 2)"),
-    "batch": ("im3d_jax.batch", "assets of all prompts in a file, in shards, resumed where they stopped"),
+    "generate": ("im3d_jax.commands.generate", "a prompt or an image in, a 3D asset out (Figure 2)"),
+    "batch": (
+        "im3d_jax.commands.batch",
+        "assets of all prompts in a file, in shards, resumed",
+    ),
     "fit": (
-        "recon_torch.fit_views",
+        "recon_torch.commands.fit",
         "fit Gaussians to a directory of images with a transforms.json (Sec. 3.3)",
     ),
     "render": (
-        "recon_torch.render_views",
+        "recon_torch.commands.render",
         "render a .ply of Gaussians: images, transforms.json and a turntable",
     ),
-    "train": ("im3d_jax.train", "train the video generator (Sec. 3.1)"),
+    "train": ("im3d_jax.commands.train", "train the video generator (Sec. 3.1)"),
     "train-elevation": (
-        "im3d_jax.train_elevation",
+        "im3d_jax.commands.train_elevation",
         "train the estimator of a video's elevation (Sec. 3.3)",
     ),
-    "convert": ("im3d_jax.convert", "public checkpoints into weights for a config's backbone, and back"),
-    "dataset": ("im3d_jax.dataset", "render objects, build a data set of turntables, look at one"),
-    "embed": ("im3d_jax.embed", "encode prompts once, for training"),
+    "convert": (
+        "im3d_jax.commands.convert",
+        "public checkpoints into weights for a backbone, and back",
+    ),
+    "dataset": ("im3d_jax.commands.dataset", "render objects, build a data set of turntables, look at one"),
+    "embed": ("im3d_jax.commands.embed", "encode prompts once, for training"),
     "check-backbone": (
-        "im3d_jax.check_backbone",
+        "im3d_jax.backbones.conformance",
         "test a denoiser, yours too, against the backbone contract",
     ),
     "plan": (
-        "im3d_jax.plan",
+        "im3d_jax.commands.plan",
         "what a config costs: parameters, FLOPs, memory and seconds, without running it",
     ),
     "evaluate": ("im3d_jax.evaluate.suite", "measure the shipped model on test objects"),

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from im3d_jax.backbones import arguments, emu_video_checkpoints
 from im3d_jax.backbones.emu_video_network import UNet
 from im3d_jax.backbones.layers import PARTITION_RULES
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError
 
 TEMPORAL = "temporal"

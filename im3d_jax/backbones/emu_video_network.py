@@ -27,7 +27,8 @@ from im3d_jax.backbones.layers import (
     sinusoids,
     upsample,
 )
-from im3d_jax.conditioning import Conditioning, WordEncoder
+from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.conditions.words import WordEncoder
 
 
 class UNet(nn.Module):

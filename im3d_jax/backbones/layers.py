@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 
 PARTITION_RULES = (
     (r"(proj_out|to_out|to_out_0|ff_out|net_2|conv2|linear_2)/kernel", ("mlp", "embed")),

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from im3d_jax.backbones import arguments, svd_checkpoints
 from im3d_jax.backbones.layers import PARTITION_RULES, sinusoids
 from im3d_jax.backbones.svd_network import UNet
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError
 
 TEMPORAL = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"

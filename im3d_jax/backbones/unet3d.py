@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from im3d_jax.backbones import arguments, unet3d_checkpoints
 from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.backbones.unet3d_network import UNet
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError
 
 TEMPORAL = "temp_convs|temp_attentions|transformer_in"

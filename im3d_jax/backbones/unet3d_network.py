@@ -28,7 +28,7 @@ from im3d_jax.backbones.layers import (
     sinusoids,
     upsample,
 )
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 
 POOLED_SIDE = 32  # to which I2VGen-XL averages the image's latent before it makes tokens of it
 

@@ -17,8 +17,8 @@ from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Float, Int
 
 from im3d_jax.data.procedural import AMBIENT, LIGHT
-from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
+from recon_torch.views.cameras import Cameras
 
 UP_AXES = ("y", "z")
 CREASE_DEG = 40.0  # edges sharper than this are shaded flat, whatever the file's normals say

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from recon_torch import cameras
+from recon_torch.views.cameras import orbit
 
 COLORS = {
     "red": (0.86, 0.13, 0.13),
@@ -382,7 +382,7 @@ def on_turntables(
     if elevations_rad is None:
         elevations_rad = [elevation_rad(seed, int(i)) for i in indices]
     elevations = np.asarray(elevations_rad, np.float32)
-    orbits = [cameras.orbit(num_views, elevation, azimuths_rad=azimuths_rad).w2c for elevation in elevations]
+    orbits = [orbit(num_views, elevation, azimuths_rad=azimuths_rad).w2c for elevation in elevations]
     return Scenes(pack(scenes), np.stack(orbits), elevations, [scene.caption for scene in scenes])
 
 

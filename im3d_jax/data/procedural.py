@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from im3d_jax.data import objects
-from recon_torch import cameras
+from recon_torch.views.cameras import orbit
 
 LIGHT = np.array([0.45, 0.35, 0.82]) / np.linalg.norm([0.45, 0.35, 0.82])
 AMBIENT = 0.62
@@ -218,4 +218,4 @@ def turntables(
 
 def half_width(size: int) -> float:
     """Of the images that the cameras of `objects.on_turntables` take; see `render`."""
-    return size / cameras.orbit(1, size=size).intrinsics_px[0, 0, 0] / 2
+    return size / orbit(1, size=size).intrinsics_px[0, 0, 0] / 2

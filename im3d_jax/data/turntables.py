@@ -25,9 +25,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from im3d_jax.data.pipeline import CorruptRecord, Example
-from recon_torch import export
-from recon_torch.cameras import Cameras
 from recon_torch.errors import UserError
+from recon_torch.files import make_directory
+from recon_torch.views.cameras import Cameras
 
 NAME, VERSION = "turntables", "1.0.0"
 OBJECTS_PER_SHARD = 256  # about 300 MB of 16 views of 512 px
@@ -108,7 +108,7 @@ def write(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; remove it, or choose another --out")
-    export.make_directory(out.parent)
+    make_directory(out.parent)
     records = iter(records)
     first = next(records, None)
     if first is None:

@@ -19,10 +19,12 @@ from jaxtyping import Float
 from PIL import Image
 
 from im3d_jax.data.turntables import Record, decode_views
-from recon_torch import export
-from recon_torch.cameras import Cameras, read_transforms, write_transforms
 from recon_torch.errors import UserError
-from recon_torch.views import load_views
+from recon_torch.files import make_directory, write_json
+from recon_torch.views.cameras import Cameras
+from recon_torch.views.directory import load_views
+from recon_torch.views.images import straight, to_uint8, write_image
+from recon_torch.views.transforms import read_transforms, write_transforms
 
 TOLERANCE_DEG = 0.5  # of azimuths, elevations and of where cameras look
 TOLERANCE_RADIUS = 0.01  # relative
@@ -39,15 +41,15 @@ def write_object(
 
     Raises UserError if the directory is there and not empty.
     """
-    export.make_directory(directory.parent)
+    make_directory(directory.parent)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as staging:
         whole = Path(staging, directory.name)
         names = [f"images/{number:03d}.png" for number in range(len(rgba))]
         for name, picture in zip(names, rgba, strict=True):
-            export.write_image(whole / name, picture)
+            write_image(whole / name, picture)
         write_transforms(whole / "transforms.json", cameras, names)
         elevation_deg = float(np.rad2deg(elevation_rad))
-        export.write_json(whole / "metadata.json", {"caption": caption, "elevation_deg": elevation_deg})
+        write_json(whole / "metadata.json", {"caption": caption, "elevation_deg": elevation_deg})
         try:
             os.replace(whole, directory)
         except OSError as error:
@@ -147,7 +149,7 @@ def _png_files(directory: Path, images: np.ndarray, masks: np.ndarray) -> Iterat
         content = (directory / name).read_bytes()
         if not _shows(content, image, mask):
             buffer = io.BytesIO()
-            Image.fromarray(export.to_uint8(export.straight(image, mask))).save(buffer, format="PNG")
+            Image.fromarray(to_uint8(straight(image, mask))).save(buffer, format="PNG")
             content = buffer.getvalue()
         yield content
 

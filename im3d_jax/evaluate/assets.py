@@ -18,12 +18,15 @@ from im3d_jax.evaluate.results import kept
 from im3d_jax.evaluate.scores import Judge
 from im3d_jax.evaluate.truth import Truth
 from im3d_jax.evaluate.views import for_sheet
-from im3d_jax.generate import Stopwatch, fit_and_refine, progress, stream
 from im3d_jax.generator import Generator
-from recon_torch import elevation, export
-from recon_torch.cameras import orbit
-from recon_torch.client import ReconClient
-from recon_torch.losses import PerceptualDistance
+from im3d_jax.method import fit_and_refine
+from im3d_jax.random_streams import stream
+from im3d_jax.stages import Stopwatch, progress
+from recon_torch.elevation import estimator as elevation
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.process.client import ReconClient
+from recon_torch.views.cameras import orbit
+from recon_torch.views.images import contact_sheet, write_image
 
 
 def measure(
@@ -86,5 +89,5 @@ def measure_one(
             rows.append(for_sheet(renders))
             labels.append(f"{name} elevation, round {number}")
         fits[name] = {"elevation_deg": float(np.rad2deg(elevation_rad)), "rounds": scores}
-    export.write_image(sheet, export.contact_sheet(rows, labels, tile_px=64))
+    write_image(sheet, contact_sheet(rows, labels, tile_px=64))
     return {"index": truth.indices[b], "caption": caption, "fits": fits, "seconds_by_stage": seconds.report()}

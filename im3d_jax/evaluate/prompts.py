@@ -14,10 +14,11 @@ import numpy as np
 from im3d_jax.evaluate.scores import Pictures, change_between_neighbours
 from im3d_jax.evaluate.truth import Truth
 from im3d_jax.evaluate.views import BATCH, for_sheet, turntables
-from im3d_jax.generate import progress, stream
 from im3d_jax.generator import Generator
-from recon_torch import export
-from recon_torch.losses import PerceptualDistance
+from im3d_jax.random_streams import stream
+from im3d_jax.stages import progress
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.views.images import contact_sheet, write_image
 
 
 def measure(generator: Generator, truth: Truth, perceptual: PerceptualDistance, sheet: Path) -> dict:
@@ -32,7 +33,7 @@ def measure(generator: Generator, truth: Truth, perceptual: PerceptualDistance, 
         np.concatenate([still[None], for_sheet(rgb)[1:]])
         for still, (rgb, _) in zip(stills[0], videos, strict=True)
     ]
-    export.write_image(sheet, export.contact_sheet(pictures, truth.captions))
+    write_image(sheet, contact_sheet(pictures, truth.captions))
     return {"objects": rows}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from im3d_jax.evaluate import scores, views
 from im3d_jax.evaluate.scores import Score
-from recon_torch import export
+from recon_torch.files import write_json
 
 SCORE_COLUMNS = ["PSNR, dB", "foreground PSNR, dB", "silhouette IoU", "LPIPS"]
 
@@ -21,7 +21,7 @@ def kept(path: Path, key: str, make: Callable[[], dict]) -> dict:
     if not path.is_file() or json.loads(path.read_text())["key"] != key:
         start = time.monotonic()
         made = make()
-        export.write_json(path, {"key": key, **made, "seconds": round(time.monotonic() - start, 1)})
+        write_json(path, {"key": key, **made, "seconds": round(time.monotonic() - start, 1)})
     return json.loads(path.read_text())  # also what was just made, so that both runs hold the same numbers
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from recon_torch import metrics
-from recon_torch.losses import PerceptualDistance
+from recon_torch.losses import metrics
+from recon_torch.losses.lpips import PerceptualDistance
 
 MAX_PSNR_DB = 99.0  # of equal pictures, so that means exist
 

@@ -22,18 +22,21 @@ from im3d_jax import config_flags
 from im3d_jax.evaluate import assets, prompts, results, views
 from im3d_jax.evaluate import truth as truths
 from im3d_jax.evaluate.scores import MAX_PSNR_DB
-from im3d_jax.generate import INITIAL_ELEVATION_RAD
 from im3d_jax.generator import Generator
-from recon_torch import elevation, export
-from recon_torch.cameras import orbit
-from recon_torch.client import ReconClient
-from recon_torch.errors import CommandParser, UserError
-from recon_torch.losses import PerceptualDistance
-from recon_torch.settings import FitSettings
+from im3d_jax.method import INITIAL_ELEVATION_RAD
+from recon_torch.elevation import estimator
+from recon_torch.files import replacing, write_json
+from recon_torch.fit.settings import FitSettings
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.process.client import ReconClient
+from recon_torch.views.cameras import orbit
 
 SUITES = ("tiny",)
+
 PARTS = ("views", "assets", "prompts", "elevation")
+
 NUM_ELEVATION_OBJECTS = 200
+
 NUM_TRAINING_OBJECTS = 128  # behind the mean training view
 
 
@@ -45,8 +48,8 @@ class Suite:
         self.config, self.out = config, out
         self.num_objects, self.num_asset_objects = num_objects, min(num_asset_objects, num_objects)
         self.generator = Generator(config)
-        self.estimator = elevation.load(
-            config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None
+        self.estimator = estimator.load(
+            config.elevation.weights or estimator.TINY_WEIGHTS, config.elevation.dino or None
         )
         self.settings = FitSettings(**config.fit)
         self.perceptual = PerceptualDistance(self.settings.lpips_net, self.settings.lpips_weights)
@@ -97,7 +100,7 @@ class Suite:
 
     def elevation(self) -> dict:
         truth = truths.render(self.config, NUM_ELEVATION_OBJECTS)
-        estimates_rad = [elevation.estimate(self.estimator, torch.from_numpy(rgb)) for rgb in truth.rgb]
+        estimates_rad = [estimator.estimate(self.estimator, torch.from_numpy(rgb)) for rgb in truth.rgb]
         rows = zip(truth.indices, np.rad2deg(truth.elevations_rad), np.rad2deg(estimates_rad), strict=True)
         keys = ("index", "elevation_deg", "estimated_elevation_deg")
         return {"objects": [dict(zip(keys, row, strict=True)) for row in rows]}
@@ -132,40 +135,7 @@ def evaluate(suite: Suite, parts: list[str]) -> str:
     for part in parts:
         done[part] = suite.measure(part)
         text = results.report(done, suite.about())
-        with export.replacing(suite.out / "table.md") as temporary:
+        with replacing(suite.out / "table.md") as temporary:
             temporary.write_text(text)
-        export.write_json(suite.out / "results.json", {"model": suite.digest, "about": suite.about(), **done})
+        write_json(suite.out / "results.json", {"model": suite.digest, "about": suite.about(), **done})
     return text
-
-
-def parse_parts(text: str) -> list[str]:
-    """Parts from "views,assets" and the like, in the order of `PARTS`. Raises UserError for others."""
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in wanted if part not in PARTS]
-    if unknown or not wanted:
-        raise UserError(f"--parts {text!r}: the parts are {','.join(PARTS)}")
-    return [part for part in PARTS if part in wanted]
-
-
-def main(argv: list[str]) -> None:
-    parser = CommandParser("evaluate", __doc__)
-    parser.add_argument(
-        "--suite", choices=SUITES, default="tiny", help="what to measure (default %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="directory for tables, results and sheets")
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s")
-    parser.add_argument("--num-objects", type=int, default=24, help="test objects (default %(default)s)")
-    parser.add_argument(
-        "--asset-objects",
-        type=int,
-        default=24,
-        help="of these, how many are made into assets (default %(default)s)",
-    )
-    flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
-    parts = parse_parts(flags.parts)
-    for name in ("num_objects", "asset_objects"):
-        if not 1 <= getattr(flags, name) <= truths.MAX_OBJECTS:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} is {getattr(flags, name)}, must be from 1 to {truths.MAX_OBJECTS}")
-    suite = Suite(config, flags.num_objects, flags.asset_objects, export.make_directory(flags.out))
-    print(evaluate(suite, parts))

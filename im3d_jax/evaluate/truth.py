@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from im3d_jax.data import objects, procedural
-from im3d_jax.generate import progress
+from im3d_jax.stages import progress
 
 RENDER_BATCH = 8
 MAX_OBJECTS = 1000  # memory

@@ -14,10 +14,12 @@ import torch
 
 from im3d_jax.evaluate.scores import Judge, Pictures
 from im3d_jax.evaluate.truth import Truth
-from im3d_jax.generate import progress, stream
 from im3d_jax.generator import Generator
-from recon_torch import elevation, export
-from recon_torch.losses import PerceptualDistance
+from im3d_jax.random_streams import stream
+from im3d_jax.stages import progress
+from recon_torch.elevation import estimator as elevation
+from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.views.images import contact_sheet, write_image
 
 BATCH = 4  # objects at a time; a last batch is filled up, so that one program serves all
 SHEET_VIEWS = 8
@@ -107,7 +109,7 @@ def write_sheet(path: Path, truth: Truth, generated: list[Pictures]) -> None:
     for b, caption in enumerate(truth.captions):
         rows += [for_sheet(truth.rgb[b]), for_sheet(generated[b][0])]
         labels += [caption, "generated"]
-    export.write_image(path, export.contact_sheet(rows, labels, tile_px=64))
+    write_image(path, contact_sheet(rows, labels, tile_px=64))
 
 
 def for_sheet(views: Float[np.ndarray, "K H W 3"]) -> Float[np.ndarray, "k H W 3"]:

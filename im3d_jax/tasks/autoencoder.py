@@ -24,7 +24,9 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from im3d_jax import autoencoder, autoencoder_kl, costs, sharding
+from im3d_jax import costs, sharding
+from im3d_jax.autoencoders import kl as kl_module
+from im3d_jax.autoencoders import kl_network
 from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.data import pipeline
 from im3d_jax.data.pipeline import Example
@@ -61,8 +63,8 @@ class Autoencoder:
 
     def __init__(self, config, mesh: Mesh):
         sizes = {name: value for name, value in config.autoencoder.kwargs.items() if name != "path"}
-        self.architecture = autoencoder_kl.read_architecture("", **sizes)
-        self.network = autoencoder_kl.Network(self.architecture)
+        self.architecture = kl_network.read_architecture("", **sizes)
+        self.network = kl_network.Network(self.architecture)
         self.config, self.weights = config, config.train.autoencoder
         self.architecture.latent_shape(config.size)
         if config.size < SSIM_WINDOW:
@@ -73,7 +75,7 @@ class Autoencoder:
 
     def load(self, path: str) -> dict:
         """Parameters of a safetensors file in diffusers' layout. Raises UserError if they do not fit."""
-        return autoencoder_kl.read_params(path, self.architecture)
+        return kl_network.read_params(path, self.architecture)
 
     def stream(self, name: str) -> None:
         return None  # all streams train alike
@@ -147,12 +149,12 @@ class Autoencoder:
             latents = np.asarray(self._unscaled(params).encode(rgb, rgb[..., :1]), np.float64)
             architecture = dataclasses.replace(architecture, scaling_factor=float(1 / latents.std()))
         path = directory / "autoencoder"
-        autoencoder_kl.write(path, params, architecture)
+        kl_network.write(path, params, architecture)
         return path
 
-    def _unscaled(self, params) -> autoencoder.AutoencoderKL:
+    def _unscaled(self, params) -> kl_module.AutoencoderKL:
         architecture = dataclasses.replace(self.architecture, scaling_factor=1.0, shift_factor=0.0)
-        return autoencoder.AutoencoderKL(params, architecture, "in training")
+        return kl_module.AutoencoderKL(params, architecture, "in training")
 
     def _encoder_paths(self) -> list[str]:
         params = traverse_util.flatten_dict(jax.eval_shape(self.init, jax.random.key(0)), sep="/")

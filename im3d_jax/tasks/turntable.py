@@ -16,10 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from im3d_jax import checkpoint, conditioning, costs, diffusion, sharding
-from im3d_jax.conditioning import Conditioning
+from im3d_jax import checkpoint, costs, sharding
+from im3d_jax.conditions import conditioning
+from im3d_jax.conditions import pictures as pictures_module
+from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data import pipeline
 from im3d_jax.data.pipeline import Example
+from im3d_jax.diffusion import objective, schedules
 from im3d_jax.generator import Generator
 from im3d_jax.training.state import join, split_params
 from recon_torch.errors import UserError
@@ -126,7 +129,7 @@ class Turntable:
         keys = jax.random.split(key, 4)
         levels = self.schedule.num_timesteps
         return Draws(
-            diffusion.sample_timesteps(keys[0], num_assets, levels, shift=stream.timestep_shift),
+            schedules.sample_timesteps(keys[0], num_assets, levels, shift=stream.timestep_shift),
             jax.random.split(keys[1], num_assets),
             jax.random.bernoulli(keys[2], stream.keep_image, (num_assets,)),
             jax.random.bernoulli(keys[3], stream.keep_text, (num_assets,)),
@@ -137,14 +140,14 @@ class Turntable:
         codec, empty = constants
         latents = self._latents(codec, batch)
         given = conditioning.drop(self._given(latents, batch), empty, draws.keep_image, draws.keep_text)
-        alpha, sigma = diffusion.level(self.schedule, draws.number)
+        alpha, sigma = schedules.level(self.schedule, draws.number)
         timestep = jnp.asarray(self.schedule.timesteps, jnp.float32)[draws.number]
         noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(draws.noise_key)
         prediction_type = self.model.prediction_type
-        target = diffusion.target(prediction_type, latents, noise, alpha, sigma)
-        weight = diffusion.loss_weight(self.settings.loss_weight, prediction_type, alpha, sigma)
-        noisy = diffusion.add_noise(latents, noise, alpha, sigma)
-        losses = diffusion.loss(self.model.apply(params, noisy, timestep, given), target, weight)
+        target = objective.target(prediction_type, latents, noise, alpha, sigma)
+        weight = objective.loss_weight(self.settings.loss_weight, prediction_type, alpha, sigma)
+        noisy = objective.add_noise(latents, noise, alpha, sigma)
+        losses = objective.loss(self.model.apply(params, noisy, timestep, given), target, weight)
         level = draws.number * NUM_LEVELS // self.schedule.num_timesteps
         of_level = jax.nn.one_hot(level, NUM_LEVELS)
         sums = {"loss_by_level": losses @ of_level, "count_by_level": of_level.sum(0)}
@@ -186,7 +189,7 @@ class Turntable:
         """Turntables of the prompts and pictures of `config.train.sample`, by name, in [0, 1]."""
         settings, config = self.settings.sample, self.generator.config
         self.generator.params = params
-        pictures = [conditioning.load_image(path, config.size, **config.image) for path in settings.images]
+        pictures = [pictures_module.load_image(path, config.size, **config.image) for path in settings.images]
         prompts = list(settings.prompts)
         if prompts:
             drawn = self.generator.text_to_image(prompts, jax.random.fold_in(key, 0))

@@ -31,8 +31,10 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from im3d_jax import costs
-from recon_torch import export
 from recon_torch.errors import UserError
+from recon_torch.files import replacing
+from recon_torch.views.images import to_uint8
+from recon_torch.views.video import write_video
 
 LAG_STEPS = 2
 
@@ -176,9 +178,9 @@ class Watch:
         """Writes frames in [0, 1] to `workdir`/samples, and to TensorBoard, which has no videos, as a row."""
         if not self._is_main:
             return
-        export.write_video(self.workdir / "samples" / f"{name}_{step:07d}.mp4", frames, fps)
+        write_video(self.workdir / "samples" / f"{name}_{step:07d}.mp4", frames, fps)
         if self._writer:
-            strip = np.concatenate(list(export.to_uint8(frames)), axis=1)
+            strip = np.concatenate(list(to_uint8(frames)), axis=1)
             self._writer.write_images(step, {f"samples/{name}": strip[None]})
 
     def _look(self, keep: int) -> None:
@@ -313,7 +315,7 @@ def truncate(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    with export.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("".join(kept))
 
 

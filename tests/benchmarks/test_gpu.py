@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from im3d_jax.conditioning import build_text
+from im3d_jax.conditions.text import build_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,8 +54,8 @@ def test_fit_flops_grow_with_the_pixels_as_they_were_counted_at_full_size():
     from gpu_pipeline import fit_step_flops
     from torch.utils.flop_counter import FlopCounterMode
 
-    from recon_torch.losses import PerceptualDistance
-    from recon_torch.settings import FitSettings
+    from recon_torch.fit.settings import FitSettings
+    from recon_torch.losses.lpips import PerceptualDistance
 
     perceptual = PerceptualDistance("vgg").rounded(torch.float32, 3)
     image, other = (

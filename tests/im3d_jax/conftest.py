@@ -11,11 +11,13 @@ import pytest
 import torch
 from flax import traverse_util
 
-from im3d_jax import backbones, checkpoint, config_flags, generate
-from recon_torch import quality, torchvision_operators
-from recon_torch.fit import Fit
+from im3d_jax import backbones, checkpoint, config_flags
+from im3d_jax.commands import generate
+from recon_torch import hosting
+from recon_torch.fit import quality
+from recon_torch.fit.optimization import Fit
 
-torchvision_operators.declare()  # before anything imports transformers
+hosting.declare()  # before anything imports transformers
 
 ROOT = Path(__file__).parents[2]
 SHRUNK = """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from recon_torch.cameras import Cameras
+from recon_torch.views.cameras import Cameras
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from im3d_jax import backbones, sharding
 from im3d_jax.backbones import attention, emu_video, emu_video_network, layers
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError
 
 B, K, WORDS = 8, 5, 4

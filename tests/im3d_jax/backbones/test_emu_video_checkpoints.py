@@ -11,11 +11,11 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from im3d_jax.backbones import emu_video, emu_video_network
-from im3d_jax.conditioning import Conditioning
-from recon_torch import torchvision_operators
+from im3d_jax.conditions.conditioning import Conditioning
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
-torchvision_operators.declare()
+hosting.declare()
 from diffusers import UNet2DConditionModel  # noqa: E402  (imports torchvision)
 
 B, K, SIDE, WORDS, TEXT = 2, 16, 4, 5, 24

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from im3d_jax.backbones import emu_video, emu_video_network
-from recon_torch import torchvision_operators
+from recon_torch import hosting
 
-torchvision_operators.declare()
+hosting.declare()
 from diffusers.models.resnet import ResnetBlock2D  # noqa: E402  (imports torchvision)
 from diffusers.models.transformers.transformer_2d import Transformer2DModel  # noqa: E402
 

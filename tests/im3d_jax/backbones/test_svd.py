@@ -10,8 +10,9 @@ import pytest
 import torch
 from flax import traverse_util
 
-from im3d_jax import backbones, config_flags, diffusion, sampler
+from im3d_jax import backbones, config_flags
 from im3d_jax.backbones import svd, svd_network
+from im3d_jax.diffusion import objective, sampler, schedules
 from recon_torch.errors import UserError
 
 BATCH, VIEWS, SIDE = 2, 3, 4
@@ -286,7 +287,7 @@ def test_triangular_guidance_is_sv3ds_wave_in_the_order_of_our_views():
 @pytest.mark.parametrize("sigma", [0.002, 0.5, 1.0, 14.6, 700.0])
 def test_v_prediction_on_the_edm_schedule_is_karras_denoiser(sigma):
     """D = c_skip x + c_out F(c_in x, c_noise), with SVD's factors, x noised without scaling its signal."""
-    schedule = diffusion.make_schedule(kind="edm", num_steps=2, sigma_min=sigma, sigma_max=2 * sigma)
+    schedule = schedules.make_schedule(kind="edm", num_steps=2, sigma_min=sigma, sigma_max=2 * sigma)
     alpha, noise_level, told = (column[0] for column in schedule)
     assert told == pytest.approx(0.25 * np.log(sigma), rel=1e-12)
     x = random(1, 2, 2, 2, 4).astype(np.float64) * (1 + sigma)
@@ -294,7 +295,7 @@ def test_v_prediction_on_the_edm_schedule_is_karras_denoiser(sigma):
     denoised = x / (sigma**2 + 1) - sigma / np.sqrt(sigma**2 + 1) * network
     c_in = 1 / np.sqrt(sigma**2 + 1)
     np.testing.assert_allclose(alpha * (c_in * x) - noise_level * network, denoised, rtol=1e-9, atol=1e-12)
-    ours = diffusion.to_x0("v", jnp.asarray(network), jnp.asarray(c_in * x), alpha, noise_level)
+    ours = objective.to_x0("v", jnp.asarray(network), jnp.asarray(c_in * x), alpha, noise_level)
     np.testing.assert_allclose(ours, denoised, rtol=1e-5, atol=1e-6)
 
 
@@ -322,7 +323,7 @@ def test_shipped_configs_sample_as_stabilitys_do(name, vector, num_steps):
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
     assert model.vector == vector
     assert len(config.video.w_image) == config.num_views == (model.num_views or 16)
-    schedule = diffusion.make_schedule(**config.schedule)
+    schedule = schedules.make_schedule(**config.schedule)
     steps = sampler.make_steps(schedule, config.video.num_steps, config.video.spacing)
     ramp = np.linspace(700 ** (1 / 7), 0.002 ** (1 / 7), num_steps)
     levels = np.append(ramp**7, 0)

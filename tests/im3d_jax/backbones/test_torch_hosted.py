@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from im3d_jax import backbones, check_backbone
-from im3d_jax.backbones import torch_hosted
+from im3d_jax import backbones
+from im3d_jax.backbones import conformance, torch_hosted
 from im3d_jax.backbones.torch_hosted import Model
 from recon_torch.errors import UserError
 
@@ -173,7 +173,7 @@ def test_there_is_nothing_to_differentiate_or_to_compile(model):
 
 
 def test_the_contract_is_kept():
-    rows = check_backbone.check(Model(**torch_hosted.SMALL), ".*")
+    rows = conformance.check(Model(**torch_hosted.SMALL), ".*")
     assert not [row for row in rows if row[1] == "failed"]
     passed = {name for name, result, _ in rows if result == "passed"}
     assert passed >= {"image matters", "text matters", "a dropped image is not seen", "model is hashable"}

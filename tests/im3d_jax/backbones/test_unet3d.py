@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from im3d_jax import backbones, pretrained
 from im3d_jax.backbones import layers, unet3d, unet3d_checkpoints, unet3d_network
-from im3d_jax.conditioning import Conditioning
-from recon_torch import torchvision_operators
+from im3d_jax.conditions.conditioning import Conditioning
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
-torchvision_operators.declare()
+hosting.declare()
 from diffusers import I2VGenXLUNet, UNet3DConditionModel  # noqa: E402  (imports torchvision)
 
 B, WORDS, TEXT = 2, unet3d.SMALL["max_words"], unet3d.SMALL["cross_attention_dim"]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from im3d_jax import check_backbone, config_flags
+from im3d_jax import config_flags
+from im3d_jax.backbones import conformance
 from im3d_jax.generator import Generator
 
 ROOT = Path(__file__).parents[3]
@@ -33,8 +34,8 @@ def example(tmp_path_factory):
 
 
 def test_it_keeps_the_contract(example):
-    module = check_backbone.backbones.find(example)
-    rows = check_backbone.check(module.Model(**module.SMALL), "temporal")
+    module = conformance.backbones.find(example)
+    rows = conformance.check(module.Model(**module.SMALL), "temporal")
     assert [row for row in rows if row[1] == "failed"] == []
 
 

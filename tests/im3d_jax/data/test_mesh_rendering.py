@@ -9,8 +9,8 @@ from PIL import Image
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.procedural import AMBIENT, LIGHT
-from recon_torch import cameras
 from recon_torch.errors import UserError
+from recon_torch.views.cameras import orbit
 
 ASSETS = Path(__file__).parents[4] / "shared" / "assets"
 
@@ -41,7 +41,7 @@ def test_sphere_matches_the_closed_form():
     ball.visual.vertex_colors = [200, 100, 50, 255]
     ball.apply_translation([4, 5, 6])
     mesh = mesh_rendering.from_scene(scene_of(ball))
-    views = cameras.orbit(3, 0.5, 48)
+    views = orbit(3, 0.5, 48)
     rgba, depth = mesh_rendering.render(mesh, views, supersampling=1)
     for k in range(3):
         origin, direction = rays_of(views, k)
@@ -61,7 +61,7 @@ def test_sphere_matches_the_closed_form():
 
 def test_supersampled_silhouette_has_the_area_of_the_disc():
     mesh = mesh_rendering.from_scene(scene_of(trimesh.creation.icosphere(subdivisions=5)))
-    views = cameras.orbit(1, 0.0, 64)
+    views = orbit(1, 0.0, 64)
     rgba, depth = mesh_rendering.render(mesh, views, supersampling=4)
     radius_px = views.intrinsics_px[0, 0, 0] * np.tan(np.arcsin(0.5 / 2))
     assert rgba[..., 3].sum() == pytest.approx(np.pi * radius_px**2, rel=2e-3)
@@ -75,7 +75,7 @@ def test_supersampled_silhouette_has_the_area_of_the_disc():
 def test_shading_is_smooth_up_to_the_silhouette_of_a_coarse_sphere():
     """There the smooth normals of visible triangles point away from the camera and must stay so."""
     mesh = mesh_rendering.from_scene(scene_of(trimesh.creation.icosphere(subdivisions=2)))
-    views = cameras.orbit(1, 0.0, 64)
+    views = orbit(1, 0.0, 64)
     rgba, depth = mesh_rendering.render(mesh, views, supersampling=1)
     origin, direction = rays_of(views, 0)
     normal = origin + depth[0] * direction  # of the ball, up to its length
@@ -90,7 +90,7 @@ def test_box_faces_are_flat_and_colours_per_face():
     colors = {axis: np.array([60 * axis + 60, 200 - 50 * axis, 90]) for axis in range(3)}
     box.visual.face_colors = [[*colors[int(np.abs(n).argmax())], 255] for n in box.face_normals]
     mesh = mesh_rendering.from_scene(scene_of(box))
-    views = cameras.orbit(4, 0.6, 64)
+    views = orbit(4, 0.6, 64)
     rgba, depth = mesh_rendering.render(mesh, views, supersampling=1)
     half = 0.5 / np.sqrt(3)
     for k in range(4):
@@ -124,7 +124,7 @@ def test_texture_is_interpolated_and_upright():
     ramp = np.arange(size) * 20 + 10
     pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 77), -1).astype(np.uint8)
     mesh = mesh_rendering.from_scene(scene_of(textured_plane(Image.fromarray(pixels))))
-    views = cameras.orbit(1, 0.0, 64)
+    views = orbit(1, 0.0, 64)
     rgba, depth = mesh_rendering.render(mesh, views, supersampling=1)
     origin, direction = rays_of(views, 0)
     half = 0.5 / np.sqrt(2)
@@ -140,7 +140,7 @@ def test_texture_is_interpolated_and_upright():
 
 def test_open_surfaces_are_lit_from_both_sides():
     mesh = mesh_rendering.from_scene(scene_of(textured_plane(Image.new("RGB", (2, 2), (51, 51, 51)))))
-    rgba, _ = mesh_rendering.render(mesh, cameras.orbit(2, 0.0, 32), supersampling=1)
+    rgba, _ = mesh_rendering.render(mesh, orbit(2, 0.0, 32), supersampling=1)
     for k, sign in enumerate((1, -1)):
         np.testing.assert_allclose(unlit(rgba[k], [sign, 0, 0])[16, 16], 0.2, atol=1e-5)
 
@@ -198,7 +198,7 @@ def test_bad_meshes_are_user_errors(tmp_path):
 )
 def test_real_meshes(name, rgb):
     mesh = mesh_rendering.load_mesh(ASSETS / name)
-    views = cameras.orbit(4, 0.3, 32)
+    views = orbit(4, 0.3, 32)
     rgba, depth = mesh_rendering.render(mesh, views, supersampling=2)
     covered = rgba[..., 3] == 1
     assert 0.1 < covered.mean() < 0.6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from im3d_jax.conditioning import Vocabulary
+from im3d_jax.conditions.words import Vocabulary
 from im3d_jax.data import objects
 
 SURFACE_POINTS = 400

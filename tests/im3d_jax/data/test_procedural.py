@@ -6,7 +6,7 @@ import pytest
 import trimesh
 
 from im3d_jax.data import objects, procedural
-from recon_torch import cameras
+from recon_torch.views import cameras
 
 SIZE, VIEWS = 32, 4  # of all renders here, which thus share two compiled programs
 HALF_WIDTH = np.float32(np.tan(np.deg2rad(33.8) / 2))

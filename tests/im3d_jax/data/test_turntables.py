@@ -14,8 +14,8 @@ from PIL import Image
 from im3d_jax.data import turntables
 from im3d_jax.data.pipeline import CorruptRecord, Shard, open_stream
 from im3d_jax.data.turntables import Record, TurntableSource
-from recon_torch import cameras
 from recon_torch.errors import UserError
+from recon_torch.views import cameras
 
 SIZE, VIEWS, TRAIN, TEST = 16, 4, 8, 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (TRAIN + TEST, VIEWS, SIZE, SIZE, 4), np.uint8)

@@ -9,7 +9,9 @@ from PIL import Image
 
 from im3d_jax.data import turntables, views
 from im3d_jax.data.views import Unfit
-from recon_torch import cameras, export
+from recon_torch.views import cameras
+from recon_torch.views.cameras import Cameras
+from recon_torch.views.images import straight, to_uint8, write_image
 
 SIZE, VIEWS = 16, 4
 ORBIT = cameras.orbit(VIEWS, 0.4, SIZE)
@@ -46,10 +48,10 @@ def test_masks_and_other_formats_become_alpha(directory):
     for number, frame in enumerate(content["frames"]):
         frame["file_path"] = f"images/{number}.webp"
         picture = np.where(mask > 0, RGBA[number, ..., :3] * 0.5, 1.0)
-        Image.fromarray(export.to_uint8(picture)).save(directory / f"images/{number}.webp", lossless=True)
+        Image.fromarray(to_uint8(picture)).save(directory / f"images/{number}.webp", lossless=True)
         if number:
             frame["mask_path"] = "mask.png"
-    export.write_image(directory / "mask.png", mask)
+    write_image(directory / "mask.png", mask)
     (directory / "transforms.json").write_text(json.dumps(content))
     rgb, alpha = turntables.decode_views(views.read_object(directory, "cat").views, SIZE)
     np.testing.assert_array_equal(alpha, np.broadcast_to(mask, alpha.shape))
@@ -59,7 +61,7 @@ def test_masks_and_other_formats_become_alpha(directory):
 def test_straight_colours_composite_to_the_same():
     alpha = np.array([0.0, 1 / 255, 0.3, 1.0])[:, None]
     rgb = over_white(np.concatenate([np.full((4, 3), [0.2, 0.5, 1.0]), alpha], -1))
-    found = export.straight(rgb, alpha)
+    found = straight(rgb, alpha)
     np.testing.assert_allclose(over_white(found), rgb, atol=1e-6)
     np.testing.assert_allclose(found[1:, :3], np.full((3, 3), [0.2, 0.5, 1.0]), atol=1e-6)
     np.testing.assert_array_equal(found[0, :3], 1)
@@ -79,24 +81,24 @@ def around(**changes):
 
 def moved(orbit, transform):
     """The orbit seen from a world that is moved."""
-    return cameras.Cameras((orbit.w2c @ transform).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
+    return Cameras((orbit.w2c @ transform).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
 
 
 def rolled(orbit):
     turn = np.eye(4)
     turn[:2, :2] = [[0, 1], [-1, 0]]
-    return cameras.Cameras((turn @ orbit.w2c).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
+    return Cameras((turn @ orbit.w2c).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
 
 
 def turned_away(orbit):
     w2c = orbit.w2c.copy()
     w2c[:, :3, 3] = np.einsum("kij,kj->ki", w2c[:, :3, :3], orbit.positions)  # cameras at minus the positions
-    return cameras.Cameras(w2c, orbit.intrinsics_px, SIZE, SIZE)
+    return Cameras(w2c, orbit.intrinsics_px, SIZE, SIZE)
 
 
 def mixed(first, second):
     w2c = np.stack([first.w2c[0], *second.w2c[1:]])
-    return cameras.Cameras(w2c, first.intrinsics_px, SIZE, SIZE)
+    return Cameras(w2c, first.intrinsics_px, SIZE, SIZE)
 
 
 QUARTERS = np.arange(4) * np.pi / 2
@@ -108,7 +110,7 @@ NONE = {
     "tilted": (rolled(around()), "tilted"),
     "upside down": (moved(around(azimuths_rad=-QUARTERS), np.diag([1, -1, -1, 1.0])), "tilted"),
     "elsewhere": (turned_away(around(elevation_rad=0.0)), "do not look at the origin"),
-    "not square": (cameras.Cameras(ORBIT.w2c, ORBIT.intrinsics_px, 20, SIZE), "20x16, not square"),
+    "not square": (Cameras(ORBIT.w2c, ORBIT.intrinsics_px, 20, SIZE), "20x16, not square"),
 }
 
 

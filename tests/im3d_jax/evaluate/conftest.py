@@ -1,6 +1,6 @@
 import pytest
 
-from recon_torch.losses import PerceptualDistance
+from recon_torch.losses.lpips import PerceptualDistance
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from im3d_jax.autoencoder import Patches
+from im3d_jax.autoencoders.patches import Patches
 from im3d_jax.evaluate import assets
 from im3d_jax.evaluate.truth import Truth
 

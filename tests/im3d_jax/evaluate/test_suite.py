@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from im3d_jax.commands import evaluate
 from im3d_jax.data import objects
 from im3d_jax.evaluate import suite, truth
 from recon_torch.errors import UserError
@@ -34,7 +35,7 @@ ARGUMENTS = ["--suite", "tiny", "--parts", "elevation", "--config.size=32"]
 def test_writes_tables_and_results_and_keeps_them(small, monkeypatch, tmp_path, capsys):
     config = shutil.copy(ROOT / "configs" / "tiny.py", tmp_path)
     arguments = [*ARGUMENTS, "--out", str(tmp_path), f"--config={config}"]
-    suite.main(arguments)
+    evaluate.main(arguments)
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert "| true views | 2 |" in table and "random backbone weights" in table
@@ -42,7 +43,7 @@ def test_writes_tables_and_results_and_keeps_them(small, monkeypatch, tmp_path, 
     assert [row["index"] for row in result["elevation"]["objects"]] == [0, 1]
 
     monkeypatch.setattr(truth, "render", None)
-    suite.main(arguments)
+    evaluate.main(arguments)
     assert (tmp_path / "table.md").read_text() == table
 
 
@@ -78,9 +79,9 @@ def test_truth_is_of_the_test_split_and_from_the_given_azimuths():
 )
 def test_mistakes_are_one_line(flags, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
-        suite.main([*flags, "--out", str(tmp_path / "out")])
+        evaluate.main([*flags, "--out", str(tmp_path / "out")])
     assert "\n" not in str(error.value)
 
 
 def test_parts_come_in_their_own_order():
-    assert suite.parse_parts("elevation, views") == ["views", "elevation"]
+    assert evaluate.parse_parts("elevation, views") == ["views", "elevation"]

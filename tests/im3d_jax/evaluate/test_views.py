@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from im3d_jax.autoencoder import Patches
+from im3d_jax.autoencoders.patches import Patches
 from im3d_jax.evaluate import prompts, views
 from im3d_jax.evaluate.truth import Truth, azimuths_between_rad, mean_turntable
-from recon_torch.export import read_image
+from recon_torch.views.images import read_image
 
 OBJECTS, NUM_VIEWS, SIZE = 5, 4, 32  # one object more than a batch
 CAPTIONS = [f"object {i}" for i in range(OBJECTS)]

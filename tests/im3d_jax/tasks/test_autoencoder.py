@@ -10,13 +10,16 @@ import torch
 from skimage.metrics import structural_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
-from im3d_jax import autoencoder, autoencoder_kl, config_flags, sharding, train
+from im3d_jax import config_flags, sharding
+from im3d_jax.autoencoders import kl as kl_module
+from im3d_jax.autoencoders import kl_network
+from im3d_jax.commands import train
 from im3d_jax.data import procedural
 from im3d_jax.tasks import autoencoder as task_module
-from recon_torch import torchvision_operators
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
-torchvision_operators.declare()
+hosting.declare()
 import diffusers  # noqa: E402  (imports torchvision)
 
 SIZE = 16
@@ -77,7 +80,7 @@ def test_it_learns(trained):
 @torch.no_grad()
 def test_diffusers_reads_what_was_trained(trained, module):
     rgb = first_views(3)
-    codec = autoencoder.AutoencoderKL.load(str(trained / "autoencoder"))
+    codec = kl_module.AutoencoderKL.load(str(trained / "autoencoder"))
     latents = codec.encode(rgb, rgb[..., :1])
     mean = module.encode(channels_first(rgb)).latent_dist.mean
     np.testing.assert_allclose(latents, channels_last(mean) * module.config.scaling_factor, atol=1e-5)
@@ -95,17 +98,17 @@ def test_diffusers_reads_what_was_trained(trained, module):
 )
 def test_diffusers_reads_every_architecture(family, sizes, tmp_path):
     sizes = dict(block_out_channels=(32, 64), layers_per_block=1, scaling_factor=0.5) | sizes
-    architecture = autoencoder_kl.Architecture(**sizes)
+    architecture = kl_network.Architecture(**sizes)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(architecture.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
-    autoencoder_kl.write(tmp_path, params, architecture)
+    kl_network.write(tmp_path, params, architecture)
     module, problems = getattr(diffusers, family).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(problems.values()), problems
     kernel = params["decoder"]["conv_in"]["kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_array_equal(module.decoder.conv_in.weight.detach(), kernel)
-    assert autoencoder_kl.read_architecture(str(tmp_path)) == architecture
-    read = autoencoder_kl.read_params(str(tmp_path), architecture)
+    assert kl_network.read_architecture(str(tmp_path)) == architecture
+    read = kl_network.read_params(str(tmp_path), architecture)
     assert all(map(np.array_equal, *map(jax.tree.leaves, (read, params))))
 
 

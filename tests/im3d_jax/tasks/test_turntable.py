@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from im3d_jax import backbones, checkpoint, costs, sharding
-from im3d_jax.conditioning import Conditioning
+from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data.pipeline import ProceduralSource
 from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream, Turntable
 from recon_torch.errors import UserError
@@ -56,7 +56,7 @@ class Tokens:
 def task(shrunk, monkeypatch):
     """The task with `Scale`, encoders of a few numbers, and a schedule with zero terminal SNR."""
     config = shrunk()
-    monkeypatch.setattr("im3d_jax.conditioning.build_text", lambda *_: Letters())
+    monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda *_: Letters())
     monkeypatch.setattr(backbones, "build", lambda *_: Scale())
     made = Turntable(config, sharding.make_mesh(devices=jax.devices()[:1]))
     made.generator.image_encoder = Tokens()

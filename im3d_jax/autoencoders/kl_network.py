@@ -1,0 +1,339 @@
+"""The autoencoder of latent diffusion (Rombach et al. 2022), and SVD's, whose decoder mixes frames.
+
+Emu Video's (Girdhar et al. 2023, appendix), which IM-3D builds on, has this architecture with 8 latent
+channels; so have those of Stable Diffusion 1, 2 and XL with 4. Stable Video Diffusion (Blattmann et al. 2023)
+follows every residual block of the decoder by one over time, so that the views do not flicker.
+
+Arrays inside are clips [B, F, H, W, C]. Modules carry diffusers' names: a parameter's path says the name of
+its tensor in a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from safetensors.numpy import save_file
+
+from im3d_jax import pretrained
+from im3d_jax.backbones.attention import attend
+from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
+from recon_torch.errors import UserError
+from recon_torch.files import replacing, write_json
+
+DTYPES = ("float32", "bfloat16")  # not float16, which activations of published weights overflow
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the networks, by the names of diffusers' config.json. The defaults are Emu Video's.
+
+    Args:
+        block_out_channels: width of each level; every level but one halves the side.
+        layers_per_block: residual blocks of a level; the decoder has one more.
+        scaling_factor, shift_factor: the diffusion model sees (mean - shift) * scale. Unspecified in the
+            paper; Stable Diffusion's.
+        use_quant_conv, use_post_quant_conv: a 1x1 convolution after the encoder and before the decoder.
+        temporal_decoder: SVD's decoder, which has no convolution before it.
+        dtype: of the computation, "float32" or "bfloat16"; normalisation and softmax stay float32.
+    """
+
+    block_out_channels: Sequence[int] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 8
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    temporal_decoder: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        if self.temporal_decoder:
+            object.__setattr__(self, "use_post_quant_conv", False)
+        if self.dtype not in DTYPES:
+            raise UserError(f"autoencoder_kl: no dtype {self.dtype!r}; give {' or '.join(DTYPES)}")
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if size % factor:
+            raise UserError(f"config.size is {size}; this autoencoder takes multiples of {factor}")
+        return size // factor, size // factor, self.latent_channels
+
+    def init(self, key: PRNGKeyArray) -> dict:
+        """Random parameters; under `jax.eval_shape`, their shapes."""
+        side = 2 ** len(self.block_out_channels)
+        return Network(self).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
+
+
+# ---- Weights ----
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
+BUILT = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None}
+"""What diffusers leaves open and is built here in one way."""
+
+UNSAID = {"block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4}
+"""What a config.json means by saying nothing, where that is not our default."""
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Layers of attention in files from before diffusers 0.12, such as Stable Diffusion 1's."""
+
+
+def read_architecture(path: str, **sizes) -> Architecture:
+    """The architecture of config.json at `path`, or of `sizes` if there is none; reads no weights."""
+    unknown = sizes.keys() - {each.name for each in fields(Architecture)}
+    if unknown:
+        raise UserError(
+            f"config.autoencoder.kwargs: autoencoder_kl takes no argument {min(unknown)}; remove it"
+        )
+    config = pretrained.read_config(_directory(path)) if path else {}
+    if not config:
+        return Architecture(**sizes)
+    if repeated := sizes.keys() - {"dtype"}:
+        raise UserError(
+            f"config.autoencoder.kwargs.{min(repeated)}: config.json of {path} says it; remove it"
+        )
+    family = config.get("_class_name")
+    if family not in FAMILIES:
+        raise UserError(f"{path} holds {family or 'a model of no name'}; give an {' or '.join(FAMILIES)}")
+    blocks = {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
+    other = [f"{key} {config[key]!r}" for key in BUILT if config.get(key, BUILT[key]) != BUILT[key]]
+    other += sorted(blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"})
+    if other:
+        raise UserError(f"{path} has {other[0]}, which autoencoder_kl does not build; give another")
+    said = {name: value for name, value in (UNSAID | config).items() if value is not None}
+    sizes |= {each.name: said[each.name] for each in fields(Architecture) if each.name in said}
+    return Architecture(**sizes, temporal_decoder=family == "AutoencoderKLTemporalDecoder")
+
+
+def read_params(path: str, architecture: Architecture) -> dict:
+    """The weights at `path` as parameters, float32; see `autoencoder.AutoencoderKL.load`."""
+    if not path:
+        hint = "name a diffusers AutoencoderKL, or 'random' for a test"
+        raise UserError(f"config.autoencoder.kwargs.path is empty; {hint}")
+    if path == "random":
+        return jax.jit(architecture.init)(jax.random.key(0, impl="rbg"))  # which compiles in less time
+    tensors = {_present_name(name): tensor for name, tensor in pretrained.read(_directory(path)).items()}
+    shapes = jax.eval_shape(architecture.init, jax.random.key(0))
+    return pretrained.to_params(tensors, shapes, source_of, f"autoencoder {path}")
+
+
+def write(directory: str | Path, params, architecture: Architecture) -> None:
+    """Writes an autoencoder as diffusers does: config.json and float32 weights, which `read_params` reads."""
+    tensors = pretrained.to_tensors(params, source_of)
+    with replacing(Path(directory) / WEIGHTS_NAME) as temporary:
+        save_file({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}, temporary)
+    levels = len(architecture.block_out_channels)
+    config = {
+        "_class_name": FAMILIES[architecture.temporal_decoder],
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "block_out_channels": architecture.block_out_channels,
+        "layers_per_block": architecture.layers_per_block,
+        "latent_channels": architecture.latent_channels,
+        "scaling_factor": architecture.scaling_factor,
+    }
+    if not architecture.temporal_decoder:  # which has the others built in
+        config["up_block_types"] = ["UpDecoderBlock2D"] * levels
+        others = "norm_num_groups shift_factor use_quant_conv use_post_quant_conv mid_block_add_attention"
+        config |= {name: getattr(architecture, name) for name in others.split()}
+    write_json(Path(directory) / "config.json", config)
+
+
+def source_of(path: str) -> pretrained.Source:
+    """Where a parameter stands in a checkpoint, for `pretrained`."""
+    return pretrained.Source(pretrained.torch_name(path))
+
+
+def _directory(path: str) -> Path:
+    inside_pipeline = Path(path) / "vae"
+    return inside_pipeline if inside_pipeline.is_dir() else Path(path)
+
+
+def _present_name(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    parent, _, layer = module.rpartition(".")
+    return f"{parent}.{OLD_NAMES[layer]}.{leaf}" if layer in OLD_NAMES else name
+
+
+# ---- Networks ----
+
+
+class Network(nn.Module):
+    """Both halves, with the convolutions between."""
+
+    spec: Architecture
+
+    def setup(self):
+        spec = self.spec
+        self.encoder, self.decoder = Encoder(spec), Decoder(spec)
+        if spec.use_quant_conv:
+            self.quant_conv = _conv(spec, 2 * spec.latent_channels, 1)
+        if spec.use_post_quant_conv:
+            self.post_quant_conv = _conv(spec, spec.latent_channels, 1)
+
+    def encode(self, images):
+        """Images in [-1, 1] -> channels of the posterior: its means, then its log variances."""
+        moments = self.encoder(images)
+        return (self.quant_conv(moments) if self.spec.use_quant_conv else moments).astype(jnp.float32)
+
+    def decode(self, latents):
+        """Latents as the encoder makes them -> images around [-1, 1]."""
+        latents = self.post_quant_conv(latents) if self.spec.use_post_quant_conv else latents
+        return self.decoder(latents).astype(jnp.float32)
+
+    def __call__(self, images):
+        return self.decode(self.encode(images)[..., : self.spec.latent_channels])
+
+
+class Encoder(nn.Module):
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        spec = self.spec
+        x = _conv(spec, spec.block_out_channels[0], name="conv_in")(x)
+        for level, channels in enumerate(spec.block_out_channels):
+            down = level + 1 < len(spec.block_out_channels)
+            x = DownBlock(spec, channels, down, name=f"down_blocks_{level}")(x)
+        x = MidBlock(spec, res_block, name="mid_block")(x)
+        x = nn.silu(_norm(x, spec, "conv_norm_out"))
+        return _conv(spec, 2 * spec.latent_channels, name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        spec = self.spec
+        block = SpatioTemporalResBlock if spec.temporal_decoder else res_block
+        x = _conv(spec, spec.block_out_channels[-1], name="conv_in")(x)
+        x = MidBlock(spec, block, name="mid_block")(x)
+        for level, channels in enumerate(reversed(spec.block_out_channels)):
+            up = level + 1 < len(spec.block_out_channels)
+            x = UpBlock(spec, block, channels, up, name=f"up_blocks_{level}")(x)
+        x = nn.silu(_norm(x, spec, "conv_norm_out"))
+        x = _conv(spec, 3, name="conv_out")(x)
+        return TemporalConv(x.dtype, name="time_conv_out")(x) if spec.temporal_decoder else x
+
+
+class DownBlock(nn.Module):
+    spec: Architecture
+    channels: int
+    down: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.spec.layers_per_block):
+            x = res_block(self.spec, self.channels, name=f"resnets_{i}")(x)
+        return Downsample(self.spec, name="downsamplers_0")(x) if self.down else x
+
+
+class Downsample(nn.Module):
+    """Half the side. The padding is at the lower and right border alone, as the weights were trained."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        padding = ((0, 1), (0, 1))
+        return _conv(self.spec, x.shape[-1], strides=(2, 2), padding=padding, name="conv")(x)
+
+
+class UpBlock(nn.Module):
+    spec: Architecture
+    block: Callable[..., nn.Module]
+    channels: int
+    up: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.spec.layers_per_block + 1):
+            x = self.block(self.spec, self.channels, name=f"resnets_{i}")(x)
+        return Upsample(self.spec, name="upsamplers_0")(x) if self.up else x
+
+
+class Upsample(nn.Module):
+    """Twice the side."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        return _conv(self.spec, x.shape[-1], name="conv")(upsample(x))
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks, and attention within each frame between them."""
+
+    spec: Architecture
+    block: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.block(self.spec, x.shape[-1], name="resnets_0")(x)
+        if self.spec.mid_block_add_attention:
+            x = Attention(self.spec, name="attentions_0")(x)
+        return self.block(self.spec, x.shape[-1], name="resnets_1")(x)
+
+
+class Attention(nn.Module):
+    """Residual self-attention of one head over the places of each frame."""
+
+    spec: Architecture
+
+    @nn.compact
+    def __call__(self, x):
+        b, f, h, w, c = x.shape
+        tokens = _norm(x, self.spec, "group_norm").reshape(b * f, h * w, 1, c)
+        q, k, v = (nn.Dense(c, dtype=x.dtype, name=f"to_{each}")(tokens) for each in "qkv")
+        out = attend(q, k, v)
+        return x + nn.Dense(c, dtype=x.dtype, name="to_out_0")(out).reshape(x.shape)
+
+
+def res_block(spec: Architecture, channels: int, **kwargs) -> ResBlock:
+    """Two normalised convolutions within each frame."""
+    return ResBlock(channels, spec.norm_num_groups, 1e-6, jnp.dtype(spec.dtype), **kwargs)
+
+
+# ---- Over time: SVD's decoder ----
+
+
+class SpatioTemporalResBlock(nn.Module):
+    """A residual block within each frame, blended with one over time that follows it."""
+
+    spec: Architecture
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        within = res_block(self.spec, self.channels, name="spatial_res_block")(x)
+        across = temporal_res_block(self.spec, name="temporal_res_block")(within)
+        return Mixer(0.0, name="time_mixer")(across, within)
+
+
+def temporal_res_block(spec: Architecture, **kwargs) -> TemporalResBlock:
+    """Two convolutions over frames. They are normalised over the whole clip, unlike those within frames."""
+    return TemporalResBlock(spec.norm_num_groups, 1e-5, jnp.dtype(spec.dtype), **kwargs)
+
+
+def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs) -> nn.Conv:
+    kwargs = {"padding": kernel // 2, "dtype": jnp.dtype(spec.dtype)} | kwargs
+    return nn.Conv(channels, (kernel, kernel), **kwargs)
+
+
+def _norm(x, spec: Architecture, name: str):
+    return group_norm(x, spec.norm_num_groups, 1e-6, name)

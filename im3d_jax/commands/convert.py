@@ -1,0 +1,82 @@
+"""`im3d convert`: public checkpoints into weights for a config's backbone, and back.
+
+    im3d convert --config=configs/svd_xt.py --from stable-video-diffusion-img2vid-xt/unet --to weights/svd_xt.safetensors
+    im3d convert --config=configs/sv3d_u.py --from sv3d_u.safetensors --to weights/sv3d_u.safetensors
+    im3d convert --config=configs/sv3d_u.py --from weights/sv3d_u.safetensors --to tuned.safetensors --layout diffusers
+
+Every tensor is accounted for: what is missing, unknown or of another shape is named, and nothing is written.
+"""  # noqa: E501 - commands stay on one line
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from im3d_jax import backbones, checkpoint, config_flags
+from recon_torch.errors import CommandParser, UserError
+from recon_torch.files import make_directory, replacing
+
+# Layout of what is written -> the method of a model that makes its tensors.
+LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
+PRECISIONS = {"float32": np.float32, "float16": np.float16}
+
+
+def to_weights(config, source: Path, target: Path, dtype) -> int:
+    """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
+    model = _build(config, "from_pretrained")
+    params = model.from_pretrained(source, backbones.init(model, jax.random.key(config.seed)))
+    words = list(
+        config.text.kwargs.get("words", [])
+    )  # of a vocabulary; text encoders have files of their own
+    metadata = {"words": words, "source": source.name}
+    checkpoint.save_weights(target, params, metadata, dtype)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def to_checkpoint(config, source: Path, target: Path, dtype, layout: str) -> int:
+    """Writes weights for `config.backbone` in a public layout. Returns the number of its parameters."""
+    method = LAYOUTS[layout]
+    model = _build(config, method)
+    params, _ = checkpoint.load_weights(source, jax.eval_shape(model.init, jax.random.key(0)))
+    tensors = {name: x.astype(dtype) for name, x in getattr(model, method)(params).items()}
+    with replacing(target) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    left = sum(leaf.size for leaf in jax.tree.leaves(params)) - sum(x.size for x in tensors.values())
+    if left:
+        count = len(traverse_util.flatten_dict(params)) - len(tensors)
+        print(f"left out: {left:,} parameters that the layout has no place for ({count} arrays more here)")
+    return sum(x.size for x in tensors.values())
+
+
+def _build(config, method: str):
+    name = config.backbone.name
+    model = backbones.build(name, config.backbone.kwargs.to_dict())
+    if not hasattr(model, method):
+        raise UserError(f"config.backbone: {name} has no {method}, so there is no such layout of its weights")
+    return model
+
+
+def main(argv: list[str]) -> None:
+    parser = CommandParser("convert", __doc__)
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="PATH",
+                        help="a .safetensors file, or a directory with its config.json")  # fmt: skip
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
+    parser.add_argument("--layout", choices=("im3d", *LAYOUTS), default="im3d",
+                        help="of what is written: im3d reads a public checkpoint, the others read weights of"
+                        " `im3d train` or `im3d convert` (default %(default)s)")  # fmt: skip
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float32",
+                        help="of what is written (default %(default)s)")  # fmt: skip
+    flags, config = config_flags.parse(argv, parser)
+    if flags.to.suffix != ".safetensors":
+        raise UserError(f"--to {flags.to} must end in .safetensors")
+    dtype = PRECISIONS[flags.dtype]
+    make_directory(flags.to.parent)
+    if flags.layout == "im3d":
+        count = to_weights(config, flags.source, flags.to, dtype)
+    else:
+        count = to_checkpoint(config, flags.source, flags.to, dtype, flags.layout)
+    print(f"{flags.to}: {count:,} parameters, {flags.dtype}")

@@ -1,0 +1,1 @@
+"""What a backbone is told: prompts and pictures become a `Conditioning`."""

@@ -1,0 +1,256 @@
+"""Frozen text and image encoders: CLIP (Radford et al. 2021) and T5 (Raffel et al. 2020), hosted in torch.
+
+Emu Video's network attends to the tokens of a CLIP and of a T5 encoder (Girdhar et al. 2023), its public
+relatives to those of CLIP, of a prompt or of an image. The encoders are never trained, so they run outside
+JAX, once for each prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Array, Float
+from torch import Tensor
+
+from im3d_jax.conditions import hosting
+from recon_torch.errors import UserError
+
+# kind -> classes of transformers: the model, its tokeniser.
+KINDS = {"clip": ("CLIPTextModel", "CLIPTokenizer"), "t5": ("T5EncoderModel", "T5Tokenizer")}
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+CACHED_PROMPTS = 1024  # at most 1 GB, for two encoders of 77 tokens and 1024 to 2048 channels
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One encoder with its tokeniser; both load at first use.
+
+    Attributes:
+        kind: "clip" or "t5".
+        path: directory of the model in transformers' layout, such as `text_encoder` of a diffusers pipeline.
+        tokenizer: directory of its tokeniser. "": `path` if there is one in it, else the one that pipelines
+            have beside it, where `text_encoder_2` goes with `tokenizer_2`.
+        max_length: number of tokens, start and end included. Shorter prompts are padded to it.
+        layer: whose output is taken. -1: the last, after the final norm, as in SD 1.5 and T5; -2: the one
+            before, without a norm, as in SDXL.
+        mask_padding: whether this encoder and the backbone ignore the padding. None: as the kind was trained,
+            T5 with a mask, and what stands on CLIP without: its image models attend to all 77 tokens.
+    """
+
+    kind: str
+    path: str
+    tokenizer: str = ""
+    max_length: int = 77
+    layer: int = -1
+    mask_padding: bool | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"config.text: no encoder of kind {self.kind!r}; there is {', '.join(KINDS)}")
+        positions = self._config.get("max_position_embeddings")
+        if self.kind == "clip" and positions and self.max_length > positions:
+            raise UserError(
+                f"config.text: max_length {self.max_length}, but {self.path} has {positions} positions"
+            )
+        if self.mask_padding is None:
+            object.__setattr__(self, "mask_padding", self.kind == "t5")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, channels) of a prompt; known without loading the weights."""
+        return self.max_length, self._config["d_model" if self.kind == "t5" else "hidden_size"]
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Float[np.ndarray, "B L d"], Float[np.ndarray, "B L"]]:
+        """Token embeddings, and a mask that is 1 where a backbone attends."""
+        tokens = self._tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask if self.mask_padding else torch.ones_like(tokens.attention_mask)
+        with torch.inference_mode():
+            device = hosting.device()
+            inputs = {"attention_mask": mask.to(device)} if self.mask_padding else {}
+            output = self._model(tokens.input_ids.to(device), output_hidden_states=self.layer != -1, **inputs)
+            chosen = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        return chosen.cpu().numpy(), mask.numpy().astype(np.float32)
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that is longer than `max_length` tokens; "" if it fits."""
+        room = self.max_length - self._tokenizer.num_special_tokens_to_add()
+        spans = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        return prompt[spans[room][0] :].strip() if len(spans) > room else ""
+
+    def close(self) -> None:
+        """Frees the model; the next use loads it again."""
+        self.__dict__.pop("_model", None)
+        hosting.release()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the settings and of the files' content: equal digests, equal embeddings."""
+        settings = dataclasses.asdict(self) | {"path": "", "tokenizer": ""}
+        sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for folder in (Path(self.path), self._tokenizer_directory):
+            for file in sorted(folder.iterdir()):
+                if file.suffix in (".json", ".txt", ".model", ".safetensors"):
+                    with file.open("rb") as opened:
+                        sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+        return sha.hexdigest()
+
+    @cached_property
+    def _config(self) -> dict:
+        config = hosting.read_json(self.path, "config.json", "config.text")
+        return config.get("text_config", config)  # a whole CLIP has one for each half
+
+    @cached_property
+    def _model(self) -> torch.nn.Module:
+        model_class = getattr(hosting.library("transformers"), KINDS[self.kind][0])
+        # The other half of the checkpoint is there too: CLIP's vision, T5's decoder, SDXL's projection.
+        return hosting.load(model_class, self.path, "config.text", allow_extra=True)
+
+    @cached_property
+    def _tokenizer(self):
+        tokenizer_class = getattr(hosting.library("transformers"), KINDS[self.kind][1])
+        try:
+            return tokenizer_class.from_pretrained(str(self._tokenizer_directory), local_files_only=True)
+        except hosting.LOADING_ERRORS as error:
+            where = f"tokeniser in {self._tokenizer_directory}"
+            raise UserError(f"config.text: the {where} does not load: {hosting.brief(error)}") from None
+
+    @cached_property
+    def _tokenizer_directory(self) -> Path:
+        path = Path(self.path)
+        beside = path.with_name(path.name.replace("text_encoder", "tokenizer"))
+        candidates = [Path(self.tokenizer)] if self.tokenizer else [path, beside]
+        for folder in candidates:
+            if any((folder / name).is_file() for name in TOKENIZER_FILES):
+                return folder
+        raise UserError(f"config.text: no tokeniser in {candidates[-1]}; name its directory as `tokenizer`")
+
+
+class TextEncoders:
+    """Encodes prompts for a backbone, each once: the last ones stay in memory.
+
+    Args:
+        encoders: the arguments of one `TextEncoder` each, in the order in which the backbone takes them.
+    """
+
+    words = ()  # they know every word
+
+    def __init__(self, encoders: Sequence[Mapping]):
+        known = {field.name for field in dataclasses.fields(TextEncoder)}
+        for each in encoders:
+            if wrong := set(each) - known:
+                raise UserError(f"config.text: an encoder takes no {', '.join(sorted(wrong))}; remove it")
+            if missing := {"kind", "path"} - set(each):
+                raise UserError(f"config.text: an encoder has no {' and no '.join(sorted(missing))}; add it")
+        self.encoders = tuple(TextEncoder(**each) for each in encoders)
+        self._cache: dict[str, tuple] = {}
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, channels) for each encoder."""
+        return tuple(encoder.shape for encoder in self.encoders)
+
+    def encode(
+        self, prompts: Sequence[str]
+    ) -> tuple[tuple[Float[np.ndarray, "B L d"], ...], tuple[Float[np.ndarray, "B L"], ...]]:
+        """Embeddings and masks of the prompts, one for each encoder. "" is what it was in training: the
+        start and end tokens alone, or T5's end token."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if new:
+            encoded = [encoder.encode(new) for encoder in self.encoders]
+            for row, prompt in enumerate(new):
+                self._cache[prompt] = tuple((text[row], mask[row]) for text, mask in encoded)
+        rows = [self._cache[prompt] for prompt in prompts]
+        for oldest in list(self._cache)[:-CACHED_PROMPTS]:
+            del self._cache[oldest]
+        stacked = [
+            [np.stack(parts) for parts in zip(*column, strict=True)] for column in zip(*rows, strict=True)
+        ]
+        return tuple(text for text, _ in stacked), tuple(mask for _, mask in stacked)
+
+    def warnings(self, prompt: str) -> list[str]:
+        """Names what does not fit into an encoder's tokens."""
+        cut_off = [(encoder, encoder.cut_off(prompt)) for encoder in self.encoders]
+        return [
+            f"the {encoder.kind} encoder reads {encoder.max_length} tokens and leaves out {rest!r}"
+            for encoder, rest in cut_off
+            if rest
+        ]
+
+    def close(self) -> None:
+        """Frees the models; what was encoded stays."""
+        for encoder in self.encoders:
+            encoder.close()
+
+
+class ImageEncoder:
+    """CLIP's image encoder, which SVD and I2VGen-XL attend to; it loads at first use.
+
+    Args:
+        path: directory of a CLIPVisionModelWithProjection, such as `image_encoder` of a diffusers pipeline.
+    """
+
+    def __init__(self, path: str):
+        config = hosting.read_json(path, "config.json", "config.image_encoder")
+        config = config.get("vision_config", config)
+        self.path, self.size = path, config["image_size"]
+
+    def encode(self, rgb: Float[Array, "B H W 3"]) -> Float[np.ndarray, "B 1 d"]:
+        """The image as one token. `rgb` in [0, 1], over the background that the backbone was trained on."""
+        pixels = torch.from_numpy(np.array(rgb, np.float32)).to(hosting.device()).permute(0, 3, 1, 2)
+        # Before the resize as in SVD, where it changes nothing but the rounding.
+        resized = resize_antialiased(pixels * 2 - 1, self.size) / 2 + 0.5
+        mean, deviation = (
+            torch.tensor(x, device=pixels.device).reshape(3, 1, 1) for x in (CLIP_MEAN, CLIP_DEVIATION)
+        )
+        with torch.inference_mode():
+            embedding = self._model((resized - mean) / deviation).image_embeds
+        return embedding[:, None].cpu().numpy()
+
+    def close(self) -> None:
+        """Frees the model; the next use loads it again."""
+        self.__dict__.pop("_model", None)
+        hosting.release()
+
+    @cached_property
+    def _model(self) -> torch.nn.Module:
+        model_class = hosting.library("transformers").CLIPVisionModelWithProjection
+        return hosting.load(model_class, self.path, "config.image_encoder", allow_extra=True)
+
+
+def resize_antialiased(images: Float[Tensor, "B C H W"], size: int) -> Float[Tensor, "B C size size"]:
+    """SVD's resize: a Gaussian blur that suits the factor, then bicubic with aligned corners."""
+    for axis in (2, 3):
+        images = _blur(images, axis, images.shape[axis] / size)
+    return torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=True)
+
+
+def _blur(images: Tensor, axis: int, factor: float) -> Tensor:
+    """Gaussian blur along one axis, of the deviation that scikit-image gives a reduction by `factor`."""
+    deviation = max((factor - 1) / 2, 0.001)
+    taps = int(max(4 * deviation, 3)) | 1  # two deviations to each side; odd
+    offsets = torch.arange(taps, device=images.device, dtype=images.dtype) - taps // 2
+    kernel = torch.exp(-(offsets**2) / (2 * deviation**2))
+    shape, padding = [1, 1, 1, 1], [0, 0, 0, 0]
+    shape[axis] = taps
+    first = 2 * (3 - axis)  # torch names the paddings of the last axis first
+    padding[first : first + 2] = [taps // 2] * 2
+    kernel = (kernel / kernel.sum()).reshape(shape).expand(images.shape[1], -1, -1, -1)
+    padded = torch.nn.functional.pad(images, padding, mode="reflect")
+    return torch.nn.functional.conv2d(padded, kernel, groups=images.shape[1])

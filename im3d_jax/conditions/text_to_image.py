@@ -1,0 +1,103 @@
+"""Text to image by anyone's model: the first arrow of Figure 2, from a local diffusers pipeline.
+
+Paper: Emu, which is not public, draws the image. Here: the backbone itself does (`Generator.text_to_image`),
+or any text-to-image pipeline of diffusers, hosted in torch and gone before the video model runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from im3d_jax.conditions import hosting
+from recon_torch.errors import UserError
+
+WHAT = "config.text_to_image.pipeline"
+
+
+def draw(
+    path: str | Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    num_steps: int,
+    template: str = "{}",
+    on_step: Callable[[], None] = lambda: None,
+) -> list[Float[np.ndarray, "H W 3"]]:
+    """A picture of each prompt, in [0, 1], at the pipeline's own size; `conditioning.place` makes it view 0.
+
+    A run draws all its pictures in one call, because the pipeline loads and is freed within it.
+
+    Args:
+        path: directory of the pipeline, with safetensors weights.
+        seeds: one for each prompt; the same seed and prompt draw the same picture on the same machine.
+        template: what the pipeline is asked for, with the prompt in place of {}. The video model knows
+            objects over a plain background, and general models draw those only if asked to.
+        on_step: called after each of the `num_steps` steps of each picture.
+
+    Raises UserError for what is no text-to-image pipeline or does not load, and for a picture that its safety
+    checker or an overflow has blanked.
+    """
+    pipeline = _load(Path(path))
+    try:
+        return [
+            _draw_one(pipeline, template.replace("{}", prompt), seed, num_steps, on_step)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+    finally:
+        del pipeline
+        hosting.release()
+
+
+def _draw_one(pipeline, prompt: str, seed: int, num_steps: int, on_step) -> np.ndarray:
+    def callback(pipeline, step, timestep, tensors):
+        on_step()
+        return tensors
+
+    options = {"num_inference_steps": num_steps, "output_type": "np"}
+    if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
+        options["callback_on_step_end"] = callback
+    # Noise from the CPU, so that a seed does not depend on the device.
+    output = pipeline(prompt, generator=torch.Generator("cpu").manual_seed(seed), **options)
+    if any(getattr(output, "nsfw_content_detected", None) or []):
+        raise UserError(f"{WHAT}: its safety checker blanked {prompt!r}; change the prompt or the seed")
+    picture = np.asarray(output.images[0], np.float32)
+    if not np.isfinite(picture).all():
+        raise UserError(f"{WHAT}: the picture of {prompt!r} is NaN; the weights overflow or are damaged")
+    return picture
+
+
+def _load(path: Path):
+    """The pipeline, on the device. None of its files is unpickled and no code in its directory is run."""
+    _check(path)
+    diffusers = hosting.library("diffusers")
+    # bfloat16 has float32's range: SDXL's autoencoder overflows in float16.
+    dtype = torch.bfloat16 if hosting.device().type == "cuda" else torch.float32
+    options = {"use_safetensors": True, "local_files_only": True, "variant": hosting.variant(path, WHAT)}
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(path), dtype=dtype, **options)
+    except hosting.LOADING_ERRORS as error:
+        raise UserError(f"{WHAT}: {path} does not load: {hosting.brief(error)}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(hosting.device())
+
+
+def _check(path: Path) -> None:
+    """Raises UserError, before anything is loaded, for what is not the directory of such a pipeline."""
+    index = hosting.read_json(path, "model_index.json", WHAT)
+    name = index.get("_class_name")
+    if not isinstance(name, str) or any(path.rglob("*.py")):
+        raise UserError(f"{WHAT}: {path} brings Python code, which is not run; give a pipeline of diffusers")
+    pipeline_class = getattr(hosting.library("diffusers"), name, None)
+    if pipeline_class is None:
+        raise UserError(f"{WHAT}: this diffusers has no {name}, which {path} asks for; use another version")
+    parameters = inspect.signature(pipeline_class.__call__).parameters
+    if "prompt" not in parameters or {"image", "num_frames"} & set(parameters):
+        raise UserError(f"{WHAT}: {path} is a {name}, which does not make images of prompts alone")
+    for folder in sorted(each for each in path.iterdir() if each.is_dir()):
+        if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            raise UserError(f"{WHAT}: {folder} has pickled weights alone; convert them to safetensors")

@@ -1,0 +1,59 @@
+"""The tiny model's own words: a vocabulary and an encoder that is trained with the network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import flax.linen as nn
+import numpy as np
+
+
+class WordEncoder(nn.Module):
+    """The tiny model's text encoder, trained with it: word and position embeddings, a transformer layer."""
+
+    vocabulary: int
+    dim: int
+    num_heads: int = 4
+
+    @nn.compact
+    def __call__(self, words, mask):
+        x = nn.Embed(self.vocabulary, self.dim, name="words")(words)
+        x += self.param("positions", nn.initializers.normal(0.02), (words.shape[1], self.dim))[None]
+        y = nn.LayerNorm(name="norm1")(x)
+        allowed = (mask > 0)[:, None, None, :]
+        x += nn.MultiHeadDotProductAttention(self.num_heads, name="attention")(y, y, mask=allowed)
+        y = nn.LayerNorm(name="norm2")(x)
+        x += nn.Dense(self.dim, name="ff_out")(nn.gelu(nn.Dense(4 * self.dim, name="ff_in")(y)))
+        return nn.LayerNorm(name="norm_out")(x)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words of a `WordEncoder`; index 0 is the empty prompt and padding."""
+
+    words: tuple[str, ...]
+    max_words: int = 16
+
+    def warnings(self, prompt: str) -> list[str]:
+        """Names the words of `prompt` that the encoder was not trained on, if there are any."""
+        unknown = [word for word in _split(prompt) if word not in self.words]
+        known = ", ".join(self.words)
+        message = f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
+        return [message] if unknown else []
+
+    def encode(self, prompts: list[str]) -> tuple[tuple[np.ndarray], tuple[np.ndarray]]:
+        """Word indices ([B, L] int32,) and mask ([B, L] float32,); no unknown words, none beyond L."""
+        indices = np.zeros((len(prompts), self.max_words), np.int32)
+        mask = np.zeros((len(prompts), self.max_words), np.float32)
+        mask[:, 0] = 1
+        lookup = {word: i + 1 for i, word in enumerate(self.words)}
+        for row, prompt in enumerate(prompts):
+            found = [lookup[word] for word in _split(prompt) if word in lookup][: self.max_words]
+            indices[row, : len(found)] = found
+            mask[row, : len(found)] = 1
+        return (indices,), (mask,)
+
+
+def _split(prompt: str) -> list[str]:
+    return re.findall(r"[a-z]+", prompt.lower())

@@ -1,0 +1,1 @@
+"""Many assets: prompt files, shards, signals and the gallery."""

@@ -1,0 +1,173 @@
+"""What a batch has made, in numbers (summary.json) and to look at (gallery.html), of all shards.
+
+The pages are static and work from a disk: relative links, no scripts, and nothing of the user's that is not
+escaped. The verdicts are filtered by radio buttons and CSS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from im3d_jax.asset import REPORT, VERDICTS
+from recon_torch.errors import UserError
+from recon_torch.files import replacing, write_json
+
+ASSETS, ERROR = "assets", "error.json"
+SUMMARY = "summary.json"
+FAILED = "failed"
+ASSETS_PER_PAGE = 200
+KINDS = (*VERDICTS, FAILED)
+
+
+class Asset(NamedTuple):
+    """A directory of the batch: its number, `KINDS` member, and report.json or error.json."""
+
+    name: str
+    kind: str
+    told: dict[str, Any]
+
+    @property
+    def reasons(self) -> list[str]:
+        """What speaks against it."""
+        if self.kind == FAILED:
+            return [self.told["error"]]
+        return [*self.told["quality"]["reasons"], *self.told["quality"]["hints"]]
+
+    @property
+    def psnr(self) -> float:
+        """To the views of the last round, in dB. Of whole assets only, as are the seconds."""
+        return float(self.told["rounds"][-1]["psnr"])
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage, and in total."""
+        return {stage: float(seconds) for stage, seconds in self.told["seconds"].items()}
+
+
+def write(out: Path) -> str:
+    """Writes summary.json and gallery.html, gallery_2.html, ... Returns where to look.
+
+    Raises UserError if `out` is no batch.
+    """
+    assets = collect(out)
+    write_json(out / SUMMARY, summary(assets))
+    pages = [assets[i : i + ASSETS_PER_PAGE] for i in range(0, max(len(assets), 1), ASSETS_PER_PAGE)]
+    names = [page_name(number) for number in range(len(pages))]
+    for name, page in zip(names, pages, strict=True):
+        with replacing(out / name) as temporary:
+            temporary.write_text(render(page, name, names, assets), encoding="utf-8", errors="replace")
+    for stale in set(out.glob("gallery_*.html")) - {out / name for name in names}:
+        stale.unlink(missing_ok=True)
+    return f"see {out / names[0]} and {SUMMARY}"
+
+
+def page_name(number: int) -> str:
+    return f"gallery_{number + 1}.html" if number else "gallery.html"
+
+
+def collect(out: Path) -> list[Asset]:
+    """The assets that are whole or have failed, in the order of their numbers."""
+    if not (out / ASSETS).is_dir():
+        raise UserError(f"no batch in {out}; give a directory that `im3d batch --out` wrote")
+    directories = [path for path in (out / ASSETS).iterdir() if path.name.isascii() and path.name.isdigit()]
+    found = (read(path) for path in sorted(directories, key=lambda path: int(path.name)))
+    return [asset for asset in found if asset]
+
+
+def read(directory: Path) -> Asset | None:
+    """None for what has neither a whole report nor a reason for its failure."""
+    for name in (REPORT, ERROR):
+        try:
+            told = json.loads((directory / name).read_text())
+            asset = Asset(directory.name, FAILED if name == ERROR else told["quality"]["verdict"], told)
+            _ = asset.reasons, asset.kind == FAILED or (asset.psnr, asset.seconds["total"])
+            if asset.kind in KINDS:
+                return asset
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def summary(assets: list[Asset]) -> dict[str, Any]:
+    """What summary.json says. Means are over whole assets; an hour is one of a single lane, loading aside."""
+    made = [asset for asset in assets if asset.kind != FAILED]
+    stages = sorted({stage for asset in made for stage in asset.seconds})
+    seconds = {stage: fmean(asset.seconds.get(stage, 0.0) for asset in made) for stage in stages}
+    counts = Counter(asset.kind for asset in assets)
+    return {
+        "num_assets": len(made),
+        "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "num_failed": counts[FAILED],
+        "mean_psnr": fmean(asset.psnr for asset in made) if made else None,
+        "mean_seconds": seconds,
+        "assets_per_hour": 3600 / seconds["total"] if made else None,
+        "failures": {asset.name: asset.told["error"] for asset in assets if asset.kind == FAILED},
+    }
+
+
+# ---- The pages ----
+
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; background: #f4f4f2; color: #222 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px }
+article { background: #fff; border-top: 4px solid; padding: 8px; overflow-wrap: anywhere }
+article img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #fff }
+article p { margin: 4px 0 } small { color: #666 } label { margin-right: 1em; cursor: pointer }
+.good { border-color: #3a8f4d } .suspect { border-color: #d99a1c }
+.bad { border-color: #c33c31 } .failed { border-color: #777 }
+"""
+FILTERS = "".join(f"#show-{kind}:checked ~ main article:not(.{kind}) {{ display: none }}\n" for kind in KINDS)
+
+
+def render(page: list[Asset], name: str, names: list[str], assets: list[Asset]) -> str:
+    """One page. names: of all pages. assets: of all pages, which the counts above are of."""
+    counts = Counter(asset.kind for asset in assets)
+    radios = "".join(
+        f'<input type="radio" name="show" id="show-{kind}"{" checked" * (kind == "all")}>'
+        f'<label for="show-{kind}">{kind} ({number})</label>\n'
+        for kind, number in (("all", len(assets)), *((kind, counts[kind]) for kind in KINDS))
+    )
+    links = " ".join(
+        f"<b>{number}</b>" if each == name else f'<a href="{each}">{number}</a>'
+        for number, each in enumerate(names, 1)
+    )
+    pages = f"<nav>Page {links}. Counts are of all pages, the filter of this one.</nav>" * (len(names) > 1)
+    cards = "\n".join(map(card, page))
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>im3d batch</title>
+<meta http-equiv="Content-Security-Policy" content="script-src 'none'; object-src 'none'; base-uri 'none'">
+<style>{STYLE}{FILTERS}</style></head>
+<body><h1>im3d batch</h1>
+{pages}
+{radios}<main>
+{cards}
+</main></body></html>
+"""
+
+
+def card(asset: Asset) -> str:
+    """An asset's front, which links to its turntable, and what is to be said of it."""
+    place = f"{ASSETS}/{asset.name}"
+    if asset.kind == FAILED:
+        picture, numbers, links = "", "", f'<a href="{place}/{ERROR}">error</a>'
+    else:
+        front = f'<img src="{place}/images/000.png" alt="" loading="lazy">'
+        picture = f'<a href="{place}/turntable.mp4">{front}</a>'
+        numbers = f", {asset.psnr:.1f} dB, {asset.seconds['total']:.0f} s"
+        links = (
+            f'<a href="{place}/turntable.mp4">turntable</a> <a href="{place}/views.png">views</a>'
+            f' <a href="{place}/{REPORT}">report</a>'
+        )
+    prompt = escape(str(asset.told.get("prompt") or asset.told.get("image")))
+    reasons = "".join(f"<p>{escape(str(reason))}</p>" for reason in asset.reasons)
+    seed = escape(str(asset.told.get("seed")))
+    return (
+        f'<article class="{asset.kind}" id="{asset.name}">{picture}<p>{prompt}</p>'
+        f"<p><b>{asset.kind}</b>{numbers}</p>"
+        f"<small>{reasons}<p>{asset.name}, seed {seed}: {links}</p></small></article>"
+    )

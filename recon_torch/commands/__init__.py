@@ -1,0 +1,1 @@
+"""One module per command of the 3D half: flags, orchestration and exit codes."""

@@ -1,0 +1,128 @@
+"""The elevation of a turntable video, for cameras to fit with (Sec. 3.3).
+
+The paper's videos have one elevation each, drawn from U[0, pi/4], that the generator is not told. It is read
+off the views: features of 4 evenly spaced frames are averaged and a 2-layer MLP turns the mean into radians.
+
+Paper: DINO features. Here: those of a small convolutional encoder, trained together with the MLP and shipped,
+because the tiny generator's 64 px views are far from what DINO was trained on; DINO where weights are given.
+Paper: 4 frames. Here: the mean over all K / 4 sets of 4 evenly spaced frames, which costs little.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recon_torch.elevation.dino import DinoEncoder
+from recon_torch.errors import UserError
+
+NUM_FRAMES = 4
+MAX_ELEVATION_RAD = math.pi / 4
+TINY_WEIGHTS = Path(__file__).parents[1] / "weights" / "elevation_tiny.safetensors"
+HIDDEN = 128
+ENCODER = "encoder"  # key of the files' metadata: whose features the weights are for
+
+
+class TinyEncoder(nn.Module):
+    """Frames of any size, seen at 64 px, to features that keep a coarse layout of the picture."""
+
+    SIZE_PX = 64
+    CHANNELS = (24, 48, 64, 96)
+    identity = "tiny"
+    num_features = 96
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for channels in self.CHANNELS:
+            layers += [
+                nn.Conv2d(before, channels, 3, stride=2, padding=1),
+                nn.GroupNorm(8, channels),
+                nn.SiLU(),
+            ]
+            before = channels
+        self.convolutions = nn.Sequential(*layers)
+        side = self.SIZE_PX // 2 ** len(self.CHANNELS)
+        self.project = nn.Linear(before * side**2, self.num_features)
+
+    def forward(self, frames: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B features"]:
+        if frames.shape[-2:] != (self.SIZE_PX, self.SIZE_PX):
+            frames = F.interpolate(frames, (self.SIZE_PX, self.SIZE_PX), mode="bilinear", antialias=True)
+        return F.silu(self.project(self.convolutions(2 * frames - 1).flatten(1)))
+
+
+class ElevationEstimator(nn.Module):
+    """Mean feature of 4 frames -> 2-layer MLP -> radians."""
+
+    def __init__(self, dino: str | Path | None = None) -> None:
+        super().__init__()
+        self.encoder = TinyEncoder() if dino is None else DinoEncoder(dino)
+        self.head = nn.Sequential(
+            nn.Linear(self.encoder.num_features, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1)
+        )
+
+    def forward(self, frames: Float[Tensor, "B T H W 3"]) -> Float[Tensor, " B"]:
+        """Elevations in radians, of any T frames of each video, in [0, 1]."""
+        batch, time = frames.shape[:2]
+        features = self.encoder(frames.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (batch, time))
+        # Around the middle of the range, so that an untrained head is already there.
+        return MAX_ELEVATION_RAD / 2 * (1 + self.head(features.mean(1))[:, 0])
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights to save: all but those of a frozen encoder."""
+        frozen = isinstance(self.encoder, DinoEncoder)
+        return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith("encoder."))}
+
+
+@torch.no_grad()
+def estimate(estimator: ElevationEstimator, views: Float[Tensor, "K H W 3"]) -> float:
+    """The elevation in radians, within [0, pi/4], of a video of K evenly spaced views in [0, 1].
+
+    Raises UserError for fewer than 4 views.
+    """
+    stride = len(views) // NUM_FRAMES
+    if stride == 0:
+        raise UserError(f"{len(views)} views are too few to estimate the elevation from; give it, or 4 views")
+    sets = torch.stack([views[offset : offset + NUM_FRAMES * stride : stride] for offset in range(stride)])
+    return float(estimator(sets).mean().clamp(0, MAX_ELEVATION_RAD))
+
+
+def save(estimator: ElevationEstimator, path: str | Path) -> None:
+    """Writes the trained weights as safetensors."""
+    from recon_torch.files import replacing
+
+    with replacing(path) as temporary:
+        save_file(estimator.trained_state(), temporary, metadata={ENCODER: estimator.encoder.identity})
+
+
+def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> ElevationEstimator:
+    """The shipped estimator, or that of `path`; `dino` is the directory of the encoder it was trained with.
+
+    Raises UserError if the file is missing, is not safetensors, or was trained with another encoder.
+    """
+    estimator = ElevationEstimator(dino)
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_with = (file.metadata() or {}).get(ENCODER, TinyEncoder.identity)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot read elevation weights {path}; make them with `im3d train-elevation`"
+        ) from error
+    expected = {name: tensor.shape for name, tensor in estimator.trained_state().items()}
+    fit = {name: tensor.shape for name, tensor in weights.items()} == expected
+    if not fit or made_with != estimator.encoder.identity:
+        raise UserError(
+            f"elevation weights {path} fit another model: they take features of {made_with!r}, not of"
+            f" {estimator.encoder.identity!r}; give config.elevation.dino with which they were trained"
+        )
+    estimator.load_state_dict(weights, strict=False)
+    return estimator.eval()

@@ -1,0 +1,210 @@
+"""Quality gates: what speaks against a finished fit, in numbers, each with a threshold (docs/gates.md).
+
+Generators fail in a few known ways: bits that float in the air, a ground that belonged to the picture, views
+that contradict one another, a face on either side. A gate looks for one of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from torch import Tensor
+
+from recon_torch.fit.settings import GateSettings
+from recon_torch.losses.metrics import psnr
+from recon_torch.views.cameras import Cameras
+from recon_torch.views.masks import problem
+
+if TYPE_CHECKING:
+    from recon_torch.fit.optimization import Fit
+
+HALF_WIDTH, NUM_CELLS = 1.2, 60  # of the cube that is searched; an object is 25 cells wide
+SHEET_CELLS = 3  # thickness of a floor at most
+CROP_PX = 32  # side of what the Janus gate compares
+QUARTER_TURNS = 4
+
+Level = Literal["hint", "suspect", "bad"]
+
+
+class Finding(NamedTuple):
+    """What speaks against a fit. A hint leaves the verdict alone."""
+
+    level: Level
+    text: str
+
+
+Judged = tuple[dict[str, float], Finding | None]  # what a gate has measured, and what it makes of that
+
+
+def inspect(
+    fit: Fit, around: Cameras, up: Float[np.ndarray, "3"] | None = None, settings: GateSettings | None = None
+) -> dict[str, Any]:
+    """Runs all gates on a fit that has targets.
+
+    Args:
+        around: cameras on a closed orbit, view 0 first.
+        up: of the fit's world; default +Z.
+
+    Returns:
+        What report.json says: "verdict" (good, suspect or bad), "reasons" for it, "hints" and "numbers".
+    """
+    settings = settings or GateSettings()
+    grid = np.asarray(fit.scene.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
+    views, masks = (target.cpu() for target in fit.targets)
+    renders, alphas = _render(fit, fit.cameras)
+    quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])
+    gates = [
+        floaters_gate(grid, fit.cameras, settings),
+        floor_gate(upright(grid, up), settings),
+        coverage_gate(alphas, settings),
+        agreement_gate(shape_score(alphas, masks), psnr(renders, views, masks), settings),
+        janus_gate(*quarters, settings),
+    ]
+    findings = [finding for _, finding in gates if finding]
+    levels = {finding.level for finding in findings}
+    return {
+        "verdict": "bad" if "bad" in levels else "suspect" if "suspect" in levels else "good",
+        "reasons": [finding.text for finding in findings if finding.level != "hint"],
+        "hints": [finding.text for finding in findings if finding.level == "hint"],
+        "numbers": {name: value for numbers, _ in gates for name, value in numbers.items()},
+    }
+
+
+def floaters_gate(grid: Float[np.ndarray, "n n n"], cameras: Cameras, settings: GateSettings) -> Judged:
+    """Small pieces apart from the object, which may have several large ones.
+
+    They must be apart in one of the views, too: where none shows how parts are joined, as of a tree and its
+    trunk from above, there is a gap in 3D.
+    """
+    pieces, count = ndimage.label(grid > settings.cell_opacity, np.ones((3, 3, 3)))
+    labels = np.arange(1, count + 1)
+    opacity = ndimage.sum(grid, pieces, labels) if count else np.zeros(0)
+    small = opacity < settings.floater_size * opacity.sum()
+    body = ndimage.binary_dilation(_shadows(np.isin(pieces, labels[~small]), cameras), np.ones((1, 3, 3)))
+    joined = [(_shadows(pieces == label, cameras) & body).any((1, 2)).all() for label in labels[small]]
+    floating = ~np.array(joined, bool)
+    share = float(opacity[small][floating].sum() / max(opacity.sum(), 1e-9))
+    numbers = {"floaters_share": share, "floaters_count": int(floating.sum())}
+    if share <= settings.floaters:
+        return numbers, None
+    level = "bad" if share > settings.floaters_bad else "suspect"
+    text = f"{share:.1%} of the opacity floats apart, in {floating.sum()} small pieces"
+    return numbers, Finding(level, text)
+
+
+def _shadows(inside: Bool[np.ndarray, "n n n"], cameras: Cameras) -> Bool[np.ndarray, "K m m"]:
+    """Which pixels the cells' centres fall into, as each camera sees them; pixels are as wide as cells."""
+    cell, num_pixels = 2 * HALF_WIDTH / len(inside), 2 * len(inside)
+    points = (np.argwhere(inside) + 0.5) * cell - HALF_WIDTH
+    shadows = np.zeros((len(cameras), num_pixels, num_pixels), bool)
+    for shadow, w2c in zip(shadows, cameras.w2c, strict=True):
+        local = points @ w2c[:3, :3].T + w2c[:3, 3]
+        local = local[local[:, 2] > cell]
+        pixels_per_slope = np.linalg.norm(w2c[:3, 3]) / cell
+        column, row = (local[:, :2] / local[:, 2:] * pixels_per_slope + num_pixels / 2).astype(int).T
+        shadow[row.clip(0, num_pixels - 1), column.clip(0, num_pixels - 1)] = True
+    return shadows
+
+
+def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
+    """A sheet as the lowest layer, much wider than what is above. The grid's last axis is up."""
+    areas = (grid > settings.cell_opacity).sum((0, 1)) * (2 * HALF_WIDTH / len(grid)) ** 2
+    filled = np.flatnonzero(areas > 0)
+    if not len(filled):
+        return {"floor_area": 0.0, "floor_ratio": 0.0}, None
+    lowest = filled[0]
+    sheet = areas[lowest : lowest + SHEET_CELLS].max()
+    above = areas[lowest + SHEET_CELLS : filled[-1] + 1]
+    ratio = float(sheet / above.max()) if len(above) and above.max() > 0 else 1.0
+    numbers = {"floor_area": float(sheet), "floor_ratio": ratio}
+    if sheet < settings.floor_area or ratio < settings.floor_ratio:
+        return numbers, None
+    text = f"the object stands on a sheet of area {sheet:.2f}, {ratio:.1f} times as wide as itself: a floor?"
+    return numbers, Finding("suspect", text)
+
+
+def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> Judged:
+    """Renders in which there is nothing, or nothing else, or which are cut off."""
+    problems = [problem(alpha.cpu().numpy()) for alpha in alphas]
+    numbers = {"coverage": float((alphas > 0.5).float().mean())}
+    wrong = [k for k, each in enumerate(problems) if each]
+    if not wrong:
+        return numbers, None
+    kinds = sorted({problems[k] for k in wrong})
+    cut_off = kinds == ["touches the border"]
+    level = "bad" if len(wrong) >= settings.views_bad * len(alphas) and not cut_off else "suspect"
+    return numbers, Finding(level, f"the object {' or '.join(kinds)} in renders {_listed(wrong)}")
+
+
+def agreement_gate(
+    shape: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings
+) -> Judged:
+    """Renders unlike the views that they were fitted to: those contradict the others."""
+    psnr_db = psnr_db.nan_to_num(99, posinf=99)  # of views without foreground, and of equal ones
+    numbers = {"worst_view_shape": float(shape.min()), "worst_view_psnr": float(psnr_db.min())}
+    wrong = torch.nonzero((shape < settings.view_shape) | (psnr_db < settings.view_psnr))[:, 0].tolist()
+    if not wrong:
+        return numbers, None
+    level = "bad" if len(wrong) >= settings.views_bad * len(shape) else "suspect"
+    worst = f"in shape (score {shape.min():.2f}) or colour ({psnr_db.min():.1f} dB)"
+    return numbers, Finding(level, f"the renders disagree with views {_listed(wrong)}, {worst}")
+
+
+def shape_score(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
+    """F-score of silhouettes: pixels of either that are at most one away from the other."""
+    first, second = ((image.permute(0, 3, 1, 2) >= 0.5).float() for image in (alphas, masks))
+    wide = [F.max_pool2d(image, 3, stride=1, padding=1) for image in (first, second)]
+    shared = (first * wide[1] + second * wide[0]).sum((1, 2, 3))
+    total = (first + second).sum((1, 2, 3))
+    return torch.where(total > 0, shared / total.clamp_min(1), 1.0)
+
+
+def janus_gate(
+    rgb: Float[Tensor, "4 H W 3"], alpha: Float[Tensor, "4 H W 1"], settings: GateSettings
+) -> Judged:
+    """A back that looks like the front while the sides do not. Tables and cars do so by right: a hint."""
+    crops = torch.stack([_crop(*view) for view in zip(rgb, alpha, strict=True)]).flatten(1)
+    sides_1, back, sides_2 = (crops[1:] @ crops[0]).tolist()
+    gap = back - max(sides_1, sides_2)
+    numbers = {"janus_back": back, "janus_gap": gap}
+    if back < settings.janus_back or gap < settings.janus_gap:
+        return numbers, None
+    text = f"the back looks like the front (correlation {back:.2f}) and the sides do not: two faces?"
+    return numbers, Finding("hint", text)
+
+
+def upright(grid: Float[np.ndarray, "n n n"], up: Float[np.ndarray, "3"] | None) -> np.ndarray:
+    """The grid with its last axis along `up`, one of the world's axes or its opposite."""
+    if up is None:
+        return grid
+    axis = int(np.abs(up).argmax())
+    turned = np.moveaxis(grid, axis, 2)
+    return turned if up[axis] > 0 else turned[..., ::-1]
+
+
+def _crop(rgb: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W 1"]) -> Float[Tensor, "3 c c"]:
+    """The object alone, in its bounding box and grey, without its mean colour, of norm 1."""
+    inside = torch.nonzero(alpha[..., 0] > 0.5)
+    if not len(inside):
+        return torch.zeros(3, CROP_PX, CROP_PX)
+    (top, left), (bottom, right) = inside.amin(0), inside.amax(0) + 1
+    rgb, alpha = rgb[top:bottom, left:right], alpha[top:bottom, left:right]
+    mean = (rgb * alpha).sum((0, 1)) / alpha.sum()
+    picture = ((rgb - mean) * alpha).permute(2, 0, 1)[None]
+    small = F.interpolate(picture, (CROP_PX, CROP_PX), mode="bilinear", antialias=True)[0]
+    return F.normalize(small.flatten(), dim=0).view_as(small)
+
+
+def _render(fit: Fit, cameras: Cameras) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
+    renders = [fit.render(cameras[k]) for k in range(len(cameras))]
+    rgb = torch.cat([render.rgb.clamp(0, 1).cpu() for render in renders])
+    return rgb, torch.cat([render.alpha.cpu() for render in renders])
+
+
+def _listed(views: list[int]) -> str:
+    return ", ".join(map(str, views))

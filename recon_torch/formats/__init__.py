@@ -1,0 +1,1 @@
+"""Files that hold an asset, in the layouts of other tools."""

@@ -1,0 +1,1 @@
+"""What renders and views are compared by, as losses and as metrics."""

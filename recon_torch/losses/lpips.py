@@ -1,0 +1,158 @@
+"""What the renders are compared by (Sec. 3.3): LPIPS, MS-SSIM and a mask loss (10, 0.2 and 1 in the fit).
+
+All images are float32 [K,H,W,3] in [0, 1]. LPIPS is Zhang et al. 2018 with the lpips package's networks and
+heads; MS-SSIM is Wang et al. 2003.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from recon_torch import hosting
+from recon_torch.errors import UserError
+
+TORCHVISION_FILES = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+
+RANDOM_BACKBONE_SEED = 0
+
+
+class PerceptualDistance:
+    """LPIPS with the targets' features computed once: targets change only at the method's restarts.
+
+    Attributes:
+        random_weights: no backbone weights were found, so its convolutions are random (seeded, the same every
+            run). The distance is then still a loss that tells shapes apart, but not the published metric.
+        num_stages: the backbone's stages: five, or seven of squeeze.
+    """
+
+    def __init__(
+        self,
+        net: str = "vgg",
+        weights: str | os.PathLike = "auto",
+        device: torch.device | str = "cpu",
+    ):
+        """Args:
+            net: "vgg", "alex" or "squeeze".
+            weights: a file of the backbone's in torchvision's naming (.pth, .safetensors); "random"; or
+                "auto": torchvision's cache, and random ones where that has none.
+
+        Raises:
+            UserError: an unknown net, or a weights file that is missing or does not fit the net.
+        """
+        if net not in TORCHVISION_FILES:
+            raise UserError(f"unknown LPIPS net {net!r}; choose from {', '.join(TORCHVISION_FILES)}")
+        model = _lpips_model(net)
+        if weights == "auto":
+            cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILES[net]
+            weights = cached if cached.is_file() else "random"
+        self.random_weights = weights == "random"
+        if not self.random_weights:
+            _load_backbone(model.net, Path(weights), net)
+        self.num_stages = model.L
+        self._scale_input = model.scaling_layer.to(device)
+        stages = [getattr(model.net, f"slice{index + 1}") for index in range(model.L)]
+        self._stages = [stage.to(device, memory_format=torch.channels_last) for stage in stages]
+        heads = [head.model[-1].weight.detach() for head in model.lins]
+        # The heads' weights are not negative, so their root can go into the features.
+        self._root_weights = [head.clamp_min(0).sqrt().flatten().to(device) for head in heads]
+
+    def rounded(self, dtype: torch.dtype, num_stages: int | None = None) -> PerceptualDistance:
+        """A copy of the first stages (default all) that convolves in another dtype; all else is float32."""
+        copied = copy.copy(self)
+        copied._stages = [copy.deepcopy(stage).to(dtype) for stage in self._stages[:num_stages]]
+        copied.num_stages = len(copied._stages)
+        return copied
+
+    def features(self, images: Float[Tensor, "K H W 3"], num_stages: int | None = None) -> list[Tensor]:
+        """One [K,C,h,w] tensor of each of the first stages (default all); LPIPS is the squared distance."""
+        activations = self._activations(images, num_stages)
+        return [
+            F.normalize(activation, eps=1e-10) * root_weight.view(-1, 1, 1)
+            for activation, root_weight in zip(activations, self._root_weights, strict=False)
+        ]
+
+    def distance(
+        self, images: Float[Tensor, "K H W 3"], target_features: list[Tensor]
+    ) -> Float[Tensor, " K"]:
+        """LPIPS of each view; target_features are `features(targets)`; the stages they have are used."""
+        activations = self._activations(images, len(target_features))
+        stages = zip(activations, target_features, self._root_weights, strict=False)
+        return sum(_stage_distance(*stage) for stage in stages)
+
+    def _activations(self, images: Float[Tensor, "K H W 3"], num_stages: int | None) -> list[Tensor]:
+        """float32 [K,C,h,w] of each of the first stages."""
+        activations, dtype = [], next(self._stages[0].parameters()).dtype
+        # Images with channels last make a network with channels last.
+        activation = self._scale_input(images.permute(0, 3, 1, 2) * 2 - 1).to(dtype)
+        for stage in self._stages[:num_stages]:
+            activation = stage(activation)
+            activations.append(activation.float())
+        return activations
+
+
+@functools.cache
+def perceptual_distance(net: str, weights: str, device: torch.device) -> PerceptualDistance:
+    """Loaded once for all fits of a process; the warning thus comes once, too."""
+    distance = PerceptualDistance(net, weights, device)
+    if distance.random_weights and weights != "random":
+        warnings.warn(
+            f"no weights for LPIPS's {net} backbone: losses go without it, scores use random ones; name a "
+            "file in lpips_weights, or 'random'",
+            stacklevel=2,
+        )
+    return distance
+
+
+def _stage_distance(activation: Tensor, target: Tensor, root_weight: Tensor) -> Float[Tensor, " K"]:
+    if activation.device.type == "cpu":
+        from recon_torch.losses.lpips_cpu import stage_distance  # numba takes a second to import
+
+        return stage_distance(activation, target, root_weight)
+    difference = F.normalize(activation, eps=1e-10) * root_weight.view(-1, 1, 1) - target
+    return difference.square().sum(1).mean((1, 2))
+
+
+def _lpips_model(net: str) -> torch.nn.Module:
+    """lpips' network with its trained heads and a random backbone, whatever the global seed is."""
+    hosting.declare()
+    import lpips  # after the declaration: it imports torchvision
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision deprecates the arguments that lpips passes
+        torch.manual_seed(RANDOM_BACKBONE_SEED)
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    return model.requires_grad_(False)
+
+
+def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
+    """Fills lpips' slices (slice2.5.weight) from torchvision's names (features.5.weight)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"LPIPS weights {path} do not exist") from None
+    except Exception as error:  # the two loaders raise a dozen types for damaged files
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise UserError(f"LPIPS weights {path} cannot be read: {reason}") from None
+    names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
+    try:
+        backbone.load_state_dict({name: weights[source] for name, source in names.items()})
+    except (KeyError, TypeError, RuntimeError):
+        raise UserError(f"LPIPS weights {path} are not those of torchvision's {net} network") from None

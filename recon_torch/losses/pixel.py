@@ -1,0 +1,32 @@
+"""Losses on pixels and masks (Sec. 3.3, Table 2)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
+    """Mean squared difference between the rendered opacity and the foreground mask, of each view."""
+    return (alpha - mask).square().mean((1, 2, 3))
+
+
+def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
+    """Mean squared difference of each view's pixels: what Table 2 puts in LPIPS's place."""
+    return (rgb - target).square().mean((1, 2, 3))
+
+
+def l1_loss(
+    rgb: Float[Tensor, "K H W 3"],
+    alpha: Float[Tensor, "K H W 1"],
+    target: Float[Tensor, "K H W 3"],
+    mask: Float[Tensor, "K H W 1"],
+    background: float,
+) -> Float[Tensor, " K"]:
+    """Mean absolute difference of colour times opacity, and of opacity, of views on that grey background.
+
+    Without the background, as the colours on it are the same for a haze of its own grey around the object.
+    """
+    premultiplied = (rgb - target) + background * (alpha - mask)
+    return torch.cat([premultiplied, alpha - mask], -1).abs().mean((1, 2, 3))

@@ -1,0 +1,376 @@
+"""The handle on the process that owns the Gaussians: all that the diffusion side knows of the 3D side.
+
+    with ReconClient(cameras, FitSettings()) as client:    # returns at once; the worker loads meanwhile
+        client.views.copy_(views)
+        client.masks.copy_(masks)
+        client.set_targets()
+        client.fit(500)
+        client.render()                                    # into client.renders and client.alphas
+        client.export("asset.ply")
+
+The tensors are shared memory (CUDA memory on a GPU) that this process allocates and keeps, so they outlive
+the worker: when that dies or falls silent, another one starts from its last snapshot and repeats the command.
+Importing this module costs torch alone; gsplat, lpips and numba load in the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from recon_torch.errors import UserError
+from recon_torch.fit.settings import FitSettings, GateSettings
+from recon_torch.process import protocol, worker
+from recon_torch.views.cameras import Cameras
+
+MAX_DEATHS = 2  # of workers, per asset
+QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # a crash quotes a whole Python stack
+CLOSE_TIMEOUT_S = 2.0
+SHARED_MEMORY = "/dev/shm"
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerDied(RuntimeError):
+    """The worker died twice on one asset. The message says how, and quotes the last lines it printed."""
+
+
+class WorkerFailed(RuntimeError):
+    """An exception in the worker that no user caused. The message is its traceback."""
+
+
+class ReconClient:
+    """A worker process and the tensors shared with it. A context manager; calls block until they are done.
+
+    Attributes:
+        views [K,H,W,3], masks [K,H,W,1]: the targets, float32 in [0, 1]; write them, then call `set_targets`.
+        renders [K2,H2,W2,3], alphas [K2,H2,W2,1]: what the last `render` wrote.
+        step, num_gaussians: of the fit, as last heard.
+    """
+
+    views: Float[Tensor, "K H W 3"]
+    masks: Float[Tensor, "K H W 1"]
+    renders: Float[Tensor, "K2 H2 W2 3"]
+    alphas: Float[Tensor, "K2 H2 W2 1"]
+
+    def __init__(
+        self,
+        cameras: Cameras,
+        settings: FitSettings,
+        *,
+        snapshot_dir: str | os.PathLike | None = None,
+        device: str = "auto",
+        num_threads: int | None = None,
+        progress_period_s: float = 0.2,
+        stall_timeout_s: float = 300.0,
+        startup_timeout_s: float = 600.0,
+    ) -> None:
+        """Starts the worker and returns; the first call that needs it waits for it.
+
+        snapshot_dir: where the private directory of the snapshots is made; `close` removes it. None: the
+            system's directory for temporary files.
+        device: of the fit and the tensors; "auto" is "cuda" where there is one, otherwise "cpu".
+        num_threads: of the worker; None is all cores, as this process idles while the worker fits.
+        progress_period_s: between two calls of `on_progress`; 0 reports every step.
+        stall_timeout_s: a worker silent for so long counts as dead. A healthy one is silent longest for the
+            LPIPS of all views, a minute or so at 512 px on a CPU.
+        startup_timeout_s: the same while it imports, compiles the CPU's kernels and loads LPIPS. If gsplat's
+            are to be compiled, that is said on stderr and may take `gsplat_kernels.COMPILE_TIMEOUT_S`.
+        Raises UserError if the snapshot directory cannot be made or shared memory is too small.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        self._num_threads = num_threads
+        self._progress_period_s = progress_period_s
+        self.stall_timeout_s = stall_timeout_s
+        self.startup_timeout_s = startup_timeout_s
+        self._directory = _private_directory(snapshot_dir)
+        self._process: _Process | None = None
+        self.views = self.masks = self.renders = self.alphas = torch.empty(0)
+        self._begin(cameras, settings)
+
+    def __enter__(self) -> ReconClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None while there is none."""
+        return self._process and self._process.pid
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report on this asset should mention: the fit's own notes, and the deaths of workers."""
+        return self._fit_notes + self._deaths
+
+    def reset(self, cameras: Cameras | None = None, settings: FitSettings | None = None) -> None:
+        """Begins a new asset in the same process; what is not given stays as it was. Returns at once.
+
+        Take `views` and `masks` anew: they are other tensors if K, H or W changed.
+        """
+        if self._process and not self._ready:
+            self._call(None)  # the answer about the old asset must not be taken for one about the new
+        self._begin(cameras or self._cameras, settings or self._settings)
+
+    def set_targets(self) -> None:
+        """Has the fit follow what `views` and `masks` hold now. Raises UserError where that is not finite."""
+        self._call(protocol.SetTargets(self.views, self.masks))
+        self._has_targets = True
+
+    def fit(
+        self, until_step: int, on_progress: Callable[[int, dict[str, float]], None] | None = None
+    ) -> dict[str, float]:
+        """Optimises until the fit has done `until_step` steps in all.
+
+        on_progress: called here as on_progress(step, losses); steps come again after a worker's death.
+        Returns psnr [dB], ssim and lpips between the renders and the targets.
+        Raises UserError, WorkerFailed, and WorkerDied after the asset's second death.
+        """
+        return self._call(protocol.FitUntil(until_step), on_progress).result
+
+    def render(
+        self, cameras: Cameras | None = None
+    ) -> tuple[Float[Tensor, "K2 H2 W2 3"], Float[Tensor, "K2 H2 W2 1"]]:
+        """Renders the fit's own or other cameras into `renders` and `alphas`, and returns these two.
+
+        They are other tensors than before if the number of cameras or their size changed.
+        """
+        cameras = cameras or self._cameras
+        self.renders = self._fitting(self.renders, cameras, 3)
+        self.alphas = self._fitting(self.alphas, cameras, 1)
+        self._call(protocol.RenderInto(cameras, self.renders, self.alphas))
+        return self.renders, self.alphas
+
+    def inspect(self, settings: GateSettings, around: Cameras | None = None) -> dict[str, Any]:
+        """What `quality.inspect` says of the fit, which has targets.
+
+        around: cameras on a closed orbit, view 0 first; default: the fit's own.
+        """
+        return self._call(protocol.Inspect(around or self._cameras, settings)).result
+
+    def export(self, path: str | os.PathLike) -> None:
+        """Writes a .ply in the layout of 3DGS; a radiance field, which fits in none, as .safetensors.
+
+        Raises UserError if it cannot be written.
+        """
+        self._call(protocol.Export(os.path.abspath(path)))
+
+    def close(self) -> None:
+        """Ends the worker, whatever it is doing, and removes its snapshots."""
+        self._stop()
+        self._directory.cleanup()
+
+    def _begin(self, cameras: Cameras, settings: FitSettings) -> None:
+        self._cameras, self._settings = cameras, settings
+        self.views = self._fitting(self.views, cameras, 3)
+        self.masks = self._fitting(self.masks, cameras, 1)
+        self._has_targets = False
+        self.step = self.num_gaussians = 0
+        self._fit_notes: list[str] = []
+        self._deaths: list[str] = []
+        self._snapshot_path.unlink(missing_ok=True)
+        with contextlib.suppress(_Gone):  # the first call that needs the worker finds out again, and copes
+            self._start()
+
+    def _fitting(self, tensor: Tensor, cameras: Cameras, channels: int) -> Tensor:
+        shape = (len(cameras), cameras.height, cameras.width, channels)
+        return tensor if tensor.shape == shape else _shared_zeros(shape, self._device)
+
+    @property
+    def _snapshot_path(self) -> Path:
+        return Path(self._directory.name, "snapshot.pt")
+
+    def _call(
+        self, command: protocol.Command | None, on_progress: Callable | None = None
+    ) -> protocol.Done | None:
+        """Has a worker obey, after a death another one. Without a command it only waits for the start."""
+        while True:
+            try:
+                self._await_start()
+                answer = self._exchange(command, on_progress) if command else None
+                break
+            except _Gone as gone:
+                self._mourn(gone)
+            except BaseException:  # Ctrl-C or an error in on_progress: the worker is still at it
+                self._stop()
+                raise
+        return self._accept(answer) if answer else None
+
+    def _start(self) -> None:
+        """Sends `Start`, if need be to a new process. `_await_start` takes the answer."""
+        self._ready = False
+        if not self._process:
+            self._process = _Process(self._directory.name, self._num_threads)
+        self._process.send(
+            protocol.Start(
+                self._cameras,
+                self._settings,
+                str(self._device),
+                str(self._snapshot_path),
+                self._progress_period_s,
+            )
+        )
+
+    def _await_start(self) -> None:
+        if not self._process:
+            self._start()
+        if not self._ready:
+            self._accept(self._await_answer(self.startup_timeout_s))
+            if self._has_targets:  # it takes the place of a dead one
+                self._accept(self._exchange(protocol.SetTargets(self.views, self.masks)))
+            self._ready = True
+
+    def _exchange(self, command: protocol.Command, on_progress: Callable | None = None) -> protocol.Answer:
+        self._process.send(command)
+        return self._await_answer(self.stall_timeout_s, on_progress)
+
+    def _await_answer(self, patience_s: float, on_progress: Callable | None = None) -> protocol.Answer:
+        while True:
+            reply = self._process.receive(patience_s)
+            if isinstance(reply, protocol.Progress):
+                self.step = reply.step
+                if on_progress:
+                    on_progress(reply.step, reply.losses)
+            elif isinstance(reply, protocol.Notice):
+                print(f"im3d: {reply.text}", file=sys.stderr, flush=True)
+                patience_s = max(patience_s, reply.patience_s)
+            elif not isinstance(reply, protocol.Beat):
+                return reply
+
+    def _accept(self, answer: protocol.Answer) -> protocol.Done:
+        if isinstance(answer, protocol.Failed):
+            raise (UserError if answer.by_user else WorkerFailed)(answer.text)
+        self.step, self.num_gaussians, self._fit_notes = answer.step, answer.num_gaussians, answer.notes
+        return answer
+
+    def _mourn(self, gone: _Gone) -> None:
+        """Says why the worker is gone, and raises after the second one."""
+        self._stop()
+        self._deaths.append(f"the 3D worker {gone.cause} at about step {self.step}")
+        last_words = f"It last printed:\n{gone.log}" if gone.log else "It printed nothing."
+        if len(self._deaths) >= MAX_DEATHS:
+            deaths = ", then ".join(self._deaths)
+            raise WorkerDied(f"{deaths}; the asset is given up. {last_words}") from None
+        logger.warning("%s; another one goes on from its snapshot. %s", self._deaths[-1], last_words)
+
+    def _stop(self) -> None:
+        if self._process:
+            self._process.stop()
+            self._process = None
+
+
+class _Gone(Exception):
+    """The worker died or stalled."""
+
+    def __init__(self, cause: str, log: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.log = log  # the last lines that it printed
+
+
+class _Process:
+    """One life of the worker: its process, this end of its pipe, and what it prints."""
+
+    def __init__(self, directory: str, num_threads: int | None) -> None:
+        log, self._log_path = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=directory)
+        os.close(log)
+        context = torch.multiprocessing.get_context("spawn")  # neither CUDA nor JAX survives a fork
+        self._pipe, child_pipe = context.Pipe()
+        # The kernel's notice is of the end of the starting thread: the parent's only for the main one.
+        follow_parent = threading.current_thread() is threading.main_thread()
+        self._process = context.Process(
+            target=worker.main,
+            args=(child_pipe, self._log_path, num_threads, follow_parent),
+            name="recon_torch.process.worker",
+            daemon=True,
+        )
+        self._process.start()
+        self.pid = self._process.pid
+        child_pipe.close()
+
+    def send(self, command: protocol.Command) -> None:
+        try:
+            self._pipe.send(command)
+        except ConnectionError:
+            raise self._gone() from None
+
+    def receive(self, patience_s: float) -> protocol.Reply:
+        # Short waits, so that the time for which this process itself was suspended counts as one of them.
+        num_waits = math.ceil(patience_s)
+        try:
+            if any(self._pipe.poll(patience_s / num_waits) for _ in range(num_waits)):
+                return self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise self._gone() from None
+        raise self._stalled(patience_s)
+
+    def stop(self) -> None:
+        """The end of the pipe ends the worker; one that cannot even notice that is killed."""
+        self._pipe.close()
+        self._process.join(CLOSE_TIMEOUT_S)
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+    def _gone(self) -> _Gone:
+        self._process.join(CLOSE_TIMEOUT_S)
+        code = self._process.exitcode
+        if code is None:
+            cause = "closed its pipe"
+        elif code < 0:
+            hint = " (the system does that when memory runs out)" if -code == signal.SIGKILL else ""
+            cause = f"was killed by {signal.Signals(-code).name}{hint}"
+        else:
+            cause = f"ended with exit code {code}"
+        return _Gone(cause, self._last_lines())
+
+    def _stalled(self, silence_s: float) -> _Gone:
+        os.kill(self.pid, signal.SIGUSR1)  # it prints where it stands, if it can
+        time.sleep(0.5)
+        self._process.kill()
+        return _Gone(f"was silent for {silence_s:g} s", self._last_lines())
+
+    def _last_lines(self) -> str:
+        lines = Path(self._log_path).read_text(errors="replace").splitlines()
+        return "\n".join(line[:QUOTED_LOG_COLUMNS] for line in lines[-QUOTED_LOG_LINES:])
+
+
+def _private_directory(parent: str | os.PathLike | None) -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix="recon_", dir=parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep snapshots in {parent}: {error.strerror}; choose another snapshot_dir"
+        ) from error
+
+
+def _shared_zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if device.type == "cuda":  # CUDA memory is shared when its handle is sent
+        return torch.zeros(shape, device=device)
+    needed_mib = 4 * torch.Size(shape).numel() / 2**20
+    if os.path.isdir(SHARED_MEMORY):  # beyond its limit the first write would be a bus error
+        free_mib = shutil.disk_usage(SHARED_MEMORY).free / 2**20
+        if needed_mib > free_mib:
+            raise UserError(
+                f"{SHARED_MEMORY} has {free_mib:.0f} MiB left and the views need {needed_mib:.0f} MiB: "
+                "enlarge it (docker run --shm-size=1g)"
+            )
+    return torch.zeros(shape).share_memory_()

@@ -1,0 +1,1 @@
+"""Differentiable rendering of Gaussians: one function, two engines, and a readable reference."""

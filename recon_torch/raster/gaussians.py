@@ -1,0 +1,39 @@
+"""The parameters of the asset (Sec. 3.3) and their file form, the .ply of 3DGS (Kerbl et al. 2023).
+
+Colour does not depend on the view (spherical harmonics of degree 0), as the paper's short fits need no more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+SH_C0 = 0.5 / math.sqrt(math.pi)  # the constant spherical harmonic
+
+
+class Gaussians(NamedTuple):
+    """N Gaussians as they are optimised: unconstrained numbers. The properties are what is rendered."""
+
+    means: Float[Tensor, "N 3"]
+    quats: Float[Tensor, "N 4"]  # wxyz, not normalised
+    log_scales: Float[Tensor, "N 3"]
+    opacity_logits: Float[Tensor, " N"]
+    sh0: Float[Tensor, "N 3"]
+
+    @property
+    def scales(self) -> Float[Tensor, "N 3"]:
+        """Standard deviations along the axes, in world units."""
+        return self.log_scales.exp()
+
+    @property
+    def opacities(self) -> Float[Tensor, " N"]:
+        """In (0, 1)."""
+        return self.opacity_logits.sigmoid()
+
+    @property
+    def colors(self) -> Float[Tensor, "N 3"]:
+        """RGB, at least 0; not bounded above, as in 3DGS."""
+        return (0.5 + SH_C0 * self.sh0).clamp_min(0)

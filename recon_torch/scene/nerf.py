@@ -1,0 +1,202 @@
+"""A radiance field instead of Gaussians (Mildenhall et al. 2020): the last row of the paper's Table 2.
+
+Unspecified in the paper: which field. Here: density and colour on a dense grid with its coarser octaves added
+(large parts form first, and quickly), as one object needs no hashing and it runs wherever PyTorch does.
+Colour does not depend on the view, as that of the Gaussians.
+
+Each ray is cut into equal pieces inside a ball, and each piece is seen at one point: a random one while the
+field is fitted, its middle otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from recon_torch.files import replacing
+from recon_torch.fit.settings import FitSettings
+from recon_torch.raster.rasterize import Render
+from recon_torch.scene.parameters import Parameters
+from recon_torch.views.cameras import Cameras
+
+if TYPE_CHECKING:
+    from recon_torch.views.world import World
+
+RADIUS = 0.55  # of the ball in which a field is not empty, and half the grid's width
+OCTAVES = (4, 2, 1)  # by which the number of cells is divided
+INITIAL_DENSITY = -6.0  # before softplus: a ray through the middle then loses a seventh of its light
+RAYS_AT_ONCE = 2**15  # bounds the memory; more of them are marched twice, for the gradient once more
+FINAL_RATE = 0.1  # of learning, as a share of the first
+
+
+class Rays(NamedTuple):
+    """R rays: at depth t (camera z) each is at origin + t * direction, inside the ball from near to far."""
+
+    origins: Float[Tensor, "R 3"]
+    directions: Float[Tensor, "R 3"]
+    near: Float[Tensor, " R"]
+    far: Float[Tensor, " R"]
+
+
+class RadianceField:
+    """A `scene.Scene` on a grid, the sum of octaves; there is nothing to add to it or to drop."""
+
+    num_gaussians = 0
+
+    def __init__(self, settings: FitSettings, device: torch.device):
+        self._settings, self._device = settings, device
+        sides = [settings.nerf_cells // octave for octave in OCTAVES]
+        empty = {f"octave_{side}": torch.zeros(1, 4, side, side, side) for side in sides}
+        self.parameters = Parameters(empty, device)
+
+    def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
+        """See `Scene`: a field starts as a thin fog everywhere."""
+        return ["a radiance field fits in no asset.ply: it is in asset.safetensors"]
+
+    def rates(self, progress: float) -> dict[str, float]:
+        return dict.fromkeys(self.parameters.tensors, self._settings.lr_nerf * FINAL_RATE**progress)
+
+    @staticmethod
+    def render_together(
+        scenes: Sequence[RadianceField], cameras: Sequence[Cameras], seeds: Sequence[int | None]
+    ) -> list[Render]:
+        """See `Scene`. The seed is that of the points at which a ray's pieces are seen."""
+        return [scene._render(*rest) for scene, *rest in zip(scenes, cameras, seeds, strict=True)]
+
+    def watch(self, step: int, info: dict[str, Any]) -> None:
+        pass
+
+    def refine(self, step: int, info: dict[str, Any], seed: int) -> None:
+        pass
+
+    def _render(self, cameras: Cameras, seed: int | None) -> Render:
+        field, num_samples = self._field(), self._settings.nerf_samples
+        background = torch.full((3,), self._settings.background, device=self._device)
+        rays, hit = cast_rays(cameras, self._device)
+        jitter = torch.full((len(rays.near), num_samples), 0.5)
+        if seed is not None:
+            jitter = torch.rand(jitter.shape, generator=torch.Generator().manual_seed(seed))
+        split = [each.split(RAYS_AT_ONCE) for each in (*rays, jitter.to(self._device))]
+        parts = list(zip(*split, strict=True))
+        once = march if len(parts) == 1 else functools.partial(checkpoint, march, use_reentrant=False)
+        marched = [once(field, *part) for part in parts]
+        rgb, alpha, depth = (torch.cat(each) for each in zip(*marched, strict=True))
+        shape = (len(cameras), cameras.height, cameras.width)
+
+        def image(values: Tensor) -> Tensor:
+            return values.new_zeros(hit.numel(), values.shape[-1]).index_put((hit.nonzero()[:, 0],), values)
+
+        alpha_image = image(alpha)
+        rgb_image = image(rgb) + (1 - alpha_image) * background
+        images = (rgb_image, alpha_image, image(depth))
+        return Render(*(each.view(*shape, -1) for each in images), info={})
+
+    def _field(self) -> Float[Tensor, "1 4 n n n"]:
+        """The octaves' sum (density, red, green, blue; z, y, x), at the finest one's points."""
+        field, *finer = self.parameters.tensors.values()
+        for octave in finer:
+            size = octave.shape[2:]
+            field = octave + F.interpolate(field, size, mode="trilinear", align_corners=True)
+        return field
+
+    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
+        """Writes a .safetensors with the grid "field" [4,n,n,n] (z, y, x) and how to read it as metadata."""
+        path = Path(path).with_suffix(".safetensors")
+        scale, center = (world.scale, list(map(float, world.center))) if world else (1.0, [0.0] * 3)
+        unit = _density_unit(self._settings.nerf_cells) * scale
+        metadata = {
+            "center": json.dumps(center),
+            "half_width": json.dumps(RADIUS / scale),
+            "density_per_unit": f"softplus(field[0] + {INITIAL_DENSITY}) * {unit}",
+            "rgb": "sigmoid(field[1:4])",
+            "interpolation": "trilinear before either; outermost points on the faces; empty outside the ball",
+        }
+        with torch.no_grad(), replacing(path) as temporary:
+            save_file({"field": self._field()[0].cpu().contiguous()}, temporary, metadata)
+        return path
+
+    @torch.no_grad()
+    def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:
+        cell = 2 * half_width / num_cells
+        ticks = (torch.arange(num_cells, device=self._device) + 0.5) * cell - half_width
+        points = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).view(1, -1, 3)
+        density, _ = evaluate(self._field(), points)
+        inside = points.norm(dim=-1) < RADIUS
+        return (1 - torch.exp(-density * inside * cell)).view(num_cells, num_cells, num_cells)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.parameters.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.parameters = Parameters.from_state_dict(state, self._device)
+
+
+def cast_rays(cameras: Cameras, device: torch.device | str = "cpu") -> tuple[Rays, Tensor]:
+    """The rays of all pixels' centres that meet the ball, and which pixels [K*H*W] these are."""
+    w2c = torch.from_numpy(cameras.w2c).to(device)
+    inverse = torch.linalg.inv(torch.from_numpy(cameras.intrinsics_px).to(w2c))
+    rows, columns = (torch.arange(size, device=device) + 0.5 for size in (cameras.height, cameras.width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3)
+    rotation = w2c[:, :3, :3]
+    directions = pixels @ inverse.mT @ rotation
+    origins = (-rotation.mT @ w2c[:, :3, 3:]).mT.expand_as(directions)
+    a, b = directions.square().sum(-1), (origins * directions).sum(-1)
+    root = b.square() - a * (origins.square().sum(-1) - RADIUS**2)
+    half = root.clamp_min(0).sqrt()
+    near, far = ((-b - half) / a).clamp_min(0), (-b + half) / a
+    hit = ((root > 0) & (far > near)).flatten()
+    rays = (origins.flatten(0, 1), directions.flatten(0, 1), near.flatten(), far.flatten())
+    return Rays(*(each[hit] for each in rays)), hit
+
+
+def march(
+    field: Float[Tensor, "1 4 n n n"],
+    origins: Float[Tensor, "R 3"],
+    directions: Float[Tensor, "R 3"],
+    near: Float[Tensor, " R"],
+    far: Float[Tensor, " R"],
+    jitter: Float[Tensor, "R S"],
+) -> tuple[Float[Tensor, "R 3"], Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
+    """Colour times alpha, alpha, and expected depth of rays; jitter in [0, 1] is where each piece is seen."""
+    step = (far - near) / jitter.shape[-1]
+    depth = near[:, None] + (torch.arange(jitter.shape[-1], device=near.device) + jitter) * step[:, None]
+    points = origins[:, None] + depth[..., None] * directions[:, None]
+    density, color = evaluate(field, points)
+    weights = absorb(density * (step * directions.norm(dim=-1))[:, None])
+    alpha = weights.sum(-1, keepdim=True)
+    rgb = (weights[..., None] * color).sum(1)
+    return rgb, alpha, (weights * depth).sum(-1, keepdim=True) / alpha.clamp_min(1e-6)
+
+
+def absorb(optical_depth: Float[Tensor, "R S"]) -> Float[Tensor, "R S"]:
+    """The share of a ray's light that ends in each piece: exp(-depths before) (1 - exp(-own depth))."""
+    before = optical_depth.cumsum(-1) - optical_depth
+    return torch.exp(-before) * -torch.expm1(-optical_depth)
+
+
+def evaluate(
+    field: Float[Tensor, "1 4 n n n"], points: Float[Tensor, "R S 3"]
+) -> tuple[Float[Tensor, "R S"], Float[Tensor, "R S 3"]]:
+    """Density, per unit of length, and RGB at points. The functions come last, so that surfaces are sharp."""
+    values = F.grid_sample(field, points[None, None] / RADIUS, padding_mode="border", align_corners=True)[
+        0, :, 0
+    ]
+    density = F.softplus(values[0] + INITIAL_DENSITY) * _density_unit(field.shape[-1])
+    return density, values[1:].sigmoid().permute(1, 2, 0)
+
+
+def _density_unit(num_cells: int) -> float:
+    """The density at which a cell takes 1 - 1/e of the light."""
+    return (num_cells - 1) / (2 * RADIUS)

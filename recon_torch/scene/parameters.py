@@ -1,0 +1,54 @@
+"""Named tensors with an optimiser each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+class Parameters:
+    """Named tensors, each with an Adam of its own, as gsplat's densification wants them.
+
+    Attributes:
+        tensors, optimizers: by name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device):
+        """Copies the tensors."""
+        self.tensors = {
+            name: torch.nn.Parameter(tensor.detach().to(device, copy=True))
+            for name, tensor in tensors.items()
+        }
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam([tensor], eps=1e-15, fused=True) for name, tensor in self.tensors.items()
+        }
+
+    def step(self, rates: Mapping[str, float]) -> None:
+        """Follows the gradients, by a learning rate for each tensor, and clears them."""
+        for name, rate in rates.items():
+            self.optimizers[name].param_groups[0]["lr"] = rate
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad()
+
+    def is_finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "params": {name: tensor.detach().clone() for name, tensor in self.tensors.items()},
+            "optimizers": {name: copy.deepcopy(each.state_dict()) for name, each in self.optimizers.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> Self:
+        parameters = cls(state["params"], device)
+        for name, optimizer in parameters.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+        return parameters

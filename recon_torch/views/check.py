@@ -1,0 +1,223 @@
+"""`im3d fit --check`: what is wrong with each frame of a directory of views, in one line each.
+
+Errors are what a fit refuses, or what cannot give a good one; remarks are what may be meant so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int8
+from scipy import ndimage
+
+from recon_torch.errors import UserError
+from recon_torch.views import hull, masks, world
+from recon_torch.views.cameras import Cameras
+from recon_torch.views.directory import read_frame
+from recon_torch.views.transforms import Frame, load_transforms_json, parse_frame
+
+FEWEST_VIEWS = 4
+CHECKED_PX = 128  # height at which pictures are looked at
+NARROWEST_DEG, WIDEST_DEG = 1.0, 150.0  # vertical field of view
+MOST_STRETCHED = 1.5  # fx / fy
+SAME_PLACE, SAME_WAY = 1e-4, 1 - 1e-7  # distance as a share of that to the focus; cosine
+NEAREST, FARTHEST = 0.1, 10.0  # distance to the focus as a share of the median
+# Shares of a mask that lie where the other masks allow the object. Of good views it is all; of swapped views
+# 85 to 98%, the less the more the object's sides differ.
+CONTRADICTED, EXPLAINED = 0.93, 0.98
+
+
+class Finding(NamedTuple):
+    """What there is to say of one frame; nothing if all is well."""
+
+    name: str
+    errors: list[str]
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        words = [f"ERROR: {text}" for text in self.errors] + [f"remark: {text}" for text in self.remarks]
+        return f"{self.name}: {'; '.join(words) or 'ok'}"
+
+
+def main(directory: Path) -> None:
+    """Prints a line per frame. Raises UserError, as a summary, if there are errors."""
+    findings, general = check(directory)
+    print("\n".join(map(str, findings + general)))
+    faulty = sum(bool(finding.errors) for finding in findings)
+    summary = f"{directory}: {len(findings) - faulty} of {len(findings)} frames are good"
+    if faulty or any(finding.errors for finding in general):
+        raise UserError(f"{summary}; mend the others or take them out of transforms.json")
+    print(summary)
+
+
+def check(directory: str | os.PathLike) -> tuple[list[Finding], list[Finding]]:
+    """What there is to say of each frame in `directory`'s transforms.json, and of all together.
+
+    Raises UserError if the file is missing, is not JSON or has no frames.
+    """
+    directory = Path(directory)
+    content = load_transforms_json(directory / "transforms.json")
+    findings, frames = [], {}
+    for index, entry in enumerate(content["frames"]):
+        finding = Finding(f"frame {index} ({str(entry.get('file_path'))[:80]!r})", [], [])
+        findings.append(finding)
+        try:
+            frame = parse_frame(directory, content | entry)
+            picture = _picture(directory, frame)
+        except UserError as error:
+            finding.errors.append(str(error))
+            continue
+        finding.errors.extend(lens_errors(frame))
+        finding.errors.extend(mask_errors(picture))
+        finding.remarks.extend(remarks(frame, picture))
+        if not finding.errors:
+            frames[index] = frame, picture
+    general = Finding("all frames", [], [])
+    _compare(frames, findings, general)
+    return findings, [general] if general.errors or general.remarks else []
+
+
+def lens_errors(frame: Frame) -> list[str]:
+    """Intrinsics that no lens has, or that belong to another image."""
+    (fx, _, cx), (_, fy, cy) = frame.intrinsics_px[:2]
+    errors = []
+    if not (0 <= cx <= frame.width and 0 <= cy <= frame.height):
+        errors.append(
+            f"its centre ({cx:g}, {cy:g}) px is outside of its {frame.width}x{frame.height} px image"
+        )
+    fov_deg = np.degrees(2 * np.arctan(0.5 * frame.height / fy))
+    if not NARROWEST_DEG <= fov_deg <= WIDEST_DEG:
+        errors.append(f"fl_y {fy:g} px is a vertical field of view of {fov_deg:.3g} degrees")
+    return errors
+
+
+def mask_errors(picture: Float[np.ndarray, "H W 4"]) -> list[str]:
+    """A mask, the picture's last channel, with nothing in it or nothing outside of it."""
+    problem = masks.problem(picture[..., 3:])
+    if problem == "covers everything":
+        return ["its mask covers everything; give masks or alpha, or use --isnet-weights"]
+    return ["its mask shows nothing"] if problem == "shows nothing" else []
+
+
+def remarks(frame: Frame, picture: Float[np.ndarray, "H W 4"]) -> list[str]:
+    """What may be right: an object that is cut off, pixels that are not square."""
+    found = []
+    if masks.problem(picture[..., 3:]) == "touches the border":
+        found.append("its mask touches the border")
+    ratio = frame.intrinsics_px[0, 0] / frame.intrinsics_px[1, 1]
+    if not 1 / MOST_STRETCHED <= ratio <= MOST_STRETCHED:
+        found.append(f"fl_x is {ratio:.3g} times fl_y")
+    return found
+
+
+def pose_errors(frames: dict[int, Frame]) -> list[tuple[int, str]]:
+    """Pairs of a frame's index and what is wrong with its camera beside the others.
+
+    Raises UserError if the cameras all look the same way.
+    """
+    cameras = _cameras(list(frames.values()))
+    axes, positions = cameras.w2c[:, 2, :3], cameras.positions
+    to_focus = world.focus(cameras) - positions
+    distances = np.linalg.norm(to_focus, axis=-1)
+    errors = []
+    for k, (index, frame) in enumerate(frames.items()):
+        near = np.linalg.norm(positions[:k] - positions[k], axis=-1) < SAME_PLACE * np.median(distances)
+        twins = np.flatnonzero(near & (axes[:k] @ axes[k] > SAME_WAY))
+        if len(twins):
+            errors.append((index, f"its camera is that of frame {list(frames)[twins[0]]}"))
+        share = distances[k] / np.median(distances)
+        if not NEAREST <= share <= FARTHEST:
+            errors.append((index, f"it is {share:.2g} times as far from the cameras' focus as the median"))
+        angle_deg = np.degrees(np.arccos(np.clip(axes[k] @ to_focus[k] / distances[k], -1, 1)))
+        half_diagonal = (
+            np.hypot(frame.width / frame.intrinsics_px[0, 0], frame.height / frame.intrinsics_px[1, 1]) / 2
+        )
+        if angle_deg > np.degrees(np.arctan(half_diagonal)):
+            errors.append((index, f"it looks {angle_deg:.0f} degrees away from the cameras' focus"))
+    return errors
+
+
+def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, float]:
+    """For each frame's index how much of its mask lies where the other masks allow the object, in [0, 1].
+
+    views: frame and picture, whose last channel is the mask, of cameras with a focus.
+    """
+    unit = world.of_cameras(_cameras([frame for frame, _ in views.values()]))
+    points = hull.grid(world.SEARCHED_HALF_WIDTH, world.SEARCHED_CELLS)
+    seen = []
+    for frame, picture in views.values():
+        camera = unit.cameras(_cameras([frame])).resized(picture.shape[1], picture.shape[0])
+        seen.append((camera, picture[None, ..., 3:]))
+    allowed = points[
+        _nearly_all(np.concatenate([hull.verdicts(points, *view, world.REACH) for view in seen]))
+    ]
+    return {
+        index: _explained(allowed, camera, mask[0, ..., 0])
+        for index, (camera, mask) in zip(views, seen, strict=True)
+    }
+
+
+def _picture(directory: Path, frame: Frame) -> Float[np.ndarray, "H W 4"]:
+    height = min(frame.height, CHECKED_PX)
+    picture = read_frame(directory, frame, max(1, round(frame.width * height / frame.height)), height)
+    if np.isnan(picture[0, 0, 3]):
+        picture[..., 3:] = masks.background_masks(picture[None, ..., :3])[0]
+    return picture
+
+
+def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding], general: Finding) -> None:
+    """Adds what is wrong between frames to their findings, and what concerns all of them to `general`."""
+    if len(frames) < FEWEST_VIEWS:
+        general.remarks.append(f"{len(frames)} usable frames are few; give at least {FEWEST_VIEWS}")
+    try:
+        poses = pose_errors({index: frame for index, (frame, _) in frames.items()}) if len(frames) > 1 else []
+        good = {index: view for index, view in frames.items() if index not in dict(poses)}
+        shares = silhouette_shares(good) if len(good) > 1 else {}
+    except UserError as error:
+        general.errors.append(str(error))
+        return
+    for index, error in poses:
+        findings[index].errors.append(error)
+    for index, share in shares.items():
+        if share < EXPLAINED:
+            told = findings[index].errors if share < CONTRADICTED else findings[index].remarks
+            told.append(f"only {share:.0%} of its mask is where the other masks allow the object")
+    away = sum("degrees away" in error for _, error in poses)
+    if away > len(frames) / 2:
+        general.errors.append(
+            f"{away} cameras look away from where their axes meet; "
+            "transform_matrix is camera-to-world with y up and z backward (OpenGL)"
+        )
+
+
+def _nearly_all(verdicts: Int8[np.ndarray, "K N"]) -> np.ndarray:
+    """Points in the hull of all views but a few, so that one bad view does not speak against the others."""
+    tolerated = -(-len(verdicts) // 8)
+    return ((verdicts < 0).sum(0) <= tolerated) & ((verdicts > 0).sum(0) >= len(verdicts) / 2)
+
+
+def _explained(points: Float[np.ndarray, "N 3"], camera: Cameras, mask: Float[np.ndarray, "H W"]) -> float:
+    """The share of the mask near the projection of a point."""
+    local = points @ camera.w2c[0, :3, :3].T + camera.w2c[0, :3, 3]
+    local = local[local[:, 2] > 0]
+    pixels = ((local @ camera.intrinsics_px[0].T)[:, :2] / local[:, 2:]).astype(np.int64)
+    inside = ((pixels >= 0) & (pixels < [camera.width, camera.height])).all(1)
+    foreground = mask > hull.FOREGROUND
+    if not inside.any() or not foreground.any():
+        return 0.0
+    empty = np.ones(mask.shape, bool)
+    empty[pixels[inside, 1], pixels[inside, 0]] = False
+    reach_px = world.REACH * camera.intrinsics_px[0, 0, 0] / np.median(local[:, 2])
+    near = ndimage.distance_transform_edt(empty) <= reach_px + 1
+    return float((near & foreground).sum() / foreground.sum())
+
+
+def _cameras(frames: list[Frame]) -> Cameras:
+    """Their poses and intrinsics, at the first one's size."""
+    width, height = frames[0].width, frames[0].height
+    scale = [[[width / frame.width], [height / frame.height], [1.0]] for frame in frames]
+    intrinsics_px = np.stack([frame.intrinsics_px for frame in frames]) * np.array(scale)
+    return Cameras(np.stack([frame.w2c for frame in frames]), intrinsics_px, width, height)

@@ -1,0 +1,118 @@
+"""Images, videos, contact sheets and JSON on disk. A file is whole or absent: written aside, then renamed.
+
+Images are float32 in [0, 1], channels last. NumPy only, so that both the JAX and the PyTorch half can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+
+from recon_torch.errors import UserError
+from recon_torch.files import replacing
+
+MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; a few hundred bytes of PNG can claim far more
+
+
+def straight(rgb: Float[np.ndarray, "*N 3"], alpha: Float[np.ndarray, "*N 1"]) -> Float[np.ndarray, "*N 4"]:
+    """Pictures over white as RGBA with the colours of the object alone; white where there is nothing."""
+    colors = np.where(alpha > 0, (rgb - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
+    return np.concatenate([colors, alpha], -1).clip(0, 1)
+
+
+def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """[0, 1] -> 0..255, rounded, clipped. Raises ValueError for NaN, which has no colour."""
+    image = np.asarray(image)
+    if not np.isfinite(image).all():
+        raise ValueError("an image has NaN or infinite values")
+    return np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def write_image(path: str | Path, image: Float[np.ndarray, "H W C"] | UInt8[np.ndarray, "H W C"]) -> None:
+    """Writes a grey (C = 1), RGB or RGBA picture in the format that the suffix names."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = to_uint8(image)
+    with replacing(path) as temporary:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
+
+
+def read_image(path: str | Path) -> Float[np.ndarray, "H W C"]:
+    """Reads a picture of any mode, upright: RGBA if it has transparency, RGB otherwise.
+
+    Raises UserError if the file is missing, is no picture, or has more than 64 million pixels.
+    """
+    with _opened(path) as image:
+        return _decode(ImageOps.exif_transpose(image))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """The (width, height) of the picture that `read_image` would give. Raises UserError as that does."""
+    with _opened(path) as image:
+        quarter_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if quarter_turned else image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{path} has {image.width} x {image.height} pixels; give one below 8000 x 8000"
+                )
+            yield image
+    except FileNotFoundError as error:
+        raise UserError(f"no image at {path}; check the path") from error
+    # Pillow raises SyntaxError and ValueError for some broken files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {path} as an image; give a PNG, JPEG or WebP file") from error
+
+
+def contact_sheet(
+    rows: Sequence[Float[np.ndarray, "T H W 3"]],
+    row_labels: Sequence[str],
+    *,
+    tile_px: int = 96,
+    gap_px: int = 2,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One picture with a labelled row for each set of frames; rows may differ in length and image size.
+
+    Images smaller than `tile_px` are enlarged by a whole factor, so that pixels stay square and sharp.
+    """
+    tiles = [[_enlarge(to_uint8(image), tile_px) for image in row] for row in rows]
+    font = ImageFont.load_default(size=14)
+    gutter = 2 * gap_px + max(int(np.ceil(font.getlength(label))) for label in row_labels)
+    width = gutter + max(sum(tile.shape[1] + gap_px for tile in row) for row in tiles)
+    heights = [max(tile.shape[0] for tile in row) + gap_px for row in tiles]
+    sheet = Image.new("RGB", (width, sum(heights) + gap_px), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = gap_px
+    for row, label, height in zip(tiles, row_labels, heights, strict=True):
+        draw.text((gap_px, top + height // 2), label, fill="black", font=font, anchor="lm")
+        left = gutter
+        for tile in row:
+            sheet.paste(Image.fromarray(tile), (left, top))
+            left += tile.shape[1] + gap_px
+        top += height
+    return np.asarray(sheet)
+
+
+def _decode(image: Image.Image) -> Float[np.ndarray, "H W C"]:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        grey = np.clip(np.asarray(image, np.float32) / 65535.0, 0.0, 1.0)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return np.asarray(image.convert(mode), np.float32) / 255.0
+
+
+def _enlarge(image: UInt8[np.ndarray, "H W 3"], tile_px: int) -> UInt8[np.ndarray, "h w 3"]:
+    factor = max(1, -(-tile_px // image.shape[0]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)

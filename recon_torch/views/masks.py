@@ -1,0 +1,183 @@
+"""Foreground masks of views (Sec. 3.3), from a plain background or by IS-Net (Qin et al. 2022).
+
+IS-Net answers on any picture. Its masks are therefore looked at, and where one cannot be right while the
+background is plain, the background decides.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from scipy import ndimage
+
+from recon_torch.errors import UserError
+from recon_torch.views.images import to_uint8
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+TOLERANCE = 0.04  # of a background's colour, in [0, 1]
+EDGE_PX, VIDEO_EDGE_PX = 2, 3  # how deep a background reaches into an object; compression blurs
+SPECK_PX = 8  # largest area that is none of the object
+PLAIN_BORDER = 0.95  # share of the border that has one colour where the background is plain
+LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # of the picture that an object takes
+BORDER_SHARE = 0.02  # of the border that an object may touch
+ISNET_SIZE_PX, ISNET_MEAN = (1024, 1024), np.float32(0.5)
+
+
+def threshold_masks(
+    images: Float[np.ndarray, "K H W 3"],
+    background: float | Float[np.ndarray, "3"] = 1.0,
+    tolerance: float = TOLERANCE,
+) -> Float[np.ndarray, "K H W 1"]:
+    """1 where any channel differs by more than the tolerance from the background (a colour, or a grey level).
+
+    What has the background's colour counts as background, inside the object too.
+    """
+    difference = np.abs(images - np.asarray(background, np.float32)).max(-1, keepdims=True)
+    return (difference > tolerance).astype(np.float32)
+
+
+def background_masks(
+    images: Float[np.ndarray, "K H W 3"], edge_px: int = EDGE_PX
+) -> Float[np.ndarray, "K H W 1"]:
+    """Coverage in [0, 1] by each picture's own plain background; `threshold_masks` for white without one.
+
+    edge_px: how deep the background's colour reaches into the object's.
+    """
+    return np.stack([_background_mask(image, plain_background(image), edge_px) for image in images])
+
+
+def over_white(
+    images: Float[np.ndarray, "K H W 3"], masks: Float[np.ndarray, "K H W 1"]
+) -> Float[np.ndarray, "K H W 3"]:
+    """The foreground on white; where the background is plain, without its colour in the edges."""
+    return np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
+
+
+def plain_background(
+    image: Float[np.ndarray, "H W 3"], tolerance: float = TOLERANCE, share: float = PLAIN_BORDER
+) -> Float[np.ndarray, "3"] | None:
+    """The colour that this share of the picture's border has, within the tolerance; None if there is none."""
+    border = _border(image)
+    color = np.median(border, 0)
+    alike = np.abs(border - color).max(-1) <= tolerance
+    return color if alike.mean() >= share else None
+
+
+def problem(mask: Float[np.ndarray, "H W 1"]) -> str | None:
+    """What speaks against a mask: it "shows nothing", "covers everything" or "touches the border"."""
+    share = (mask > 0.5).mean()
+    if share < LEAST_SHARE:
+        return "shows nothing"
+    if share > MOST_SHARE:
+        return "covers everything"
+    return "touches the border" if (_border(mask) > 0.5).mean() > BORDER_SHARE else None
+
+
+def isnet_masks(
+    images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike
+) -> Float[np.ndarray, "K H W 1"]:
+    """Masks in [0, 1] by IS-Net; by the background where that is plain and IS-Net wrong.
+
+    Warns of each mask that has a `problem`, and says which of the two it is in the end.
+
+    Args:
+        weights_path: an .onnx file such as rembg's isnet-general-use.onnx.
+
+    Raises:
+        UserError: onnxruntime is not installed, or the weights are missing or unusable.
+    """
+    session = _isnet_session(Path(weights_path))
+    return np.stack([_checked(image, _predict(session, image), k) for k, image in enumerate(images)])
+
+
+def _isnet_session(path: Path) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        raise UserError(f"IS-Net weights {path} do not exist; give rembg's isnet-general-use.onnx")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(
+            'masks by IS-Net need onnxruntime; install it with pip install "im3d[masks]"'
+        ) from None
+    try:
+        return onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # onnxruntime's own types
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise UserError(f"IS-Net weights {path} cannot be loaded: {reason}") from None
+
+
+def _predict(
+    session: onnxruntime.InferenceSession, image: Float[np.ndarray, "H W 3"]
+) -> Float[np.ndarray, "H W 1"]:
+    """The mask, stretched to [0, 1] as IS-Net's authors do; 0 or 1 throughout where that is unsure."""
+    picture = Image.fromarray(to_uint8(image))
+    pixels = np.asarray(picture.resize(ISNET_SIZE_PX, Image.Resampling.LANCZOS), np.float32)
+    pixels = pixels / max(pixels.max(), 1.0) - ISNET_MEAN
+    (name,) = (given.name for given in session.get_inputs())
+    predicted = np.squeeze(session.run(None, {name: pixels.transpose(2, 0, 1)[None]})[0])
+    least, most = predicted.min(), predicted.max()
+    # Stretched without a look, an empty picture's prediction becomes an object made out of noise.
+    if least > 0.5 or most < 0.5:
+        return np.full((*image.shape[:2], 1), least > 0.5, np.float32)
+    stretched = Image.fromarray((predicted - least) / (most - least))
+    return np.asarray(stretched.resize(picture.size, Image.Resampling.BILINEAR), np.float32)[..., None]
+
+
+def _checked(
+    image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"], index: int
+) -> Float[np.ndarray, "H W 1"]:
+    """The mask, or the one by the picture's plain background if only that one is without a problem."""
+    wrong = problem(mask)
+    if wrong is None:
+        return mask
+    color = plain_background(image)
+    by_background = _background_mask(image, color)
+    better = color is not None and problem(by_background) is None
+    choice = "the mask by its plain background is taken" if better else "there is none better; look at it"
+    warnings.warn(f"IS-Net's mask of picture {index} {wrong}: {choice}", stacklevel=3)
+    return by_background if better else mask
+
+
+def _background_mask(
+    image: Float[np.ndarray, "H W 3"], color: Float[np.ndarray, "3"] | None, edge_px: int = EDGE_PX
+) -> Float[np.ndarray, "H W 1"]:
+    if color is None:
+        return threshold_masks(image[None])[0]
+    mask = _without_specks(threshold_masks(image[None], color)[0])
+    inside = ndimage.binary_erosion(mask[..., 0], iterations=edge_px)
+    if not inside.any():
+        return mask
+    # An edge's pixel lies on the line from the background's colour to that of the object next to it.
+    distance, (rows, columns) = ndimage.distance_transform_edt(~inside, return_indices=True)
+    contrast = image[rows, columns] - color
+    squared = (contrast**2).sum(-1)
+    share = ((image - color) * contrast).sum(-1) / np.maximum(squared, 1e-6)
+    depth = ndimage.distance_transform_edt(mask[..., 0])
+    edge = (depth < edge_px) & (distance <= 2 * edge_px) & (squared > (2 * TOLERANCE) ** 2)
+    return np.where(edge[..., None], np.clip(share, 0, 1)[..., None], 1).astype(np.float32) * mask
+
+
+def _without_specks(mask: Float[np.ndarray, "H W 1"]) -> Float[np.ndarray, "H W 1"]:
+    """The noise of a video leaves some, which a fit would turn into floaters."""
+    parts, _ = ndimage.label(mask[..., 0], np.ones((3, 3)))
+    large = np.bincount(parts.ravel()) > SPECK_PX
+    return mask * large[parts][..., None]
+
+
+def _over_white(image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"]) -> np.ndarray:
+    color = plain_background(image)
+    if color is None:
+        return image * mask + 1 - mask
+    return np.where(mask > 0, np.clip(image + (1 - mask) * (1 - color), 0, 1), 1).astype(np.float32)
+
+
+def _border(image: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "B C"]:
+    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])

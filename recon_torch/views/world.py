@@ -1,0 +1,132 @@
+"""The world of a fit: the object is in the ball of radius 0.5, whatever the views' own world is.
+
+x in the views' world is scale * (x - center) here. Axes stay, so what is up does, too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from recon_torch.errors import UserError
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.views import hull
+from recon_torch.views.cameras import Cameras, orbit
+
+HALF_WIDTH = 2.0 * np.tan(np.radians(33.8 / 2))  # of what this project's own orbits see at the object
+FOCUS_ROUNDS = 20  # of reweighting; the focus then moves by less than 1e-3 of its distance
+SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # of the cube in which an object is looked for
+REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half a cell's diagonal
+OBJECT_RADIUS = 0.45  # of the masks' hull after `of_masks`
+
+
+class World(NamedTuple):
+    """Where the views' world has the object, and what makes it of unit size."""
+
+    center: Float[np.ndarray, "3"]
+    scale: float
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """Cameras of the views' world as cameras of the fit's, in float32."""
+        w2c = cameras.w2c.astype(np.float64)
+        w2c[:, :3, 3] = self.scale * (w2c[:, :3, :3] @ self.center + w2c[:, :3, 3])
+        return Cameras(w2c.astype(np.float32), cameras.intrinsics_px, cameras.width, cameras.height)
+
+    def back(self, gaussians: Gaussians) -> Gaussians:
+        """Gaussians of the fit's world in the views'."""
+        means = gaussians.means / self.scale + torch.from_numpy(self.center).to(gaussians.means)
+        return gaussians._replace(means=means, log_scales=gaussians.log_scales - np.log(self.scale))
+
+
+def of_cameras(cameras: Cameras) -> World:
+    """From the cameras alone: their focus is the origin, and what they see there is as wide as in our orbits.
+
+    Raises:
+        UserError: the axes are parallel, so they meet nowhere.
+    """
+    center = focus(cameras)
+    half_width = 0.5 * min(cameras.width, cameras.height) / cameras.intrinsics_px[:, 1, 1]
+    distance = np.linalg.norm(cameras.positions - center, axis=-1)
+    return World(center, float(HALF_WIDTH / np.mean(distance * half_width)))
+
+
+def focus(cameras: Cameras) -> Float[np.ndarray, "3"]:
+    """The point with the least sum of distances to the optical axes, which one stray camera moves but little.
+
+    Raises:
+        UserError: the axes are parallel, so they meet nowhere.
+    """
+    axes, positions = cameras.w2c[:, 2, :3].astype(np.float64), cameras.positions
+    off_axis = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    if np.linalg.cond(off_axis.sum(0)) > 1e6:
+        raise UserError("the cameras all look the same way; give views from around the object")
+    middle = positions.mean(0)  # near it numbers are small
+    weights = np.ones(len(axes))
+    for _ in range(FOCUS_ROUNDS):  # Weiszfeld's: weighted least squares until the weights are 1 / distance
+        system = np.einsum("k,kij->ij", weights, off_axis)
+        center = np.linalg.solve(system, np.einsum("k,kij,kj->i", weights, off_axis, positions - middle))
+        apart = np.linalg.norm(positions - middle - center, axis=-1)
+        distances = np.linalg.norm(np.einsum("kij,kj->ki", off_axis, positions - middle - center), axis=-1)
+        weights = 1 / np.maximum(distances, 1e-4 * np.median(apart) + 1e-30)
+    return center + middle
+
+
+def hull_of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> Float[np.ndarray, "N 3"]:
+    """Points of the fit's world inside the visual hull of the object. May be none."""
+    points = hull.grid(SEARCHED_HALF_WIDTH, SEARCHED_CELLS)
+    return points[hull.hull(hull.verdicts(points, cameras, masks, REACH))]
+
+
+def ball_around(points: Float[np.ndarray, "N 3"]) -> tuple[Float[np.ndarray, "3"], float]:
+    """The middle of the points' bounding box and their greatest distance to it."""
+    center = (points.min(0) + points.max(0)) / 2
+    return center, float(np.linalg.norm(points - center, axis=-1).max())
+
+
+def of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> World:
+    """From what the masks leave of the space around the cameras' focus: its middle is the origin.
+
+    Raises:
+        UserError: they leave nothing; the cameras have no focus.
+    """
+    coarse = of_cameras(cameras)
+    points = hull_of_masks(coarse.cameras(cameras), masks)
+    if not len(points):
+        raise UserError("no point is inside all masks; do the cameras and the images belong together?")
+    center, radius = ball_around(points)
+    return World(coarse.center + center / coarse.scale, coarse.scale * OBJECT_RADIUS / radius)
+
+
+def up_axis(cameras: Cameras) -> Float[np.ndarray, "3"]:
+    """The axis of the world (+X, -X, +Y, ...) that is nearest to up in the pictures; +Z if none is."""
+    up = -cameras.w2c[:, 1, :3].mean(0)
+    axis = np.zeros(3)
+    if np.linalg.norm(up) < 0.1:  # they look straight down, from all sides
+        axis[2] = 1.0
+    else:
+        axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()])
+    return axis
+
+
+def turntable(cameras: Cameras, up: Float[np.ndarray, "3"], num_frames: int) -> Cameras:
+    """A full circle around `up` at the mean height, distance and field of view of `cameras`."""
+    positions = cameras.positions
+    distance = np.linalg.norm(positions, axis=-1)
+    elevation_rad = np.arcsin(positions @ up / distance).mean()
+    size = min(cameras.width, cameras.height)
+    fov_rad = 2 * np.arctan(0.5 * size / cameras.intrinsics_px[:, 1, 1].mean())
+    circle = orbit(
+        num_frames,
+        float(elevation_rad),
+        size,
+        radius=float(distance.mean()),
+        fov_deg=float(np.degrees(fov_rad)),
+    )
+    side = np.roll(up, 1)  # any axis across
+    upright = np.stack([side, np.cross(up, side), up])  # the rows that take `up` to +Z
+    w2c = circle.w2c.copy()
+    w2c[:, :3, :3] = circle.w2c[:, :3, :3] @ upright
+    return Cameras(w2c, circle.intrinsics_px, circle.width, circle.height)

@@ -1,0 +1,158 @@
+"""The contract's checks find what is wrong with a network, and only that."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from im3d_jax import main
+from im3d_jax.backbones import conformance
+from im3d_jax.conditions.conditioning import Conditioning
+
+SHAPE = (4, 4, 2)
+
+
+class Net(nn.Module):
+    """A convolution and a mixing of views, told everything that a condition holds."""
+
+    dtype = "float32"
+
+    @nn.compact
+    def __call__(self, noisy, timestep, given):
+        image = given.image * given.image_mask[:, None, None, None]
+        told = nn.Dense(2, name="text")(given.text[0].mean(1)) + jnp.sin(timestep)[:, None]
+        x = nn.Conv(2, (3, 3), name="conv")(noisy) + (image + told[:, None, None])[:, None]
+        mix = nn.Dense(2, kernel_init=nn.initializers.zeros, name="temporal")
+        return x + mix(jnp.roll(x, 1, axis=1))
+
+
+class Model:
+    """Keeps the contract; the tests break one rule of it each."""
+
+    latent_shape, prediction_type, num_views, traceable = SHAPE, "v", None, True
+    temporal_pattern, partition_rules = "temporal", (("conv/kernel", ("embed", "mlp")),)
+
+    def init(self, key):
+        return Net().init(key, jnp.zeros((1, 2, *SHAPE)), jnp.zeros(1), self.empty_conditioning(1))["params"]
+
+    def apply(self, params, noisy, timestep, given):
+        return Net().apply({"params": params}, noisy, timestep, given)
+
+    def empty_conditioning(self, batch):
+        text, mask = (jnp.zeros((batch, 3, 5)),), (jnp.ones((batch, 3)),)
+        return Conditioning(jnp.zeros((batch, *SHAPE)), jnp.zeros(batch), text, mask)
+
+
+def results(model, trainable=".*"):
+    return {name: result for name, result, _ in conformance.check(model, trainable)}
+
+
+def test_a_network_that_keeps_the_contract_passes():
+    found = results(Model(), "temporal")
+    assert {name for name, result in found.items() if result == "failed"} == set()
+    # No public ancestor; more devices only where the test run has them.
+    skipped = {name for name, result in found.items() if result == "skipped"}
+    assert skipped - {"sharded equals unsharded"} == {"checkpoints go there and back"}
+
+
+def broken(**changes):
+    return type("Broken", (Model,), changes)()
+
+
+def apply_with(change):
+    """`apply` whose inputs or prediction `change` spoils."""
+
+    def apply(self, params, noisy, timestep, given):
+        return change(lambda *inputs: Model.apply(self, *inputs), params, noisy, timestep, given)
+
+    return apply
+
+
+BROKEN = {
+    "prediction type is known": dict(prediction_type="velocity"),
+    "model is hashable": dict(__eq__=lambda self, other: True),
+    "temporal pattern matches": dict(temporal_pattern="motion"),
+    "partition rules match": dict(partition_rules=(("attention", ("embed",)),)),
+    "prediction has the views shape": dict(
+        apply=apply_with(lambda net, *inputs: net(*inputs).astype(jnp.bfloat16))
+    ),
+    "same inputs same prediction": dict(
+        traceable=False,
+        apply=apply_with(
+            lambda net, p, x, *rest: net(p, x, *rest) + jnp.float32(np.random.default_rng().normal())
+        ),
+    ),
+    "assets do not see each other": dict(
+        apply=apply_with(lambda net, p, x, *rest: net(p, x - x.mean(0), *rest))
+    ),
+    "noise level matters": dict(apply=apply_with(lambda net, p, x, t, given: net(p, x, 0 * t, given))),
+    "image matters": dict(
+        apply=apply_with(lambda net, p, x, t, given: net(p, x, t, given._replace(image=0 * given.image)))
+    ),
+    "a dropped image is not seen": dict(
+        apply=apply_with(
+            lambda net, p, x, t, given: net(p, x, t, given._replace(image_mask=jnp.ones_like(t)))
+        )
+    ),
+    "text matters": dict(
+        apply=apply_with(lambda net, p, x, t, given: net(p, x, t, given._replace(text=(0 * given.text[0],))))
+    ),
+    "jit changes nothing": dict(
+        apply=apply_with(
+            lambda net, p, x, *rest: net(p, x, *rest) + (1.0 if isinstance(x, jax.core.Tracer) else 0.0)
+        )
+    ),
+    "starts as separate images": dict(
+        apply=apply_with(lambda net, p, x, *rest: net(p, x - x.mean(1, keepdims=True), *rest))
+    ),
+    "gradients reach temporal layers": dict(
+        apply=apply_with(
+            lambda net, p, *rest: net({**p, "temporal": jax.lax.stop_gradient(p["temporal"])}, *rest)
+        )
+    ),
+    "checkpoints go there and back": dict(
+        to_pretrained=lambda self, params: {"w": np.asarray(params["conv"]["kernel"])},
+        from_pretrained=lambda self, path, params: params,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_a_broken_rule_is_found(rule):
+    assert results(broken(**BROKEN[rule]))[rule] == "failed"
+
+
+def test_a_config_that_trains_nothing_is_found():
+    assert results(Model(), "adapters")["config trains what there is"] == "failed"
+
+
+def test_errors_inside_a_model_are_failures_with_their_reason():
+    def apply(self, *inputs):
+        raise ZeroDivisionError("the network divides by zero\nand more")
+
+    rows = conformance.check(broken(apply=apply), ".*")
+    detail = next(detail for name, _, detail in rows if name == "prediction has the views shape")
+    assert detail == "ZeroDivisionError: the network divides by zero"
+
+
+def test_every_check_is_seen_to_fail_in_these_tests():
+    names = {run.__name__.replace("_", " ") for run in conformance.CHECKS}
+    assert names - BROKEN.keys() == {"config trains what there is", "sharded equals unsharded"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no_such_net"], "no module im3d_jax.backbones.no_such_net"),
+        ([], "either a backbone's name or --config"),
+        (["emu_video", "--config=configs/tiny.py"], "either a backbone's name or --config"),
+        (["json"], "no module im3d_jax.backbones.json"),
+        (["json.decoder"], "json.decoder has no Model"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(arguments, message, capsys):
+    assert main.run(["check-backbone", *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -1,0 +1,422 @@
+"""Batches: the same assets as `im3d generate` makes, whatever fails, stops, or runs beside them."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from im3d_jax import asset, backbones, checkpoint, config_flags, main
+from im3d_jax.commands import batch, generate
+from im3d_jax.conditions import text_to_image
+from recon_torch.errors import UserError
+from recon_torch.process.client import WorkerDied, WorkerFailed
+
+pytestmark = pytest.mark.usefixtures("local_client")
+
+CHANGES = """
+    config.video.num_steps = 2
+    config.rounds.update(at_steps=(2,), num_steps=1)
+    config.fit.update(num_gaussians=100, num_steps=4, lpips_net="alex")
+    config.turntable.update(num_frames=2, size=32)
+"""
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory, quick_init, write_shrunk):
+    """A shrunk config on disk, with random weights for its network."""
+    path, weights = write_shrunk(tmp_path_factory.mktemp("config"), CHANGES)
+    config = config_flags.load(path)
+    model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
+    params = backbones.init(model, jax.random.key(0))
+    checkpoint.save_weights(weights, params, {"words": list(config.text.kwargs.words)})
+    return path
+
+
+@pytest.fixture
+def command(config_path, tmp_path, monkeypatch):
+    """Runs `im3d batch` on prompts (or what is in prompts.jsonl), into OUT. Returns the exit code."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+
+    def run(*flags, prompts=None, out=tmp_path / "out"):
+        path = tmp_path / "prompts.jsonl"
+        if prompts is not None:
+            path.write_text("".join(json.dumps(each) + "\n" for each in prompts))
+        flags = [f"--prompts={path}", f"--out={out}", f"--config={config_path}", *map(str, flags)]
+        try:
+            return main.run(["batch", *flags])
+        except SystemExit as exit:
+            return exit.code
+
+    return run
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Assets that are nothing but their reports, for all that is not about what is in them.
+
+    Set `verdicts`, or what happens while one is made, by prompt; `made` lists the prompts in their order.
+    """
+
+    class Quick:
+        verdicts, happens, made = {}, {}, []
+
+        @classmethod
+        def make(cls, generator, client, estimator, request, num_retries, show):
+            cls.happens.get(request.prompt, lambda _: None)(show)
+            cls.made.append(request.prompt)
+            verdict = cls.verdicts.get(request.prompt, "good")
+            report = {
+                "prompt": request.prompt,
+                "image": request.image,
+                "image_digest": asset.image_digest(request),
+                "seed": request.seed,
+                "given_elevation_deg": asset.given_elevation_deg(request),
+                "config_digest": config_flags.config_digest(generator.config),
+                "quality": {"verdict": verdict, "reasons": [], "hints": []},
+                "rounds": [{"psnr": 20.0}],
+                "seconds": {"total": 1.0},
+            }
+            if verdict == "bad" and num_retries:
+                report["tries"] = [report | {"seed": request.seed}] * (1 + num_retries)
+            (request.out / "report.json").write_text(json.dumps(report))
+            return report
+
+    class Loaded:
+        def __init__(self, config):
+            self.config, self.text = config, self
+
+        warnings = staticmethod(lambda prompt: [])
+
+    class Client:
+        __enter__ = __exit__ = lambda *_: None
+
+    monkeypatch.setattr(generate, "make_best_asset", Quick.make)
+    monkeypatch.setattr(generate, "load", lambda config: (Loaded(config), None))
+    monkeypatch.setattr(generate, "start_client", lambda *_: Client())
+    Quick.verdicts, Quick.happens, Quick.made = {}, {}, []
+    return Quick
+
+
+def fail(error):
+    def happens(show):
+        raise error
+
+    return happens
+
+
+def files(directory):
+    """Path -> content below a directory, of all but the times that reports hold."""
+    found = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.name == "report.json":
+            content = {name: value for name, value in json.loads(content).items() if name != "seconds"}
+        found[str(path.relative_to(directory))] = content
+    return found
+
+
+# ---- Real assets ----
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """ball.png and a file that is no picture."""
+    inside = np.hypot(*(np.mgrid[:40, :40] - 20)) < 10
+    Image.fromarray(np.where(inside[..., None], [200, 30, 40], 255).astype(np.uint8)).save(
+        tmp_path / "ball.png"
+    )
+    (tmp_path / "broken.png").write_text("no picture")
+    return tmp_path / "ball.png", tmp_path / "broken.png"
+
+
+def test_assets_are_those_of_generate_whatever_the_lanes_and_shards(
+    command, config_path, pictures, tmp_path, capsys
+):
+    ball, broken = pictures
+    prompts = [
+        "a red car",
+        {"prompt": "a broken one", "image": "broken.png"},
+        {"image": "ball.png", "seed": 7, "elevation_deg": 20},
+        "a red car",
+    ]
+    assert command("--lanes", 2, prompts=prompts) == 1
+    assert "3 made" in (printed := capsys.readouterr()).out and "1 failed" in printed.out
+    assert printed.err.count("\n") == 5 and "[4/4" in printed.err  # a warning, a line for each
+    out = tmp_path / "out"
+    failure = json.loads((out / "assets/000001/error.json").read_text())
+    assert "cannot read" in failure["error"] and failure["details"] == ""
+
+    for name, flags in {
+        "000000": ("--prompt", "a red car"),
+        "000002": ("--image", ball, "--seed", 7, "--elevation-deg", 20),
+    }.items():
+        flags = ("--out", tmp_path / name, f"--config={config_path}", *flags)
+        assert main.run(["generate", *map(str, flags)]) == 0
+        assert files(out / "assets" / name) == files(tmp_path / name)
+    assert files(out / "assets/000003") == files(out / "assets/000000")
+
+    shards = tmp_path / "shards"
+    assert [command("--shard", f"{i}/2", out=shards) for i in range(2)] == [0, 1]
+    assert files(shards) == files(out) | {"summary.json": (shards / "summary.json").read_bytes(),
+                                          "gallery.html": (shards / "gallery.html").read_bytes()}  # fmt: skip
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.ply")}
+    broken.write_bytes(ball.read_bytes())
+    assert command() == 0
+    assert not (out / "assets/000001/error.json").exists() and (out / "assets/000001/asset.ply").exists()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("number, exit_code, num_made", [(signal.SIGTERM, 75, 1), (signal.SIGUSR1, 75, 2)])
+def test_signals_leave_whole_assets_only(
+    number, exit_code, num_made, command, local_client, monkeypatch, tmp_path
+):
+    """In the second asset's fit: SIGTERM gives it up, SIGUSR1 lets it end."""
+    resets = []
+    fit, reset = local_client.fit, local_client.reset
+
+    def counted(self, cameras):
+        resets.append(threading.current_thread())
+        reset(self, cameras)
+
+    def signalled(self, until_step, on_progress):
+        if len(resets) == 3:  # one more than assets, for the start
+            os.kill(os.getpid(), number)
+        return fit(self, until_step, on_progress)
+
+    monkeypatch.setattr(local_client, "reset", counted)
+    monkeypatch.setattr(local_client, "fit", signalled)
+    handler = signal.getsignal(number)
+    assert command(prompts=["a red car"] * 3) == exit_code
+    assert signal.getsignal(number) == handler
+    assets = tmp_path / "out" / "assets"
+    assert [path.name for path in sorted(assets.iterdir())] == [f"{i:06d}" for i in range(num_made)]
+    assert all(
+        {"report.json", "asset.ply"} < {each.name for each in path.iterdir()} for path in assets.iterdir()
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["num_assets"] == num_made
+
+
+def test_a_signal_while_the_model_loads_ends_it_at_once(command, quick, monkeypatch, tmp_path):
+    def load(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(generate, "load", load)
+    assert command(prompts=["a"]) == 75
+    assert quick.made == [] and not list(tmp_path.rglob("report.json"))
+
+
+# ---- What is made, and what is not ----
+
+
+def test_what_is_there_is_not_made_again(command, quick, tmp_path):
+    assert command("--num-assets", 2, prompts=["a", "b"]) == 0
+    assert quick.made == ["a", "a", "b", "b"]
+    seeds = [json.loads(path.read_text())["seed"] for path in sorted(tmp_path.rglob("report.json"))]
+    assert seeds == [0, 1, 0, 1]
+    half = tmp_path / "out/assets/000002"
+    (half / "report.json").unlink()
+    (half / ".im3d_x").mkdir()
+    (half / "asset.ply").write_text("half")
+    quick.made.clear()
+    assert command("--num-assets", 2) == 0
+    assert quick.made == ["b"] and [path.name for path in half.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    "prompts, flags, words",
+    [
+        (["a", "x"], (), "prompt"),
+        (["a", "b"], ("--seed", 1), "seed"),
+        (["a", {"prompt": "b", "elevation_deg": 3}], (), "given_elevation_deg"),
+        (["a", "b"], ("--config.video.w_text=2.5",), "config_digest"),
+        (["a", {"prompt": "b", "image": "ball.png"}], (), "image_digest"),
+    ],
+)
+def test_an_asset_of_something_else_is_an_error_before_any_work(
+    prompts, flags, words, command, quick, pictures, capsys
+):
+    assert command(prompts=["a", "b"]) == 0
+    quick.made.clear()
+    assert command(*flags, prompts=prompts) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"made from another {words}" in message and "--overwrite" in message and not quick.made
+    assert command(*flags, "--overwrite", prompts=prompts) == 0
+    assert quick.made == (["a", "b"] if "config" in words or "seed" in words else [prompts[1]["prompt"]
+                          if isinstance(prompts[1], dict) else "x"])  # fmt: skip
+    assert command(*flags) == 0
+
+
+def test_bad_assets_are_made_again_if_more_tries_are_asked_for(command, quick):
+    quick.verdicts = {"b": "bad"}
+    assert command(prompts=["a", "b"]) == 0 and command() == 0
+    assert quick.made == ["a", "b"]
+    assert command("--retry-seeds", 2) == 0 and command("--retry-seeds", 2) == 0 and command() == 0
+    assert quick.made == ["a", "b", "b"]
+
+
+# ---- Failures ----
+
+
+def test_failures_do_not_stop_the_others_and_say_why(command, quick, tmp_path):
+    errors = {
+        "user": UserError("views are not finite; look at them"),
+        "died": WorkerDied("the 3D worker was killed; the asset is given up. It last printed:\nOuch\nBye"),
+        "failed": WorkerFailed("Traceback (most recent call last):\n  somewhere\nRuntimeError: CUDA error"),
+        "bug": ValueError("an image has NaN\nor infinite values"),
+    }
+    quick.happens = {name: fail(error) for name, error in errors.items()}
+    prompts = ["a", "user", "died", "failed", "bug", "b"]
+    assert command(prompts=prompts) == 1
+    assert quick.made == ["a", "b"]
+    told = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("error.json"))]
+    assert [each["prompt"] for each in told] == list(errors)
+    assert [each["error"] for each in told] == [
+        "views are not finite; look at them",
+        "the 3D worker was killed; the asset is given up. It last printed:",
+        "RuntimeError: CUDA error",
+        "ValueError: an image has NaN",
+    ]
+    details = [each["details"] for each in told]
+    assert details[:2] == ["", "Ouch\nBye"] and "somewhere" in details[2]
+    assert "Traceback" in details[3] and "or infinite values" in details[3]
+    quick.happens.clear()
+    assert command() == 0
+    assert not list(tmp_path.rglob("error.json"))
+
+
+def test_five_failures_in_a_row_stop_the_shard_but_not_for_good(command, quick, capsys):
+    quick.happens = {"x": fail(UserError("out of memory"))}
+    prompts = ["a", *["x"] * 6, "b", "c"]
+    assert command(prompts=prompts) == 1
+    assert quick.made == ["a"]
+    printed = capsys.readouterr()
+    assert "5 assets failed in a row, the last with: out of memory" in printed.err
+    assert "5 failed" in printed.out and "3 left" in printed.out
+    # What failed before comes last, and is no news.
+    assert command() == 1
+    assert quick.made == ["a", "b", "c"]
+    assert "6 failed" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_ends_the_batch(command, quick, monkeypatch, capsys):
+    def write_json(path, content):
+        raise UserError(f"cannot write {path} (No space left on device); choose another place")
+
+    quick.happens = {"x": fail(UserError("no space"))}
+    monkeypatch.setattr(batch, "write_json", write_json)
+    assert command(prompts=["x", "a", "b"]) == 2
+    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_ctrl_c_ends_lanes_within_their_assets(command, quick, tmp_path):
+    """The asset in hand notices at its next step, as it would within `client.fit`."""
+
+    def happens(show):
+        with show("fit", 10) as bar:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                bar.update()
+
+    quick.happens = {"x": happens}
+    assert command(prompts=["a", "x", "b"]) == 130
+    assert quick.made == ["a"]
+    assert [path.name for path in (tmp_path / "out/assets").iterdir()] == ["000000"]
+
+
+# ---- Shards ----
+
+ARRAY = {
+    f"SLURM_ARRAY_TASK_{name}": value
+    for name, value in dict(ID="6", MIN="4", MAX="8", COUNT="3", STEP="2").items()
+}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    "flag, environment, shard",
+    [
+        ("", {}, (0, 1)),
+        ("2/5", ARRAY, (2, 5)),
+        ("", ARRAY, (1, 3)),
+        ("", SRUN, (3, 4)),
+        ("", ARRAY | SRUN, (7, 12)),
+        ("", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a script outside srun is alone
+    ],
+)
+def test_shards_by_flag_and_by_slurm(flag, environment, shard):
+    assert batch.shard_of(flag, environment) == shard
+
+
+@pytest.mark.parametrize("flag", ["1", "3/3", "a/3", "-1/3", "1/2/3", "0/0"])
+def test_shards_that_cannot_be(flag):
+    with pytest.raises(UserError, match="--shard is"):
+        batch.shard_of(flag, {})
+
+
+def test_an_uneven_job_array_is_refused():
+    with pytest.raises(UserError, match="not evenly spaced"):
+        batch.shard_of("", ARRAY | {"SLURM_ARRAY_TASK_MAX": "10"})
+
+
+def test_shards_are_disjoint_and_together_all(command, quick, tmp_path):
+    prompts = [f"thing {i}" for i in range(7)]
+    assert command("--shard", "1/3", prompts=prompts) == 0
+    assert quick.made == ["thing 1", "thing 4"]
+    assert command("--shard", "2/3") == command("--shard", "0/3") == 0
+    assert sorted(quick.made) == prompts
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_assets"] == 7
+
+
+# ---- A text-to-image pipeline, and flags ----
+
+
+def test_pictures_of_a_pipeline_are_drawn_once_and_one_that_fails_is_alone(
+    command, quick, monkeypatch, tmp_path
+):
+    drawn = []
+
+    def draw(path, prompts, seeds, num_steps, template, on_step):
+        if "x" in prompts:
+            raise UserError("its safety checker blanked 'x'")
+        drawn.extend(zip(prompts, seeds, strict=True))
+        disc = (np.hypot(*(np.mgrid[:40, :40] - 20)) < 10)[..., None]
+        return [np.where(disc, np.float32([0.8, 0.1, 0.2]), np.float32(1)) for _ in prompts]
+
+    monkeypatch.setattr(text_to_image, "draw", draw)
+    flags = ("--config.text_to_image.pipeline=sdxl",)
+    assert command(*flags, prompts=["a", "b", "x", "b", {"prompt": "c", "seed": 5}]) == 1
+    assert sorted(drawn) == [("a", 0), ("b", 0), ("c", 5)] and quick.made == ["a", "b", "b", "c"]
+    error = json.loads((tmp_path / "out/assets/000002/error.json").read_text())
+    assert "safety checker" in error["error"]
+    pictures = {json.loads(path.read_text())["image"] for path in tmp_path.rglob("report.json")}
+    assert len(pictures) == 3 and all(Path(each).is_file() for each in pictures)
+    (tmp_path / "out/assets/000001/report.json").unlink()
+    assert command(*flags) == 1
+    assert len(drawn) == 3 and quick.made[4:] == ["b"]
+
+
+def test_flags_that_cannot_be(command, quick, tmp_path, capsys):
+    cases = {
+        "at least 1": ("--lanes", 0),
+        "needs at least 1": ("--num-assets", 0),
+        "needs at least 0": ("--retry-seeds", -1),
+        "make each larger": ("--config.fit.num_steps=1",),
+        "--shard is": ("--shard", "2/2"),
+    }
+    for words, flags in cases.items():
+        assert command(*flags, prompts=["a"]) == 2, words
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert main.run(["batch", "--out", str(tmp_path)]) == 2
+    assert "--prompts FILE" in capsys.readouterr().err

@@ -1,0 +1,422 @@
+"""The training loop on shrunk configs: resumption, meshes, stops, what may change, mistakes."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from im3d_jax import backbones, checkpoint, config_flags, sharding
+from im3d_jax.commands import dataset, train
+from im3d_jax.data import objects, pipeline, procedural, turntables, views
+from im3d_jax.tasks import turntable
+from im3d_jax.training import hosts
+from im3d_jax.training.watch import NotFinite
+from recon_torch.errors import UserError
+from recon_torch.views.cameras import orbit
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ["tiny_text_to_image.py", "tiny_turntable.py"]
+
+
+class Toy:
+    """A task that compiles at once: predicts colours of objects from noisy numbers, by two layers."""
+
+    partition_rules = ((r"spatial/kernel", ("embed", "mlp")), (r"temporal/kernel", ("mlp", "embed")))
+
+    def __init__(self, config, mesh):
+        self.constants = jax.device_put(np.float32(0.5), sharding.replicated(mesh))
+        self.rate = config.train.learning_rate
+
+    def init(self, key):
+        keys = jax.random.split(key, 2)
+        spatial, temporal = jax.random.normal(keys[0], (4, 8)), jax.random.normal(keys[1], (8, 4))
+        return {"spatial": {"kernel": spatial}, "temporal": {"kernel": temporal}}
+
+    def load(self, path):
+        return checkpoint.load_weights(path, jax.eval_shape(self.init, jax.random.key(0)))[0]
+
+    def stream(self, name):
+        return name
+
+    def collate(self, examples):
+        of = [each["numbers"] if "numbers" in each else each["rgb"].ravel()[:4] for each in examples]
+        return np.stack(of)
+
+    def draw(self, key, num_examples, stream):
+        return jax.random.normal(key, (num_examples, 4))
+
+    def loss(self, params, constants, batch, draws, stream):
+        x = batch + (0.1 if stream == "image" else 0.2) * draws
+        predicted = jnp.tanh(x @ params["spatial"]["kernel"]) @ params["temporal"]["kernel"]
+        losses = jnp.square(predicted - constants * batch).mean(-1)
+        return losses.mean(), {"loss_by_level": losses.sum()[None], "count_by_level": jnp.full(1, len(x))}
+
+    def flops(self, trainable, name):
+        return 0.0
+
+    def sample(self, params, key):
+        return {"toy": np.full((2, 16, 16, 3), float(params["temporal"]["kernel"].mean()) % 1, np.float32)}
+
+    def save(self, directory, params, metadata):
+        checkpoint.save_weights(directory / "weights.safetensors", params, metadata)
+        return directory / "weights.safetensors"
+
+
+class Numbers:
+    """A source of what `Toy` learns from."""
+
+    def __init__(self, first, broken=()):
+        self.first, self.broken = first, broken
+
+    def __len__(self):
+        return 2**20
+
+    def __getitem__(self, index):
+        numbers = np.random.default_rng(self.first + index).normal(size=4).astype(np.float32)
+        return {"id": f"number/{index}", "numbers": numbers * (np.nan if index in self.broken else 1)}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """`shrunk` configs train `Toy` on `Numbers`."""
+
+    def open_numbers(*, first_object, **_):
+        return Numbers(first_object)
+
+    monkeypatch.setattr(train.tasks, "build", Toy)
+    monkeypatch.setattr(train.sources, "open_source", open_numbers)
+
+
+@pytest.fixture(scope="module")
+def toy_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
+    task = Toy(ConfigDict({"train": {"learning_rate": 1}}), sharding.make_mesh())
+    checkpoint.save_weights(path, task.init(jax.random.key(1)), {})
+    return str(path)
+
+
+@pytest.fixture
+def start(shrunk, toy, toy_weights):
+    """Trains `Toy` from its weights; returns what `train.train` does."""
+
+    def run(workdir, **settings):
+        return train.train(shrunk(init_from=toy_weights, **settings), workdir)
+
+    return run
+
+
+def leaves_equal(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(*map(as_numbers, pair)) for pair in pairs)
+
+
+def as_numbers(leaf):
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def read_log(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_take_a_step(name, tmp_path, shrunk):
+    """At initialisation the last layer is zero: only what the gate lets through of view 0 is predicted."""
+    config = shrunk(name, num_steps=1)
+    stream = train.stream_of(config.train.streams, 0)
+    drawn = config.train.streams[stream]
+    drawn.keep_image = float(drawn.num_views > 1)
+    state, is_done = train.train(config, tmp_path)
+    (line,) = read_log(tmp_path)
+    first = objects.SPLITS["train"][0] + drawn.data.first_object
+    views = procedural.turntables(
+        config.seed, range(first, first + 8), size=8, num_views=drawn.num_views
+    ).views
+    pixels = np.concatenate([views.rgb, views.alpha], -1).astype(np.float64) * 2 - 1
+    assert config.backbone.kwargs.prediction_type == "x0" and config.train.loss_weight == "uniform"
+    copied = drawn.keep_image / (1 + np.exp(3.0)) * pixels[:, :1]
+    assert line[f"{stream}_loss"] == pytest.approx(np.mean((copied - pixels) ** 2), rel=1e-4)
+    assert line["step"] == state.step == 1 and is_done
+    model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    _, metadata = checkpoint.load_weights(tmp_path / "weights.safetensors", shapes)
+    assert metadata["words"] == objects.vocabulary() and metadata["step"] == 1
+
+
+class RandomText:
+    """Stands in for frozen text encoders."""
+
+    words = ()
+
+    def encode(self, prompts):
+        rng = np.random.default_rng(len(prompts))
+        text = tuple(rng.normal(size=(len(prompts), 3, dim)).astype(np.float32) for dim in (6, 10))
+        return text, tuple(np.ones(each.shape[:2], np.float32) for each in text)
+
+
+def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
+    """In bfloat16, over float32 of what trains, and computing again what the backward pass needs."""
+    config = config_flags.load(ROOT / "configs/paper_512.py")
+    config.size = 4
+    config.backbone.kwargs.update(latent_shape=(2, 2, 4), model_channels=8, channel_mult=(1,))
+    assert config.backbone.kwargs.dtype == "bfloat16" and config.backbone.kwargs.remat
+    config.backbone.kwargs.update(
+        num_res_blocks=(1,), attention_levels=(0,), head_dim=8, text_dims=(6, 10), num_transformer_layers=1
+    )
+    sizes = dict(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4)
+    config.autoencoder.unlock()
+    config.autoencoder.kwargs = dict(path="random", **sizes)
+    config.train.update(num_steps=2, warmup_steps=1, log_every=1)
+    config.train.streams.turntable.update(batch_size=8, num_views=2)
+    monkeypatch.setattr(turntable.conditioning, "build_text", lambda *_: RandomText())
+    state, _ = train.train(config, tmp_path)
+    assert state.step == 2 and all("temporal" in path for path in state.trained)
+    held = jax.tree.leaves((state.trained, state.ema, state.opt_state))
+    assert {leaf.dtype for leaf in held if leaf.ndim} == {jnp.dtype("float32")}
+    # A network that predicts v starts at zero, and v has the variance of latents and noise.
+    first = read_log(tmp_path)[0]
+    assert 0.1 < first["turntable_loss"] < 10 and first["turntable_grad_norm"] > 0
+
+
+@pytest.fixture
+def whole(tmp_path, start):
+    """(state, directory) of 4 steps without interruption on 8 devices."""
+    return start(tmp_path / "whole")[0], tmp_path / "whole"
+
+
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path, whole, start):
+    uninterrupted, workdir = whole
+    start(tmp_path / "parts", num_steps=2, log_every=2)
+    resumed, _ = start(tmp_path / "parts")
+    assert uninterrupted.step == resumed.step == 4
+    assert leaves_equal(uninterrupted, resumed)
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    whole_log, parts_log = read_log(workdir), read_log(tmp_path / "parts")
+    assert [line["step"] for line in whole_log] == [1, 2, 3, 4]
+    assert [line["step"] for line in parts_log] == [2, 3, 4]
+    assert ["image_loss" in line for line in whole_log] == [False, True] * 2
+    assert whole_log[-1]["image_loss"] == parts_log[-1]["image_loss"]
+
+
+def test_a_checkpoint_is_of_its_step_though_the_loop_went_on(tmp_path, start, shrunk, toy_weights):
+    """Saved at every step while later steps ran, each as a run that ended there."""
+    kept = dict(every=1, keep=10, keep_every=0, weights_every=0)
+    start(tmp_path / "all", checkpoint=kept)
+    for num_steps in (1, 3):
+        state, _ = start(tmp_path / f"{num_steps}", num_steps=num_steps)
+        shutil.copytree(tmp_path / "all", tmp_path / f"cut{num_steps}")
+        for step in range(num_steps + 1, 5):
+            shutil.rmtree(tmp_path / f"cut{num_steps}" / "checkpoints" / str(step))
+        with checkpoint.Checkpoints(tmp_path / f"cut{num_steps}") as checkpoints:
+            settings = train.run_settings(shrunk(init_from=toy_weights))
+            restored, meta = checkpoints.restore(state, settings)
+        assert leaves_equal(state, restored)
+        assert sum(meta["batches"].values()) == num_steps and meta["config"]["size"] == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_the_next_start_goes_on(number, tmp_path, whole, start, monkeypatch):
+    take, read = pipeline.Stream.__next__, []
+
+    def signalled(stream):
+        read.append(1)
+        if len(read) == 2:
+            os.kill(os.getpid(), number)
+        return take(stream)
+
+    monkeypatch.setattr(pipeline.Stream, "__next__", signalled)
+    state, is_done = start(tmp_path / "run")
+    assert 1 <= state.step < 4 and not is_done
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    for _ in range(2):  # to the end, and not beyond it
+        resumed, is_done = start(tmp_path / "run")
+        assert is_done and leaves_equal(whole[0], resumed)
+
+
+def test_processes_that_make_objects_change_nothing(tmp_path, shrunk, toy_weights, monkeypatch):
+    class Angles(Toy):
+        def collate(self, examples):
+            return np.float32([[each["elevation_rad"]] * 4 for each in examples])
+
+    def start(workdir, num_workers):
+        config = shrunk(init_from=toy_weights, num_workers=num_workers)
+        return train.train(config, tmp_path / workdir)
+
+    monkeypatch.setattr(train.tasks, "build", Angles)
+    whole, _ = start("whole", 0)
+    with monkeypatch.context() as patch:
+        stop = hosts.StopSignal.at
+        patch.setattr(hosts.StopSignal, "at", lambda self, step: step == 2 or stop(self, step))
+        _, is_done = start("parts", 2)
+    assert not is_done and not multiprocessing.active_children()
+    resumed, is_done = start("parts", 1)
+    assert is_done and not multiprocessing.active_children()
+    assert leaves_equal(whole, resumed)
+
+
+def test_a_stopped_command_asks_to_be_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *_: (None, False))
+    with pytest.raises(SystemExit) as stopped:
+        run("tiny_turntable.py", tmp_path)
+    assert stopped.value.code == hosts.EXIT_REQUEUE == 75
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path, whole, start):
+    """4 x 2 -> 8 x 1 -> 2 x 2 x 2: parameters, moments and averages move to where they then live."""
+    for num_steps, mesh in (
+        (1, "data=4,fsdp=2"),
+        (2, "data=8"),
+        (3, "data=2,fsdp=2,tensor=2"),
+        (4, "fsdp=8"),
+    ):
+        state, _ = start(tmp_path / "run", num_steps=num_steps, mesh=mesh)
+    assert {path: leaf.addressable_shards[0].data.shape for path, leaf in state.trained.items()} == {
+        "spatial/kernel": (4, 8),  # 4 does not divide by 8 devices
+        "temporal/kernel": (8, 4),
+    }
+    losses = [
+        [line.get("turntable_loss", line.get("image_loss")) for line in read_log(directory)]
+        for directory in (whole[1], tmp_path / "run")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for path, value in whole[0].ema.items():
+        np.testing.assert_allclose(state.ema[path], value, atol=2e-5)
+
+
+def test_another_config_is_refused_with_all_that_differs(whole, start):
+    expected = r"config\.train\.clip_norm 1\.0, now 0\.5; config\.train\.learning_rate 0\.001, now 0\.002"
+    with pytest.raises(UserError, match=expected + ".*--workdir"):
+        start(whole[1], num_steps=5, learning_rate=2e-3, clip_norm=0.5)
+
+
+def test_weights_are_known_wherever_they_lie(tmp_path, shrunk, toy_weights):
+    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    content = Path(toy_weights).read_bytes()
+    moved.write_bytes(content)
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    first, same, different = (
+        train.run_settings(shrunk(init_from=str(path))) for path in (toy_weights, moved, other)
+    )
+    assert first == same != different
+
+
+def test_what_a_run_writes_beside_checkpoints(tmp_path, start, capsys):
+    kept = dict(every=4, keep=2, keep_every=0, weights_every=2)
+    start(tmp_path, checkpoint=kept, sample=dict(every=2), tensorboard=True)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "toy_0000002.mp4",
+        "toy_0000004.mp4",
+    ]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    printed = capsys.readouterr().out
+    assert printed.count("wrote ") == 2 and "spatial/kernel" in printed
+    assert "mesh data=8, fsdp=1, tensor=1; a device holds: trained 0.0 MB" in printed
+
+
+def test_frozen_parameters_stay(tmp_path, shrunk, random_params, random_weights):
+    config = shrunk(trainable="temporal", init_from=random_weights, num_steps=1)
+    state, _ = train.train(config, tmp_path)
+    assert state.trained.keys() == {path for path in random_params if "temporal" in path}
+    assert 0 < len(state.trained) < len(random_params)
+    assert all((np.asarray(value) != random_params[path]).any() for path, value in state.trained.items())
+    shapes = traverse_util.unflatten_dict(random_params, sep="/")
+    written, _ = checkpoint.load_weights(tmp_path / "weights.safetensors", shapes)
+    for path, value in traverse_util.flatten_dict(written, sep="/").items():
+        assert np.array_equal(value, random_params[path]) == ("temporal" not in path), path
+
+
+def test_training_from_disk_resumes_exactly_past_a_corrupt_record(tmp_path, shrunk, monkeypatch):
+    monkeypatch.setattr(train.tasks, "build", Toy)
+    monkeypatch.setattr(turntables, "OBJECTS_PER_SHARD", 1)
+    noise = np.random.default_rng(0)
+    for number in range(9):
+        rgba = noise.uniform(size=(3, 8, 8, 4))
+        views.write_object(tmp_path / f"views/{number}", rgba, orbit(3, 0.2, 8), "a red mug", 0.2)
+    dataset.main(["build", f"--views={tmp_path / 'views'}", f"--out={tmp_path / 'data'}", "--split=train=1"])
+    (tmp_path / "data/turntables-train.array_record-00004").write_bytes(b"damaged")
+
+    def run_until(num_steps, workdir):
+        config = shrunk(num_steps=num_steps)
+        with config.unlocked():
+            del config.train.streams["image"]
+        config.train.streams.turntable.data.path = str(tmp_path / "data")
+        config.train.loader.max_corrupt = 1
+        return train.train(config, tmp_path / workdir)[0]
+
+    whole = run_until(4, "whole")
+    run_until(2, "parts")
+    assert leaves_equal(whole, run_until(4, "parts"))
+    assert read_log(tmp_path / "whole")[-1]["skipped_records"] == 1
+
+
+@pytest.fixture
+def broken_object(toy, monkeypatch):
+    """Object 3 of each stream has a NaN."""
+    monkeypatch.setattr(train.sources, "open_source", lambda **_: Numbers(0, broken=(3,)))
+
+
+def test_training_stops_at_nan_and_saves_nothing(tmp_path, start, broken_object):
+    with pytest.raises(NotFinite, match=r"step 1 of turntable.*number/3"):
+        start(tmp_path, num_steps=1, log_every=100)
+    assert not (tmp_path / "weights.safetensors").exists()
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == []
+
+
+def test_a_step_that_is_not_finite_is_skipped_where_allowed(tmp_path, start, broken_object, toy_weights):
+    state, _ = start(tmp_path, num_steps=1, max_skipped=1)
+    assert state.skipped == 1 and state.step == 1
+    task = Toy(ConfigDict({"train": {"learning_rate": 1}}), sharding.make_mesh())
+    before = traverse_util.flatten_dict(task.load(toy_weights), sep="/")
+    assert all(np.array_equal(state.trained[path], value) for path, value in before.items())
+    assert read_log(tmp_path)[0]["skipped"]
+
+
+def test_streams_take_their_turns():
+    streams = ConfigDict({"image": {"every": 6}, "turntable": {"every": 1}})
+    names = [train.stream_of(streams, step) for step in range(18)]
+    assert names == (["turntable"] * 5 + ["image"]) * 3
+
+
+def run(config_name, workdir, *flags):
+    train.main([f"--config={ROOT}/configs/{config_name}", "--workdir", str(workdir), *flags])
+
+
+def test_mistakes_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    some = "tiny_text_to_image.py"
+    cases = [
+        ((some, tmp_path, "--config.train.streams.image.batch_size=12"), r"image\.batch_size is 12.* 8 dev"),
+        ((some, tmp_path, "--config.train.accumulate=16"), r"batch_size is 64.* 8 devices x 16 accumulated"),
+        ((some, tmp_path, "--config.train.streams.image.every=2"), "some steps have no stream"),
+        ((some, tmp_path, "--config.train.mesh=data=3"), "asks for 3 x 1 x 1 devices, there are 8"),
+        ((some, tmp_path, "--config.train.mesh=data=-1,fsdp=3"), "does not divide 8 devices"),
+        ((some, tmp_path, "--config.train.task=nothing"), "no 'nothing'; there is turntable"),
+        ((some, tmp_path / "file" / "run"), "cannot be made"),
+        ((some, tmp_path, "--config.size=128"), r"config\.size 128 makes latents"),
+        ((some, tmp_path, "--config.train.init_from=none.safetensors"), "no weights at none.safetensors"),
+        ((some, tmp_path, "--config.train.trainable=nothing"), "'nothing' matches none"),
+        ((some, tmp_path, "--config.train.learning_rat=1"), "train.learning_rate"),
+        (("tiny.py", tmp_path), "has no `train` section"),
+    ]
+    for arguments, words in cases:
+        with pytest.raises(UserError, match=words) as error:
+            run(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_what_a_run_depends_on(shrunk):
+    settings = train.run_settings(shrunk())
+    assert settings["backbone.kwargs.model_channels"] == 8 and settings["train.streams.image.every"] == 2
+    same = shrunk(num_steps=9, decay_steps=2, log_every=7, mesh="fsdp=8", checkpoint=dict(every=3))
+    same.video.num_steps = 10
+    assert train.run_settings(same) == settings

@@ -1,0 +1,289 @@
+"""Training of the elevation estimator: data, augmentation, shrunk runs, and the shipped result."""
+
+import io
+import json
+import math
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from im3d_jax import config_flags
+from im3d_jax.commands import generate, train_elevation
+from im3d_jax.data import objects, procedural
+from im3d_jax.data.turntables import Record, write
+from im3d_jax.training.watch import NotFinite
+from recon_torch import hosting
+from recon_torch.elevation import estimator as elevation
+from recon_torch.errors import UserError
+from recon_torch.files import make_directory
+from recon_torch.views.cameras import orbit
+from recon_torch.views.images import to_uint8
+
+
+@pytest.fixture
+def config():
+    return config_flags.load("configs/elevation_tiny.py")
+
+
+AMOUNTS = dict(noise=0.0, blur_px=0.0, shift_px=0, colour=0.0)
+
+
+def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
+    """Sets of 4 frames a quarter apart; each object is rendered once, whatever the order."""
+    config.update(num_objects=4, batch_size=4)
+    made = []
+    make = objects.on_turntables
+    monkeypatch.setattr(
+        objects, "on_turntables", lambda seed, i, *more: made.append(i) or make(seed, i, *more)
+    )
+    source = train_elevation.open_split(config, "train", 4, num_views=8)
+    examples = train_elevation.open_examples(config, source, 4, start=0, shuffle=True)
+    videos = [each for _ in range(3) for each in next(examples)]
+    examples.close()
+    assert sorted(sum(made, [])) == [20_000, 20_001, 20_002, 20_003]
+    assert len({tuple(each["id"] for each in videos[i : i + 4]) for i in (0, 4, 8)}) > 1  # shuffled anew
+    expected = procedural.turntables(0, range(20_000, 20_004), size=64, num_views=8)
+    for each in videos[:8]:
+        row = int(each["id"].removeprefix("procedural/")) - 20_000
+        assert each["elevation_rad"] == pytest.approx(objects.elevation_rad(0, 20_000 + row))
+        np.testing.assert_allclose(each["rgb"], expected.views.rgb[row], atol=0.501 / 255)
+
+    frames = torch.arange(16.0).reshape(2, 8, 1, 1, 1)
+    sets = {
+        tuple(train_elevation.draw_sets(frames, torch.Generator().manual_seed(i)).flatten().tolist())
+        for i in range(20)
+    }
+    firsts, seconds = {each[:4] for each in sets}, {each[4:] for each in sets}
+    assert firsts == {(0, 2, 4, 6), (1, 3, 5, 7)} and seconds == {(8, 10, 12, 14), (9, 11, 13, 15)}
+    with pytest.raises(UserError, match="num_views is 3"):
+        train_elevation.draw_sets(frames[:, :3], torch.Generator())
+
+
+def test_degrade_by_nothing_only_permutes_channels():
+    frames = torch.rand(3, 4, 8, 8, 3)
+    result = train_elevation.degrade(frames, torch.Generator().manual_seed(0), **AMOUNTS)
+    torch.testing.assert_close(result.sort(-1).values, frames.sort(-1).values)
+    per_video = [
+        {
+            tuple(int((video[..., c] - frames[b, ..., d]).abs().amax() < 1e-6) for d in range(3))
+            for c in range(3)
+        }
+        for b, video in enumerate(result)
+    ]
+    assert all(found == {(1, 0, 0), (0, 1, 0), (0, 0, 1)} for found in per_video)
+
+
+def test_degrade_amounts():
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.full((8, 4, 32, 32, 3), 0.5)
+    noisy = train_elevation.degrade(grey, generator, **(AMOUNTS | dict(noise=0.1)))
+    deviations = noisy.flatten(2).std(-1)
+    assert 0.08 < deviations.max() < 0.11 and deviations.min() < 0.04
+    torch.testing.assert_close(noisy.mean(), torch.tensor(0.5), atol=2e-3, rtol=0)
+    tinted = train_elevation.degrade(grey, generator, **(AMOUNTS | dict(colour=0.2)))
+    assert (tinted - 0.5).abs().max() <= 0.1 + 1e-6
+    assert (tinted == tinted[:, :1, :1, :1]).all()  # one tint for a video
+
+    dot = torch.ones(8, 4, 9, 9, 3)
+    dot[:, :, 4, 4] = 0
+    blurred = train_elevation.degrade(dot, generator, **(AMOUNTS | dict(blur_px=1.0)))
+    torch.testing.assert_close((1 - blurred).sum((2, 3)), torch.ones(8, 4, 3), atol=1e-4, rtol=0)
+    rows = torch.arange(9.0) - 4
+    variance = ((1 - blurred[..., 0]).sum(3) * rows**2).sum(-1)
+    assert 0.5 < variance.max() <= 1.0 and variance.min() < 0.5
+
+    shifted = train_elevation.degrade(dot, generator, **(AMOUNTS | dict(shift_px=1)))
+    places = {tuple((frame[..., 0] < 0.5).nonzero()[0].tolist()) for video in shifted for frame in video}
+    assert places == {(y, x) for y in (3, 4, 5) for x in (3, 4, 5)}
+
+
+SHRINK = {
+    "num_objects": 8,
+    "num_test_objects": 16,
+    "num_views": 8,
+    "num_steps": 4,
+    "batch_size": 4,
+    "log_every": 1,
+}
+
+
+def run(workdir, **settings):
+    settings = SHRINK | settings
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    train_elevation.main(["--workdir", str(workdir), *flags])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Workdir of a run that was not interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(workdir)
+    return workdir
+
+
+def same_bytes(a, b, name):
+    return (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_interrupted_and_resumed_is_uninterrupted(whole, tmp_path, monkeypatch, capsys):
+    def stop_at_2(*arguments, step=train_elevation.train_step):
+        if arguments[-1] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_elevation, "train_step", stop_at_2)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path)
+    assert ended.value.code == 75 and not (tmp_path / "elevation.safetensors").exists()
+    assert not same_bytes(whole, tmp_path, "checkpoint.safetensors")
+    run(tmp_path)
+    assert same_bytes(whole, tmp_path, "checkpoint.safetensors")
+    assert same_bytes(whole, tmp_path, "elevation.safetensors")
+    logs = [(each / "metrics.jsonl").read_text().splitlines() for each in (whole, tmp_path)]
+    losses = [[json.loads(line)["elevation_loss"] for line in log] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert capsys.readouterr().out.count("median error") == 2  # on true and on degraded views
+
+
+def test_a_run_goes_on_only_with_what_it_was_trained_by(whole, tmp_path):
+    with pytest.raises(UserError, match=r"config\.batch_size 4, now 8; use another --workdir"):
+        run(whole, batch_size=8)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="is damaged .*remove it"):
+        run(tmp_path)
+
+
+@pytest.fixture
+def broken_step(monkeypatch):
+    """The second step's frames are NaN."""
+    calls = []
+
+    def degrade(frames, *arguments, whole=train_elevation.degrade, **amounts):
+        calls.append(frames)
+        return whole(frames, *arguments, **amounts) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(train_elevation, "degrade", degrade)
+
+
+def test_what_is_not_finite_stops_with_its_objects(broken_step, tmp_path):
+    with pytest.raises(NotFinite, match=r"step 2 of elevation .*loss nan.*objects procedural/2000[0-7], "):
+        run(tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_what_is_not_finite_can_be_passed_over(broken_step, tmp_path):
+    run(tmp_path, max_skipped=1)
+    assert all(
+        value.isfinite().all() for value in elevation.load(tmp_path / "elevation.safetensors").parameters()
+    )
+
+
+def test_renders_on_disk_train_as_those_made_on_the_way(tmp_path, config):
+    def records():
+        for first in (20_000, 20_004):
+            made = render_four(first)
+            for rgb, alpha, angle in zip(*map(np.asarray, made.views[:2]), made.elevation_rad, strict=True):
+                straight = (rgb - (1 - alpha)) / np.maximum(alpha, 1e-6)
+                views = [png(to_uint8(each)) for each in np.concatenate([straight, alpha], -1)]
+                yield "train", Record(str(angle), "", orbit(8, angle, 64), angle, views)
+
+    write(tmp_path / "data", records(), ["train"])
+    config.update(SHRINK)
+    losses = []
+    for path in ("", str(tmp_path / "data")):
+        config.data.path = path
+        workdir = make_directory(tmp_path / f"run{len(losses)}")
+        train_elevation.train(config, workdir)
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["elevation_loss"] for line in lines])
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    assert len(losses[0]) == 4 and losses[0] != losses[1]  # PNG files hold colours without their background
+
+
+def render_four(first):
+    return procedural.turntables(0, range(first, first + 4), size=64, num_views=8)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_training_fits_a_few_videos(config, tmp_path):
+    config.update(SHRINK | dict(num_steps=120, log_every=120))
+    config.augment.update(AMOUNTS)
+    estimator, is_done = train_elevation.train(config, tmp_path)
+    errors_rad = []
+    for made in map(render_four, (20_000, 20_004)):
+        with torch.no_grad():
+            estimates = estimator(torch.from_numpy(np.array(made.views.rgb[:, ::2])))
+        errors_rad.append(np.abs(estimates.numpy() - made.elevation_rad))
+    error_deg = np.degrees(np.mean(errors_rad))
+    assert is_done and error_deg < 4  # the middle of the range is 10 degrees off on average
+
+
+class Plates:
+    """Turntables of a round plate, which is seen as an ellipse of height sin(elevation)."""
+
+    def __init__(self, first, num_views):
+        self.first, self.num_views = first, num_views
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        angle, radius = np.random.default_rng(self.first + index).uniform((0, 0.6), (np.pi / 4, 0.9))
+        y, x = np.mgrid[-1:1:32j, -1:1:32j]
+        plate = (x / radius) ** 2 + (y / (radius * max(np.sin(angle), 0.05))) ** 2 < 1
+        frame = np.float32(1 - 0.8 * plate)[..., None].repeat(3, -1)
+        return dict(id=f"plate/{index}", rgb=np.stack([frame] * self.num_views), elevation_rad=angle)
+
+
+def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
+    """From training to what `im3d generate` loads; even a random transformer's features tell plates apart."""
+    hosting.declare()
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    sizes |= dict(mlp_ratio=2, layerscale_value=1.0, initializer_range=0.2)
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    monkeypatch.setattr(
+        train_elevation, "open_source", lambda *, split, num_views, **_: Plates(len(split) * 100, num_views)
+    )
+    settings = dict(size=32, num_views=4, num_test_objects=32, num_steps=100, batch_size=16)
+    clean = {f"augment.{name}": amount for name, amount in AMOUNTS.items()}
+    run(tmp_path / "run", **settings, **clean, dino=tmp_path / "dino", learning_rate=0.01, log_every=50)
+    true_deg = np.degrees([Plates(400, 1)[index]["elevation_rad"] for index in range(32)])
+    constant_deg = np.abs(true_deg - np.median(true_deg)).mean()
+    found_deg = float(re.search(r"true views: .* mean ([\d.]+)", capsys.readouterr().out)[1])
+    assert found_deg < constant_deg / 2
+
+    monkeypatch.setattr(generate, "Generator", lambda config: None)
+    config = config_flags.load("configs/tiny.py")
+    config.elevation.update(
+        weights=str(tmp_path / "run" / "elevation.safetensors"), dino=str(tmp_path / "dino")
+    )
+    _, estimator = generate.load(config)
+    errors_deg = [
+        abs(np.degrees(elevation.estimate(estimator, torch.from_numpy(Plates(400, 16)[index]["rgb"]))) - true)
+        for index, true in enumerate(true_deg)
+    ]
+    assert np.mean(errors_deg) == pytest.approx(found_deg, abs=0.01)
+    config.elevation.dino = ""
+    with pytest.raises(UserError, match="fit another model"):
+        generate.load(config)
+    with pytest.raises(UserError, match="no DINO model in elsewhere"):
+        run(tmp_path / "other", dino="elsewhere")
+
+
+def test_shipped_weights_on_test_objects(config):
+    config.num_test_objects = 16
+    errors_deg = train_elevation.errors_on_test_deg(elevation.load(), config, degraded=False)
+    assert np.median(errors_deg) < 3

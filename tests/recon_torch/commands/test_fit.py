@@ -1,0 +1,354 @@
+"""The fit command: its files, its report, worlds that are not this project's, its refusals."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recon_torch.commands import fit as fit_views
+from recon_torch.errors import UserError
+from recon_torch.fit.optimization import Fit
+from recon_torch.formats.ply import load_ply
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.rasterize import rasterize
+from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.images import read_image, write_image
+from recon_torch.views.transforms import read_transforms, write_transforms
+from recon_torch.views.video import write_video
+
+SIZE = 32
+MOVED_BY, ENLARGED_BY = np.array([3.0, -1.0, 2.0]), 2.5
+pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
+
+OBJECT = Gaussians(
+    means=torch.tensor([[0.0, 0.0, -0.2], [0.2, 0.0, 0.1], [-0.15, 0.2, 0.15]]),
+    quats=torch.tensor([1.0, 0, 0, 0]).repeat(3, 1),
+    log_scales=torch.tensor([[0.15, 0.15, 0.05], [0.06, 0.1, 0.1], [0.1, 0.1, 0.1]]).log(),
+    opacity_logits=torch.full((3,), 5.0),
+    sh0=torch.tensor([[1.0, -1.0, -1.5], [-1.0, 0.5, -1.0], [-1.0, -0.5, 1.5]]),
+)
+
+
+def render(gaussians: Gaussians, cameras: Cameras, background: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    image = rasterize(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.colors,
+        torch.from_numpy(cameras.w2c).float(),
+        torch.from_numpy(cameras.intrinsics_px),
+        cameras.width,
+        cameras.height,
+        background=torch.full((3,), background),
+    )
+    return image.rgb.clamp(0, 1).numpy(), image.alpha.numpy()
+
+
+def moved(cameras: Cameras) -> Cameras:
+    """The same pictures of an object that is elsewhere and larger."""
+    w2c = cameras.w2c.astype(np.float64)
+    w2c[:, :3, 3] = ENLARGED_BY * w2c[:, :3, 3] - w2c[:, :3, :3] @ MOVED_BY
+    return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
+
+
+def write_views(directory, cameras: Cameras, where=lambda cameras: cameras) -> None:
+    rgb, alpha = render(OBJECT, cameras, background=0.0)
+    images = np.concatenate([np.where(alpha > 0, rgb / np.maximum(alpha, 1e-6), 0), alpha], -1)
+    names = [f"{index}.png" for index in range(len(cameras))]
+    for name, image in zip(names, images, strict=True):
+        write_image(directory / name, image)
+    write_transforms(directory / "transforms.json", where(cameras), names)
+
+
+CAMERAS = orbit(8, 0.3, SIZE)
+HELD_OUT = orbit(4, 0.3, SIZE, azimuths_rad=np.arange(4) * np.pi / 2 + 0.2)
+OPTIONS = ["--lpips-net", "alex", "--engine", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def short_turntable(monkeypatch):
+    monkeypatch.setattr(fit_views, "TURNTABLE_FRAMES", 6)
+
+
+def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
+    write_views(tmp_path / "train", CAMERAS, moved)
+    write_views(tmp_path / "test", HELD_OUT, moved)
+    out = tmp_path / "deep" / "out"
+    options = ["--held-out", str(tmp_path / "test"), "--steps", "200", "--seed", "7", *OPTIONS]
+    fit_views.main(["--views", str(tmp_path / "train"), "--out", str(out), *options])
+
+    report = json.loads((out / "report.json").read_text())
+    assert (
+        report["seed"] == 7
+        and report["num_steps"] == 200
+        and set(report["seconds"]) == {"load", "fit", "export"}
+    )
+    assert set(report["versions"]) >= {"torch", "gsplat", "lpips", "python"} and report["device"]
+    assert any("random" in note for note in report["notes"])
+    asset = load_ply(out / "asset.ply")
+    assert len(asset.means) == report["num_gaussians"]
+    for name, cameras in (("training", CAMERAS), ("held_out", HELD_OUT)):
+        # Rendered anew from the file, in the views' own world, against the truth.
+        mine, truth = render(asset, moved(cameras))[0], render(OBJECT, cameras)[0]
+        psnr = -10 * np.log10(((mine - truth) ** 2).mean((1, 2, 3))).mean()
+        assert report[name]["psnr"] == pytest.approx(psnr, abs=0.3) and psnr > 26
+        assert {"ssim", "lpips", "psnr_foreground", "silhouette_iou"} < set(report[name])
+
+    cameras, images = read_transforms(out / "transforms.json")
+    np.testing.assert_allclose(cameras.w2c, moved(CAMERAS).w2c, atol=1e-5)
+    expected = render(asset, moved(CAMERAS))[0]
+    np.testing.assert_allclose(read_image(out / images[3]), expected[3], atol=3 / 255)
+    assert Image.open(out / "views.png").width > 8 * 96
+    assert (out / "turntable.mp4").stat().st_size > 500
+    said = capsys.readouterr().out
+    assert "held_out: psnr" in said and f"quality: {report['quality']['verdict']}" in said
+    assert report["quality"]["numbers"]["worst_view_shape"] > 0.9
+
+
+def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tmp_path):
+    """In a world where up is -Y, as that of the pictures is not."""
+    write_views(tmp_path / "views", CAMERAS)
+    wrong = read_image(tmp_path / "views" / "2.png")
+    write_image(tmp_path / "views" / "2.png", np.flipud(wrong))
+    out = tmp_path / "out"
+    options = ["--representation", "nerf", "--steps", "60", "--up=-y", *OPTIONS]
+    fit_views.main(["--views", str(tmp_path / "views"), "--out", str(out), *options])
+    report = json.loads((out / "report.json").read_text())
+    assert report["quality"]["verdict"] != "good" and "views 2," in report["quality"]["reasons"][0]
+    assert report["num_gaussians"] == 0 and any("asset.safetensors" in note for note in report["notes"])
+    assert (out / "asset.safetensors").is_file() and not (out / "asset.ply").exists()
+
+
+def test_every_nth_view_is_held_out(tmp_path):
+    write_views(tmp_path, CAMERAS)
+    flags = fit_views._parse(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
+    train, held_out, _ = fit_views._load(flags, flags.views[0])
+    np.testing.assert_allclose(held_out.cameras.w2c, CAMERAS.w2c[[2, 5]], atol=1e-6)
+    np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
+
+
+def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
+    """Far off and large, with y up; the picture stays small, as only the files are looked at."""
+    y_up = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # takes +Z to +Y
+
+    def away(cameras):
+        w2c = moved(cameras).w2c.astype(np.float64)
+        w2c[:, :3, :3] = w2c[:, :3, :3] @ y_up.T
+        return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
+
+    write_views(tmp_path / "views", CAMERAS, away)
+    paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")]
+    fit_views.main([*paths, "--steps", "100", "--normalize", *OPTIONS])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    place = report["world"]
+    assert place["asset_is_normalized"] and place["up"] == [0, 1, 0]
+    asset = load_ply(tmp_path / "out" / "asset.ply")
+    assert asset.means.norm(dim=-1).quantile(0.9) < 0.5
+    own = render(asset, read_transforms(tmp_path / "out" / "transforms.json")[0])[0]
+    np.testing.assert_allclose(own[2], read_image(tmp_path / "out" / "renders" / "002.png"), atol=3 / 255)
+
+    means = asset.means / place["scale"] + torch.tensor(place["center"])
+    back = asset._replace(means=means.float(), log_scales=asset.log_scales - np.log(place["scale"]))
+    apart = np.abs(render(back, away(CAMERAS))[0] - own)
+    assert apart.mean() < 1e-5 and apart.max() < 1 / 255  # fainter splats are cut off, by rounding
+    assert (10 * np.log10(1 / ((own - render(OBJECT, CAMERAS)[0]) ** 2).mean())) > 20
+
+
+def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks):
+    cameras = orbit(8, 0.3, SIZE, fov_deg=70.0)
+    masks = ball_masks(cameras, np.array([0.8, 0.0, 0.0]), 0.3)
+    for index, mask in enumerate(masks):
+        write_image(tmp_path / f"{index}.png", np.repeat(1 - mask, 3, -1))
+    write_transforms(tmp_path / "transforms.json", cameras, [f"{index}.png" for index in range(8)])
+    flags = fit_views._parse(["--views", str(tmp_path), "--out", "x"])
+    train, _, notes = fit_views._load(flags, flags.views[0])
+    assert notes == []
+    _, (note,) = fit_views._world(train, normalize=False)
+    # In a world whose views are 2.3 times as wide as this project's own.
+    factor = np.tan(np.radians(33.8 / 2)) / np.tan(np.radians(70.0 / 2))
+    offset = float(note.split(" from where")[0].split()[-1])
+    assert offset == pytest.approx(0.8 * factor, abs=0.04) and "try --normalize" in note
+    _, (note,) = fit_views._world(dataclasses.replace(train, masks=train.masks[::-1]), normalize=False)
+    assert "no point is inside all masks" in note
+
+
+def test_a_video_of_a_turn_is_as_good_as_its_frames(tmp_path):
+    """48 frames, of which 8 are the views; the same object stands where the frames' cameras see it."""
+    around = orbit(48, 0.3, 64)
+    write_video(tmp_path / "turn.mp4", render(OBJECT, around)[0])
+    options = ["--video", str(tmp_path / "turn.mp4"), "--num-views", "8", "--elevation-deg", "17.19"]
+    fit_views.main([*options, "--out", str(tmp_path / "out"), "--steps", "150", *OPTIONS])
+    asset, truth = load_ply(tmp_path / "out" / "asset.ply"), render(OBJECT, around[3::6])[0]
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert notes == ["LPIPS runs on alex with random weights: a score, no term of the loss"]
+    mine = render(asset, around[3::6])[0]  # between the views
+    assert -10 * np.log10(((mine - truth) ** 2).mean()) > 22
+
+
+def test_check_only_checks(tmp_path, capsys):
+    write_views(tmp_path, CAMERAS)
+    before = sorted(tmp_path.iterdir())
+    fit_views.main(["--views", str(tmp_path), "--check"])
+    assert "8 of 8 frames are good" in capsys.readouterr().out and sorted(tmp_path.iterdir()) == before
+
+
+def test_many_assets_are_what_each_is_alone(tmp_path, capsys):
+    """Two of one size fitted together, one of another size, one that is damaged; then --resume."""
+    sources = {name: tmp_path / "captured" / name for name in ("a", "b/front", "large", "damaged")}
+    for name in ("a", "damaged"):
+        write_views(sources[name], CAMERAS)
+    write_views(sources["b/front"], CAMERAS, moved)
+    write_views(sources["large"], orbit(8, 0.3, 40))
+    (sources["damaged"] / "3.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    options = ["--steps", "60", "--held-out", "4", *OPTIONS]
+    many = ["--views", *map(str, sources.values()), "--out", str(out), "--at-once", "3", *options]
+    with pytest.raises(UserError, match=r"1 of 4 failed, see above: .*damaged"):
+        fit_views.main(many)
+    assert "3.png" in capsys.readouterr().err and not (out / "damaged" / "report.json").exists()
+    reports = {name: json.loads((out / name / "report.json").read_text()) for name in [*sources][:3]}
+    assert [each["assets_fitted_together"] for each in reports.values()] == [2, 2, 1]
+    alone = tmp_path / "alone"
+    fit_views.main(["--views", str(sources["b/front"]), "--out", str(alone), *options])
+    expected = json.loads((alone / "report.json").read_text())
+    for agreement in ("training", "held_out"):
+        ours, theirs = (each[agreement]["psnr"] for each in (reports["b/front"], expected))
+        assert ours == pytest.approx(theirs, abs=1.0) and theirs > 20
+    np.testing.assert_allclose(reports["b/front"]["world"]["center"], MOVED_BY, atol=1e-3)
+    assert {path.name for path in (out / "b" / "front").iterdir()} == {path.name for path in alone.iterdir()}
+
+    write_views(sources["damaged"], CAMERAS)
+    written = (out / "a" / "report.json").stat().st_mtime_ns
+    fit_views.main([*many, "--resume"])
+    assert "3 of 4 are there already" in capsys.readouterr().out
+    assert (out / "damaged" / "asset.ply").is_file()
+    assert (out / "a" / "report.json").stat().st_mtime_ns == written
+
+
+def test_many_directories_are_checked(tmp_path, capsys):
+    for name in ("good", "bad"):
+        write_views(tmp_path / name, CAMERAS)
+    (tmp_path / "bad" / "3.png").unlink()
+    with pytest.raises(UserError, match="1 of 2 failed, see above: .*bad"):
+        fit_views.main(["--check", "--views", str(tmp_path / "bad"), str(tmp_path / "good")])
+    said = capsys.readouterr()
+    assert "8 of 8 frames are good" in said.out and "7 of 8 frames are good" in said.err
+
+
+def test_setbacks_are_reported(tmp_path, monkeypatch):
+    write_views(tmp_path / "views", CAMERAS)
+    run, failures = Fit.run, [MemoryError(), FloatingPointError("the loss is nan")]
+
+    def failing_run(fit, *args):
+        if failures:
+            raise failures.pop()
+        run(fit, *args)
+
+    monkeypatch.setattr(Fit, "run", failing_run)
+    paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")]
+    fit_views.main([*paths, "--steps", "10", *OPTIONS])
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert "the loss is nan" in notes[-2] and re.search(r"at most \d+ Gaussians", notes[-1])
+
+
+def test_out_of_memory_outside_of_the_steps_is_one_line(tmp_path, monkeypatch):
+    write_views(tmp_path / "views", CAMERAS)
+
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(Fit, "set_targets", no_memory)
+    with pytest.raises(UserError, match="out of memory; give fewer or smaller views"):
+        fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *OPTIONS])
+
+
+def test_views_of_one_colour(tmp_path):
+    """All background: nothing to fit, and said so. All object: fitted, and said to be strange."""
+    for name, alpha in (("empty", 0.0), ("full", 1.0)):
+        picture = np.full((SIZE, SIZE, 4), [0.5, 0.5, 0.5, alpha], np.float32)
+        for index in range(len(CAMERAS)):
+            write_image(tmp_path / name / f"{index}.png", picture)
+            write_image(tmp_path / name / "mask.png", picture[..., 3:])
+        write_transforms(tmp_path / name / "transforms.json", CAMERAS, [f"{i}.png" for i in range(8)])
+        content = json.loads((tmp_path / name / "transforms.json").read_text()) | {"mask_path": "mask.png"}
+        (tmp_path / name / "transforms.json").write_text(json.dumps(content))
+    out = ["--out", str(tmp_path / "out"), "--steps", "60", *OPTIONS]
+    with pytest.raises(UserError, match="0.png.*no foreground"):
+        fit_views.main(["--views", str(tmp_path / "empty"), *out])
+    fit_views.main(["--views", str(tmp_path / "full"), *out])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert any(note.startswith("the mask covers everything: 0.png") for note in report["notes"])
+    assert np.isfinite(report["training"]["psnr"]) and report["num_gaussians"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--held-out", "9"], "from 2 to the number of views"),
+        (["--held-out", "nowhere"], "nowhere/transforms.json does not exist"),
+        (["--steps", "0"], "--steps 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--size", "8"], "too small"),
+        (["--lpips-net", "resnet"], "unknown LPIPS net"),
+        (["--lpips-weights", "none.pth"], "none.pth do not exist"),
+        (["--isnet-weights", "none.onnx"], "none.onnx do not exist"),
+        (["--engine", "vulkan"], "vulkan"),
+        (["--colour", "red"], "--colour"),
+        (["--up", "w"], "--up"),
+        (["--video", "turn.mp4"], "either --views DIR or --video FILE"),
+        (["--fov-deg", "180"], "--fov-deg 180"),
+    ],
+)
+def test_refusals_leave_nothing_behind(tmp_path, options, message):
+    write_views(tmp_path / "views", CAMERAS)
+    if "--isnet-weights" in options:
+        for path in (tmp_path / "views").glob("*.png"):
+            Image.open(path).convert("RGB").save(path)
+    with pytest.raises(UserError, match=message):
+        fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *options])
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "x"], "either --views DIR or --video FILE"),
+        (["--views", "x"], "give --out DIR"),
+        (["--views", "x", "--out", "y", "--at-once", "0"], "--at-once 0"),
+        (["--views", "x", "./x", "--out", "y"], "names a directory twice"),
+        (["--views", "x", "z", "--out", "y", "--held-out", "test"], "--held-out is N"),
+        (["--video", "x", "--check"], "--check needs --views"),
+        (["--video", "x", "--out", "y"], "--video needs --elevation-deg"),
+        (["--video", "x", "--out", "y", "--elevation-deg", "90"], "--video needs --elevation-deg"),
+    ],
+)
+def test_refuses_what_does_not_go_together(options, message):
+    with pytest.raises(UserError, match=message):
+        fit_views.main(options)
+
+
+def test_refuses_cameras_that_look_the_same_way(tmp_path):
+    same = orbit(3, 0.3, SIZE, azimuths_rad=np.zeros(3))
+    write_views(tmp_path / "views", same)
+    with pytest.raises(UserError, match="same way"):
+        fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")])
+
+
+def test_refuses_an_out_that_is_a_file(tmp_path):
+    write_views(tmp_path / "views", CAMERAS)
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="cannot be made"):
+        fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as ended:
+        fit_views.main(["--help"])
+    assert ended.value.code == 0
+    assert "im3d fit --views captured --held-out 8 --out fitted" in capsys.readouterr().out

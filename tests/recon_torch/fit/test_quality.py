@@ -1,0 +1,215 @@
+"""Each gate fires on a failure made for it and is quiet on an object that is well, and on a real fit."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from recon_torch.fit.optimization import Fit
+from recon_torch.fit.quality import floor_gate, inspect, upright
+from recon_torch.fit.settings import FitSettings, GateSettings
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.rasterize import rasterize
+from recon_torch.scene.splats import opacity_grid
+from recon_torch.views.cameras import Cameras, orbit
+
+CAMERAS = orbit(8, 0.35, 64)
+GREY, RED, BLUE, GREEN = (0.5, 0.5, 0.5), (0.8, 0.1, 0.1), (0.1, 0.2, 0.8), (0.1, 0.6, 0.2)
+pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
+
+
+def ellipsoid(center, radii, color, num=500) -> Gaussians:
+    """Small opaque Gaussians spread over the surface by the golden angle."""
+    index = torch.arange(num)
+    z = 1 - (2 * index + 1) / num
+    turn, ring = index * math.pi * (3 - math.sqrt(5)), (1 - z * z).sqrt()
+    points = torch.stack([ring * turn.cos(), ring * turn.sin(), z], -1) * torch.tensor(radii)
+    area = 4 * math.pi * max(radii) * sorted(radii)[1]
+    return gaussians(points + torch.tensor(center), 0.6 * math.sqrt(area / num), color)
+
+
+def gaussians(means, scale, color) -> Gaussians:
+    num = len(means)
+    return Gaussians(
+        means=means.float(),
+        quats=torch.tensor([1.0, 0, 0, 0]).repeat(num, 1),
+        log_scales=torch.full((num, 3), math.log(scale)),
+        opacity_logits=torch.full((num,), 4.0),
+        sh0=((torch.tensor(color) - 0.5) / 0.28209479).repeat(num, 1),
+    )
+
+
+def together(*parts: Gaussians) -> Gaussians:
+    return Gaussians(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def duck() -> Gaussians:
+    """A body along x, a head and a beak at its front."""
+    body = ellipsoid((0, 0, -0.1), (0.3, 0.2, 0.15), BLUE)
+    return together(
+        body, ellipsoid((0.2, 0, 0.12), (0.12,) * 3, GREEN), ellipsoid((0.33, 0, 0.12), (0.06,) * 3, RED, 100)
+    )
+
+
+def floor(z=-0.26) -> Gaussians:
+    ticks = torch.linspace(-0.5, 0.5, 40)
+    x, y = torch.meshgrid(ticks, ticks, indexing="ij")
+    return gaussians(torch.stack([x, y, torch.full_like(x, z)], -1).view(-1, 3), 0.013, GREY)
+
+
+def two_faced() -> Gaussians:
+    """A wide head with eyes and a mouth on either flat side, or on one of them."""
+    return together(one_faced(), *face(-1))
+
+
+def one_faced() -> Gaussians:
+    return together(ellipsoid((0, 0, 0), (0.15, 0.35, 0.35), GREEN, 1500), *face(1))
+
+
+def face(side):
+    eyes = [ellipsoid((0.13 * side, y, 0.1), (0.06, 0.07, 0.07), BLUE, 200) for y in (-0.15, 0.15)]
+    return [*eyes, ellipsoid((0.13 * side, 0, -0.15), (0.06, 0.2, 0.05), RED, 300)]
+
+
+def render(scene: Gaussians, cameras: Cameras):
+    w2c, intrinsics_px = torch.from_numpy(cameras.w2c), torch.from_numpy(cameras.intrinsics_px)
+    shape = (scene.means, scene.quats, scene.scales, scene.opacities, scene.colors)
+    size = (cameras.width, cameras.height)
+    return rasterize(*shape, w2c, intrinsics_px, *size, background=torch.ones(3))
+
+
+def fitted(scene: Gaussians, views: torch.Tensor | None = None, masks: torch.Tensor | None = None):
+    """What gates ask of a fit; its views are the scene's own unless others are given."""
+    image = render(scene, CAMERAS)
+    return SimpleNamespace(
+        cameras=CAMERAS,
+        targets=(image.rgb if views is None else views, image.alpha if masks is None else masks),
+        render=lambda cameras: render(scene, cameras),
+        scene=SimpleNamespace(opacity_grid=lambda *cube: opacity_grid(scene, *cube)),
+    )
+
+
+def judge(*args, **changes):
+    return inspect(fitted(*args), CAMERAS, settings=GateSettings(**changes))
+
+
+@pytest.mark.parametrize("scene", [duck, one_faced, lambda: ellipsoid((0, 0, 0), (0.4,) * 3, RED, 1500)])
+def test_an_object_that_is_well_is_good(scene):
+    judged = judge(scene())
+    assert (judged["verdict"], judged["reasons"], judged["hints"]) == ("good", [], [])
+    assert judged["numbers"]["worst_view_psnr"] == 99 and judged["numbers"]["worst_view_shape"] == 1
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(2, "suspect"), (12, "bad")])
+def test_floaters(count, verdict):
+    angles = 2 * math.pi * (torch.arange(count) + 0.5) / count
+    places = torch.stack([0.45 * angles.cos(), 0.45 * angles.sin(), 0.3 + 0 * angles], -1)
+    specks = [ellipsoid(place.tolist(), (0.03,) * 3, GREY, 30) for place in places]
+    judged = judge(together(duck(), *specks))
+    assert judged["verdict"] == verdict and f"in {count} small pieces" in judged["reasons"][0]
+    assert judged["numbers"]["floaters_count"] == count
+    assert judge(together(duck(), *specks), floaters=0.99)["verdict"] == "good"
+
+
+def test_two_large_pieces_are_one_object():
+    pair = together(ellipsoid((0.3, 0, 0), (0.15,) * 3, RED), ellipsoid((-0.3, 0, 0), (0.15,) * 3, BLUE))
+    assert judge(pair)["verdict"] == "good"
+
+
+def test_a_trunk_whose_upper_end_is_in_the_dark_is_no_floater():
+    """A dome without a bottom, and a stem that ends in it without touching it."""
+    dome = ellipsoid((0, 0, 0.05), (0.35, 0.35, 0.25), RED, 2500)
+    dome = Gaussians(*(tensor[dome.means[:, 2] > 0.05] for tensor in dome))
+    stem = ellipsoid((0, 0, -0.03), (0.03, 0.03, 0.12), BLUE, 100)
+    judged = judge(together(dome, stem))
+    assert judged["verdict"] == "good" and judged["numbers"]["floaters_count"] == 0
+    beside = stem._replace(means=stem.means + torch.tensor([0.45, 0.35, 0]))
+    assert judge(together(dome, beside))["numbers"]["floaters_count"] == 1
+
+
+def test_a_floor():
+    judged = judge(together(duck(), floor()))
+    assert judged["verdict"] == "suspect" and "a floor?" in judged["reasons"][0]
+    assert judged["numbers"]["floor_area"] == pytest.approx(1.0, abs=0.15)
+    assert not any("floor" in reason for reason in judge(together(duck(), floor(z=0.26)))["reasons"])
+
+
+@pytest.mark.parametrize("up", ([0, 0, 1], [0, -1, 0], [1, 0, 0]))
+def test_a_floor_is_below_whatever_up_is(up):
+    grid = np.zeros((12, 12, 12))
+    grid[2:10, 2:10, 3] = 1  # the sheet
+    grid[5:7, 5:7, 3:8] = 1  # what stands on it
+    lying = np.moveaxis(grid, 2, np.abs(up).argmax())
+    lying = lying if sum(up) > 0 else np.flip(lying, np.abs(up).argmax())
+    numbers, finding = floor_gate(upright(lying, np.array(up, float)), GateSettings())
+    assert finding.level == "suspect" and numbers["floor_ratio"] == 16
+    assert floor_gate(upright(lying, -np.array(up, float)), GateSettings())[1] is None
+
+
+def test_empty_and_full_renders():
+    nothing = duck()._replace(opacity_logits=torch.full((1100,), -8.0))
+    judged = judge(nothing, torch.ones(8, 64, 64, 3), torch.zeros(8, 64, 64, 1))
+    assert judged["verdict"] == "bad" and "shows nothing in renders 0, 1, 2" in judged["reasons"][0]
+    judged = judge(ellipsoid((0, 0, 0), (1.2,) * 3, RED, 4000))
+    assert judged["verdict"] == "bad" and "covers everything" in judged["reasons"][0]
+    judged = judge(ellipsoid((0, 0, 0), (0.1, 0.1, 0.7), RED, 1500))
+    assert judged["verdict"] == "suspect" and "touches the border" in judged["reasons"][0]
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [([3], "suspect"), ([1, 3, 6], "bad")])
+def test_views_that_disagree_are_named(wrong, verdict):
+    image = render(duck(), CAMERAS)
+    blank = [image.rgb.clone(), image.alpha.clone()]
+    blank[0][wrong], blank[1][wrong] = 1, 0
+    recolored = image.rgb.clone()
+    recolored[wrong] = recolored[wrong].flip(-1)
+    for targets in (blank, [recolored, image.alpha]):
+        judged = judge(duck(), *targets)
+        assert judged["verdict"] == verdict and f"views {str(wrong)[1:-1]}," in judged["reasons"][0]
+
+
+def test_two_faces_are_a_hint():
+    judged = judge(two_faced())
+    assert judged["verdict"] == "good" and "two faces?" in judged["hints"][0]
+    assert judged["numbers"]["janus_back"] > 0.9 > judge(one_faced())["numbers"]["janus_back"]
+
+
+def test_a_real_fit_is_good():
+    """The duck, found again from its views."""
+    image = render(duck(), CAMERAS)
+    settings = FitSettings(num_gaussians=1000, num_steps=250, lpips_net="alex", lpips_stages=2)
+    fit = Fit(CAMERAS, settings, "cpu")
+    fit.set_targets(image.rgb, image.alpha)
+    fit.run(settings.num_steps)
+    judged = inspect(fit, CAMERAS)
+    assert judged["verdict"] == "good" and judged["numbers"]["worst_view_shape"] > 0.85
+
+
+def test_opacity_grid_has_a_gaussians_moments_and_shadow():
+    """One that is turned by 90 degrees about z lies along y. Its mean shadow is that of its three sides."""
+    num, scales = 100, (0.2, 0.06, 0.03)
+    scene = gaussians(torch.zeros(num, 3), 1.0, GREY)._replace(
+        quats=torch.tensor([math.sqrt(0.5), 0, 0, math.sqrt(0.5)]).repeat(num, 1),
+        log_scales=torch.tensor(scales).log().repeat(num, 1),
+        opacity_logits=torch.full((num,), math.log(0.001)),
+    )
+    grid = opacity_grid(scene, 1.0, 50)
+    ticks = (torch.arange(50) + 0.5) * 0.04 - 1
+    for axis, expected in enumerate((0.06, 0.2, 0.03)):
+        weights = grid.sum([other for other in range(3) if other != axis]) / grid.sum()
+        variance = expected**2 + 0.04**2 / 12  # a cell's own
+        assert (weights * ticks**2).sum() == pytest.approx(variance, rel=0.15)
+    shadow = 2 * math.pi * (0.2 * 0.06 + 0.06 * 0.03 + 0.2 * 0.03) / 3
+    assert grid.sum() * 0.04**2 == pytest.approx(num * 0.001 * shadow, rel=0.01)
+
+
+def test_opacity_grid_counts_what_is_outside_at_its_surface():
+    grid = opacity_grid(gaussians(torch.tensor([[5.0, 0.02, 0.02]]), 0.001, RED), 1.0, 50)
+    assert grid[-1, 25, 25] == grid.sum() > 0
+
+
+def test_settings_are_documented():
+    assert all(field.name in GateSettings.__doc__ for field in dataclasses.fields(GateSettings))

@@ -1,0 +1,213 @@
+"""What can go wrong in mid-fit is made to go wrong; the fit ends as if it had been careful from there on."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from recon_torch.errors import UserError
+from recon_torch.fit import optimization as fit_module
+from recon_torch.fit import recovery
+from recon_torch.fit.optimization import Fit
+from recon_torch.fit.settings import FitSettings
+from recon_torch.views.cameras import orbit
+
+CAMERAS = orbit(3, size=32)
+SETTINGS = FitSettings(
+    num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0, seed=3
+)
+pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
+
+
+def new_fit(settings=SETTINGS) -> Fit:
+    """Of a grey disc on white."""
+    fit = Fit(CAMERAS, settings, "cpu")
+    ticks = torch.arange(32) - 15.5
+    masks = (ticks[:, None] ** 2 + ticks**2 < 80).float()[None, :, :, None].repeat(3, 1, 1, 1)
+    fit.set_targets(1 - 0.6 * masks.expand(-1, -1, -1, 3), masks)
+    return fit
+
+
+def at(step, action):
+    """An on_step that acts once."""
+    acted = []
+
+    def on_step(now, losses):
+        if now == step and not acted:
+            acted.append(step)
+            action()
+
+    return on_step
+
+
+def poison(fit: Fit) -> None:
+    fit.scene.parameters.tensors["means"].data[7] = float("nan")
+
+
+def run_out_of_memory() -> None:
+    raise MemoryError
+
+
+def equal(a: dict, b: dict) -> bool:
+    return all(torch.equal(a["params"][name], b["params"][name]) for name in a["params"])
+
+
+def test_a_fit_without_trouble_is_what_it_is_without_the_guard():
+    guarded, plain, snapshots = new_fit(), new_fit(), []
+    recovery.run(guarded, 70, on_snapshot=lambda state: snapshots.append(state["step"]))
+    plain.run(70)
+    assert equal(guarded.state_dict(), plain.state_dict())
+    assert snapshots == [50, 70] and guarded.setbacks == []
+
+
+def test_nan_goes_back_to_the_snapshot_at_half_the_rates_and_another_seed():
+    fit, snapshots = new_fit(), {}
+    recovery.run(
+        fit, 120, at(70, lambda: poison(fit)), lambda state: snapshots.setdefault(state["step"], state)
+    )
+    assert fit.step == 120 and len(fit.setbacks) == 1
+    assert "step 100: the parameters are not finite" in fit.setbacks[0] and "half" in fit.setbacks[0]
+    assert all(bool(tensor.isfinite().all()) for tensor in fit.scene.gaussians)
+
+    expected = new_fit(dataclasses.replace(SETTINGS))
+    expected.load_state_dict(snapshots[50] | {"caution": 1})
+    expected.run(120)
+    optimizers = expected.scene.parameters.optimizers
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    assert rates["sh0"] == SETTINGS.lr_sh0 / 2 and rates["quats"] == SETTINGS.lr_quats / 2
+    assert equal(fit.state_dict(), expected.state_dict())
+    careless = new_fit()
+    careless.run(120)
+    assert not equal(fit.state_dict(), careless.state_dict())
+
+
+def test_a_restored_fit_stays_careful():
+    fit = new_fit()
+    recovery.run(fit, 60, at(20, lambda: poison(fit)))
+    restored = new_fit()
+    restored.load_state_dict(fit.state_dict())
+    assert restored.setbacks == fit.setbacks and restored.caution == 1
+    fit.run(110)
+    restored.run(110)
+    assert equal(fit.state_dict(), restored.state_dict())
+
+
+def test_nan_that_always_comes_back_ends_the_fit():
+    fit = new_fit()
+    seen = []
+    with pytest.raises(UserError, match=r"step 50: .*not finite, after 3 fresh attempts"):
+        recovery.run(fit, 100, lambda step, losses: (poison(fit), seen.append(step)))
+    assert len(seen) == 4 * 50 and len(fit.setbacks) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_goes_on_with_half_the_gaussians(error):
+    fit, counts = new_fit(), []
+
+    def fail():
+        counts.append(fit.num_gaussians)
+        raise error
+
+    snapshots = {}
+    recovery.run(fit, 120, at(70, fail), lambda state: snapshots.setdefault(state["step"], state))
+    limit = counts[0] // 2
+    assert fit.step == 120 and 0 < fit.num_gaussians <= limit and fit.caution == 0
+    assert (
+        f"out of memory with {counts[0]} Gaussians" in fit.setbacks[0]
+        and f"{limit} Gaussians" in fit.setbacks[0]
+    )
+    restored = new_fit()
+    restored.load_state_dict(snapshots[50] | {"max_gaussians": limit})
+    kept = restored.scene.gaussians.opacity_logits.sort().values
+    all_of_them = snapshots[50]["params"]["opacities"].sort().values
+    assert torch.equal(kept, all_of_them[-limit:])  # the faintest went
+    for optimizer in restored.scene.parameters.optimizers.values():
+        (state,) = optimizer.state.values()
+        assert len(state["exp_avg"]) == limit
+
+
+def test_memory_that_the_gaussians_do_not_take_is_the_users_affair():
+    fit = new_fit(dataclasses.replace(SETTINGS, num_gaussians=150))
+    with pytest.raises(UserError, match=r"only 150 Gaussians; give fewer or smaller views"):
+        recovery.run(fit, 50, at(1, run_out_of_memory))
+
+
+def test_pytorchs_own_message_for_a_full_cpu_is_known():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)
+    assert recovery.is_out_of_memory(raised.value)
+    assert not recovery.is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_no_gaussians_left_goes_back_to_before_they_faded():
+    fit = new_fit()
+    recovery.run(fit, 120, at(75, lambda: fit.scene.parameters.tensors["opacities"].data.fill_(-20.0)))
+    assert fit.step == 120 and fit.num_gaussians > 0
+    # The snapshot of step 100 is a good one but for what the next step takes away.
+    assert [note.partition(";")[0] for note in fit.setbacks] == [
+        "step 100: the fit has pruned every Gaussian"
+    ] * 2
+
+
+def test_bugs_keep_their_traceback():
+    def fail():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        recovery.run(new_fit(), 50, at(3, fail))
+
+
+def together(num=3):
+    """Fits that differ in their seeds."""
+    return [new_fit(dataclasses.replace(SETTINGS, seed=seed)) for seed in range(num)]
+
+
+def test_fits_without_trouble_are_what_they_are_alone():
+    fits, alone, seen = together(), together(), []
+    given_up = recovery.run_together(fits, 70, lambda fit, losses: seen.append((fit.settings.seed, fit.step)))
+    assert given_up == [None] * 3
+    assert sorted(seen) == [(seed, step) for seed in range(3) for step in range(1, 71)]
+    for fit, expected in zip(fits, alone, strict=True):
+        expected.run(70)
+        assert equal(fit.state_dict(), expected.state_dict()) and fit.setbacks == []
+
+
+def test_what_goes_wrong_in_one_fit_stays_its_own_affair():
+    """One has a setback in the second stretch, one fails always, and one ends as if it were alone."""
+    fits, (alone, *_) = together(), together(1)
+    alone.run(120)
+    once = at(70, lambda: poison(fits[1]))
+
+    def on_step(fit, losses):
+        if fit is fits[1]:
+            once(fit.step, losses)
+        if fit is fits[2] and fit.step > 60:
+            poison(fit)
+
+    first, second, third = recovery.run_together(fits, 120, on_step)
+    assert first is None and second is None and "after 3 fresh attempts" in str(third)
+    assert equal(fits[0].state_dict(), alone.state_dict()) and fits[0].setbacks == []
+    assert fits[1].step == 120 and fits[1].scene.parameters.is_finite()
+
+
+def test_fits_that_are_too_many_for_the_memory_run_in_parts(monkeypatch, caplog):
+    fits, alone, groups = together(), together(), []
+    run_together = fit_module.run_together
+
+    def limited(group, stop, on_step=None):
+        groups.append(len(group))
+        if len(group) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run_together(group, stop, on_step)
+
+    monkeypatch.setattr(fit_module, "run_together", limited)
+    assert recovery.run_together(fits, 100) == [None] * 3
+    assert groups == [3] + 3 * [1] + 3 * [1] and "1 fits run together" in caplog.text
+    for fit, expected in zip(fits, alone, strict=True):
+        expected.run(100)
+        assert equal(fit.state_dict(), expected.state_dict()) and fit.setbacks == []
+
+
+def test_bugs_keep_their_traceback_also_together():
+    with pytest.raises(ZeroDivisionError):
+        recovery.run_together(together(2), 50, lambda fit, losses: 1 / 0)

@@ -1,0 +1,66 @@
+"""The worker's side of the protocol in this process, with a `Fit` that fails where it is told to."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from recon_torch.fit.optimization import Fit
+from recon_torch.fit.settings import FitSettings
+from recon_torch.process.protocol import Beat, Done, Failed, FitUntil, SetTargets, Start
+from recon_torch.process.worker import OUT_OF_MEMORY, Worker
+from recon_torch.views.cameras import orbit
+
+CAMERAS = orbit(2, size=32)
+SETTINGS = FitSettings(
+    num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0
+)
+pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
+
+
+class ShortOfMemory(Fit):
+    """Has room for 300 Gaussians, and for no views when `room_for_views` is False."""
+
+    room_for_views = True
+
+    def set_targets(self, views, masks):
+        if not self.room_for_views:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().set_targets(views, masks)
+
+    def run(self, until_step, on_step=None):
+        if self.num_gaussians > 300 and until_step > 1:
+            raise MemoryError
+        super().run(until_step, on_step)
+
+
+def serve(fit_class, snapshot_path, *commands):
+    """The worker's answers, without its beats."""
+    replies = []
+    start = Start(CAMERAS, SETTINGS, "cpu", str(snapshot_path), 1e9)
+    Worker(fit_class, SimpleNamespace(send=replies.append)).serve([start, *commands])
+    return [reply for reply in replies if isinstance(reply, Done | Failed)], replies
+
+
+def targets() -> SetTargets:
+    masks = torch.zeros(2, 32, 32, 1)
+    masks[:, 8:24, 8:24] = 1
+    return SetTargets(1 - 0.5 * masks.expand(-1, -1, -1, 3), masks)
+
+
+def test_out_of_memory_is_told_and_outlives_the_worker(tmp_path):
+    answers, replies = serve(ShortOfMemory, tmp_path / "snapshot.pt", targets(), FitUntil(60))
+    note = next(note for note in answers[-1].notes if "out of memory" in note)
+    assert "with 400 Gaussians" in note and "at most 200" in note
+    assert answers[-1].step == 60 and answers[-1].num_gaussians <= 200
+    assert sum(isinstance(reply, Beat) for reply in replies) == 2  # one per snapshot
+
+    answers, _ = serve(Fit, tmp_path / "snapshot.pt", targets(), FitUntil(110))  # the next worker
+    assert note in answers[-1].notes and answers[-1].step == 110 and answers[-1].num_gaussians <= 200
+
+
+def test_out_of_memory_for_the_views_is_the_users_affair(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShortOfMemory, "room_for_views", False)
+    monkeypatch.setattr(Worker, "_warm_up", lambda self, command: None)
+    answers, _ = serve(ShortOfMemory, tmp_path / "snapshot.pt", targets())
+    assert answers[1] == Failed(by_user=True, text=OUT_OF_MEMORY)

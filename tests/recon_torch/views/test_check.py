@@ -1,0 +1,163 @@
+"""A directory without a fault, and each fault in one frame of it: found there, and in no other frame."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recon_torch.errors import UserError
+from recon_torch.views import check
+from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.images import write_image
+from recon_torch.views.transforms import write_transforms
+
+SIZE = 48
+BAD = 3  # the frame that gets the fault
+CAMERAS = orbit(8, 0.3, SIZE)
+CENTER = np.array([0.2, -0.1, 0.05])  # off the axis, so that views differ
+
+
+def write(directory, cameras, masks):
+    names = [f"{index}.png" for index in range(len(cameras))]
+    for name, mask in zip(names, masks, strict=True):
+        write_image(directory / name, np.concatenate([0.5 * np.repeat(mask, 3, -1), mask], -1))
+    write_transforms(directory / "transforms.json", cameras, names)
+
+
+@pytest.fixture
+def directory(tmp_path, ball_masks):
+    write(tmp_path, CAMERAS, ball_masks(CAMERAS, CENTER, 0.2))
+    return tmp_path
+
+
+def change(directory, action, index=BAD):
+    path = directory / "transforms.json"
+    content = json.loads(path.read_text())
+    action(content["frames"][index])
+    path.write_text(json.dumps(content))
+
+
+def pose(cameras: Cameras) -> list:
+    return (np.linalg.inv(cameras.w2c[0].astype(float)) @ np.diag([1, -1, -1, 1])).tolist()
+
+
+def roll_image(frame, directory):
+    """The picture of another moment."""
+    frame["file_path"] = f"{(BAD + 4) % 8}.png"
+
+
+def turn_away(frame, directory):
+    matrix = np.array(frame["transform_matrix"])
+    matrix[:3, [0, 2]] *= -1
+    frame["transform_matrix"] = matrix.tolist()
+
+
+def paint(frame, directory, alpha):
+    picture = np.full((SIZE, SIZE, 4), 0.5, np.float32)
+    picture[..., 3:] = alpha
+    write_image(directory / frame["file_path"], picture)
+
+
+NOISE = np.random.default_rng(0).random((SIZE, SIZE, 3)).astype(np.float32)
+FAULTS = {
+    "image '3.png' does not exist": lambda frame, directory: (directory / "3.png").unlink(),
+    "cannot read": lambda frame, directory: (directory / "3.png").write_bytes(b"no picture"),
+    "is 20x20 px, w and h say 48x48": lambda frame, directory: write_image(
+        directory / "3.png", NOISE[:20, :20]
+    ),
+    "its mask covers everything; give masks": lambda frame, directory: write_image(
+        directory / "3.png", NOISE
+    ),
+    "its mask shows nothing": lambda frame, directory: paint(frame, directory, 0),
+    "mask 'none.png' does not exist": lambda frame, directory: frame.update(mask_path="none.png"),
+    "not a rotation": lambda frame, directory: frame.update(
+        transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()
+    ),
+    "focal length (-5": lambda frame, directory: frame.update(fl_x=-5.0),
+    "field of view of 0.5": lambda frame, directory: frame.update(fl_y=5000.0),
+    "centre (400, 24) px is outside of its 48x48": lambda frame, directory: frame.update(cx=400.0),
+    "lens distortion (k1)": lambda frame, directory: frame.update(k1=0.1),
+    "its camera is that of frame 1": lambda frame, directory: frame.update(
+        transform_matrix=pose(CAMERAS[1]), file_path="1.png"
+    ),
+    "30 times as far from": lambda frame, directory: frame.update(
+        transform_matrix=pose(orbit(elevation_rad=0.3, radius=60.0, azimuths_rad=np.array([2.356])))
+    ),
+    "it looks 180 degrees away": turn_away,
+    "of its mask is where the other masks allow": roll_image,
+}
+
+
+def test_nothing_is_wrong(directory, capsys):
+    findings, general = check.check(directory)
+    assert [str(finding) for finding in findings] == [f"frame {i} ('{i}.png'): ok" for i in range(8)]
+    assert general == []
+    check.main(directory)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and lines[-1].endswith("8 of 8 frames are good")
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_a_fault_is_found_where_it_is(directory, capsys, message):
+    change(directory, lambda frame: FAULTS[message](frame, directory))
+    findings, general = check.check(directory)
+    assert len(findings[BAD].errors) == 1 and message in findings[BAD].errors[0]
+    assert all(not finding.errors for index, finding in enumerate(findings) if index != BAD)
+    assert general == []
+    with pytest.raises(UserError, match="7 of 8 frames are good; mend the others"):
+        check.main(directory)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and "ERROR: " in lines[BAD]
+
+
+def test_several_faults_share_a_line(directory):
+    change(directory, lambda frame: frame.update(file_path="none.png", fl_x="wide"))
+    (error,) = check.check(directory)[0][BAD].errors
+    assert error == "image 'none.png' does not exist; fl_x is 'wide', not a finite number"
+
+
+def test_remarks_are_no_errors(directory, capsys):
+    half = np.zeros((SIZE, SIZE, 1), np.float32)
+    half[:, :24] = 1
+    change(directory, lambda frame: paint(frame, directory, half))
+    change(directory, lambda frame: frame.update(fl_x=200.0), index=5)
+    findings, _ = check.check(directory)
+    assert findings[BAD].remarks == ["its mask touches the border"]
+    assert findings[5].remarks == ["fl_x is 2.53 times fl_y"]
+
+
+def test_swapped_frames_do_not_accuse_the_others(tmp_path, ball_masks):
+    cameras = orbit(16, 0.3, SIZE)
+    write(tmp_path, cameras, ball_masks(cameras, CENTER, 0.2))
+    change(tmp_path, lambda frame: frame.update(file_path="10.png"), index=2)
+    change(tmp_path, lambda frame: frame.update(file_path="2.png"), index=10)
+    findings, _ = check.check(tmp_path)
+    assert [index for index, finding in enumerate(findings) if finding.errors] == [2, 10]
+    assert not any(finding.remarks for finding in findings)
+
+
+def test_opencv_matrices_are_recognised(directory):
+    """Someone forgot to turn y and z: every camera looks outwards."""
+    path = directory / "transforms.json"
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1])).tolist()
+    path.write_text(json.dumps(content))
+    _, (general,) = check.check(directory)
+    assert "8 cameras look away" in general.errors[0] and "OpenGL" in general.errors[0]
+
+
+def test_few_frames_and_parallel_cameras(directory):
+    same = orbit(3, 0.3, SIZE, azimuths_rad=np.zeros(3))
+    same.w2c[:, 0, 3] += np.arange(3)  # side by side
+    write_transforms(directory / "transforms.json", same, ["0.png", "1.png", "2.png"])
+    _, (general,) = check.check(directory)
+    assert general.remarks == ["3 usable frames are few; give at least 4"]
+    assert general.errors == ["the cameras all look the same way; give views from around the object"]
+    with pytest.raises(UserError, match="3 of 3 frames are good"):
+        check.main(directory)
+
+
+def test_a_file_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        check.main(tmp_path)

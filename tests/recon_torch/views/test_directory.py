@@ -1,0 +1,182 @@
+"""Views from disk: every way to a mask, composition over white, and bad directories."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recon_torch.errors import UserError
+from recon_torch.views.cameras import orbit
+from recon_torch.views.directory import load_views
+from recon_torch.views.images import write_image
+from recon_torch.views.transforms import write_transforms
+
+SIZE = 32
+
+
+def half_red(alpha: bool) -> np.ndarray:
+    """Red on the left half; the right half is transparent blue, or white without alpha."""
+    image = np.zeros((SIZE, SIZE, 4 if alpha else 3), np.float32)
+    image[:, :16] = [1, 0, 0, 1][: image.shape[-1]]
+    image[:, 16:] = [0, 0, 1, 0] if alpha else [1, 1, 1]
+    return image
+
+
+def write(directory, images, **frame_entries):
+    names = [f"{index}.png" for index in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        write_image(directory / name, image)
+    path = directory / "transforms.json"
+    write_transforms(path, orbit(len(images), 0.3, SIZE), names)
+    if frame_entries:
+        content = json.loads(path.read_text())
+        for frame in content["frames"]:
+            frame.update(frame_entries)
+        path.write_text(json.dumps(content))
+
+
+EXPECTED_MASK = np.broadcast_to((np.arange(SIZE) < 16).astype(np.float32)[None, :, None], (SIZE, SIZE, 1))
+
+
+@pytest.mark.parametrize("source", ["alpha", "white", "mask_path"])
+def test_mask_and_composition_over_white(tmp_path, source):
+    if source == "mask_path":
+        image = half_red(alpha=True)[..., :3]  # the right half is blue here, and the mask takes it away
+        write_image(tmp_path / "mask.png", EXPECTED_MASK)
+        write(tmp_path, [image] * 2, mask_path="mask.png")
+    else:
+        write(tmp_path, [half_red(alpha=source == "alpha")] * 2)
+    views = load_views(tmp_path)
+    np.testing.assert_array_equal(views.masks, [EXPECTED_MASK] * 2)
+    np.testing.assert_array_equal(views.images, [half_red(alpha=False)] * 2)
+    np.testing.assert_allclose(views.cameras.w2c, orbit(2, 0.3, SIZE).w2c, atol=1e-6)
+
+
+def test_only_views_without_a_mask_are_segmented(tmp_path):
+    write(tmp_path, [half_red(alpha=True), half_red(alpha=False), half_red(alpha=True)])
+    seen = []
+
+    def segment(images):
+        seen.append(images)
+        return np.ones((*images.shape[:3], 1), np.float32)
+
+    views = load_views(tmp_path, segment)
+    assert len(seen) == 1 and len(seen[0]) == 1
+    np.testing.assert_array_equal(views.masks.mean((1, 2, 3)), [0.5, 1.0, 0.5])
+
+
+def test_half_transparent_pixels_blend_with_white(tmp_path):
+    image = np.broadcast_to(np.float32([1, 0, 0, 0.6]), (SIZE, SIZE, 4))
+    write(tmp_path, [image] * 2)
+    np.testing.assert_allclose(load_views(tmp_path).images[0, 0, 0], [1, 0.4, 0.4], atol=1e-6)
+
+
+def test_resizing_keeps_the_picture_and_the_geometry(tmp_path):
+    write(tmp_path, [half_red(alpha=True)] * 2)
+    small = load_views(tmp_path, height=8)
+    assert small.images.shape == (2, 8, 8, 3) and small.masks.shape == (2, 8, 8, 1)
+    np.testing.assert_allclose(small.masks[0, :, [0, 1, 6, 7], 0].T, [[1, 1, 0, 0]] * 8, atol=1e-6)
+    # The hidden blue stays hidden: between red and white there is only pink.
+    np.testing.assert_allclose(small.images[..., 1], small.images[..., 2], atol=1e-6)
+    np.testing.assert_allclose(small.images[..., 1:2], 1 - small.masks, atol=1e-6)
+    np.testing.assert_allclose(small.cameras.intrinsics_px, orbit(2, 0.3, 8).intrinsics_px, rtol=1e-6)
+    with pytest.raises(UserError, match="height of 0"):
+        load_views(tmp_path, height=0)
+
+
+def dot_at(width: int, height: int, x: float, y: float) -> np.ndarray:
+    """A black spot with its middle at the pixel coordinates (x, y), on white."""
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    spot = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
+    return np.repeat(1 - spot[..., None], 3, -1).astype(np.float32)
+
+
+def test_images_of_other_sizes_are_brought_to_the_commonest(tmp_path):
+    """Each shows a point of the world where its own camera sees it, and still does when it was resampled."""
+    point = np.array([0.1, 0.15, 0.1])
+    frames, sizes = [], [(64, 48), (64, 48), (96, 144), (64, 48)]
+    for index, (width, height) in enumerate(sizes):
+        focal = (80.0, 90.0) if index != 2 else (200.0, 230.0)
+        w2c = orbit(4, 0.3, 64).w2c[index].astype(np.float64)
+        x, y, depth = w2c[:3, :3] @ point + w2c[:3, 3]
+        middle = (focal[0] * x / depth + width / 2 - 2, focal[1] * y / depth + height / 2 + 3)
+        write_image(tmp_path / f"{index}.png", dot_at(width, height, *middle))
+        c2w = np.linalg.inv(w2c) @ np.diag([1, -1, -1, 1])
+        frame = {"file_path": f"{index}.png", "transform_matrix": c2w.tolist(), "w": width, "h": height}
+        frames.append(frame | {"fl_x": focal[0], "fl_y": focal[1], "cx": width / 2 - 2, "cy": height / 2 + 3})
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
+    views = load_views(tmp_path)
+    assert views.images.shape == (4, 48, 64, 3) and (views.cameras.width, views.cameras.height) == (64, 48)
+    for w2c, intrinsics, image in zip(
+        views.cameras.w2c, views.cameras.intrinsics_px, views.images, strict=True
+    ):
+        x, y, depth = intrinsics @ (w2c[:3, :3] @ point + w2c[:3, 3])
+        weights = 1 - image[..., 0]
+        columns, rows = np.meshgrid(np.arange(64) + 0.5, np.arange(48) + 0.5)
+        middle = (columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()
+        np.testing.assert_allclose(middle, (x / depth, y / depth), atol=0.15)
+
+
+def test_missing_images_are_named_and_left_out(tmp_path):
+    write(tmp_path, [half_red(alpha=True)] * 4)
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(UserError, match=r"frame 2: image '2\.png' does not exist"):
+        load_views(tmp_path)
+    views = load_views(tmp_path, allow_missing=True)
+    assert views.names == ["0.png", "1.png", "3.png"] and "missing: 2.png" in views.notes[0]
+    np.testing.assert_allclose(views.cameras.w2c, orbit(4, 0.3, SIZE).w2c[[0, 1, 3]], atol=1e-6)
+
+
+def test_an_alpha_that_hides_nothing_is_none(tmp_path):
+    opaque = half_red(alpha=True)
+    opaque[..., 3] = 1
+    write(tmp_path, [opaque] * 2)
+    seen = []
+    load_views(tmp_path, lambda images: seen.append(images) or np.ones((*images.shape[:3], 1), np.float32))
+    np.testing.assert_array_equal(seen[0], [opaque[..., :3]] * 2)
+
+
+def test_masks_that_look_wrong_are_noted(tmp_path):
+    inside = np.zeros((SIZE, SIZE, 4), np.float32)
+    inside[8:24, 8:24] = 1
+    write(tmp_path, [half_red(alpha=True), inside, half_red(alpha=True)])
+    assert load_views(tmp_path).notes == ["the mask touches the border: 0.png, 2.png"]
+
+
+@pytest.mark.parametrize("count", [4, 64])
+def test_from_four_to_64_views(tmp_path, count):
+    write(tmp_path, [half_red(alpha=True)[:8, 8:24]] * count)
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    del content["w"], content["h"]
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    views = load_views(tmp_path)
+    assert len(views) == count and views.images.shape == (count, 8, 16, 3)
+
+
+def test_taking_some(tmp_path):
+    write(tmp_path, [half_red(alpha=True)] * 3)
+    views = load_views(tmp_path)
+    some = views.take(np.array([2, 0]))
+    assert len(some) == len(some.cameras) == 2
+    np.testing.assert_array_equal(some.cameras.w2c[0], views.cameras.w2c[2])
+
+
+def test_bad_directories(tmp_path):
+    with pytest.raises(UserError, match="transforms.json"):
+        load_views(tmp_path)
+    write(tmp_path, [half_red(alpha=True), np.zeros((SIZE, SIZE, 4), np.float32)])
+    with pytest.raises(UserError, match=r"1\.png: no foreground"):
+        load_views(tmp_path)
+    write(tmp_path, [half_red(alpha=True), half_red(alpha=True)[:16]])
+    with pytest.raises(UserError, match=r"frame 1: image '1\.png' is 32x16 px, w and h say 32x32"):
+        load_views(tmp_path)
+    write(tmp_path, [half_red(alpha=True)] * 2, mask_path="none.png")
+    with pytest.raises(UserError, match=r"mask 'none\.png' does not exist"):
+        load_views(tmp_path)
+    write_image(tmp_path / "mask.png", EXPECTED_MASK[:16])
+    write(tmp_path, [half_red(alpha=True)] * 2, mask_path="mask.png")
+    with pytest.raises(UserError, match=r"mask\.png is 32x16 px, its image is 32x32"):
+        load_views(tmp_path)
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"0\.png"):
+        load_views(tmp_path)

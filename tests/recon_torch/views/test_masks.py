@@ -1,0 +1,174 @@
+"""Masks by threshold on drawn discs, their quality, and IS-Net through a stand-in for onnxruntime."""
+
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recon_torch.errors import UserError
+from recon_torch.views import masks
+from recon_torch.views.masks import background_masks, isnet_masks, plain_background, threshold_masks
+
+
+def disc_on(
+    background, color: float, radius: float = 10, middle: float = 15.5
+) -> tuple[np.ndarray, np.ndarray]:
+    ticks = np.arange(32) - middle
+    inside = (ticks[:, None] ** 2 + ticks[None] ** 2 < radius**2)[..., None]
+    return np.where(inside, np.float32([color, 0.5, 0.5]), np.float32(background))[None], inside[None]
+
+
+@pytest.mark.parametrize("background", [0.0, 0.5, 1.0])
+def test_threshold_finds_the_disc_on_a_noisy_background(background):
+    image, inside = disc_on(background, 0.2 if background != 0.2 else 0.9)
+    noise = np.random.default_rng(0).uniform(-0.03, 0.03, image.shape)
+    masks = threshold_masks((image + noise).astype(np.float32), background)
+    np.testing.assert_array_equal(masks, inside)
+    assert masks.dtype == np.float32
+
+
+def test_each_picture_is_measured_by_its_own_background():
+    pictures = [disc_on(color, 0.9) for color in ([0.1, 0.6, 0.2], 0.3, 1.0)]
+    images = np.concatenate([image for image, _ in pictures])
+    expected = np.concatenate([inside for _, inside in pictures])
+    np.testing.assert_allclose(background_masks(images), expected, atol=1e-6)
+    np.testing.assert_allclose(plain_background(images[0]), [0.1, 0.6, 0.2])
+    noise = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
+    assert plain_background(noise[0]) is None
+    np.testing.assert_array_equal(
+        background_masks(noise), threshold_masks(noise)
+    )  # white is all that is left
+
+
+def test_specks_are_noise():
+    image, inside = disc_on(0.0, 0.9, radius=6)
+    image[0, 2, 3:5] = 0.2
+    found = background_masks(image)
+    assert found[0, 2].max() == 0
+    np.testing.assert_allclose(found, inside, atol=1e-6)
+
+
+@pytest.mark.parametrize("background", [[0.25, 0.3, 0.6], [0.1, 0.5, 0.2], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+def test_edges_are_soft_and_free_of_the_background(background):
+    """A shaded disc of which 8 x 8 samples make a pixel, so that its true coverage is known."""
+    ticks = (np.arange(64 * 8) + 0.5) / 8 - 32
+    inside = ((ticks[:, None] - 1.3) ** 2 + (ticks[None] + 0.6) ** 2 < 20**2).astype(np.float32)
+    coverage = inside.reshape(64, 8, 64, 8).mean((1, 3))[None, ..., None]
+    shade = np.linspace(0.4, 0.9, 64, dtype=np.float32)[None, None, :, None] * np.float32([1.0, 0.8, 0.3])
+    image = (shade * coverage + np.float32(background) * (1 - coverage)).astype(np.float32)
+    on_white = shade * coverage + 1 - coverage
+
+    found = background_masks(image)
+    hard = threshold_masks(image, background)
+    edge = (coverage > 0) & (coverage < 1)
+    assert np.abs(found - coverage)[edge].mean() < 0.03 < 0.2 < np.abs(hard - coverage)[edge].mean()
+    colour_error = np.abs(masks.over_white(image, found) - on_white).max(-1, keepdims=True)[edge]
+    assert colour_error.mean() < 0.02
+    np.testing.assert_allclose(found[~edge], coverage[~edge], atol=0.02)
+    np.testing.assert_allclose(masks.over_white(image, found)[coverage[..., 0] == 0], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("radius", "middle", "expected"),
+    [
+        (0.1, 15.5, "shows nothing"),
+        (1, 15.5, None),
+        (15, 15.5, None),
+        (10, 4.0, "touches the border"),
+        (30, 15.5, "covers everything"),
+    ],
+)
+def test_what_speaks_against_a_mask(radius, middle, expected):
+    inside = disc_on(1.0, 0.2, radius, middle)[1][0]
+    assert masks.problem(inside.astype(np.float32)) == expected
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "isnet.onnx"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def predict(monkeypatch, weights):
+    """Installs a stand-in for onnxruntime whose network says what the test wants, at its own 1024 x 1024."""
+
+    class Session:
+        def __init__(self, path, providers):
+            assert path == weights and providers == ["CPU"]
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(name="pixels")]
+
+        def run(self, names, inputs):
+            pixels = inputs["pixels"]
+            assert pixels.shape == (1, 3, 1024, 1024) and pixels.dtype == np.float32
+            assert pixels.min() >= -0.5 and pixels.max() == 0.5
+            small = Image.fromarray(np.float32(predictions.pop(0)[..., 0]))
+            return [np.asarray(small.resize((1024, 1024), Image.Resampling.NEAREST))[None, None]]
+
+    predictions = []
+    stand_in = types.SimpleNamespace(InferenceSession=Session, get_available_providers=lambda: ["CPU"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
+    return lambda *wanted: predictions.extend(wanted) or predictions
+
+
+def test_a_sure_prediction_is_stretched(predict, weights):
+    image, inside = disc_on(1.0, 0.2)
+    rest = predict(np.where(inside[0], 0.8, 0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = isnet_masks(image, weights)
+    assert found.shape == (1, 32, 32, 1) and found.dtype == np.float32 and not rest
+    assert found.min() == 0 and found.max() == 1
+    assert np.mean((found > 0.5) == inside) > 0.99
+
+
+def test_a_flat_prediction_is_not_stretched_into_an_object(predict, weights):
+    """Between 0.001 and 0.002 there is an object too: noise. The background knows better."""
+    image, inside = disc_on([0.2, 0.5, 0.9], 0.9)
+    other = np.zeros((32, 32, 1), bool)
+    other[2:8, 2:8] = True
+    predict(np.where(other, 0.002, 0.001), np.where(other, 0.998, 0.999))
+    with pytest.warns(UserWarning) as caught:
+        found = isnet_masks(np.concatenate([image, image]), weights)
+    assert ["shows nothing: the mask by its plain" in str(caught[0].message), len(caught)] == [True, 2]
+    assert "picture 1 covers everything: the mask by its plain" in str(caught[1].message)
+    np.testing.assert_allclose(found, np.concatenate([inside, inside]), atol=1e-6)
+
+
+def test_without_a_plain_background_the_mask_stays_with_a_warning(predict, weights):
+    noise = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
+    predict(np.full((32, 32, 1), 0.01))
+    with pytest.warns(UserWarning, match="picture 0 shows nothing: there is none better"):
+        np.testing.assert_array_equal(isnet_masks(noise, weights), 0)
+
+
+def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
+    image, inside = disc_on(0.0, 0.9)
+    with_floor = inside[0].copy()
+    with_floor[28:] = True
+    predict(np.where(with_floor, 0.9, 0.0))
+    with pytest.warns(UserWarning, match="touches the border: the mask by its plain background is taken"):
+        np.testing.assert_allclose(isnet_masks(image, weights), inside, atol=1e-6)
+
+
+def test_isnet_says_what_is_missing(monkeypatch, weights, tmp_path):
+    image, _ = disc_on(1.0, 0.2)
+    with pytest.raises(UserError, match="do not exist"):
+        isnet_masks(image, tmp_path / "none.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"im3d\[masks\]"):
+        isnet_masks(image, weights)
+
+    def fail(path, providers):
+        raise RuntimeError("INVALID_PROTOBUF\nand more")
+
+    stand_in = types.SimpleNamespace(InferenceSession=fail, get_available_providers=list)
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
+    with pytest.raises(UserError, match="INVALID_PROTOBUF$"):
+        isnet_masks(image, weights)

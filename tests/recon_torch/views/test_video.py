@@ -1,0 +1,79 @@
+"""Frames of videos that were written with known colours: which are taken, and from where they look."""
+
+import numpy as np
+import pytest
+
+from recon_torch.errors import UserError
+from recon_torch.views.cameras import orbit
+from recon_torch.views.masks import background_masks
+from recon_torch.views.video import load_video, write_video
+
+NUM_FRAMES, HEIGHT, WIDTH = 20, 48, 64
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """A square on a green background that gets brighter from frame to frame."""
+    frames = np.full((NUM_FRAMES, HEIGHT, WIDTH, 3), [0.1, 0.5, 0.2], np.float32)
+    frames[:, 12:36, 20:44] = np.linspace(0.3, 0.95, NUM_FRAMES)[:, None, None, None]
+    return write_video(tmp_path_factory.mktemp("video") / "turn.mp4", frames)
+
+
+def load(video, **options):
+    defaults = {"num_views": 5, "elevation_rad": 0.2, "fov_deg": 40.0}
+    return load_video(video, background_masks, **(defaults | options))
+
+
+def test_takes_evenly_spaced_frames_and_cuts_out_the_object(video):
+    views = load(video)
+    assert views.names == [f"frame {index}" for index in (0, 4, 8, 12, 16)]
+    brightness = np.linspace(0.3, 0.95, NUM_FRAMES)[[0, 4, 8, 12, 16]]
+    np.testing.assert_allclose(views.images[:, 24, 32].mean(-1), brightness, atol=0.03)
+    np.testing.assert_array_equal(views.images[:, 4, 4], 1)  # white now
+    expected = np.zeros((HEIGHT, WIDTH))
+    expected[12:36, 20:44] = 1
+    assert (np.abs(views.masks[..., 0] - expected) > 0.2).mean() < 0.03
+    assert views.notes == []
+
+
+@pytest.mark.parametrize("clockwise", [False, True])
+def test_cameras_go_round(video, clockwise):
+    views = load(video, num_views=8, clockwise=clockwise)
+    taken = np.array(
+        [0, 2, 5, 8, 10, 12, 15, 18]
+    )  # 2.5 frames apart, rounded: the angles are the frames' own
+    assert views.names == [f"frame {index}" for index in taken]
+    azimuths = 2 * np.pi * taken / NUM_FRAMES * (-1 if clockwise else 1)
+    np.testing.assert_allclose(
+        views.cameras.w2c, orbit(elevation_rad=0.2, azimuths_rad=azimuths).w2c, atol=1e-6
+    )
+    focal = 0.5 * HEIGHT / np.tan(np.radians(20))
+    np.testing.assert_allclose(
+        views.cameras.intrinsics_px[3], [[focal, 0, 32], [0, focal, 24], [0, 0, 1]], rtol=1e-5
+    )
+
+
+def test_views_may_be_smaller_than_the_video(video):
+    views = load(video, height=24)
+    assert views.images.shape == (5, 24, 32, 3)
+    focal = 0.5 * 24 / np.tan(np.radians(20))
+    np.testing.assert_allclose(
+        views.cameras.intrinsics_px[0], [[focal, 0, 16], [0, focal, 12], [0, 0, 1]], rtol=1e-5
+    )
+
+
+def test_bad_videos_are_user_errors(video, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "none.mp4")
+    with pytest.raises(UserError, match="has 20 frames; take from 1 to that many views of it, not 21"):
+        load(video, num_views=21)
+    content = video.read_bytes()
+    for name, damaged in (
+        ("text.mp4", b"no video"),
+        ("empty.mp4", b""),
+        ("cut.mp4", content[: len(content) // 2]),
+    ):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name} cannot be read as a video") as raised:
+            load(tmp_path / name)
+        assert "\n" not in str(raised.value)
