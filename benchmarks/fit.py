@@ -19,7 +19,7 @@ import torch
 
 from im3d_jax.data import objects, procedural
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.settings import FitSettings
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 from recon_torch.views.images import contact_sheet, write_image
 

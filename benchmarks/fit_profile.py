@@ -23,10 +23,10 @@ import torch
 from im3d_jax.data import objects, procedural
 from recon_torch.fit import optimization as fitting
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.raster import composite_cpu, project_cpu
 from recon_torch.scene import splats
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 NUM_VIEWS = 16

@@ -18,7 +18,7 @@ import torch
 
 from im3d_jax.data import objects, procedural
 from recon_torch.fit.optimization import Fit, run_together
-from recon_torch.fit.settings import FitSettings
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 NUM_VIEWS, WARM_UP_STEPS = 16, 5

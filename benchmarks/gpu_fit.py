@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax.data import objects, procedural
 from recon_torch.fit.optimization import Fit, run_together
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses import ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
 from recon_torch.scene.splats import init_ball
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
 # JAX draws the targets here, and would take most of the memory for that.

@@ -35,9 +35,9 @@ from im3d_jax import backbones, bridge, costs, method, random_streams
 from im3d_jax.commands import generate
 from im3d_jax.diffusion import sampler
 from im3d_jax.generator import Generator
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.process.client import ReconClient
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 ELEVATION_RAD = 0.35  # an estimator of random weights would say nothing

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from gsplat import DefaultStrategy
 
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.metrics import ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
 from recon_torch.scene.splats import PARAM_NAMES, init_ball
+from recon_torch.settings import FitSettings
 from recon_torch.views.directory import Views
 
 D_SSIM_SHARE = 0.2  # Kerbl et al. 2023

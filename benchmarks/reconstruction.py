@@ -30,10 +30,10 @@ from im3d_jax.data import mesh_rendering
 from recon_torch.commands import render
 from recon_torch.files import write_json
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.losses.metrics import psnr, ssim
 from recon_torch.raster.gaussians import Gaussians
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, load_views
 from recon_torch.views.images import contact_sheet, read_image, write_image

@@ -7,7 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from recon_torch.fit.settings import FitSettings, GateSettings
+from recon_torch.settings import FitSettings, GateSettings
 
 
 def get_config() -> ConfigDict:
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
             masks=dict(isnet="", tolerance=0.04),
             # A user's picture: size of its object in view 0, and how to find it (`conditioning.place`).
             image=dict(fill=0.7, background_tolerance=0.06, mask_weights=""),
-            # What these mean is told in recon_torch/fit/settings.py.
+            # What these mean is told in recon_torch/settings.py.
             fit=dataclasses.asdict(FitSettings()),
             gates=dataclasses.asdict(GateSettings()),
             turntable=dict(num_frames=48, size=192, fps=24),

@@ -27,8 +27,8 @@ from im3d_jax.random_streams import stream
 from im3d_jax.stages import Show, Stopwatch, progress
 from recon_torch.elevation import estimator as elevation
 from recon_torch.files import write_json
-from recon_torch.fit.settings import GateSettings
 from recon_torch.process.client import ReconClient
+from recon_torch.settings import GateSettings
 from recon_torch.views.cameras import orbit
 
 INITIAL_ELEVATION_RAD = 0.3  # of the worker's first cameras, before a video has been seen

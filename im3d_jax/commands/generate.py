@@ -25,8 +25,8 @@ from im3d_jax.stages import Show, progress
 from recon_torch.elevation import estimator as elevation
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import make_directory, write_json
-from recon_torch.fit.settings import FitSettings
 from recon_torch.process.client import ReconClient
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 from recon_torch.views.images import straight, write_image
 

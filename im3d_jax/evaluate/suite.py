@@ -26,9 +26,9 @@ from im3d_jax.generator import Generator
 from im3d_jax.method import INITIAL_ELEVATION_RAD
 from recon_torch.elevation import estimator
 from recon_torch.files import replacing, write_json
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.process.client import ReconClient
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 SUITES = ("tiny",)

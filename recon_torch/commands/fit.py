@@ -24,7 +24,7 @@ from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import make_directory, write_json
 from recon_torch.fit import quality, recovery
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.settings import FitSettings
+from recon_torch.settings import FitSettings
 from recon_torch.views import check, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import MaskFunction, Views, load_views

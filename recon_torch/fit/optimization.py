@@ -24,7 +24,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from recon_torch.errors import UserError
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.lpips import PerceptualDistance, perceptual_distance
 from recon_torch.losses.metrics import psnr, silhouette_iou, ssim
 from recon_torch.losses.pixel import l1_loss, mask_loss, rgb_loss
@@ -32,6 +31,7 @@ from recon_torch.losses.ssim import ms_ssim
 from recon_torch.raster.rasterize import Render
 from recon_torch.scene.nerf import RadianceField
 from recon_torch.scene.splats import Splats
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
-from recon_torch.fit.settings import GateSettings
 from recon_torch.losses.metrics import psnr
+from recon_torch.settings import GateSettings
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.masks import problem
 

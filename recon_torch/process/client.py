@@ -34,8 +34,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.errors import UserError
-from recon_torch.fit.settings import FitSettings, GateSettings
 from recon_torch.process import protocol, worker
+from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
 
 MAX_DEATHS = 2  # of workers, per asset

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.fit.settings import FitSettings, GateSettings
+from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
 
 if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips

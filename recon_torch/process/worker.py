@@ -39,8 +39,8 @@ import torch
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
 from recon_torch.fit import recovery
-from recon_torch.fit.settings import GateSettings
 from recon_torch.raster import gsplat_kernels
+from recon_torch.settings import GateSettings
 from recon_torch.views.cameras import Cameras
 
 if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gsplat import DefaultStrategy
 
-from recon_torch.fit.settings import FitSettings
+from recon_torch.settings import FitSettings
 
 THRESHOLD_SIZE_PX = 128  # of the views for which `grow_grad2d` is meant
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from recon_torch.files import replacing
-from recon_torch.fit.settings import FitSettings
 from recon_torch.raster.rasterize import Render
 from recon_torch.scene.parameters import Parameters
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
 
 if TYPE_CHECKING:

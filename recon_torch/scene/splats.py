@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.errors import NoGaussiansLeft
-from recon_torch.fit.settings import FitSettings
 from recon_torch.formats.ply import save_ply
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import Render, rasterize_together
 from recon_torch.scene.densify import CappedStrategy
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.visibility import seen_px
+from recon_torch.settings import FitSettings
 from recon_torch.views import hull
 from recon_torch.views.cameras import Cameras
 

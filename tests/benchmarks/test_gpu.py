@@ -54,8 +54,8 @@ def test_fit_flops_grow_with_the_pixels_as_they_were_counted_at_full_size():
     from gpu_pipeline import fit_step_flops
     from torch.utils.flop_counter import FlopCounterMode
 
-    from recon_torch.fit.settings import FitSettings
     from recon_torch.losses.lpips import PerceptualDistance
+    from recon_torch.settings import FitSettings
 
     perceptual = PerceptualDistance("vgg").rounded(torch.float32, 3)
     image, other = (

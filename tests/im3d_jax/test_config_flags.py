@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.fit.settings import FitSettings, GateSettings
+from recon_torch.settings import FitSettings, GateSettings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

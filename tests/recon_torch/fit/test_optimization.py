@@ -11,7 +11,6 @@ import torch
 from recon_torch import hosting
 from recon_torch.errors import UserError
 from recon_torch.fit.optimization import Fit, run_together
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.losses.metrics import psnr, silhouette_iou
 from recon_torch.losses.ssim import ms_ssim
@@ -19,6 +18,7 @@ from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
 from recon_torch.scene.densify import CappedStrategy
 from recon_torch.scene.visibility import seen_px
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
 SIZE = 32

@@ -10,10 +10,10 @@ import torch
 
 from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import floor_gate, inspect, upright
-from recon_torch.fit.settings import FitSettings, GateSettings
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
 from recon_torch.scene.splats import opacity_grid
+from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras, orbit
 
 CAMERAS = orbit(8, 0.35, 64)

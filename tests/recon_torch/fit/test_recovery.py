@@ -9,7 +9,7 @@ from recon_torch.errors import UserError
 from recon_torch.fit import optimization as fit_module
 from recon_torch.fit import recovery
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.settings import FitSettings
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 CAMERAS = orbit(3, size=32)

@@ -20,10 +20,10 @@ from recon_torch.errors import UserError
 from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import inspect
 from recon_torch.fit.recovery import SNAPSHOT_STEPS
-from recon_torch.fit.settings import FitSettings, GateSettings
 from recon_torch.formats.ply import load_ply
 from recon_torch.process.client import ReconClient, WorkerDied, WorkerFailed
 from recon_torch.raster.rasterize import rasterize
+from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import orbit
 
 CAMERAS = orbit(3, size=40)

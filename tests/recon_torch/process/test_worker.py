@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.settings import FitSettings
 from recon_torch.process.protocol import Beat, Done, Failed, FitUntil, SetTargets, Start
 from recon_torch.process.worker import OUT_OF_MEMORY, Worker
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 CAMERAS = orbit(2, size=32)

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from recon_torch.errors import UserError
-from recon_torch.fit.settings import FitSettings
 from recon_torch.process import protocol, worker
 from recon_torch.process.client import ReconClient
 from recon_torch.raster import gsplat_kernels
+from recon_torch.settings import FitSettings
 
 COMPILES = """
     import os, pathlib

@@ -14,11 +14,11 @@ from scipy.ndimage import map_coordinates
 from recon_torch.errors import UserError
 from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import inspect
-from recon_torch.fit.settings import FitSettings
 from recon_torch.losses.metrics import psnr
 from recon_torch.scene import nerf
 from recon_torch.scene.nerf import RADIUS, RadianceField, absorb, evaluate
 from recon_torch.scene.splats import Splats
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 from recon_torch.views.world import World
 
