@@ -36,7 +36,7 @@ COMMANDS = {
     "dataset": ("im3d_jax.commands.dataset", "render objects, build a data set of turntables, look at one"),
     "embed": ("im3d_jax.commands.embed", "encode prompts once, for training"),
     "check-backbone": (
-        "im3d_jax.backbones.conformance",
+        "im3d_jax.commands.check_backbone",
         "test a denoiser, yours too, against the backbone contract",
     ),
     "plan": (

@@ -79,7 +79,7 @@ class Registry:
         try:
             return importlib.import_module(path)
         except ModuleNotFoundError as error:
-            if error.name and not path.startswith(error.name):
+            if error.name and not f"{path}.".startswith(f"{error.name}."):
                 raise UserError(f"{self.key}: {path} needs the module {error.name}; install it") from error
             raise UserError(
                 f"{self.key}: no module {path}; give one of {', '.join(self.ours)} or your own"

@@ -1,90 +1,129 @@
-"""The backbone contract: one module per denoiser, named in the config and imported by name.
+"""Backbones: the denoising networks. This file holds their contract, `Backbone`, and finds them by name.
 
-A backbone module has a `Model` whose arguments are `config.backbone.kwargs`, and a model has
+`config.backbone.name` is one of ours ("emu_video", "svd", "unet3d", "torch_hosted") or a module of your own,
+by the rule of `im3d_jax.registry`; its `Model(**config.backbone.kwargs)` must satisfy `Backbone`. A module
+may also have `SMALL`, a dictionary of arguments that make a model small enough to be checked anywhere.
 
-    init(key) -> params                                            every temporal layer at the identity
-    apply(params, noisy [B,K,h,w,c], timestep [B], Conditioning)   -> prediction [B,K,h,w,c], float32
-    empty_conditioning(batch) -> Conditioning                      no image and the empty prompt
-    latent_shape, prediction_type                                  (h, w, c); "epsilon", "v" or "x0"
-    num_views                                                      K that it was trained for, None for any
-    temporal_pattern                                               regex of the paths that Sec. 3.1 trains
-    partition_rules                                                (regex of the path, logical axes) pairs
-    traceable                                                      False if jax.jit cannot trace `apply`
-
-A module may have `SMALL`, arguments of a model small enough to check anywhere. A model with a public ancestor
-also has
-
-    from_pretrained(path, params) -> params                        of a public checkpoint
-    to_pretrained(params) -> {name: array}                         the same in the ancestor's layout
-
-`timestep` is what a network is told of the noise level, float32: `diffusion.Schedule.timesteps` says it.
-View 0 is the conditioning image, at azimuth 0, and view k stands at 2 pi k / K, counter-clockwise seen from
-above; a model with another order of frames of its own translates inside `apply`. How a model holds its
-parameters is its own affair: nothing outside depends on Flax. `im3d check-backbone` tests all of it.
+How a model holds its parameters is its own affair: nothing outside a backbone depends on Flax. `im3d
+check-backbone NAME` tests all that is said here, for a model of ours or of yours (`conformance`).
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from recon_torch.errors import UserError
+from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.registry import Registry
+from im3d_jax.sharding import PartitionRules
 
-REQUIRED = (
-    "init",
-    "apply",
-    "empty_conditioning",
-    "latent_shape",
-    "prediction_type",
-    "num_views",
-    "temporal_pattern",
-    "partition_rules",
-    "traceable",
+Params = PyTree
+"""The parameters of a model: a tree of arrays of the model's own structure; Flax's is nested dictionaries."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A denoiser of K views (Sec. 3.1), as pure functions of its parameters.
+
+    View 0 is the view of the conditioning image, at azimuth 0, and view k is at azimuth 2 pi k / K,
+    counter-clockwise seen from above. A model that was trained with its frames in another order translates
+    inside `apply`.
+
+    Models are static arguments of `jax.jit`, so they are hashable, and two of the same arguments are equal.
+    """
+
+    @property
+    def latent_shape(self) -> Sequence[int]:
+        """(h, w, c) of the latent of one view."""
+
+    @property
+    def prediction_type(self) -> str:
+        """What `apply` predicts: "epsilon", "v" or "x0" (see `diffusion.objective`)."""
+
+    @property
+    def num_views(self) -> int | None:
+        """The number of views that the weights were trained for; None for any."""
+
+    @property
+    def temporal_pattern(self) -> str:
+        """A regular expression found in the paths of temporal parameters, which Sec. 3.1 trains alone."""
+
+    @property
+    def partition_rules(self) -> PartitionRules:
+        """(regular expression of a path, logical names of the parameter's last axes); the first that is found
+        counts, and a parameter that no rule names is on every device whole (see `sharding`)."""
+
+    @property
+    def traceable(self) -> bool:
+        """Whether JAX can trace `apply`, to compile it and to differentiate it."""
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Random parameters. Temporal layers are the identity: a video starts as K separate images."""
+
+    def apply(
+        self,
+        params: Params,
+        noisy: Float[Array, "B K h w c"],
+        timestep: Float[Array, " B"],
+        conditioning: Conditioning,
+    ) -> Float[Array, "B K h w c"]:
+        """The prediction for B assets, float32, each asset independent of the others.
+
+        Args:
+            noisy: the noised latents.
+            timestep: how the network is told the noise level, in the units of `Schedule.timesteps`.
+            conditioning: what the views should show; entries with a mask of 0 have no influence.
+        """
+
+    def empty_conditioning(self, batch: int) -> Conditioning:
+        """No image and the empty prompt, for `batch` assets; its shapes say what the model takes."""
+
+
+@runtime_checkable
+class PublicBackbone(Backbone, Protocol):
+    """A backbone whose parameters can come from a public checkpoint and go back there (`im3d convert`)."""
+
+    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+        """The parameters of a checkpoint, float32; those that it has no tensor for are taken from `params`.
+
+        Raises UserError that names a tensor which is missing, unknown or of another shape.
+        """
+
+    def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
+        """The tensors of the public checkpoint's layout by name, without those that it has no place for."""
+
+
+REGISTRY = Registry(
+    key="config.backbone.name",
+    attribute="Model",
+    ours={name: f"{__name__}.{name}:Model" for name in ("emu_video", "svd", "unet3d", "torch_hosted")},
 )
-"""What every model has; one with a public ancestor also has `from_pretrained` and `to_pretrained`."""
 
 
-def find(name: str):
-    """The module of a backbone: of this package ("emu_video") or any importable one ("my_pkg.my_model").
+def build(name: str, kwargs: Mapping[str, Any]) -> Backbone:
+    """The model of the backbone `name` with the arguments `kwargs`.
 
-    Raises UserError if there is none.
+    Raises UserError for a name that stands for nothing, for arguments that the model does not take, and for a
+    model that lacks members of `Backbone`.
     """
-    path = name if "." in name else f"{__name__}.{name}"
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name and not path.startswith(error.name):
-            raise
-        message = f"config.backbone.name: no module {path}; name a backbone of im3d_jax or your own"
-        raise UserError(message) from None
+    return REGISTRY.build(name, kwargs, Backbone)
 
 
-def build(name: str, kwargs: dict):
-    """The model of backbone `name` (see `find`) with the arguments `kwargs`.
+def small_kwargs(name: str) -> dict[str, Any]:
+    """Arguments that make the backbone `name` small enough to be checked anywhere: its module's `SMALL`.
 
-    Raises UserError for a module that does not exist or has no Model, for arguments that it does not take and
-    for what it lacks of the contract.
+    Empty, which stands for the model's defaults, if the module has none.
     """
-    module = find(name)
-    path = module.__name__
-    if not hasattr(module, "Model"):
-        raise UserError(f"config.backbone.name: {path} has no Model, which the backbone contract asks for")
-    unknown = set(kwargs) - set(inspect.signature(module.Model).parameters)
-    if unknown:
-        names = ", ".join(sorted(unknown))
-        raise UserError(f"config.backbone.kwargs: {path}.Model takes no argument {names}; remove it")
-    model = module.Model(**kwargs)
-    if lacking := [each for each in REQUIRED if not hasattr(model, each)]:
-        raise UserError(
-            f"config.backbone.name: {path}.Model lacks {', '.join(lacking)} of the backbone contract"
-        )
-    return model
+    return dict(getattr(REGISTRY.module(name), "SMALL", {}))
 
 
 @partial(jax.jit, static_argnames="model")
-def init(model, key: jax.Array):
-    """Parameters of a model, as one compiled program."""
+def init(model: Backbone, key: PRNGKeyArray) -> Params:
+    """The initial parameters of a model, drawn by one compiled program."""
     return model.init(key)

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         trainable = config.train.trainable if "train" in config else ".*"
     else:
         name, trainable = flags.name, ".*"
-        kwargs = getattr(backbones.find(name), "SMALL", {})
+        kwargs = backbones.small_kwargs(name)
     rows = check(backbones.build(name, kwargs), trainable)
     width = max(len(row[0]) for row in rows)
     for what, result, detail in rows:

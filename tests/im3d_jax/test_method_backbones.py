@@ -33,7 +33,7 @@ def get_config():
 
 
 def small(name, **kwargs):
-    return dict(name=name, kwargs=backbones.find(name).SMALL | dict(latent_shape=LATENT) | kwargs)
+    return dict(name=name, kwargs=backbones.small_kwargs(name) | dict(latent_shape=LATENT) | kwargs)
 
 
 def case(name, clip, t5, clip_vision):
@@ -57,7 +57,7 @@ def case(name, clip, t5, clip_vision):
     text = dict(name="pretrained", kwargs=dict(encoders=encoders))
     kwargs = {}
     if name == "torch_hosted":
-        kwargs["kwargs"] = backbones.find(name).SMALL["kwargs"] | dict(cross_attention_dim=32)
+        kwargs["kwargs"] = backbones.small_kwargs(name)["kwargs"] | dict(cross_attention_dim=32)
     return dict(backbone=small(name, **kwargs), text=text, image_encoder=dict(path=clip_vision(32))), 4
 
 

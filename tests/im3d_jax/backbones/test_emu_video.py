@@ -431,14 +431,14 @@ def test_models_from_lists_are_equal_and_hashable():
 @pytest.mark.parametrize(
     "name, kwargs, words",
     [
-        ("emu_vidio", {}, "no module"),
+        ("emu_vidio", {}, "no 'emu_vidio'; did you mean 'emu_video'"),
         ("no_such_package.model", {}, "no module"),
-        ("json", {}, "no module"),
+        ("json", {}, "no 'json'; there is"),
         ("json.decoder", {}, "has no Model"),
         ("emu_video", {"width": 3}, "width"),
     ],
 )
 def test_unfit_backbones_are_one_line(name, kwargs, words):
-    with pytest.raises(backbones.UserError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         backbones.build(name, kwargs)
     assert "config.backbone" in str(error.value) and "\n" not in str(error.value)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from im3d_jax import config_flags
+from im3d_jax import backbones, config_flags
 from im3d_jax.backbones import conformance
 from im3d_jax.generator import Generator
 
@@ -34,8 +34,8 @@ def example(tmp_path_factory):
 
 
 def test_it_keeps_the_contract(example):
-    module = conformance.backbones.find(example)
-    rows = conformance.check(module.Model(**module.SMALL), "temporal")
+    model = backbones.build(example, backbones.small_kwargs(example))
+    rows = conformance.check(model, "temporal")
     assert [row for row in rows if row[1] == "failed"] == []
 
 

@@ -56,7 +56,7 @@ def test_there_and_back_is_what_diffusers_saved(directory, capsys):
 
 def test_half_precision_is_half_the_size_and_loads(directory):
     assert command(directory, "unet", "half.safetensors", "--dtype=float16") == 0
-    model = backbones.build("svd", backbones.find("svd").SMALL)
+    model = backbones.build("svd", backbones.small_kwargs("svd"))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params, metadata = checkpoint.load_weights(directory / "half.safetensors", shapes)
     assert metadata == {"words": [], "source": "unet"}
@@ -84,7 +84,7 @@ def bad_files(directory):
         ("nothing", (), "no .safetensors weights at"),
         ("unet", ("--layout=diffusers",), "no weights at"),
         ("unet", ("--config.backbone.name=torch_hosted",), "takes no argument"),
-        ("unet", ("--config.backbone.name=no_such",), "no module im3d_jax.backbones.no_such"),
+        ("unet", ("--config.backbone.name=no_such",), "config.backbone.name: no 'no_such'"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_writes_nothing(bad_files, source, flags, message, capsys):
