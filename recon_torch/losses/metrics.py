@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.losses import ssim
+from recon_torch.losses.ssim import ssim
 
 __all__ = ["psnr", "silhouette_iou", "ssim"]
 

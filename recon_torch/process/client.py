@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.errors import UserError
-from recon_torch.process import protocol, worker
+from recon_torch.process import child, protocol
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
 
@@ -297,7 +297,7 @@ class _Process:
         # The kernel's notice is of the end of the starting thread: the parent's only for the main one.
         follow_parent = threading.current_thread() is threading.main_thread()
         self._process = context.Process(
-            target=worker.main,
+            target=child.main,
             args=(child_pipe, self._log_path, num_threads, follow_parent),
             name="recon_torch.process.worker",
             daemon=True,

@@ -1,8 +1,25 @@
-"""What the client and the worker say to each other."""
+"""The messages between the client and the worker.
+
+The client sends one command at a time. The worker answers it with any number of `Progress`, `Beat` and
+`Notice`, and then with one `Done` or `Failed`:
+
+    Start         build a `Fit` for a new asset; take its state from the snapshot if there is one
+    SetTargets    read the views and masks that the client has written into shared memory
+    FitUntil      optimise to the given step, with a snapshot every `recovery.SNAPSHOT_STEPS`
+    RenderInto    render cameras into shared memory
+    Inspect       judge the fit by the gates of `recon_torch.fit.quality`
+    Export        write the object to a file
+
+Only plain values go through the pipe. A shared tensor crosses it as a handle of some hundred bytes, whatever
+the size of the tensor.
+
+`Progress` and `Beat` are sent by the work itself and never by a thread of their own, so silence means that
+the worker has stalled. The worker ends when its end of the pipe does, so whatever ends the client ends it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,16 +27,13 @@ from torch import Tensor
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
 
-if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips
-    pass
-
 
 class Start(NamedTuple):
     cameras: Cameras
     settings: FitSettings
     device: str
     snapshot_path: str
-    progress_period_s: float
+    progress_period_s: float  # the least time between two `Progress`
 
 
 class SetTargets(NamedTuple):
@@ -38,7 +52,7 @@ class RenderInto(NamedTuple):
 
 
 class Inspect(NamedTuple):
-    around: Cameras
+    around: Cameras  # on a closed orbit, view 0 first
     settings: GateSettings
 
 
@@ -47,14 +61,14 @@ class Export(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """Part of a command is done."""
+    """A part of the command is done."""
 
 
 class Notice(NamedTuple):
-    """Something that the user must wait for, in one line."""
+    """Something that the user has to wait for, in one line."""
 
     text: str
-    patience_s: float  # how long the child may be silent now
+    patience_s: float  # how long the worker may be silent now
 
 
 class Progress(NamedTuple):
@@ -68,11 +82,11 @@ class Done(NamedTuple):
     step: int
     num_gaussians: int
     notes: list[str]
-    result: dict[str, Any]  # of FitUntil the metrics, of Inspect the findings, otherwise empty
+    result: dict[str, Any]  # the metrics after FitUntil, the judgement after Inspect, otherwise empty
 
 
 class Failed(NamedTuple):
-    by_user: bool  # `text` is a UserError's line, otherwise a traceback
+    by_user: bool  # whether `text` is the line of a UserError; otherwise it is a traceback
     text: str
 
 

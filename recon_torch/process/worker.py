@@ -1,52 +1,25 @@
-"""The child process that owns the Gaussians and the memory of the fit. `client` is its other end.
+"""The worker owns the Gaussians and the memory of the fit. It obeys the commands of `protocol`.
 
-The protocol. The parent sends one command at a time; the child answers it with any number of `Progress`,
-`Beat` and `Notice` and then one `Done` or `Failed`.
-
-    Start         build a `Fit` for a new asset; take its state from the snapshot if there is one
-    SetTargets    read the views and masks that the parent has written into shared memory
-    FitUntil      optimise to the given step, with a snapshot every `recovery.SNAPSHOT_STEPS`
-    RenderInto    render cameras into shared memory
-    Inspect       judge the fit by `recon_torch.fit.quality`
-    Export        write the object to a file
-
-Only plain values go through the pipe. A shared tensor crosses as its handle, some hundred bytes whatever its
-size. The child ends when its end of the pipe does, so whatever ends the parent ends the child.
-
-`Progress` and `Beat` come from the work itself, never from a free thread, so silence means a stalled child.
+It runs in the process that `child` begins; `client` is the other end.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import faulthandler
 import io
 import math
-import multiprocessing
 import os
-import queue
-import signal
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
-from recon_torch.fit import recovery
-from recon_torch.raster import gsplat_kernels
-from recon_torch.settings import GateSettings
-from recon_torch.views.cameras import Cameras
-
-if TYPE_CHECKING:  # the parent reads this module too, and must not wait for gsplat and lpips
-    from multiprocessing.connection import Connection
-
-    from recon_torch.fit.optimization import Fit
+from recon_torch.fit import quality, recovery
+from recon_torch.fit.optimization import Fit
 from recon_torch.process.protocol import (
     Beat,
     Command,
@@ -58,9 +31,13 @@ from recon_torch.process.protocol import (
     Notice,
     Progress,
     RenderInto,
+    Reply,
     SetTargets,
     Start,
 )
+from recon_torch.raster import gsplat_kernels
+from recon_torch.settings import GateSettings
+from recon_torch.views.cameras import Cameras
 
 RENDER_CHUNK_VIEWS = 8  # one beat per chunk
 
@@ -68,70 +45,17 @@ WARM_UP_GAUSSIANS = 64
 
 OUT_OF_MEMORY = "the 3D worker is out of memory; give fewer or smaller views"
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+class Pipe(Protocol):
+    """Where replies go: a `multiprocessing` connection, or what a test puts in its place."""
 
-def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent: bool) -> None:
-    """The child's life: read commands from `pipe` until it ends.
-
-    log_path: takes everything that is printed, for the parent to quote when the child dies.
-    num_threads: of torch and numba; None leaves them all cores.
-    follow_parent: have the kernel end this process with the thread that started it (Linux). The end of the
-        pipe does the same later and everywhere, unless a lock or a signal keeps this process from running.
-    """
-    if follow_parent and sys.platform == "linux":
-        _end_with_parent()
-    _divert_output(log_path)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and schedulers reach the whole group
-        signal.signal(stop, signal.SIG_IGN)  # the parent decides
-    _limit_threads(num_threads)
-    from recon_torch.fit.optimization import (
-        Fit,  # takes seconds, and must be over when the reader starts to unpickle
-    )
-
-    commands = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(pipe, commands), daemon=True).start()
-    Worker(Fit, pipe).serve(iter(commands.get, None))
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:  # it died before the call
-        os._exit(1)
-
-
-def _divert_output(log_path: str) -> None:
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for standard_output in (1, 2):
-        os.dup2(log, standard_output)
-    faulthandler.enable(all_threads=False)  # a crash in C code prints its Python stack
-    faulthandler.register(signal.SIGUSR1)  # the parent asks a stalled child where it stands
-
-
-def _limit_threads(num_threads: int | None) -> None:
-    if num_threads is None:
-        return
-    torch.set_num_threads(num_threads)
-    os.environ["NUMBA_NUM_THREADS"] = str(num_threads)  # which is not loaded yet
-
-
-def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
-    """Passes commands on; ends the process, whatever it is doing, when the parent is gone or has closed."""
-    try:
-        while True:
-            commands.put(pipe.recv())
-    except (EOFError, ConnectionError):
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+    def send(self, reply: Reply) -> None: ...
 
 
 class Worker:
     """One `Fit` after the other, driven by commands."""
 
-    def __init__(self, new_fit: Callable[..., Fit], pipe: Connection) -> None:
-        self._new_fit = new_fit
+    def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self._fit: Fit | None = None
         self._notes: list[str] = []
@@ -173,7 +97,7 @@ class Worker:
         if not self._warm:
             self._warm_up(command)
             self._warm = True
-        self._fit = self._new_fit(command.cameras, command.settings, torch.device(command.device))
+        self._fit = Fit(command.cameras, command.settings, torch.device(command.device))
         self._notes = []
         self._snapshot_path = command.snapshot_path
         self._progress_period_s = command.progress_period_s
@@ -185,7 +109,7 @@ class Worker:
         self._load_kernels(command)
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
-        fit = self._new_fit(cameras, settings, torch.device(command.device))
+        fit = Fit(cameras, settings, torch.device(command.device))
         views = torch.ones(1, cameras.height, cameras.width, 3)
         fit.set_targets(views, views[..., :1])
         fit.run(1)
@@ -202,8 +126,6 @@ class Worker:
         return self._fit.metrics()
 
     def _inspect(self, around: Cameras, settings: GateSettings) -> dict[str, Any]:
-        from recon_torch.fit import quality  # which the parent, who reads this module too, need not wait for
-
         return quality.inspect(self._fit, around, settings=settings)
 
     def _on_step(self, step: int, losses: dict[str, Any]) -> None:

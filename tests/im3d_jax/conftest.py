@@ -170,30 +170,33 @@ def quick_init():
 
 
 class LocalClient:
-    """`ReconClient` without the process: the fit runs here."""
+    """A `ReconstructionClient` without the process: the fit runs here."""
 
     started = 0
 
     def __init__(self, cameras, settings):
         type(self).started += 1
-        self.settings = settings
+        self._settings = settings
         self.reset(cameras)
+        self.renders, self.alphas = self.views, self.masks
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        pass
+        self.close()
 
-    def reset(self, cameras):
-        self._fit = Fit(cameras, self.settings, "cpu")
+    def reset(self, cameras=None, settings=None):
+        self._settings = settings or self._settings
+        self._fit = Fit(cameras or self._fit.cameras, self._settings, "cpu")
+        cameras = self._fit.cameras
         shape = (len(cameras), cameras.height, cameras.width)
         self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
 
     def set_targets(self):
         self._fit.set_targets(self.views, self.masks)
 
-    def fit(self, until_step, on_progress):
+    def fit(self, until_step, on_progress=None):
         self._fit.run(until_step, on_progress)
         return self._fit.metrics()
 
@@ -201,12 +204,16 @@ class LocalClient:
         render = self._fit.render(cameras or self._fit.cameras)
         # Aligned as shared memory is.
         self.renders, self.alphas = (tensor.contiguous().clone() for tensor in (render.rgb, render.alpha))
+        return self.renders, self.alphas
 
-    def inspect(self, settings):
-        return quality.inspect(self._fit, self._fit.cameras, settings=settings)
+    def inspect(self, settings, around=None):
+        return quality.inspect(self._fit, around or self._fit.cameras, settings=settings)
 
     def export(self, path):
         self._fit.scene.save(path)
+
+    def close(self):
+        pass
 
     step = property(lambda self: self._fit.step)
     num_gaussians = property(lambda self: self._fit.num_gaussians)

@@ -21,6 +21,7 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import inspect
 from recon_torch.fit.recovery import SNAPSHOT_STEPS
 from recon_torch.formats.ply import load_ply
+from recon_torch.process import ReconstructionClient
 from recon_torch.process.client import ReconClient, WorkerDied, WorkerFailed
 from recon_torch.raster.rasterize import rasterize
 from recon_torch.settings import FitSettings, GateSettings
@@ -34,8 +35,8 @@ PATIENCE_S = 120.0  # for what takes a second where nothing else runs
 # other one, which has nothing to do, has to notice the end of the pipe.
 PARENT = """
 import threading, time
-from recon_torch.cameras import orbit
-from recon_torch.client import ReconClient
+from recon_torch.views.cameras import orbit
+from recon_torch.process.client import ReconClient
 from recon_torch.settings import FitSettings
 
 def start(starter):
@@ -105,6 +106,10 @@ def client():
     client = ReconClient(CAMERAS, SETTINGS, num_threads=1, progress_period_s=0.0)
     yield client
     client.close()
+
+
+def test_the_client_keeps_its_contract(client):
+    assert isinstance(client, ReconstructionClient)
 
 
 def test_importing_the_client_loads_neither_gsplat_nor_lpips_nor_numba():
@@ -287,7 +292,7 @@ def test_a_stalled_worker_is_replaced_and_the_second_death_is_the_last(client, m
     assert "silent for 8 s" in client.notes[-1]
 
     # A crash inside C code: faulthandler prints the Python stack on the way out.
-    with pytest.raises(WorkerDied, match=r"(?s)silent.*SIGABRT.*Fatal Python error: Aborted.*fit\.py"):
+    with pytest.raises(WorkerDied, match=r"(?s)silent.*SIGABRT.*Fatal Python error: Aborted.*optimization\.py"):
         client.fit(120, At(80, lambda: os.kill(client.pid, signal.SIGABRT)))
     assert client.pid is None
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from recon_torch.fit.optimization import Fit
+from recon_torch.process import worker
 from recon_torch.process.protocol import Beat, Done, Failed, FitUntil, SetTargets, Start
 from recon_torch.process.worker import OUT_OF_MEMORY, Worker
 from recon_torch.settings import FitSettings
@@ -18,15 +19,8 @@ SETTINGS = FitSettings(
 pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
-class ShortOfMemory(Fit):
-    """Has room for 300 Gaussians, and for no views when `room_for_views` is False."""
-
-    room_for_views = True
-
-    def set_targets(self, views, masks):
-        if not self.room_for_views:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        super().set_targets(views, masks)
+class NoRoomForGaussians(Fit):
+    """A fit that runs out of memory with more than 300 Gaussians."""
 
     def run(self, until_step, on_step=None):
         if self.num_gaussians > 300 and until_step > 1:
@@ -34,11 +28,20 @@ class ShortOfMemory(Fit):
         super().run(until_step, on_step)
 
 
-def serve(fit_class, snapshot_path, *commands):
-    """The worker's answers, without its beats."""
+class NoRoomForViews(Fit):
+    """A fit that runs out of memory when it gets more than one view; the worker warms up with one."""
+
+    def set_targets(self, views, masks):
+        if len(views) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().set_targets(views, masks)
+
+
+def serve(snapshot_path, *commands):
+    """The worker's answers to Start and these commands, and all of its replies."""
     replies = []
     start = Start(CAMERAS, SETTINGS, "cpu", str(snapshot_path), 1e9)
-    Worker(fit_class, SimpleNamespace(send=replies.append)).serve([start, *commands])
+    Worker(SimpleNamespace(send=replies.append)).serve(iter([start, *commands]))
     return [reply for reply in replies if isinstance(reply, Done | Failed)], replies
 
 
@@ -48,19 +51,20 @@ def targets() -> SetTargets:
     return SetTargets(1 - 0.5 * masks.expand(-1, -1, -1, 3), masks)
 
 
-def test_out_of_memory_is_told_and_outlives_the_worker(tmp_path):
-    answers, replies = serve(ShortOfMemory, tmp_path / "snapshot.pt", targets(), FitUntil(60))
+def test_out_of_memory_is_noted_and_the_limit_outlives_the_worker(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "Fit", NoRoomForGaussians)
+        answers, replies = serve(tmp_path / "snapshot.pt", targets(), FitUntil(60))
     note = next(note for note in answers[-1].notes if "out of memory" in note)
     assert "with 400 Gaussians" in note and "at most 200" in note
     assert answers[-1].step == 60 and answers[-1].num_gaussians <= 200
-    assert sum(isinstance(reply, Beat) for reply in replies) == 2  # one per snapshot
+    assert sum(isinstance(reply, Beat) for reply in replies) == 2  # one for each snapshot
 
-    answers, _ = serve(Fit, tmp_path / "snapshot.pt", targets(), FitUntil(110))  # the next worker
+    answers, _ = serve(tmp_path / "snapshot.pt", targets(), FitUntil(110))  # the next worker
     assert note in answers[-1].notes and answers[-1].step == 110 and answers[-1].num_gaussians <= 200
 
 
-def test_out_of_memory_for_the_views_is_the_users_affair(tmp_path, monkeypatch):
-    monkeypatch.setattr(ShortOfMemory, "room_for_views", False)
-    monkeypatch.setattr(Worker, "_warm_up", lambda self, command: None)
-    answers, _ = serve(ShortOfMemory, tmp_path / "snapshot.pt", targets())
+def test_out_of_memory_for_the_views_is_reported_as_a_users_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "Fit", NoRoomForViews)
+    answers, _ = serve(tmp_path / "snapshot.pt", targets())
     assert answers[1] == Failed(by_user=True, text=OUT_OF_MEMORY)
