@@ -3,11 +3,9 @@
 A leaf calls `get_config` and changes what is its own; `autoencoder`, `backbone` and `text` it must name.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict, config_dict
 
-from recon_torch.settings import FitSettings, GateSettings
+from recon_torch.settings import FitSettings, GateSettings, plain
 
 
 def get_config() -> ConfigDict:
@@ -55,8 +53,8 @@ def get_config() -> ConfigDict:
             # A user's picture: size of its object in view 0, and how to find it (`conditioning.place`).
             image=dict(fill=0.7, background_tolerance=0.06, mask_weights=""),
             # What these mean is told in recon_torch/settings.py.
-            fit=dataclasses.asdict(FitSettings()),
-            gates=dataclasses.asdict(GateSettings()),
+            fit=plain(FitSettings()),
+            gates=plain(GateSettings()),
             turntable=dict(num_frames=48, size=192, fps=24),
         )
     )

@@ -14,7 +14,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 from recon_torch.files import replacing
 
 END_BYTES = 2**20  # of a file's start, which has the names and shapes of a safetensors file, and of its end
@@ -70,8 +70,9 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file makes of Orbax
-                first = next(iter(str(error).splitlines()), type(error).__name__)
-                print(f"im3d: warning: checkpoint {step} cannot be read ({first})", file=sys.stderr)
+                print(
+                    f"im3d: warning: checkpoint {step} cannot be read ({first_line(error)})", file=sys.stderr
+                )
         if steps:
             raise UserError(f"no checkpoint of {self.workdir} can be read; start in another --workdir")
         return None

@@ -1,9 +1,12 @@
-"""What a user can cause and mend, as one exception, and a command-line parser that speaks it."""
+"""Errors that a user can cause and mend, and what turns wrong input into their one line."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import enum
+from typing import NoReturn, TypeVar
+
+E = TypeVar("E", bound=enum.StrEnum)
 
 
 class UserError(ValueError):
@@ -15,14 +18,41 @@ class UserError(ValueError):
 
 
 class NoGaussiansLeft(UserError):
-    """A fit whose pruning has taken every Gaussian."""
+    """The pruning of a fit has removed every Gaussian."""
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """The first line of an error's message, or the name of its type where it has no message.
+
+    Errors of other libraries run over many lines; this is the part that fits into a line of ours.
+
+    Args:
+        limit: the most characters to return. Default: all of them.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:limit]
+
+
+def choice(choices: type[E], value: str, name: str) -> E:
+    """The member of an enum that a string from a config or a flag stands for.
+
+    Args:
+        name: what the user set, for the error.
+
+    Raises:
+        UserError: no member has this value; the message lists those that there are.
+    """
+    try:
+        return choices(value)
+    except ValueError:
+        raise UserError(f"{name} is {str(value)!r}; choose one of {', '.join(choices)}") from None
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser for one command: no abbreviations; a wrong flag is a `UserError`, not a usage."""
+    """The argument parser of one command: takes no abbreviations, raises UserError for a wrong flag."""
 
     def __init__(self, command: str, description: str) -> None:
-        # Raw, because examples keep their lines.
+        # The raw formatter keeps the line breaks of the examples in the help text.
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(
             prog=f"im3d {command}", description=description, allow_abbrev=False, formatter_class=formatter

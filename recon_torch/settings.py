@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, choice
 
-if TYPE_CHECKING:
-    from recon_torch.raster.rasterize import Engine
+
+class Engine(enum.StrEnum):
+    """What rasterises Gaussians; see `recon_torch.raster.rasterize`."""
+
+    AUTO = "auto"  # gsplat where the tensors are on a GPU, else cpu
+    GSPLAT = "gsplat"
+    CPU = "cpu"
+    TORCH = "torch"
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,14 @@ class FitSettings:
     nerf_samples: int = 64  # along each of its rays
     lr_nerf: float = 0.2
 
-    engine: Engine = "auto"
+    engine: Engine = Engine.AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in {"start": ("hull", "ball"), "representation": ("gaussians", "nerf")}.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
+        object.__setattr__(self, "engine", choice(Engine, self.engine, "engine"))
 
 
 @dataclass(frozen=True)
@@ -90,3 +99,9 @@ class GateSettings:
     views_bad: float = 0.25
     janus_back: float = 0.8
     janus_gap: float = 0.3
+
+
+def plain(settings: FitSettings | GateSettings) -> dict[str, Any]:
+    """The settings as a config holds them: a dictionary with strings in place of enums."""
+    values = dataclasses.asdict(settings)
+    return {name: str(v) if isinstance(v, enum.StrEnum) else v for name, v in values.items()}

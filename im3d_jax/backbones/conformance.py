@@ -27,6 +27,7 @@ from im3d_jax import backbones, sharding
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.diffusion import objective
+from recon_torch.errors import first_line
 
 NUM_DEVICES = 2  # that the sharded check wants; on a CPU they are virtual
 
@@ -344,6 +345,5 @@ def check(model, trainable: str) -> list[tuple[str, str, str]]:
         except Failed as reason:
             rows.append((name, "failed", str(reason)))
         except Exception as error:
-            first_line = (str(error).splitlines() or [""])[0][:120]
-            rows.append((name, "failed", f"{type(error).__name__}: {first_line}"))
+            rows.append((name, "failed", f"{type(error).__name__}: {first_line(error, 120)}"))
     return rows

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from im3d_jax.data.pipeline import CorruptRecord, Example
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 from recon_torch.files import make_directory
 from recon_torch.views.cameras import Cameras
 
@@ -208,7 +208,7 @@ class TurntableSource:
         except MemoryError:
             raise
         except Exception as error:  # damaged bytes raise whatever their parsers raise
-            raise CorruptRecord(f"{self.path}/{name}", _brief(error)) from error
+            raise CorruptRecord(f"{self.path}/{name}", first_line(error, 200)) from error
 
     def _fields(self, record: bytes) -> dict:
         if not record:
@@ -275,7 +275,9 @@ def _open(path: Path) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # tfds raises whatever its parsers raise
-        raise UserError(f"the data set in {path} is damaged ({_brief(error)}): build it again") from error
+        raise UserError(
+            f"the data set in {path} is damaged ({first_line(error, 200)}): build it again"
+        ) from error
     if builder.info.name != NAME or not {"size", "num_views"} <= set(builder.info.metadata or ()):
         raise UserError(f"{path} holds no turntables: build some with `im3d dataset build`")
     return builder
@@ -291,8 +293,3 @@ def _shard_lengths(builder: tfds.core.DatasetBuilder, path: Path, split: str) ->
         if not file.is_file():
             raise UserError(f"{file} is missing: copy the data set again, or build it again")
     return list(splits[split].shard_lengths)
-
-
-def _brief(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

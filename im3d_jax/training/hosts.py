@@ -34,7 +34,7 @@ import jaxlib
 from jax._src import distributed  # the coordinator's key-value store has no public name; Orbax uses it, too
 from jax.experimental import multihost_utils
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 
 EXIT_REQUEUE = 75
 """Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h): start it again."""
@@ -122,8 +122,9 @@ def agree(facts: dict[str, str], timeout_s: float = 300.0) -> None:
     try:
         client.wait_at_barrier("im3d/facts", int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"not all processes came to compare settings in {timeout_s:g} s: {reason}") from None
+        raise UserError(
+            f"not all processes came to compare settings in {timeout_s:g} s: {first_line(error)}"
+        ) from None
     found = {
         int(key.rsplit("/", 1)[1]): json.loads(text) for key, text in client.key_value_dir_get("im3d/facts")
     }
@@ -234,7 +235,7 @@ def _initialize_by_cluster(name: str, timeout_s: int) -> None:
     try:
         jax.distributed.initialize(cluster_detection_method=method, initialization_timeout=timeout_s)
     except (LookupError, ValueError, RuntimeError, OSError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"--cluster {name}: JAX finds no such cluster here ({reason}); see docs/clusters.md"
         ) from None
@@ -254,7 +255,7 @@ def _initialize_by_address(coordinator: str, count: int, process_id: int, timeou
     try:
         jax.distributed.initialize(coordinator, count, process_id, initialization_timeout=timeout_s)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--coordinator {coordinator}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--coordinator {coordinator}: {first_line(error)}") from None
 
 
 def _await(host: str, port: int, timeout_s: int) -> None:

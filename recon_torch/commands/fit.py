@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from recon_torch.errors import CommandParser, UserError
+from recon_torch.errors import CommandParser, UserError, choice
 from recon_torch.files import make_directory, write_json
 from recon_torch.fit import quality, recovery
 from recon_torch.fit.optimization import Fit
-from recon_torch.settings import FitSettings
+from recon_torch.settings import Engine, FitSettings
 from recon_torch.views import check, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import MaskFunction, Views, load_views
@@ -168,7 +168,7 @@ def _load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
         FitSettings(
             num_steps=flags.steps,
             seed=flags.seed,
-            engine=flags.engine,
+            engine=choice(Engine, flags.engine, "--engine"),
             representation=flags.representation,
             lpips_net=flags.lpips_net,
             lpips_weights=flags.lpips_weights,

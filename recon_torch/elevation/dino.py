@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from recon_torch import hosting
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 
 KINDS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")  # of models, in their config.json
 SIZE_PX = 224  # at which all of these are evaluated; DINOv2's own pictures are larger
@@ -68,8 +68,9 @@ def _load(directory: Path) -> nn.Module:
     except LOADING_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load the DINO model in {directory} ({reason}); copy it again") from error
+        raise UserError(
+            f"cannot load the DINO model in {directory} ({first_line(error)}); copy it again"
+        ) from error
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise UserError(

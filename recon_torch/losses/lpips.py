@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import hosting
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 
 TORCHVISION_FILES = {
     "vgg": "vgg16-397923af.pth",
@@ -149,8 +149,7 @@ def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
     except FileNotFoundError:
         raise UserError(f"LPIPS weights {path} do not exist") from None
     except Exception as error:  # the two loaders raise a dozen types for damaged files
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise UserError(f"LPIPS weights {path} cannot be read: {reason}") from None
+        raise UserError(f"LPIPS weights {path} cannot be read: {first_line(error, 80)}") from None
     names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
     try:
         backbone.load_state_dict({name: weights[source] for name, source in names.items()})

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from recon_torch.errors import UserError
 from recon_torch.raster import gsplat_kernels
+from recon_torch.settings import Engine
 
 if TYPE_CHECKING:
     from recon_torch.raster.gaussians import Gaussians
-
-Engine = Literal["auto", "gsplat", "cpu", "torch"]
 
 
 class Render(NamedTuple):
@@ -45,7 +44,7 @@ def rasterize(
     height: int,
     *,
     background: Float[Tensor, "3"] | None = None,
-    engine: Engine = "auto",
+    engine: Engine = Engine.AUTO,
 ) -> Render:
     """Renders N Gaussians from K cameras; differentiable in everything but the cameras and the background.
 
@@ -66,7 +65,7 @@ def rasterize(
     engine = _choose_engine(engine, means.device)
     background = means.new_zeros(3) if background is None else background.to(means)
     gaussians = (means, quats, scales, opacities, colors)
-    render = {"gsplat": _gsplat_engine, "cpu": _cpu_engine, "torch": _torch_engine}[engine]
+    render = {Engine.GSPLAT: _gsplat_engine, Engine.CPU: _cpu_engine, Engine.TORCH: _torch_engine}[engine]
     rgb, alpha, depth, means2d, radii = render(gaussians, w2c, intrinsics_px, width, height, background)
     return Render(rgb, alpha, depth, _info(means2d, radii, width, height))
 
@@ -79,7 +78,7 @@ def rasterize_together(
     height: int,
     *,
     background: Float[Tensor, "3"] | None = None,
-    engine: Engine = "auto",
+    engine: Engine = Engine.AUTO,
 ) -> list[Render]:
     """`rasterize` of several scenes, each from its own K cameras; a GPU does all of it in one call.
 
@@ -88,7 +87,7 @@ def rasterize_together(
     """
     gaussians = [(s.means, s.quats, s.scales, s.opacities, s.colors) for s in scenes]
     device = scenes[0].means.device
-    if len(scenes) > 1 and _choose_engine(engine, device) == "gsplat":
+    if len(scenes) > 1 and _choose_engine(engine, device) == Engine.GSPLAT:
         background = torch.zeros(3, device=device) if background is None else background
         return _gsplat_batch(
             gaussians, torch.stack(tuple(w2c)), torch.stack(tuple(intrinsics_px)), width, height, background
@@ -106,14 +105,12 @@ def _info(means2d: Tensor, radii: Tensor, width: int, height: int) -> dict[str, 
 
 
 def _choose_engine(engine: Engine, device: torch.device) -> Engine:
-    if engine == "auto":
-        return "gsplat" if device.type == "cuda" else "cpu"
-    if engine not in ("gsplat", "cpu", "torch"):
-        raise UserError(f"engine {engine!r} is unknown: choose one of auto, gsplat, cpu, torch")
-    needs = {"gsplat": "cuda", "cpu": "cpu"}.get(engine, device.type)
+    if engine == Engine.AUTO:
+        return Engine.GSPLAT if device.type == "cuda" else Engine.CPU
+    needs = {Engine.GSPLAT: "cuda", Engine.CPU: "cpu"}.get(engine, device.type)
     if device.type != needs:
         raise UserError(
-            f"engine {engine!r} needs tensors on {needs}, these are on {device}: use engine 'auto'"
+            f"engine '{engine}' needs tensors on {needs}, these are on {device}: use engine 'auto'"
         )
     return engine
 

@@ -7,12 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import Engine, rasterize
+from recon_torch.raster.rasterize import rasterize
+from recon_torch.settings import Engine
 from recon_torch.views.cameras import Cameras
 
 
 @torch.enable_grad()
-def seen_px(gaussians: Gaussians, cameras: Cameras, engine: Engine = "auto") -> Float[Tensor, " N"]:
+def seen_px(gaussians: Gaussians, cameras: Cameras, engine: Engine = Engine.AUTO) -> Float[Tensor, " N"]:
     """The pixels that each Gaussian fills, behind those before it: a mean over the views.
 
     Renders are linear in the colours, so this is the gradient of their sum by the colours.

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 from recon_torch.views.images import to_uint8
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def _isnet_session(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime's own types
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise UserError(f"IS-Net weights {path} cannot be loaded: {reason}") from None
+        raise UserError(f"IS-Net weights {path} cannot be loaded: {first_line(error, 80)}") from None
 
 
 def _predict(

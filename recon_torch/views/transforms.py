@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 from recon_torch.files import write_json
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.images import image_size
@@ -123,8 +123,7 @@ def load_transforms_json(path: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; a directory of views needs a transforms.json") from None
     except (OSError, ValueError, RecursionError) as error:  # the last for thousands of brackets
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path} cannot be read as JSON: {reason}") from None
+        raise UserError(f"{path} cannot be read as JSON: {first_line(error)}") from None
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise UserError(f"{path} has no frames; it needs a list of file_path and transform_matrix")

@@ -1,0 +1,45 @@
+"""Errors in one line."""
+
+import enum
+
+import pytest
+
+from recon_torch.errors import CommandParser, UserError, choice, first_line
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("one line"), "one line"),
+        (RuntimeError("\nfirst\nsecond"), "first"),
+        (KeyError(), "KeyError"),
+        (OSError("  \n "), "OSError"),
+    ],
+)
+def test_first_line_of_an_error(error, expected):
+    assert first_line(error) == expected
+
+
+def test_first_line_is_cut_at_its_limit():
+    assert first_line(ValueError("a long message"), 6) == "a long"
+
+
+def test_a_choice_is_made_by_value():
+    assert choice(Colour, "red", "--colour") is Colour.RED
+    assert choice(Colour, Colour.BLUE, "--colour") is Colour.BLUE
+
+
+def test_a_wrong_choice_is_refused_with_all_choices():
+    with pytest.raises(UserError, match="--colour is 'green'; choose one of red, blue"):
+        choice(Colour, "green", "--colour")
+
+
+def test_a_wrong_flag_is_a_users_error():
+    parser = CommandParser("fit", "Fits things.")
+    with pytest.raises(UserError, match="unrecognized arguments: --nonsense; see `im3d fit --help`"):
+        parser.parse_args(["--nonsense"])

@@ -1,0 +1,23 @@
+"""Settings of a fit: what a config says is checked once, and a config holds plain strings."""
+
+import pytest
+
+from recon_torch.errors import UserError
+from recon_torch.settings import Engine, FitSettings, plain
+
+
+def test_an_engine_may_be_given_by_its_name():
+    assert FitSettings(engine="cpu").engine is Engine.CPU
+    assert FitSettings().engine is Engine.AUTO
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="engine is 'opengl'; choose one of auto, gsplat, cpu, torch"):
+        FitSettings(engine="opengl")
+
+
+def test_a_config_gets_plain_values_that_make_the_same_settings():
+    settings = FitSettings(engine=Engine.TORCH, num_steps=7)
+    values = plain(settings)
+    assert type(values["engine"]) is str and values["engine"] == "torch"
+    assert FitSettings(**values) == settings
