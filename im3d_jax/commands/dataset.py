@@ -32,8 +32,7 @@ from tqdm import tqdm
 
 from im3d_jax import autoencoders, backbones, config_flags
 from im3d_jax.conditions import text as text_module
-from im3d_jax.data import mesh_rendering, objects, procedural, turntables, views
-from im3d_jax.data.pipeline import CorruptRecord
+from im3d_jax.data import CorruptRecord, mesh_rendering, objects, procedural, turntables, views
 from im3d_jax.data.turntables import Record
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import write_json

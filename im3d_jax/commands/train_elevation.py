@@ -28,9 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from im3d_jax import checkpoint, config_flags
-from im3d_jax.data import pipeline
-from im3d_jax.data.pipeline import Example, ProceduralSource, Source
-from im3d_jax.data.sources import open_source
+from im3d_jax.data import Example, Source, pipeline
+from im3d_jax.data.sources import ProceduralSource, open_source
 from im3d_jax.training import hosts
 from im3d_jax.training.watch import Watch, Work
 from recon_torch.elevation import estimator as elevation

@@ -1,67 +1,31 @@
-"""The input pipeline of training: a source of objects -> shuffled, sharded, decoded, batched examples.
+"""The input pipeline of training: a source of examples becomes shuffled, sharded and decoded batches.
 
-The order of a source's objects is endless and reshuffled every epoch. Row g of global batch k is element
-k * batch_size + g of that order, and process s of n loads rows [s * B / n, (s + 1) * B / n). What a batch
-holds is thus a pure function of the seed and of k: it does not depend on the number of processes or threads,
-nor on where a run was resumed, and the number of the next batch is the whole position to save. grain
-shuffles, and reads ahead in threads, which suffice because Pillow decodes outside the interpreter's lock;
-procedural objects are made inside of it, so they may come from processes (`workers`).
+The order of a source's examples is endless and is shuffled anew in every epoch. Row g of global batch k is
+element k * batch_size + g of that order, and process s of n loads rows [s * B / n, (s + 1) * B / n). So what
+a batch holds depends on the seed and on k alone: not on the number of processes or threads, nor on where a
+run was resumed. The number of the next batch is the whole position that has to be saved.
+
+grain shuffles, and reads ahead in threads. Threads suffice, because Pillow decodes outside the interpreter's
+lock. Making procedural objects holds that lock, so they may come from processes (`workers`).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.data import objects, procedural
-from im3d_jax.data.workers import Run, run_here
+from im3d_jax.data import BatchSource, CorruptRecord, Example, Source, procedural
 from recon_torch.errors import UserError
 
-NAMED = 3  # of the corrupt records, in the error that stops a run
+NAMED = 3  # so many of the corrupt records are named in the error that stops a run
 
-
-class Example(TypedDict, total=False):
-    """K views of one object: rgb and alpha, or latents, or a scene. The last three only where cached.
-
-    id names it in messages, such as "procedural/123"; rgb, over white, and alpha are in [0, 1]; scene has an
-    object's arrays of `objects.pack` and w2c [K,4,4], of which `stack_views` renders views of `size` pixels;
-    elevation_rad is that of all its cameras; text and text_mask have an entry for each text encoder.
-    """
-
-    id: str
-    rgb: Float[np.ndarray, "K H W 3"]
-    alpha: Float[np.ndarray, "K H W 1"]
-    latents: Float[np.ndarray, "K h w c"]
-    scene: dict[str, np.ndarray]
-    size: int
-    caption: str
-    elevation_rad: float
-    text: tuple[Float[np.ndarray, "L d"], ...]
-    text_mask: tuple[Float[np.ndarray, " L"], ...]
-    image_tokens: Float[np.ndarray, "L d"]
-
-
-class Source(Protocol):
-    """Objects by number, safe to read from several threads. Raises CorruptRecord for one it cannot decode.
-
-    A source whose objects are cheaper to make together may have `batch(indices) -> list[Example]` too.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-class CorruptRecord(Exception):
-    """A record that cannot be decoded. name: which, and where it lies. why: what is wrong with it."""
-
-    def __init__(self, name: str, why: str):
-        super().__init__(f"{name} ({why})")
+Row = tuple[Example | None, list[str]]
+"""An example, or None if there was no readable one, and the corrupt records that were met on the way to it."""
 
 
 class Shard(NamedTuple):
@@ -71,46 +35,16 @@ class Shard(NamedTuple):
     count: int
 
 
-class ProceduralSource:
-    """The objects of `procedural.turntables`, yet to be rendered.
-
-    Args:
-        seed: world seed. first_object: the object with index 0 here; see `objects.SPLITS`.
-        size: side of the square views in pixels. num_views: K.
-        run: calls a function, perhaps in another process; see `workers`.
-    """
-
-    def __init__(self, seed: int, first_object: int, size: int, num_views: int, run: Run = run_here):
-        self.seed, self.first_object, self.size, self.num_views = seed, first_object, size, num_views
-        self._run = run
-
-    def __len__(self) -> int:
-        return max(last for _, last in objects.SPLITS.values()) - self.first_object
-
-    def __getitem__(self, index: int) -> Example:
-        return self.batch([index])[0]
-
-    def batch(self, indices: Sequence[int]) -> list[Example]:
-        """Several objects at once, which is one call of another process instead of many."""
-        numbers = [self.first_object + index for index in indices]
-        scenes = self._run(objects.on_turntables, self.seed, numbers, self.num_views)
-        fields = scenes.packed | {"w2c": scenes.w2c}
-        return [
-            Example(
-                id=f"procedural/{number}",
-                scene={name: rows[row] for name, rows in fields.items()},
-                size=self.size,
-                caption=scenes.captions[row],
-                elevation_rad=float(scenes.elevation_rad[row]),
-            )
-            for row, number in enumerate(numbers)
-        ]
-
-
-def stack_views(examples: Sequence[Example]) -> tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]:
-    """rgb and alpha of a batch. What is yet to be rendered is, now, on the default device, where it stays."""
+def stack_views(
+    examples: Sequence[Example],
+) -> tuple[
+    Float[Array, "B K H W 3"] | Float[np.ndarray, "B K H W 3"],
+    Float[Array, "B K H W 1"] | Float[np.ndarray, "B K H W 1"],
+]:
+    """The rgb and alpha of a batch: NumPy arrays, or for scenes the renders, which stay on JAX's device."""
     if "scene" not in examples[0]:
-        return tuple(np.stack([each[name] for each in examples]) for name in ("rgb", "alpha"))
+        rgb, alpha = (np.stack([each[name] for each in examples]) for name in ("rgb", "alpha"))
+        return rgb, alpha
     size = examples[0]["size"]
     scenes = {name: np.stack([each["scene"][name] for each in examples]) for name in examples[0]["scene"]}
     views = procedural.render(scenes, scenes.pop("w2c"), procedural.half_width(size), size)
@@ -118,16 +52,17 @@ def stack_views(examples: Sequence[Example]) -> tuple[Float[Array, "B K H W 3"],
 
 
 class Stream:
-    """Iterator over this process's part of the global batches; see `open_stream`.
+    """An iterator over one process's part of the global batches; `open_stream` makes it.
 
     Attributes:
-        position: the global batch that comes next.
-        skipped: the corrupt records met in the batches given out since the stream was opened, each once, with
-            what is wrong with it. What was only read ahead does not count.
+        position: the number of the global batch that comes next.
+        skipped: the corrupt records in the batches that were given out since the stream was opened, each
+            once and with what is wrong with it. What was only read ahead does not count.
     """
 
     def __init__(self, batches: grain.DatasetIterator, start: int, max_corrupt: int):
-        self.position, self.skipped = start, []
+        self.position: int = start
+        self.skipped: list[str] = []
         self._batches, self._max_corrupt = batches, max_corrupt
 
     def __iter__(self) -> Iterator[list[Example]]:
@@ -165,18 +100,20 @@ def open_stream(
     buffer: int,
     max_corrupt: int,
 ) -> Stream:
-    """Lists of batch_size // shard.count examples: this shard's rows of global batches start, start + 1, ...
+    """Opens the stream of this shard's rows of global batches start, start + 1, and so on.
 
-    A corrupt record's place is taken by the next record of the order that is readable: the same one in
-    every process and on every run.
+    Each of its items is a list of batch_size // shard.count examples. The place of a corrupt record is taken
+    by the next readable record of the order, which is the same one in every process and on every run.
 
     Args:
-        seed: of the order. shuffle: False keeps the source's order.
+        seed: of the order.
         batch_size: of the global batch, over all processes.
-        num_threads: that read and decode; 0 reads when asked. buffer: batches to read ahead.
+        shuffle: False keeps the source's own order.
+        num_threads: how many threads read and decode; 0 reads only when asked.
+        buffer: how many batches are read ahead.
         max_corrupt: how many corrupt records this process may skip.
 
-    Raises UserError for an empty source and for a batch that does not divide among the shards.
+    Raises UserError for an empty source, and for a batch that does not divide among the shards.
     """
     if not len(source):
         raise UserError("the data set has no objects")
@@ -188,33 +125,33 @@ def open_stream(
     order = (order.shuffle() if shuffle else order).repeat()
 
     def place(row: int) -> int:
-        """Row of this shard -> place in the order."""
+        """The place in the order of a row of this shard."""
         batch, offset = divmod(row, num_rows)
         return batch * batch_size + shard.index * num_rows + offset
 
-    def make_together(batch: int) -> list[tuple[Example, list[str]]]:
+    def make_together(batch: int) -> list[Row]:
         rows = range(batch * num_rows, (batch + 1) * num_rows)
         return [(example, []) for example in source.batch([order[place(row)] for row in rows])]
 
-    if hasattr(source, "batch"):
+    if isinstance(source, BatchSource):
         batches = grain.MapDataset.range(start, sys.maxsize).map(make_together)
-        batches = batches.to_iter_dataset(_ahead(num_threads, buffer))
+        batches = batches.to_iter_dataset(_read_ahead(num_threads, buffer))
     else:
         rows = grain.MapDataset.range(start * num_rows, sys.maxsize)
         rows = rows.map(lambda row: _read(source, order, place(row), max_corrupt))
-        rows = rows.to_iter_dataset(_ahead(num_threads, buffer * num_rows))
+        rows = rows.to_iter_dataset(_read_ahead(num_threads, buffer * num_rows))
         batches = rows.batch(num_rows, batch_fn=list)
     return Stream(iter(batches), start, max_corrupt)
 
 
-def _ahead(num_threads: int, buffer: int) -> grain.ReadOptions:
+def _read_ahead(num_threads: int, buffer: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=min(num_threads, buffer), prefetch_buffer_size=buffer)
 
 
-def _read(source: Source, order, place: int, max_corrupt: int) -> tuple[Example | None, list[str]]:
-    """The first readable record from `place` on, and the corrupt ones before it. None: they are too many.
+def _read(source: Source, order: grain.MapDataset, place: int, max_corrupt: int) -> Row:
+    """The first readable record from `place` on, and the corrupt ones before it; None if they are too many.
 
-    What is corrupt is returned and not counted here, because threads come in any order and read ahead.
+    The corrupt records are returned and not counted here, because threads come in any order and read ahead.
     """
     corrupt: dict[str, None] = {}
     while len(corrupt) <= min(max_corrupt, len(source) - 1):

@@ -1,11 +1,51 @@
-"""The source that a config's `data` names."""
+"""Where examples come from: procedural objects, or a data set on disk, as a config's `data` section says."""
 
 from __future__ import annotations
 
-from im3d_jax.data import objects
-from im3d_jax.data.pipeline import ProceduralSource, Source
+from collections.abc import Sequence
+
+from im3d_jax.data import Example, Source, objects
+from im3d_jax.data.objects import Split
 from im3d_jax.data.workers import Run, run_here
 from recon_torch.errors import UserError
+
+
+class ProceduralSource:
+    """Procedural objects as scenes that are still to be rendered. A `BatchSource`.
+
+    Args:
+        seed: of the world of objects.
+        first_object: the number of the object that has index 0 here; see `objects.SPLITS`.
+        size: side of the square views in pixels.
+        num_views: K.
+        run: calls a function, perhaps in another process; see `workers`.
+    """
+
+    def __init__(self, seed: int, first_object: int, size: int, num_views: int, run: Run = run_here):
+        self.seed, self.first_object, self.size, self.num_views = seed, first_object, size, num_views
+        self._run = run
+
+    def __len__(self) -> int:
+        return max(last for _, last in objects.SPLITS.values()) - self.first_object
+
+    def __getitem__(self, index: int) -> Example:
+        return self.batch([index])[0]
+
+    def batch(self, indices: Sequence[int]) -> list[Example]:
+        """Several objects at once, which is one call of another process instead of many."""
+        numbers = [self.first_object + index for index in indices]
+        scenes = self._run(objects.on_turntables, self.seed, numbers, self.num_views)
+        fields = scenes.packed | {"w2c": scenes.w2c}
+        return [
+            Example(
+                id=f"procedural/{number}",
+                scene={name: rows[row] for name, rows in fields.items()},
+                size=self.size,
+                caption=scenes.captions[row],
+                elevation_rad=float(scenes.elevation_rad[row]),
+            )
+            for row, number in enumerate(numbers)
+        ]
 
 
 def open_source(
@@ -18,21 +58,23 @@ def open_source(
     num_views: int,
     run: Run = run_here,
 ) -> Source:
-    """A data set of `im3d dataset`, or procedural objects.
+    """Opens a data set that `im3d dataset build` made, or procedural objects.
 
     Args:
-        path: of the data set; "" for procedural objects.
-        split: of either; see `objects.SPLITS` for the latter's.
-        first_object: number within the split of the procedural object that comes first; seed: of their world.
-        size: side of the views in pixels. num_views: K.
+        path: the data set's directory; "" stands for procedural objects.
+        split: one of the data set's splits, or one of `objects.Split`.
+        first_object: number of the first procedural object, counted from the start of its split.
+        seed: of the world of procedural objects.
+        size: side of the views in pixels.
+        num_views: K.
         run: makes the procedural objects, perhaps in another process; see `workers`.
 
     Raises UserError if there is no such data set or split.
     """
     if path:
-        from im3d_jax.data.turntables import TurntableSource  # which imports tfds
+        from im3d_jax.data.turntables import TurntableSource  # imports tfds, which takes seconds
 
         return TurntableSource(path, split=split, size=size, num_views=num_views)
-    if split not in objects.SPLITS:
-        raise UserError(f"no split {split!r} of procedural objects; there is {', '.join(objects.SPLITS)}")
-    return ProceduralSource(seed, objects.SPLITS[split][0] + first_object, size, num_views, run)
+    if split not in list(Split):
+        raise UserError(f"no split {split!r} of procedural objects; there is {', '.join(Split)}")
+    return ProceduralSource(seed, objects.SPLITS[Split(split)][0] + first_object, size, num_views, run)

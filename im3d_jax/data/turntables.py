@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 from PIL import Image
 
-from im3d_jax.data.pipeline import CorruptRecord, Example
+from im3d_jax.data import CorruptRecord, Example
 from recon_torch.errors import UserError, first_line
 from recon_torch.files import make_directory
 from recon_torch.views.cameras import Cameras

@@ -28,8 +28,7 @@ from im3d_jax import costs, sharding
 from im3d_jax.autoencoders import kl as kl_module
 from im3d_jax.autoencoders import kl_network
 from im3d_jax.backbones.layers import PARTITION_RULES
-from im3d_jax.data import pipeline
-from im3d_jax.data.pipeline import Example
+from im3d_jax.data import Example, pipeline
 from im3d_jax.data.sources import open_source
 from im3d_jax.training.state import join, split_params
 from recon_torch.errors import UserError

@@ -20,8 +20,7 @@ from im3d_jax import checkpoint, costs, sharding
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import pictures as pictures_module
 from im3d_jax.conditions.conditioning import Conditioning
-from im3d_jax.data import pipeline
-from im3d_jax.data.pipeline import Example
+from im3d_jax.data import Example, pipeline
 from im3d_jax.diffusion import objective, schedules
 from im3d_jax.generator import Generator
 from im3d_jax.training.state import join, split_params

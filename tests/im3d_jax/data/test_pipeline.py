@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from im3d_jax.data import procedural
-from im3d_jax.data.pipeline import CorruptRecord, ProceduralSource, Shard, open_stream, stack_views
+from im3d_jax.data import CorruptRecord, procedural
+from im3d_jax.data.pipeline import Shard, open_stream, stack_views
+from im3d_jax.data.sources import ProceduralSource
 from recon_torch.errors import UserError
 
 WHOLE = Shard(0, 1)

@@ -11,8 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from im3d_jax.data import turntables
-from im3d_jax.data.pipeline import CorruptRecord, Shard, open_stream
+from im3d_jax.data import CorruptRecord, turntables
+from im3d_jax.data.pipeline import Shard, open_stream
 from im3d_jax.data.turntables import Record, TurntableSource
 from recon_torch.errors import UserError
 from recon_torch.views import cameras

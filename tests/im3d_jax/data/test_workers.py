@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from im3d_jax.data import objects
-from im3d_jax.data.pipeline import ProceduralSource, Shard, open_stream
+from im3d_jax.data.pipeline import Shard, open_stream
+from im3d_jax.data.sources import ProceduralSource
 from im3d_jax.data.workers import Workers, run_here
 
 IGNORED = (signal.SIGTERM, signal.SIGINT)

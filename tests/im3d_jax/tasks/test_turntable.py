@@ -9,7 +9,7 @@ import pytest
 
 from im3d_jax import backbones, checkpoint, costs, sharding
 from im3d_jax.conditions.conditioning import Conditioning
-from im3d_jax.data.pipeline import ProceduralSource
+from im3d_jax.data.sources import ProceduralSource
 from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream, Turntable
 from recon_torch.errors import UserError
 
