@@ -17,7 +17,7 @@ from recon_torch.views.cameras import Cameras
 
 
 class Example(TypedDict, total=False):
-    """K views of one object, as `rgb` and `alpha`, as `latents`, or as a `scene` that is still to be rendered.
+    """K views of one object: `rgb` and `alpha`, or `latents`, or a `scene` that is still to be rendered.
 
     id: a name for messages, such as "procedural/123".
     rgb: pictures over white, in [0, 1]. alpha: coverage in [0, 1].
@@ -74,7 +74,7 @@ class BatchSource(Source, Protocol):
 
 
 class RenderedObject(NamedTuple):
-    """An object on a turntable. rgba: in [0, 1], colours not multiplied by alpha. elevation_rad: of all views."""
+    """An object seen by K cameras at one elevation. rgba: in [0, 1], colours not multiplied by alpha."""
 
     rgba: Float[np.ndarray, "K H W 4"]
     cameras: Cameras

@@ -287,7 +287,7 @@ def _cone_on_box(scene: Scene, rng: Generator, first: Color, second: Color) -> N
 
 @dataclass(frozen=True)
 class Category:
-    """How a category is built and described. `caption` has {first} and {second} for the colours of its parts."""
+    """How a category is built and described. `caption` has {first} and {second} for the parts' colours."""
 
     build: Callable[[Scene, Generator, Color, Color], None]
     caption: str
@@ -397,7 +397,7 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Num[np.ndarray, "B ..."]]:
 
 
 class Scenes(NamedTuple):
-    """B objects and the cameras around them: all that `procedural.render` needs, about 1 kB for each object."""
+    """B objects and the cameras around them, all that `procedural.render` needs: about 1 kB an object."""
 
     packed: dict[str, Num[np.ndarray, "B ..."]]  # of `pack`
     w2c: Float[np.ndarray, "B K 4 4"]

@@ -25,7 +25,7 @@ from recon_torch.errors import UserError
 NAMED = 3  # so many of the corrupt records are named in the error that stops a run
 
 Row = tuple[Example | None, list[str]]
-"""An example, or None if there was no readable one, and the corrupt records that were met on the way to it."""
+"""An example, or None if there was no readable one, and the corrupt records that were met before it."""
 
 
 class Shard(NamedTuple):

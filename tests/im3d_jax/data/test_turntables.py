@@ -108,7 +108,7 @@ def test_tensorflow_is_not_imported(data, tmp_path):
     program = f"""
 import sys
 from im3d_jax.data import turntables
-from recon_torch import cameras
+from recon_torch.views import cameras
 source = turntables.TurntableSource({str(data)!r})
 assert source[1]["rgb"].shape == ({VIEWS}, {SIZE}, {SIZE}, 3)
 record = turntables.Record("a", "", cameras.orbit(1, 0.0, 8), 0.0, latents=source[0]["alpha"])
