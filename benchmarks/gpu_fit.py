@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax.data import objects, procedural
 from recon_torch.fit.optimization import Fit, run_together
-from recon_torch.losses import ssim
+from recon_torch.losses.ssim import ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
 from recon_torch.scene.splats import init_ball
