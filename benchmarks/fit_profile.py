@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from im3d_jax.data import objects, procedural
-from recon_torch.fit import optimization as fitting
+from recon_torch.fit import loss
 from recon_torch.fit.optimization import Fit
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.raster import composite_cpu, project_cpu
@@ -76,8 +76,8 @@ def watch_stages(watch: Callable) -> None:
     watch(composite_cpu._Composite, "forward", "blend forward")
     watch(composite_cpu._Composite, "backward", "blend backward")
     watch(PerceptualDistance, "distance", "LPIPS forward", "LPIPS backward")
-    watch(fitting, "ms_ssim", "MS-SSIM forward", "MS-SSIM backward")
-    watch(fitting, "mask_loss", "mask forward", "mask backward")
+    watch(loss, "ms_ssim", "MS-SSIM forward", "MS-SSIM backward")
+    watch(loss, "mask_loss", "mask forward", "mask backward")
     watch(torch.optim.Adam, "step", "Adam")
     watch(splats.CappedStrategy, "step_post_backward", "densify and prune")
 

@@ -32,7 +32,7 @@ from recon_torch.fit.optimization import Fit, run_together
 from recon_torch.losses.ssim import ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
-from recon_torch.scene.splats import init_ball
+from recon_torch.scene.start import init_ball
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 

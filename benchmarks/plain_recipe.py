@@ -13,7 +13,8 @@ from gsplat import DefaultStrategy
 from recon_torch.losses.metrics import ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
-from recon_torch.scene.splats import PARAM_NAMES, init_ball
+from recon_torch.scene.splats import PARAM_NAMES
+from recon_torch.scene.start import init_ball
 from recon_torch.settings import FitSettings
 from recon_torch.views.directory import Views
 

@@ -1,22 +1,17 @@
 """The direct fit of a scene to views (Sec. 3.3, A.1): 5000 Gaussians, 1200 steps, densify and prune every 50.
 
-The loss is 10 LPIPS + 0.2 (1 - MS-SSIM) + 1 mask loss + 5 L1, without LPIPS where it has no trained weights:
-with random ones it takes six sevenths of the time and gains nothing (docs/quality.md). The views may change
-in mid-fit: the method renders the fit, lets the video model mend the renders, and fits on. Several fits may
-take their steps together, each as it would alone.
-
-Paper: there is no pixel loss. Here: there is, for the reason that `splats` gives for its own departures. The
-paper's: `start="ball", w_l1=0, prune_unseen=0`.
+The views may change in mid-fit: the method renders the fit, lets the video model mend the renders, and fits
+on. Several fits may take their steps together; each ends as it would alone.
 
 Every random choice is a pure function of (seed, step), so a fit restored from its snapshot goes on bit for
-bit as the one that was never interrupted.
+bit as one that was never interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,38 +19,33 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from recon_torch.errors import UserError
-from recon_torch.losses.lpips import PerceptualDistance, perceptual_distance
+from recon_torch.fit.loss import Loss, Targets, join
 from recon_torch.losses.metrics import psnr, silhouette_iou, ssim
-from recon_torch.losses.pixel import l1_loss, mask_loss, rgb_loss
-from recon_torch.losses.ssim import ms_ssim
 from recon_torch.raster.rasterize import Render
-from recon_torch.scene.nerf import RadianceField
-from recon_torch.scene.splats import Splats
+from recon_torch.scene import Scene, new_scene
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
 
-if TYPE_CHECKING:
-    from recon_torch.scene import Scene
-
 VIEW_STREAM, SCENE_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
-TERMS = ("lpips", "ssim", "mask", "rgb", "l1")  # of the loss
-SETBACK_RATE = 0.5  # of learning after a setback
+SETBACK_RATE = 0.5  # by which a setback multiplies the learning rates
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
-SMALLEST_SIDE_PX = 32  # of what the LPIPS networks can pool
-RANDOM_LPIPS_STAGES = 3  # five cost 2.5 times as much and give the same PSNR and SSIM on held-out views
+SMALLEST_SIDE_PX = 32  # of views that the LPIPS networks can pool
 
 
 class Fit:
-    """The state of one optimisation of a scene, and what it has been given.
+    """One optimisation of a scene: its state and what it has been given.
 
     Attributes:
         scene: what is optimised, of the kind that `settings.representation` names.
+        targets: the views that are fitted; `set_targets` makes them.
+        loss: the terms of the loss and their weights.
         step: steps done so far.
         notes: what a report should say about this fit.
-        weights: of the terms of the loss. LPIPS without trained weights has 0, unless settings ask for it.
         setbacks: why `recon_torch.fit.recovery` took it back to an earlier state, each time.
-        caution: how often the learning rates were halved, and the random numbers changed, because of that.
+        caution: how often such a setback has halved the learning rates and changed the random numbers.
     """
+
+    targets: Targets
 
     def __init__(self, cameras: Cameras, settings: FitSettings, device: torch.device | str | None = None):
         """Raises UserError for views that are too small, and for settings of LPIPS that cannot be had."""
@@ -63,23 +53,15 @@ class Fit:
         self.settings = settings
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.step = 0
-        self.notes: list[str] = []
         self.setbacks: list[str] = []
         self.caution = 0
         if min(cameras.width, cameras.height) < SMALLEST_SIDE_PX:
             raise UserError(
                 f"views of {cameras.width}x{cameras.height} px are too small; give at least 32x32"
             )
-        self._perceptual = perceptual_distance(settings.lpips_net, settings.lpips_weights, self.device)
-        self.weights = {name: getattr(settings, f"w_{name}") for name in TERMS}
-        if self._perceptual.random_weights:
-            self.notes.append(f"LPIPS runs on {settings.lpips_net} with random weights")
-            if settings.lpips_weights != "random" and settings.w_lpips > 0:
-                self.weights["lpips"] = 0.0
-                self.notes[-1] += ": a score, no term of the loss"
-        dtype = _lpips_dtype(settings, self.device)
-        self._lpips = self._perceptual.rounded(dtype, _lpips_stages(settings, self._perceptual))
-        self.scene = _new_scene(cameras, settings, self.device)
+        self.loss = Loss(settings, self.device)
+        self.notes = list(self.loss.notes)
+        self.scene: Scene = new_scene(cameras, settings, self.device)
 
     @property
     def num_gaussians(self) -> int:
@@ -101,25 +83,20 @@ class Fit:
             raise UserError(f"views {bad} or their masks have values that are not finite; make them anew")
         if masks.max() < 0.5:
             raise UserError("the masks of all views are empty: there is no foreground to fit")
-        # Copies, as the caller's tensors may be shared memory that is written again.
-        self._views = views.to(self.device, torch.float32, copy=True)
-        self._masks = masks.to(self.device, torch.float32, copy=True)
-        self._target_features: list[Tensor] | None = None
+        self.targets = Targets(views, masks, self.device, self.loss.features)
         if self.step == 0:
-            notes = self.scene.start_on(self._masks)
+            notes = self.scene.start_on(self.targets.masks)
             self.notes += [note for note in notes if note not in self.notes]
-
-    @property
-    def targets(self) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
-        """The views and masks that are fitted."""
-        return self._views, self._masks
 
     def run(self, until_step: int, on_step: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:
         """Optimises to the given step; on_step gets the steps done and the step's losses (unweighted)."""
         run_together([self], until_step, on_step and (lambda fit, losses: on_step(fit.step, losses)))
 
-    def _choose_views(self) -> Int64[np.ndarray, " V"]:
-        """The step's views: the next ones of an endless row of shuffles, so each is seen equally often."""
+    def views_of_step(self) -> Int64[np.ndarray, " V"]:
+        """The views that the next step renders.
+
+        They come from an endless row of shuffles of all views, so each view is seen equally often.
+        """
         num_views, count = len(self.cameras), self.settings.views_per_step
         chosen = []
         for index in range(self.step * count, (self.step + 1) * count):
@@ -129,32 +106,30 @@ class Fit:
         return np.array(chosen)
 
     @property
+    def scene_seed(self) -> int:
+        """The seed of what the scene draws at random in the next step."""
+        return fold_in(self._seed, SCENE_STREAM, self.step)
+
+    @property
     def _seed(self) -> int:
         seed = self.settings.seed
         return fold_in(seed, SETBACK_STREAM, self.caution) if self.caution else seed
 
-    @property
-    def _seed_of_scene(self) -> int:
-        """Of what the scene draws at random in this step."""
-        return fold_in(self._seed, SCENE_STREAM, self.step)
-
-    def _features_of(self, chosen: Int64[np.ndarray, " V"]) -> list[Tensor]:
-        """LPIPS's of the views."""
-        if self._target_features is None:
-            with torch.no_grad():
-                parts = [self._lpips.features(part) for part in self._views.split(VIEWS_AT_ONCE)]
-            self._target_features = [torch.cat(stage) for stage in zip(*parts, strict=True)]
-        if len(chosen) == 1:  # a slice costs no copy of these large arrays
-            return [stage.narrow(0, int(chosen[0]), 1) for stage in self._target_features]
-        return [stage[torch.from_numpy(chosen)] for stage in self._target_features]
-
-    def _update(self, info: dict[str, Any]) -> None:
-        """What a step does after the backward pass."""
+    def finish_step(self, info: dict[str, Any]) -> None:
+        """What a step does after the backward pass of the render that gave `info`."""
         share = SETBACK_RATE**self.caution
         rates = self.scene.rates(min(self.step / self.settings.num_steps, 1.0))
         self.scene.parameters.step({name: rate * share for name, rate in rates.items()})
-        self.scene.refine(self.step, info, self._seed_of_scene)
+        self.scene.refine(self.step, info, self.scene_seed)
         self.step += 1
+
+    def slow_down(self, caution: int) -> None:
+        """Goes on with other random numbers, at learning rates that are halved `caution` times in all."""
+        self.caution = caution
+
+    def limit(self, max_gaussians: int) -> None:
+        """Goes on with at most so many Gaussians; the faintest of those that are too many are dropped."""
+        self.scene.limit(max_gaussians)
 
     @torch.no_grad()
     def render(self, cameras: Cameras) -> Render:
@@ -162,16 +137,18 @@ class Fit:
         (render,) = self.scene.render_together([self.scene], [cameras], [None])
         return render
 
-    @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """Agreement of the renders with the targets, as means over the views."""
-        return self.compare(self.cameras, self._views, self._masks)
+        """`compare` with the targets."""
+        return self.compare(self.cameras, self.targets.views, self.targets.masks)
 
     @torch.no_grad()
     def compare(
         self, cameras: Cameras, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]
     ) -> dict[str, float]:
-        """psnr, psnr_foreground (dB), ssim, lpips, silhouette_iou of renders against views: means over K."""
+        """Agreement of renders with views, as means over the views.
+
+        Returns psnr and psnr_foreground in dB, ssim, lpips and silhouette_iou.
+        """
         rows = []
         for part in torch.arange(len(cameras)).split(VIEWS_AT_ONCE):
             render = self.render(cameras[part.numpy()])
@@ -181,7 +158,7 @@ class Fit:
                     "psnr": psnr(rgb, view),
                     "psnr_foreground": psnr(rgb, view, mask),
                     "ssim": ssim(rgb, view),
-                    "lpips": self._perceptual.distance(rgb, self._perceptual.features(view)),
+                    "lpips": self.loss.score.distance(rgb, self.loss.score.features(view)),
                     "silhouette_iou": silhouette_iou(render.alpha, mask),
                 }
             )
@@ -193,11 +170,7 @@ class Fit:
         return state | self.scene.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a `state_dict()` of a fit with the same settings and cameras.
-
-        Where `caution` or `max_gaussians` were changed in it, the learning rates and the number of Gaussians
-        (the faintest go) follow.
-        """
+        """Goes back to a `state_dict()` of a fit with the same settings and cameras."""
         self.step, self.caution, self.setbacks = state["step"], state["caution"], list(state["setbacks"])
         self.scene.load_state_dict(state)
 
@@ -209,8 +182,6 @@ def run_together(
 ) -> None:
     """Optimises several fits to the given step: each ends as it would alone, up to rounding.
 
-    A step renders all of them in one call on a GPU, and has one pass of LPIPS and MS-SSIM for all.
-
     Args:
         fits: on one device, with views of one size and settings that differ in seeds at most.
         on_step: gets a fit after each of its steps, and the step's losses (unweighted).
@@ -221,9 +192,49 @@ def run_together(
     """
     _check_alike(fits)
     while behind := [fit for fit in fits if fit.step < until_step]:
-        for fit, losses in zip(behind, _step_together(behind), strict=True):
+        for fit, losses in zip(behind, step_together(behind), strict=True):
             if on_step is not None:
                 on_step(fit, losses)
+
+
+def step_together(fits: Sequence[Fit]) -> list[dict[str, Float[Tensor, ""]]]:
+    """One step of fits that go together. Returns the losses of each (unweighted), and their weighted "loss".
+
+    All scenes are rendered in one call on a GPU, and there is one pass of LPIPS and MS-SSIM for all.
+    """
+    chosen = [fit.views_of_step() for fit in fits]
+    renders = fits[0].scene.render_together(
+        [fit.scene for fit in fits],
+        [fit.cameras[views] for fit, views in zip(fits, chosen, strict=True)],
+        [fit.scene_seed for fit in fits],
+    )
+    losses = _losses(fits, renders, chosen)
+    totals = sum(fits[0].loss.weights[name] * loss for name, loss in losses.items())
+    for fit, render in zip(fits, renders, strict=True):
+        fit.scene.watch(fit.step, render.info)
+    totals.sum().backward()
+    if fits[0].step % fits[0].settings.refine_every == 0 and not torch.isfinite(totals).all():
+        raise FloatingPointError(f"the loss is {totals.sum().item()} at step {fits[0].step}")
+    for fit, render in zip(fits, renders, strict=True):
+        fit.finish_step(render.info)
+    losses = {name: loss.detach() for name, loss in losses.items()} | {"loss": totals.detach()}
+    return [{name: loss[index] for name, loss in losses.items()} for index in range(len(fits))]
+
+
+def _losses(
+    fits: Sequence[Fit], renders: Sequence[Render], chosen: Sequence[Int64[np.ndarray, " V"]]
+) -> dict[str, Float[Tensor, " B"]]:
+    """The terms of the loss that have a weight, for each of B fits with V views."""
+    pairs = [(fit.targets, views) for fit, views in zip(fits, chosen, strict=True)]
+    views, masks = map(join, zip(*(targets.take(which) for targets, which in pairs), strict=True))
+
+    def features() -> list[Tensor]:
+        stages = zip(*(targets.features(which) for targets, which in pairs), strict=True)
+        return [join(stage) for stage in stages]
+
+    rgb, alpha = join([render.rgb for render in renders]), join([render.alpha for render in renders])
+    terms = fits[0].loss.terms(rgb, alpha, views, masks, features)
+    return {name: values.view(len(fits), -1).mean(1) for name, values in terms.items()}
 
 
 def _check_alike(fits: Sequence[Fit]) -> None:
@@ -234,81 +245,6 @@ def _check_alike(fits: Sequence[Fit]) -> None:
     for fit in fits[1:]:
         if kind(fit) != kind(fits[0]):
             raise ValueError(f"fits that differ do not run together: {kind(fit)} and {kind(fits[0])}")
-
-
-def _step_together(fits: Sequence[Fit]) -> list[dict[str, Tensor]]:
-    settings = fits[0].settings
-    chosen = [fit._choose_views() for fit in fits]
-    renders = fits[0].scene.render_together(
-        [fit.scene for fit in fits],
-        [fit.cameras[views] for fit, views in zip(fits, chosen, strict=True)],
-        [fit._seed_of_scene for fit in fits],
-    )
-    losses = _losses(fits, renders, chosen)
-    totals = sum(fits[0].weights[name] * loss for name, loss in losses.items())
-    for fit, render in zip(fits, renders, strict=True):
-        fit.scene.watch(fit.step, render.info)
-    totals.sum().backward()
-    if fits[0].step % settings.refine_every == 0 and not torch.isfinite(totals).all():
-        raise FloatingPointError(f"the loss is {totals.sum().item()} at step {fits[0].step}")
-    for fit, render in zip(fits, renders, strict=True):
-        fit._update(render.info)
-    losses = {name: loss.detach() for name, loss in losses.items()} | {"loss": totals.detach()}
-    return [{name: loss[index] for name, loss in losses.items()} for index in range(len(fits))]
-
-
-def _losses(
-    fits: Sequence[Fit], renders: Sequence[Render], chosen: Sequence[Int64[np.ndarray, " V"]]
-) -> dict[str, Float[Tensor, " B"]]:
-    """The terms of the loss that have a weight, for each of B fits with V views."""
-    settings, lpips = fits[0].settings, fits[0]._lpips
-    rgb, alpha = _join([render.rgb for render in renders]), _join([render.alpha for render in renders])
-    pairs = list(zip(fits, chosen, strict=True))
-    views = _join([fit._views[torch.from_numpy(which)] for fit, which in pairs])
-    masks = _join([fit._masks[torch.from_numpy(which)] for fit, which in pairs])
-
-    def features() -> list[Tensor]:
-        stages = zip(*(fit._features_of(which) for fit, which in pairs), strict=True)
-        return [_join(stage) for stage in stages]
-
-    terms = {
-        "lpips": lambda: lpips.distance(rgb, features()),
-        "ssim": lambda: 1 - ms_ssim(rgb, views),
-        "mask": lambda: mask_loss(alpha, masks),
-        "rgb": lambda: rgb_loss(rgb, views),
-        "l1": lambda: l1_loss(rgb, alpha, views, masks, settings.background),
-    }
-    return {name: terms[name]().view(len(fits), -1).mean(1) for name in TERMS if fits[0].weights[name] > 0}
-
-
-def _join(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
-
-
-def _new_scene(cameras: Cameras, settings: FitSettings, device: torch.device) -> Scene:
-    if settings.representation == "nerf":
-        return RadianceField(settings, device)
-    return Splats(cameras, settings, device)
-
-
-def _lpips_stages(settings: FitSettings, perceptual: PerceptualDistance) -> int:
-    if settings.lpips_stages is None:
-        return RANDOM_LPIPS_STAGES if perceptual.random_weights else perceptual.num_stages
-    if not 1 <= settings.lpips_stages <= perceptual.num_stages:
-        raise UserError(
-            f"lpips_stages is {settings.lpips_stages}; {settings.lpips_net} has 1 to {perceptual.num_stages}"
-        )
-    return settings.lpips_stages
-
-
-def _lpips_dtype(settings: FitSettings, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where it takes half the time and the fit ends as good, else float32."""
-    name = settings.lpips_dtype
-    if name == "auto":
-        name = "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
-    if name not in ("float32", "bfloat16"):
-        raise UserError(f"lpips_dtype is {name!r}; choose auto, float32 or bfloat16")
-    return getattr(torch, name)
 
 
 def fold_in(seed: int, *names: int) -> int:

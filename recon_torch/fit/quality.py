@@ -55,7 +55,7 @@ def inspect(
     """
     settings = settings or GateSettings()
     grid = np.asarray(fit.scene.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
-    views, masks = (target.cpu() for target in fit.targets)
+    views, masks = fit.targets.views.cpu(), fit.targets.masks.cpu()
     renders, alphas = _render(fit, fit.cameras)
     quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])
     gates = [

@@ -1,32 +1,40 @@
-"""A fit that outlives what can go wrong in the middle of it: NaN, no Gaussians left, memory that runs out.
+"""A fit that survives what can go wrong in the middle of it: NaN, no Gaussians left, memory that runs out.
 
-Each time it goes back to its last good state, `SNAPSHOT_STEPS` steps ago at most (or to the one before, if it
-fails again), and on from there: after NaN or the loss of all Gaussians with other random numbers at half the
-learning rates; after the end of memory with half the Gaussians. `Fit.setbacks` tells, for the report. What
-goes wrong in one of several fits that run together stays its own affair.
+After such a setback the fit goes back to its last good state, at most `SNAPSHOT_STEPS` steps ago (to an
+earlier one each time that it fails again), and goes on from there: after NaN or the loss of all Gaussians
+with other random numbers at half the learning rates; where memory ran out with half the Gaussians.
+`Fit.setbacks` says so in the report. What goes wrong in one of several fits that run together does not change
+the others.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from recon_torch.errors import NoGaussiansLeft, UserError
-
-if TYPE_CHECKING:  # the client's process must not wait for gsplat and lpips
-    from recon_torch.fit.optimization import Fit
+from recon_torch.fit import optimization
+from recon_torch.fit.optimization import Fit
 
 SNAPSHOT_STEPS = 50  # what a setback, or the death of a worker, costs at most
 MAX_SETBACKS = 3  # per fit
-FEWEST_GAUSSIANS = 100  # below, it is not the Gaussians that take the memory
+FEWEST_GAUSSIANS = 100  # with fewer, it is not the Gaussians that take the memory
 
 logger = logging.getLogger(__name__)
+
+
+class Setback(NamedTuple):
+    """Why a stretch of steps failed, and what is done about it after going back."""
+
+    note: str  # for the report
+    remedy: Callable[[Fit], None]
 
 
 def run(
@@ -46,18 +54,20 @@ def run(
     """
     good_states = collections.deque([fit.state_dict()], maxlen=1 + MAX_SETBACKS)
     while fit.step < until_step:
-        changes = _try_steps(fit, min(until_step, fit.step + SNAPSHOT_STEPS), on_step)
-        if changes:
-            # Outside of the `except`, whose traceback holds on to the step's memory.
-            _free_memory()
-            # Never twice to the same one, which may be doomed already, unless it is the first.
-            state = good_states.pop() if len(good_states) > 1 else good_states[0]
-            fit.load_state_dict(state | changes)
-            logger.warning("%s", fit.setbacks[-1])
-        else:
+        setback = _try_steps(fit, min(until_step, fit.step + SNAPSHOT_STEPS), on_step)
+        if setback is None:
             good_states.append(fit.state_dict())
             if on_snapshot is not None:
                 on_snapshot(good_states[-1])
+            continue
+        _free_memory()  # not inside of the `except`, whose traceback holds on to the step's memory
+        # A state is used once, as what comes of it may be doomed, but for the first, which is always there.
+        state = good_states.pop() if len(good_states) > 1 else good_states[0]
+        setbacks = [*fit.setbacks, setback.note]
+        fit.load_state_dict(state)
+        fit.setbacks = setbacks
+        setback.remedy(fit)
+        logger.warning("%s", setback.note)
 
 
 def run_together(
@@ -65,10 +75,12 @@ def run_together(
     until_step: int,
     on_step: Callable[[Fit, dict[str, Tensor]], None] | None = None,
 ) -> list[UserError | None]:
-    """Optimises fits at one step to another one, as `fit.run_together` does. Returns why each was given up.
+    """Optimises fits that are at one step to another, as `optimization.run_together` does.
 
     A stretch of steps in which any of them fails begins again with one fit after the other, each under the
     guards of `run`. Where memory runs out, half as many run together from there on.
+
+    Returns why each fit was given up; None for those that were not.
     """
     if len(fits) == 1:
         return [_run_alone(fits[0], until_step, on_step)]
@@ -98,16 +110,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> dict[str, Any] | None:
-    """None if all went well, else what to change in the last good state before going on from it."""
+def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> Setback | None:
+    """Takes steps. None if all went well. Raises UserError if there is nothing more to try."""
     try:
         fit.run(until_step, on_step)
         if fit.scene.parameters.is_finite():
             return None
         raise FloatingPointError("the parameters are not finite")
     except (FloatingPointError, NoGaussiansLeft) as error:
+        remedy = functools.partial(Fit.slow_down, caution=fit.caution + 1)
         done = "went on from the last snapshot with other random numbers at half the learning rates"
-        changes = {"caution": fit.caution + 1}
         reason, advice = str(error).partition(";")[0], "do the views and the cameras belong together?"
     except Exception as error:
         if not is_out_of_memory(error):
@@ -117,22 +129,18 @@ def _try_steps(fit: Fit, until_step: int, on_step: Callable | None) -> dict[str,
             raise UserError(
                 f"out of memory with only {fit.num_gaussians} Gaussians; give fewer or smaller views"
             ) from None
+        remedy = functools.partial(Fit.limit, max_gaussians=count)
         done = f"went on from the last snapshot with at most {count} Gaussians"
-        changes = {"max_gaussians": count}
         reason, advice = f"out of memory with {fit.num_gaussians} Gaussians", "give fewer or smaller views"
     if len(fit.setbacks) == MAX_SETBACKS:
         raise UserError(f"step {fit.step}: {reason}, after {MAX_SETBACKS} fresh attempts; {advice}")
-    return changes | {"setbacks": [*fit.setbacks, f"step {fit.step}: {reason}; {done}"]}
+    return Setback(f"step {fit.step}: {reason}; {done}", remedy)
 
 
 def _try_together(fits: Sequence[Fit], stop: int, on_step: Callable | None) -> tuple[bool, bool]:
     """Whether anything went wrong in any of them, and whether it was memory that ran out."""
     try:
-        from recon_torch.fit.optimization import (
-            run_together as steps_together,  # gsplat and lpips come with it
-        )
-
-        steps_together(fits, stop, on_step)
+        optimization.run_together(fits, stop, on_step)
         return not all(fit.scene.parameters.is_finite() for fit in fits), False
     except (FloatingPointError, NoGaussiansLeft):
         return True, False

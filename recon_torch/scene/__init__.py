@@ -1,37 +1,47 @@
-"""What a fit optimises: Gaussians (`splats.Splats`) or a radiance field (`nerf.RadianceField`)."""
+"""What a fit optimises: the contract `Scene`, and its two kinds, Gaussians and a radiance field."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.raster.rasterize import Render
+from recon_torch.scene.nerf import RadianceField
 from recon_torch.scene.parameters import Parameters
+from recon_torch.scene.splats import Splats
+from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
-
-if TYPE_CHECKING:
-    from recon_torch.views.world import World
+from recon_torch.views.world import World
 
 
+@runtime_checkable
 class Scene(Protocol):
     """An object that can be rendered, and whose parameters follow the gradient of its renders.
 
-    A step calls `render_together`, `watch`, then, after the backward pass, `parameters.step` and `refine`.
+    A step of a fit calls `render_together` and `watch`, then, after the backward pass, `parameters.step` and
+    `refine`. The scene is in the fit's own world: the object in the ball of radius 0.5 at the origin.
 
     Attributes:
-        num_gaussians: 0 for what has none.
+        parameters: what is optimised.
+        num_gaussians: 0 for a scene that has none.
     """
 
     parameters: Parameters
-    num_gaussians: int
+
+    @property
+    def num_gaussians(self) -> int: ...
 
     def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
-        """Puts what has not been optimised yet where these views have the object. Returns notes."""
+        """Places a scene that has not been optimised yet where these views of the fit show the object.
+
+        Returns notes for the report.
+        """
 
     def rates(self, progress: float) -> dict[str, float]:
         """The learning rate of each parameter when a share `progress` of the steps is done."""
@@ -40,25 +50,28 @@ class Scene(Protocol):
     def render_together(
         scenes: Sequence[Scene], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
-        """A render of each scene from its own cameras, all of one number and size.
+        """A render of each scene from its own cameras, which all have one number and one size.
 
-        seeds: of what is drawn at random in rendering for a step; None is rendering for good.
+        seeds: of what a render for a step draws at random; None asks for a render without such noise.
         """
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
-        """Has the backward pass of a render with this `info` record what `refine` needs."""
+        """Has the backward pass of the render with this `info` record what `refine` needs."""
 
     def refine(self, step: int, info: dict[str, Any], seed: int) -> None:
-        """Adds and drops parts of the scene after a step (0 is the first), where its number says so.
+        """Adds and drops parts of the scene after a step (the first is 0), at the steps meant for that.
 
         Raises:
-            NoGaussiansLeft: nothing is left.
+            NoGaussiansLeft: nothing is left of the scene.
         """
 
-    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
-        """Writes the object to `path`, with the suffix of its kind of file; returns the path written.
+    def limit(self, max_gaussians: int) -> None:
+        """Keeps the scene at no more than so many Gaussians from now on, and drops the faintest beyond."""
 
-        world: where it lies; None is the fit's own world.
+    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
+        """Writes the object to `path`, with the suffix of its own kind of file. Returns the path written.
+
+        world: where the object lies in the views' world, in which it is then written; default: the fit's own.
         """
 
     def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:
@@ -69,3 +82,10 @@ class Scene(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a `state_dict()` of a scene with the same settings; other keys in it are ignored."""
+
+
+def new_scene(cameras: Cameras, settings: FitSettings, device: torch.device) -> Scene:
+    """A scene of the kind that `settings.representation` names, for a fit to views from these cameras."""
+    if settings.representation == "nerf":
+        return RadianceField(settings, device)
+    return Splats(cameras, settings, device)

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,7 @@ from recon_torch.raster.rasterize import Render
 from recon_torch.scene.parameters import Parameters
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
-
-if TYPE_CHECKING:
-    from recon_torch.views.world import World
+from recon_torch.views.world import World
 
 RADIUS = 0.55  # of the ball in which a field is not empty, and half the grid's width
 OCTAVES = (4, 2, 1)  # by which the number of cells is divided
@@ -50,12 +48,12 @@ class Rays(NamedTuple):
 
 
 class RadianceField:
-    """A `scene.Scene` on a grid, the sum of octaves; there is nothing to add to it or to drop."""
+    """A `Scene` on a grid that is the sum of octaves. Nothing is ever added to it or dropped."""
 
     num_gaussians = 0
 
     def __init__(self, settings: FitSettings, device: torch.device):
-        self._settings, self._device = settings, device
+        self.settings, self.device = settings, device
         sides = [settings.nerf_cells // octave for octave in OCTAVES]
         empty = {f"octave_{side}": torch.zeros(1, 4, side, side, side) for side in sides}
         self.parameters = Parameters(empty, device)
@@ -65,14 +63,14 @@ class RadianceField:
         return ["a radiance field fits in no asset.ply: it is in asset.safetensors"]
 
     def rates(self, progress: float) -> dict[str, float]:
-        return dict.fromkeys(self.parameters.tensors, self._settings.lr_nerf * FINAL_RATE**progress)
+        return dict.fromkeys(self.parameters.tensors, self.settings.lr_nerf * FINAL_RATE**progress)
 
     @staticmethod
     def render_together(
         scenes: Sequence[RadianceField], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
         """See `Scene`. The seed is that of the points at which a ray's pieces are seen."""
-        return [scene._render(*rest) for scene, *rest in zip(scenes, cameras, seeds, strict=True)]
+        return [scene.render(*rest) for scene, *rest in zip(scenes, cameras, seeds, strict=True)]
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
         pass
@@ -80,14 +78,18 @@ class RadianceField:
     def refine(self, step: int, info: dict[str, Any], seed: int) -> None:
         pass
 
-    def _render(self, cameras: Cameras, seed: int | None) -> Render:
-        field, num_samples = self._field(), self._settings.nerf_samples
-        background = torch.full((3,), self._settings.background, device=self._device)
-        rays, hit = cast_rays(cameras, self._device)
+    def limit(self, max_gaussians: int) -> None:
+        pass
+
+    def render(self, cameras: Cameras, seed: int | None) -> Render:
+        """See `render_together`."""
+        field, num_samples = self.field(), self.settings.nerf_samples
+        background = torch.full((3,), self.settings.background, device=self.device)
+        rays, hit = cast_rays(cameras, self.device)
         jitter = torch.full((len(rays.near), num_samples), 0.5)
         if seed is not None:
             jitter = torch.rand(jitter.shape, generator=torch.Generator().manual_seed(seed))
-        split = [each.split(RAYS_AT_ONCE) for each in (*rays, jitter.to(self._device))]
+        split = [each.split(RAYS_AT_ONCE) for each in (*rays, jitter.to(self.device))]
         parts = list(zip(*split, strict=True))
         once = march if len(parts) == 1 else functools.partial(checkpoint, march, use_reentrant=False)
         marched = [once(field, *part) for part in parts]
@@ -102,7 +104,7 @@ class RadianceField:
         images = (rgb_image, alpha_image, image(depth))
         return Render(*(each.view(*shape, -1) for each in images), info={})
 
-    def _field(self) -> Float[Tensor, "1 4 n n n"]:
+    def field(self) -> Float[Tensor, "1 4 n n n"]:
         """The octaves' sum (density, red, green, blue; z, y, x), at the finest one's points."""
         field, *finer = self.parameters.tensors.values()
         for octave in finer:
@@ -114,7 +116,7 @@ class RadianceField:
         """Writes a .safetensors with the grid "field" [4,n,n,n] (z, y, x) and how to read it as metadata."""
         path = Path(path).with_suffix(".safetensors")
         scale, center = (world.scale, list(map(float, world.center))) if world else (1.0, [0.0] * 3)
-        unit = _density_unit(self._settings.nerf_cells) * scale
+        unit = _density_unit(self.settings.nerf_cells) * scale
         metadata = {
             "center": json.dumps(center),
             "half_width": json.dumps(RADIUS / scale),
@@ -123,15 +125,15 @@ class RadianceField:
             "interpolation": "trilinear before either; outermost points on the faces; empty outside the ball",
         }
         with torch.no_grad(), replacing(path) as temporary:
-            save_file({"field": self._field()[0].cpu().contiguous()}, temporary, metadata)
+            save_file({"field": self.field()[0].cpu().contiguous()}, temporary, metadata)
         return path
 
     @torch.no_grad()
     def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:
         cell = 2 * half_width / num_cells
-        ticks = (torch.arange(num_cells, device=self._device) + 0.5) * cell - half_width
+        ticks = (torch.arange(num_cells, device=self.device) + 0.5) * cell - half_width
         points = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).view(1, -1, 3)
-        density, _ = evaluate(self._field(), points)
+        density, _ = evaluate(self.field(), points)
         inside = points.norm(dim=-1) < RADIUS
         return (1 - torch.exp(-density * inside * cell)).view(num_cells, num_cells, num_cells)
 
@@ -139,7 +141,7 @@ class RadianceField:
         return self.parameters.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.parameters = Parameters.from_state_dict(state, self._device)
+        self.parameters = Parameters.from_state_dict(state, self.device)
 
 
 def cast_rays(cameras: Cameras, device: torch.device | str = "cpu") -> tuple[Rays, Tensor]:

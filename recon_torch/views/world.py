@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from recon_torch.errors import UserError
-from recon_torch.raster.gaussians import Gaussians
 from recon_torch.views import hull
 from recon_torch.views.cameras import Cameras, orbit
 
@@ -34,11 +32,6 @@ class World(NamedTuple):
         w2c = cameras.w2c.astype(np.float64)
         w2c[:, :3, 3] = self.scale * (w2c[:, :3, :3] @ self.center + w2c[:, :3, 3])
         return Cameras(w2c.astype(np.float32), cameras.intrinsics_px, cameras.width, cameras.height)
-
-    def back(self, gaussians: Gaussians) -> Gaussians:
-        """Gaussians of the fit's world in the views'."""
-        means = gaussians.means / self.scale + torch.from_numpy(self.center).to(gaussians.means)
-        return gaussians._replace(means=means, log_scales=gaussians.log_scales - np.log(self.scale))
 
 
 def of_cameras(cameras: Cameras) -> World:

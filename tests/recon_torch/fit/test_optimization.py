@@ -290,7 +290,7 @@ def test_every_view_is_seen_once_in_a_round():
     rounds = []
     for step in range(8):
         fit.step = step
-        rounds.append(fit._choose_views())
+        rounds.append(fit.views_of_step())
     first, second = np.concatenate(rounds[:4]), np.concatenate(rounds[4:])
     assert sorted(first) == sorted(second) == list(range(8))
     assert list(first) != list(second)

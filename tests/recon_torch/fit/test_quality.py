@@ -12,7 +12,7 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import floor_gate, inspect, upright
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
-from recon_torch.scene.splats import opacity_grid
+from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras, orbit
 
@@ -86,7 +86,9 @@ def fitted(scene: Gaussians, views: torch.Tensor | None = None, masks: torch.Ten
     image = render(scene, CAMERAS)
     return SimpleNamespace(
         cameras=CAMERAS,
-        targets=(image.rgb if views is None else views, image.alpha if masks is None else masks),
+        targets=SimpleNamespace(
+            views=image.rgb if views is None else views, masks=image.alpha if masks is None else masks
+        ),
         render=lambda cameras: render(scene, cameras),
         scene=SimpleNamespace(opacity_grid=lambda *cube: opacity_grid(scene, *cube)),
     )

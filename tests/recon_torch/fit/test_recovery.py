@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from recon_torch.errors import UserError
-from recon_torch.fit import optimization as fit_module
-from recon_torch.fit import recovery
+from recon_torch.fit import optimization, recovery
 from recon_torch.fit.optimization import Fit
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
@@ -70,7 +69,8 @@ def test_nan_goes_back_to_the_snapshot_at_half_the_rates_and_another_seed():
     assert all(bool(tensor.isfinite().all()) for tensor in fit.scene.gaussians)
 
     expected = new_fit(dataclasses.replace(SETTINGS))
-    expected.load_state_dict(snapshots[50] | {"caution": 1})
+    expected.load_state_dict(snapshots[50])
+    expected.slow_down(1)
     expected.run(120)
     optimizers = expected.scene.parameters.optimizers
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
@@ -117,7 +117,8 @@ def test_out_of_memory_goes_on_with_half_the_gaussians(error):
         and f"{limit} Gaussians" in fit.setbacks[0]
     )
     restored = new_fit()
-    restored.load_state_dict(snapshots[50] | {"max_gaussians": limit})
+    restored.load_state_dict(snapshots[50])
+    restored.limit(limit)
     kept = restored.scene.gaussians.opacity_logits.sort().values
     all_of_them = snapshots[50]["params"]["opacities"].sort().values
     assert torch.equal(kept, all_of_them[-limit:])  # the faintest went
@@ -192,7 +193,7 @@ def test_what_goes_wrong_in_one_fit_stays_its_own_affair():
 
 def test_fits_that_are_too_many_for_the_memory_run_in_parts(monkeypatch, caplog):
     fits, alone, groups = together(), together(), []
-    run_together = fit_module.run_together
+    run_together = optimization.run_together
 
     def limited(group, stop, on_step=None):
         groups.append(len(group))
@@ -200,7 +201,7 @@ def test_fits_that_are_too_many_for_the_memory_run_in_parts(monkeypatch, caplog)
             raise torch.OutOfMemoryError("CUDA out of memory")
         run_together(group, stop, on_step)
 
-    monkeypatch.setattr(fit_module, "run_together", limited)
+    monkeypatch.setattr(optimization, "run_together", limited)
     assert recovery.run_together(fits, 100) == [None] * 3
     assert groups == [3] + 3 * [1] + 3 * [1] and "1 fits run together" in caplog.text
     for fit, expected in zip(fits, alone, strict=True):

@@ -10,7 +10,7 @@ from gsplat.exporter import export_splats
 from recon_torch.errors import UserError
 from recon_torch.formats.ply import load_ply, save_ply
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.scene.splats import init_ball
+from recon_torch.scene.start import init_ball
 
 
 def random_gaussians(num: int = 7) -> Gaussians:

@@ -174,7 +174,7 @@ def test_the_file_says_how_to_read_it(tmp_path):
     def softplus(x):
         return np.log1p(np.exp(x))
 
-    density, color = (part[0].detach().numpy() for part in evaluate(fit.scene._field(), points[None].float()))
+    density, color = (part[0].detach().numpy() for part in evaluate(fit.scene.field(), points[None].float()))
     read = eval(metadata["density_per_unit"], {"softplus": softplus, "field": values})
     np.testing.assert_allclose(read, density * 0.5, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-values[1:4])).T, color, atol=1e-4)

@@ -109,7 +109,7 @@ import numpy as np
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.formats.ply import save_ply
-from recon_torch.scene.splats import init_ball
+from recon_torch.scene.start import init_ball
 from recon_torch.views.images import write_image
 from recon_torch.views.video import write_video
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

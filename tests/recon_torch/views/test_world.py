@@ -6,6 +6,7 @@ import torch
 
 from recon_torch.errors import UserError
 from recon_torch.raster.gaussians import Gaussians
+from recon_torch.scene.splats import moved_back
 from recon_torch.views import world
 from recon_torch.views.cameras import Cameras, orbit
 
@@ -49,7 +50,7 @@ def test_gaussians_go_back_to_where_the_views_have_them():
     shapes = [(5, 3), (5, 4), (5, 3), (5,), (5, 3)]
     gaussians = Gaussians(*(0.2 * torch.randn(shape, generator=generator) for shape in shapes))
     there = moved(CAMERAS)
-    away = world.of_cameras(there).back(gaussians)
+    away = moved_back(gaussians, world.of_cameras(there))
     np.testing.assert_allclose(away.means, ENLARGED_BY * gaussians.means.numpy() + MOVED_BY, atol=1e-5)
     np.testing.assert_allclose(away.scales, ENLARGED_BY * gaussians.scales.numpy(), rtol=1e-5)
     assert torch.equal(away.quats, gaussians.quats) and torch.equal(away.sh0, gaussians.sh0)
