@@ -32,7 +32,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax import costs, generator, sharding, tasks
-from im3d_jax.diffusion import sampler
+from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.generator import Generator
 from im3d_jax.training.feed import over_mesh
 from im3d_jax.training.state import create, learning_rate, make_optimizer
@@ -54,7 +54,7 @@ def measure_call(config, small: bool) -> dict:
     shapes = Generator(config, params={})
     model, settings = shapes.model, config.video
     params = gpu_paper.random_params(model)
-    guidance = sampler.Guidance(settings.w_image, settings.w_text, settings.rescale)
+    guidance = Guidance(settings.w_image, settings.w_text, settings.rescale)
     given, empty = shapes.condition([gpu_paper.PROMPT]), shapes.condition([""])
     noisy = jax.random.normal(jax.random.key(1), (1, config.num_views, *model.latent_shape))
     levels = [jnp.full(1, each, jnp.float32) for each in (500.0, 0.6, 0.8)]

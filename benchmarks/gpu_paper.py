@@ -46,7 +46,7 @@ class RandomEncoder:
 
 
 class RandomText:
-    """What `embed.write` asks of `encoders.TextEncoders`."""
+    """What `embed.write` asks of `encoders.PretrainedText`."""
 
     def __init__(self, length: int, widths):
         self.encoders = [RandomEncoder(length, width) for width in widths]

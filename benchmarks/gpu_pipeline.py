@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax import backbones, bridge, costs, method, random_streams
 from im3d_jax.commands import generate
-from im3d_jax.diffusion import sampler
+from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.generator import Generator
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.process.client import ReconClient
@@ -115,8 +115,8 @@ def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, f
     size, num_views, passes = config.size, config.num_views, 1 + len(config.rounds.at_steps)
     video, image = config.video, config.text_to_image
     guided = {
-        "video": sampler.Guidance(video.w_image, video.w_text, video.rescale).num_evaluations,
-        "image": sampler.Guidance(image.w_text, image.w_text, image.rescale).num_evaluations,
+        "video": Guidance(video.w_image, video.w_text, video.rescale).num_evaluations,
+        "image": Guidance(image.w_text, image.w_text, image.rescale).num_evaluations,
     }
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
 

@@ -22,6 +22,7 @@ from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import text as text_module
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.diffusion import objective, sampler, schedules
+from im3d_jax.diffusion.guidance import Guidance
 from recon_torch.errors import UserError
 from recon_torch.views import masks
 
@@ -140,7 +141,7 @@ class Generator:
         if not given.text:
             name = self.config.backbone.name
             raise UserError(f"{name} takes no prompts; give --image or config.text_to_image.pipeline")
-        guidance = sampler.Guidance(settings.w_text, settings.w_text, settings.rescale)
+        guidance = Guidance(settings.w_text, settings.w_text, settings.rescale)
         steps = sampler.make_steps(self.schedule, settings.num_steps, settings.spacing)
         noise = jax.random.normal(jax.random.fold_in(key, 0), (len(prompts), 1, *self.model.latent_shape))
         noise = jax.device_put(noise, self.place)
@@ -197,13 +198,13 @@ class Generator:
 
     def _sample_video(self, noisy, steps, given, key, on_step):
         settings = self.config.video
-        guidance = sampler.Guidance(settings.w_image, settings.w_text, settings.rescale)
+        guidance = Guidance(settings.w_image, settings.w_text, settings.rescale)
         denoise = self._denoiser(given, guidance, tie_first_view=settings.tie_first_view)
         # Renders from the worker are bound to a device and noise is not; JAX would compile for each.
         noisy = jax.device_put(noisy, self.place)
         return sampler.sample(denoise, noisy, steps, solver=settings.solver, key=key, on_step=on_step)
 
-    def _denoiser(self, given: Conditioning, guidance: sampler.Guidance, tie_first_view: bool):
+    def _denoiser(self, given: Conditioning, guidance: Guidance, tie_first_view: bool):
         """The counted denoiser that `sampler.sample` calls."""
 
         guided = _denoise if self.model.traceable else _denoise.__wrapped__

@@ -48,15 +48,25 @@ class Registry:
             raise UserError(f"{self.key}: {path} has no {attribute}, which its contract asks for")
         return getattr(module, attribute)
 
+    def make(self, name: str, kwargs: Mapping[str, Any]) -> Any:
+        """What a name makes of the arguments `kwargs`.
+
+        Raises UserError for an unknown name, and for arguments that it does not take or that are missing.
+        """
+        make = self.find(name)
+        unknown, absent = _wrong_arguments(make, kwargs)
+        if unknown:
+            raise UserError(f"{self.key}: {name} takes no argument {', '.join(unknown)}; remove it")
+        if absent:
+            raise UserError(f"{self.key}: {name} needs the argument {', '.join(absent)}; add it")
+        return make(**kwargs)
+
     def build(self, name: str, kwargs: Mapping[str, Any], contract: type) -> Any:
         """What a name makes of the arguments `kwargs`, with all that the protocol `contract` lists.
 
-        Raises UserError for an unknown name, for arguments that it does not take, and for what is missing.
+        Raises UserError as `make` does, and for members of the contract that are missing.
         """
-        make = self.find(name)
-        if unknown := _not_taken(make, kwargs):
-            raise UserError(f"{self.key}: {name} takes no argument {', '.join(unknown)}; remove it")
-        made = make(**kwargs)
+        made = self.make(name, kwargs)
         if lacking := missing_members(made, contract):
             raise UserError(
                 f"{self.key}: {name} lacks {', '.join(lacking)} of the {contract.__name__} contract"
@@ -69,7 +79,7 @@ class Registry:
         path, _, attribute = place.partition(":")
         if name not in self.ours and "." not in name and ":" not in name:
             near = difflib.get_close_matches(name, self.ours, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(self.ours)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(self.ours)}."
             raise UserError(
                 f"{self.key}: no {name!r}; {hint} Your own is named by its module, my_pkg.my_module"
             )
@@ -91,8 +101,15 @@ def missing_members(thing: object, contract: type) -> list[str]:
     return sorted(name for name in get_protocol_members(contract) if not hasattr(thing, name))
 
 
-def _not_taken(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """The arguments that `make` has no parameter for."""
+def _wrong_arguments(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(arguments that `make` has no parameter for, its parameters that have no argument and no default)."""
     parameters = inspect.signature(make).parameters
+    named = {
+        name: each
+        for name, each in parameters.items()
+        if each.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    }
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    return [] if takes_any else sorted(kwargs.keys() - parameters.keys())
+    unknown = [] if takes_any else sorted(set(kwargs) - set(named))
+    absent = [name for name, each in named.items() if each.default is each.empty and name not in kwargs]
+    return unknown, absent

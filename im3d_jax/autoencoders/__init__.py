@@ -1,30 +1,62 @@
-"""Frames <-> latents, one frame at a time.
+"""Autoencoders: images to latents and back, one frame at a time.
 
-The tiny model's `Patches` moves each patch of pixels into channels, which loses nothing and has no
-parameters; full size models use the learned `AutoencoderKL` behind the same methods. Both are pytrees whose
-leaves are their weights, so that a jitted function takes one as an ordinary argument, and both are hashable.
+`Patches`, which the tiny model uses, moves each patch of pixels into channels: it loses nothing and has no
+parameters. `AutoencoderKL` is the learned one that full-size models use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from im3d_jax.autoencoders.kl import AutoencoderKL
-from im3d_jax.autoencoders.patches import Patches
+from jaxtyping import Array, Float
+
+from im3d_jax.registry import Registry
 from recon_torch.errors import UserError
 
-AUTOENCODERS = {"patches": Patches, "autoencoder_kl": AutoencoderKL.load}
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """The contract of an autoencoder, which is also a pytree and hashable.
+
+    Its leaves are its weights, so a jitted function takes an autoencoder as an ordinary argument. The hash
+    leaves the weights out, so that it is cheap.
+    """
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
+
+    def encode(
+        self, rgb: Float[Array, "*B F H W 3"], alpha: Float[Array, "*B F H W 1"]
+    ) -> Float[Array, "*B F h w c"]:
+        """Images in [0, 1], whose colours are over white -> latents with a standard deviation of about 1."""
+
+    def decode(
+        self, latents: Float[Array, "*B F h w c"]
+    ) -> tuple[Float[Array, "*B F H W 3"], Float[Array, "*B F H W 1"] | None]:
+        """Latents -> (rgb, alpha) in [0, 1]; alpha is None where the autoencoder does not know it."""
+
+    def clip(self, latents: Float[Array, "*B F h w c"]) -> Float[Array, "*B F h w c"]:
+        """The nearest latents that an image can have, for samplers that overshoot them."""
 
 
-def build(name: str, kwargs: dict, size: int, latent_shape: Sequence[int]):
+AUTOENCODERS = Registry(
+    key="config.autoencoder.name",
+    attribute="Autoencoder",
+    ours={
+        "patches": "im3d_jax.autoencoders.patches:Patches",
+        "autoencoder_kl": "im3d_jax.autoencoders.kl:load",
+    },
+)
+
+
+def build(name: str, kwargs: Mapping[str, Any], size: int, latent_shape: Sequence[int]) -> Autoencoder:
     """The autoencoder that a config names, which makes `latent_shape` of images of `size` pixels.
 
-    Raises UserError for an unknown name and for sizes that do not go together.
+    Raises UserError as `Registry.build` does, and for sizes that do not go together.
     """
-    if name not in AUTOENCODERS:
-        raise UserError(f"config.autoencoder.name: no {name!r}; there is {', '.join(AUTOENCODERS)}")
-    codec = AUTOENCODERS[name](**kwargs)
-    made, taken = codec.latent_shape(size), tuple(latent_shape)
+    codec = AUTOENCODERS.build(name, kwargs, Autoencoder)
+    made, taken = tuple(codec.latent_shape(size)), tuple(latent_shape)
     if made != taken:
         raise UserError(f"config.size {size} makes latents {made}, config.backbone takes {taken}; match them")
     return codec

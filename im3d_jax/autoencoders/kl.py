@@ -31,21 +31,6 @@ class AutoencoderKL:
     path: str = field(metadata={"static": True})
     frames_per_call: int = field(default=8, metadata={"static": True})
 
-    @classmethod
-    def load(cls, path: str, frames_per_call: int = 8, **sizes) -> AutoencoderKL:
-        """Reads the weights.
-
-        Args:
-            path: a diffusers directory of an AutoencoderKL or AutoencoderKLTemporalDecoder, or of a pipeline
-                with one under vae/, or a safetensors file in its layout; "random" for tests and benchmarks.
-            sizes: of `autoencoder_kl.Architecture`: its dtype and, where no config.json says them, the rest.
-
-        Raises UserError for sizes that do not exist or repeat a config.json, for weights of another
-        architecture (naming the tensor) and for a damaged file.
-        """
-        architecture = kl_network.read_architecture(path, **sizes)
-        return cls(kl_network.read_params(path, architecture), architecture, path, frames_per_call)
-
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(h, w, c) of the latent of a square image of `size` pixels."""
         return self.architecture.latent_shape(size)
@@ -90,3 +75,19 @@ class AutoencoderKL:
         if whole < num_frames:
             done = jnp.concatenate([done, apply(clips[:, whole:])], 1)
         return done.reshape(*images.shape[:-3], *done.shape[2:])
+
+
+def load(path: str, frames_per_call: int = 8, **sizes) -> AutoencoderKL:
+    """Reads the weights of an autoencoder.
+
+    Args:
+        path: a diffusers directory of an AutoencoderKL or AutoencoderKLTemporalDecoder, or of a pipeline
+            with one under vae/, or a safetensors file in its layout; "random" for tests and benchmarks.
+        frames_per_call: see `AutoencoderKL`.
+        sizes: of `kl_network.Architecture`: its dtype and, where no config.json says them, the rest.
+
+    Raises UserError for sizes that do not exist or repeat a config.json, for weights of another
+    architecture (naming the tensor) and for a damaged file.
+    """
+    architecture = kl_network.read_architecture(path, **sizes)
+    return AutoencoderKL(kl_network.read_params(path, architecture), architecture, path, frames_per_call)

@@ -118,7 +118,7 @@ def read_architecture(path: str, **sizes) -> Architecture:
 
 
 def read_params(path: str, architecture: Architecture) -> dict:
-    """The weights at `path` as parameters, float32; see `autoencoder.AutoencoderKL.load`."""
+    """The weights at `path` as parameters, float32; see `kl.load`."""
     if not path:
         hint = "name a diffusers AutoencoderKL, or 'random' for a test"
         raise UserError(f"config.autoencoder.kwargs.path is empty; {hint}")

@@ -140,8 +140,8 @@ def prediction_has_the_views_shape(subject: Subject) -> str:
 
 
 def prediction_type_is_known(subject: Subject) -> str:
-    if subject.model.prediction_type not in objective.PREDICTION_TYPES:
-        known = ", ".join(objective.PREDICTION_TYPES)
+    if subject.model.prediction_type not in list(objective.PredictionType):
+        known = ", ".join(objective.PredictionType)
         raise Failed(f"prediction_type {subject.model.prediction_type!r} is none of {known}")
     return subject.model.prediction_type
 

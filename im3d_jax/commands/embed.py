@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from im3d_jax import config_flags
-from im3d_jax.conditions.encoders import TextEncoders
+from im3d_jax.conditions.encoders import PretrainedText
 from im3d_jax.conditions.precomputed import write
 from recon_torch.errors import CommandParser, UserError
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     if config.text.name != "pretrained":
         raise UserError(f"config.text.name is {config.text.name!r}; im3d embed encodes by 'pretrained' ones")
     prompts = read_prompts(flags.prompts)
-    text = TextEncoders(config.text.kwargs["encoders"])
+    text = PretrainedText(config.text.kwargs["encoders"])
     for warning in dict.fromkeys(each for prompt in prompts for each in text.warnings(prompt)):
         print(f"im3d: warning: {warning}", file=sys.stderr)
     encoded = write(text, prompts, flags.out, flags.dtype)

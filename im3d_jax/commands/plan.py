@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from im3d_jax import backbones, config_flags, costs, sharding
-from im3d_jax.diffusion import sampler
+from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.training.state import join, make_optimizer, split_params
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import write_json
@@ -90,8 +90,8 @@ def plan_generation(config, model, params, device: costs.Accelerator, utilisatio
     """One asset on one device: the image if the backbone draws it, the first video, the rounds (Sec. 3.4)."""
     image, video, rounds = config.text_to_image, config.video, config.rounds
     guidance = {
-        "image": sampler.Guidance(image.w_text, image.w_text, image.rescale),
-        "video": sampler.Guidance(video.w_image, video.w_text, video.rescale),
+        "image": Guidance(image.w_text, image.w_text, image.rescale),
+        "video": Guidance(video.w_image, video.w_text, video.rescale),
     }
     frames = {"image": 1, "video": config.num_views}
     passes = len(rounds.at_steps) * rounds.num_runs

@@ -33,7 +33,7 @@ CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TokenEncoder:
     """One encoder with its tokeniser; both load at first use.
 
     Attributes:
@@ -142,23 +142,23 @@ class TextEncoder:
         raise UserError(f"config.text: no tokeniser in {candidates[-1]}; name its directory as `tokenizer`")
 
 
-class TextEncoders:
+class PretrainedText:
     """Encodes prompts for a backbone, each once: the last ones stay in memory.
 
     Args:
-        encoders: the arguments of one `TextEncoder` each, in the order in which the backbone takes them.
+        encoders: the arguments of one `TokenEncoder` each, in the order in which the backbone takes them.
     """
 
     words = ()  # they know every word
 
     def __init__(self, encoders: Sequence[Mapping]):
-        known = {field.name for field in dataclasses.fields(TextEncoder)}
+        known = {field.name for field in dataclasses.fields(TokenEncoder)}
         for each in encoders:
             if wrong := set(each) - known:
                 raise UserError(f"config.text: an encoder takes no {', '.join(sorted(wrong))}; remove it")
             if missing := {"kind", "path"} - set(each):
                 raise UserError(f"config.text: an encoder has no {' and no '.join(sorted(missing))}; add it")
-        self.encoders = tuple(TextEncoder(**each) for each in encoders)
+        self.encoders = tuple(TokenEncoder(**each) for each in encoders)
         self._cache: dict[str, tuple] = {}
 
     @property

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from im3d_jax.conditions.encoders import TextEncoders
+from im3d_jax.conditions.encoders import PretrainedText
 from recon_torch.errors import UserError
 from recon_torch.files import make_directory, replacing, write_json
 
@@ -25,7 +25,7 @@ BATCH_PROMPTS = 64
 INDEX = "index.json"
 
 
-def write(text: TextEncoders, prompts: Sequence[str], out: str | Path, dtype: str = "float32") -> int:
+def write(text: PretrainedText, prompts: Sequence[str], out: str | Path, dtype: str = "float32") -> int:
     """Encodes prompts, and the empty one that training needs for guidance, into a directory.
 
     Args:
@@ -57,7 +57,7 @@ def write(text: TextEncoders, prompts: Sequence[str], out: str | Path, dtype: st
     return total
 
 
-def _encode(text: TextEncoders, prompts: Sequence[str], dtype: str, bar: tqdm) -> dict[str, np.ndarray]:
+def _encode(text: PretrainedText, prompts: Sequence[str], dtype: str, bar: tqdm) -> dict[str, np.ndarray]:
     """A shard's tensors: text_0 [N, L, d] and mask_0 [N, L] of the first encoder, and so on."""
     parts: dict[str, list] = {}
     for start in range(0, len(prompts), BATCH_PROMPTS):
@@ -80,7 +80,7 @@ def _key(path: Path) -> str:
 
 
 class PrecomputedText:
-    """Serves what `write` left in a directory, in the manner of `TextEncoders`; reads only what is asked for.
+    """The text encoder that serves what `write` left in a directory; it reads only what is asked for.
 
     Raises UserError for a directory without an index, and when a prompt is asked for that is not in it.
     """

@@ -1,40 +1,64 @@
-"""The text encoders that a config can name."""
+"""The contract of text encoders, and those that a config can name."""
 
 from __future__ import annotations
 
-from im3d_jax.conditions.words import Vocabulary
-from recon_torch.errors import UserError
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from im3d_jax.registry import Registry
+
+Embeddings = tuple[Float[np.ndarray, "B _ _"] | Int[np.ndarray, "B _"], ...]
+"""Of each encoder, embeddings [B, L, d], or word indices [B, L] that the backbone embeds itself."""
+
+Masks = tuple[Float[np.ndarray, "B _"], ...]
+"""Of each encoder, [B, L]: 1 at the tokens that the backbone attends to."""
 
 
-def build_text(name: str, kwargs: dict):
-    """What turns prompts into `Conditioning.text`: it has `encode`, `warnings` and the `words` that it knows.
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What turns prompts into `Conditioning.text` and `Conditioning.text_mask`.
 
-    Args:
-        name: "words", a `Vocabulary` for a backbone that carries its own encoder; "pretrained", see
-            `encoders.TextEncoders`; "precomputed", what `im3d embed` wrote; "none" for a backbone without.
+    Attributes:
+        words: the words that it knows, in the order of their indices, with which weights are trained; empty
+            for an encoder that reads any text.
     """
-    if name == "pretrained":
-        from im3d_jax.conditions.encoders import TextEncoders  # needs the extra "hosted"
 
-        return TextEncoders(kwargs["encoders"])
-    if name == "precomputed":
-        from im3d_jax.conditions.precomputed import PrecomputedText
+    words: tuple[str, ...]
 
-        return PrecomputedText(kwargs["path"])
-    if name == "words":
-        return Vocabulary(tuple(kwargs["words"]), kwargs["max_words"])
-    if name == "none":
-        return NoText()
-    raise UserError(f"config.text.name: no {name!r}; there is words, pretrained, precomputed, none")
+    def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
+        """The text of B prompts and its masks; "" is the empty prompt, which guidance asks for."""
+
+    def warnings(self, prompt: str) -> list[str]:
+        """A sentence on each thing in a prompt that is not encoded, such as words beyond the last token."""
 
 
 class NoText:
-    """For backbones that take no text: prompts only serve to draw the image."""
+    """The text encoder of a backbone that takes no text: prompts only serve to draw the image."""
 
     words = ()
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
+        return (), ()
 
     def warnings(self, prompt: str) -> list[str]:
         return []
 
-    def encode(self, prompts: list[str]) -> tuple[tuple, tuple]:
-        return (), ()
+
+TEXT_ENCODERS = Registry(
+    key="config.text.name",
+    attribute="TextEncoder",
+    ours={
+        "words": "im3d_jax.conditions.words:Vocabulary",
+        "pretrained": "im3d_jax.conditions.encoders:PretrainedText",
+        "precomputed": "im3d_jax.conditions.precomputed:PrecomputedText",
+        "none": "im3d_jax.conditions.text:NoText",
+    },
+)
+
+
+def build_text(name: str, kwargs: Mapping[str, Any]) -> TextEncoder:
+    """The text encoder that a config names. Raises UserError as `Registry.build` does."""
+    return TEXT_ENCODERS.build(name, kwargs, TextEncoder)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import flax.linen as nn
 import numpy as np
+
+from im3d_jax.conditions.text import Embeddings, Masks
 
 
 class WordEncoder(nn.Module):
@@ -35,6 +38,9 @@ class Vocabulary:
     words: tuple[str, ...]
     max_words: int = 16
 
+    def __post_init__(self):
+        object.__setattr__(self, "words", tuple(self.words))  # a config read from JSON has a list
+
     def warnings(self, prompt: str) -> list[str]:
         """Names the words of `prompt` that the encoder was not trained on, if there are any."""
         unknown = [word for word in _split(prompt) if word not in self.words]
@@ -42,7 +48,7 @@ class Vocabulary:
         message = f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
         return [message] if unknown else []
 
-    def encode(self, prompts: list[str]) -> tuple[tuple[np.ndarray], tuple[np.ndarray]]:
+    def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
         """Word indices ([B, L] int32,) and mask ([B, L] float32,); no unknown words, none beyond L."""
         indices = np.zeros((len(prompts), self.max_words), np.int32)
         mask = np.zeros((len(prompts), self.max_words), np.float32)

@@ -50,7 +50,7 @@ class Terms(NamedTuple):
     psnr: Float[Array, " B"]
 
 
-class Autoencoder:
+class AutoencoderTask:
     """The task, see `im3d_jax.tasks`.
 
     `config.autoencoder.kwargs` has the sizes of an `autoencoder_kl.Architecture`, `config.train.init_from`
@@ -200,4 +200,6 @@ def _bands(window: Float[np.ndarray, " k"], length: int) -> Float[np.ndarray, "l
     return np.where((steps >= 0) & (steps < len(window)), window[steps % len(window)], 0).astype(np.float32)
 
 
-build = Autoencoder
+def build(config, mesh: Mesh) -> AutoencoderTask:
+    """The task of a config."""
+    return AutoencoderTask(config, mesh)

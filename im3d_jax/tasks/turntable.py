@@ -52,7 +52,7 @@ class Draws(NamedTuple):
     keep_text: Array
 
 
-class Turntable:
+class TurntableTask:
     """The task, see `im3d_jax.tasks`."""
 
     def __init__(self, config, mesh: Mesh):
@@ -209,4 +209,6 @@ class Turntable:
         return path
 
 
-build = Turntable
+def build(config, mesh: Mesh) -> TurntableTask:
+    """The task of a config."""
+    return TurntableTask(config, mesh)

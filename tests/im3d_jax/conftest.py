@@ -3,6 +3,8 @@
 import json
 import math
 import string
+import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -65,6 +67,23 @@ def perturb(model):
     for parameter in model.requires_grad_(False).parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """Writes a package of a user's with one module and returns the module's name."""
+
+    def write(source, name="part"):
+        package = tmp_path / "user_pkg"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        (package / f"{name}.py").write_text(textwrap.dedent(source))
+        monkeypatch.syspath_prepend(tmp_path)
+        for module in [each for each in sys.modules if each.split(".")[0] == "user_pkg"]:
+            monkeypatch.delitem(sys.modules, module)
+        return f"user_pkg.{name}"
+
+    return write
 
 
 @pytest.fixture(scope="session")

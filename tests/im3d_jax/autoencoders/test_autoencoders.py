@@ -61,3 +61,43 @@ def test_build_checks_the_sizes():
         autoencoders.build("vae", {}, 64, (16, 16, 64))
     with pytest.raises(UserError, match=r"config.size 128 makes latents \(32, 32, 64\)"):
         autoencoders.build("patches", {"patch": 4}, 128, (16, 16, 64))
+
+
+USERS = """
+    import jax.numpy as jnp
+
+    class Autoencoder:
+        def __init__(self, scale):
+            self.scale = scale
+
+        def latent_shape(self, size):
+            return size, size, 3
+
+        def encode(self, rgb, alpha):
+            return self.scale * rgb
+
+        def decode(self, latents):
+            return latents / self.scale, None
+
+        def clip(self, latents):
+            return jnp.clip(latents, 0, self.scale)
+"""
+
+
+def test_a_users_autoencoder_is_built_by_the_name_of_its_module(user_module, images):
+    codec = autoencoders.build(user_module(USERS), {"scale": 2.0}, 16, (16, 16, 3))
+    assert isinstance(codec, autoencoders.Autoencoder)
+    np.testing.assert_allclose(codec.decode(codec.encode(*images))[0], images[0])
+
+
+def test_what_a_users_autoencoder_lacks_or_does_not_take_is_named(user_module):
+    without = user_module(USERS.replace("def clip", "def cut"))
+    with pytest.raises(UserError, match=r"user_pkg.part lacks clip of the Autoencoder contract"):
+        autoencoders.build(without, {"scale": 2.0}, 16, (16, 16, 3))
+    whole = user_module(USERS)
+    with pytest.raises(UserError, match="user_pkg.part takes no argument size; remove it"):
+        autoencoders.build(whole, {"scale": 2.0, "size": 3}, 16, (16, 16, 3))
+    with pytest.raises(UserError, match="user_pkg.part needs the argument scale; add it"):
+        autoencoders.build(whole, {}, 16, (16, 16, 3))
+    with pytest.raises(UserError, match="user_pkg.part has no Other, which its contract asks for"):
+        autoencoders.build(f"{whole}:Other", {}, 16, (16, 16, 3))

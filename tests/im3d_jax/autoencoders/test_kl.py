@@ -56,7 +56,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def codecs(checkpoints):
-    return {family: kl.AutoencoderKL.load(directory) for family, (_, directory) in checkpoints.items()}
+    return {family: kl.load(directory) for family, (_, directory) in checkpoints.items()}
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_sharded_equals_unsharded(codecs, rgb):
 
 def test_bfloat16_stays_close(checkpoints, codecs, rgb):
     exact = codecs["stable_diffusion"]
-    rough = kl.AutoencoderKL.load(checkpoints["stable_diffusion"][1], dtype="bfloat16")
+    rough = kl.load(checkpoints["stable_diffusion"][1], dtype="bfloat16")
     latents, rough_latents = encode(exact, rgb), encode(rough, rgb)
     images, rough_images = (np.asarray(each.decode(latents)[0]) for each in (exact, rough))
     for ours, theirs in ((rough_latents, latents), (rough_images, images)):
@@ -305,19 +305,19 @@ def test_old_names_of_attention(checkpoints, codecs, tmp_path):
     assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
     save_file(tensors, tmp_path / "old.safetensors")
     sizes = {"block_out_channels": [32, 64], "layers_per_block": 1, "latent_channels": 4}
-    codec = kl.AutoencoderKL.load(str(tmp_path / "old.safetensors"), norm_num_groups=8, **sizes)
+    codec = kl.load(str(tmp_path / "old.safetensors"), norm_num_groups=8, **sizes)
     assert_same_weights(codec, codecs["stable_diffusion"])
 
 
 def test_file_of_a_temporal_decoder(checkpoints, codecs):
     sizes = {"block_out_channels": [32, 64], "latent_channels": 4, "temporal_decoder": True}
-    codec = kl.AutoencoderKL.load(f"{checkpoints['svd'][1]}/{WEIGHTS}", **sizes)
+    codec = kl.load(f"{checkpoints['svd'][1]}/{WEIGHTS}", **sizes)
     assert_same_weights(codec, codecs["svd"])
 
 
 def test_directory_of_a_pipeline(checkpoints, codecs, tmp_path):
     checkpoints["svd"][0].save_pretrained(tmp_path / "vae")
-    assert_same_weights(kl.AutoencoderKL.load(str(tmp_path)), codecs["svd"])
+    assert_same_weights(kl.load(str(tmp_path)), codecs["svd"])
 
 
 def test_build_reads_the_architecture_from_the_directory(checkpoints):
@@ -332,13 +332,13 @@ def test_build_reads_the_architecture_from_the_directory(checkpoints):
 
 def test_random_weights_are_asked_for_by_name():
     tiny = {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4}
-    codec = kl.AutoencoderKL.load("random", **tiny)
+    codec = kl.load("random", **tiny)
     assert all(
         np.std(each["kernel"]) > 0.05
         for each in (codec.params["quant_conv"], codec.params["decoder"]["conv_in"])
     )
     with pytest.raises(UserError, match="config.autoencoder.kwargs.path is empty"):
-        kl.AutoencoderKL.load("", **tiny)
+        kl.load("", **tiny)
 
 
 def edited(checkpoints, directory, edit_tensors=None, **config):
@@ -366,7 +366,7 @@ def edited(checkpoints, directory, edit_tensors=None, **config):
 )
 def test_wrong_tensors_are_named(checkpoints, tmp_path, edit, message):
     with pytest.raises(UserError, match=message):
-        kl.AutoencoderKL.load(edited(checkpoints, tmp_path, edit))
+        kl.load(edited(checkpoints, tmp_path, edit))
 
 
 def test_truncated_file_is_named(checkpoints, tmp_path):
@@ -374,7 +374,7 @@ def test_truncated_file_is_named(checkpoints, tmp_path):
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=f"{WEIGHTS} is damaged"):
-        kl.AutoencoderKL.load(path)
+        kl.load(path)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_truncated_file_is_named(checkpoints, tmp_path):
 )
 def test_other_architectures_are_refused(checkpoints, tmp_path, config, message):
     with pytest.raises(UserError, match=message):
-        kl.AutoencoderKL.load(edited(checkpoints, tmp_path, **config))
+        kl.load(edited(checkpoints, tmp_path, **config))
 
 
 @pytest.mark.parametrize(
@@ -400,4 +400,4 @@ def test_other_architectures_are_refused(checkpoints, tmp_path, config, message)
 )
 def test_wrong_arguments_are_named(checkpoints, kwargs, message):
     with pytest.raises(UserError, match=message):
-        kl.AutoencoderKL.load(checkpoints["stable_diffusion"][1], **kwargs)
+        kl.load(checkpoints["stable_diffusion"][1], **kwargs)

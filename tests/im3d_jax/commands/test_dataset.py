@@ -9,7 +9,7 @@ import trimesh
 from im3d_jax import config_flags, main
 from im3d_jax.autoencoders import patches
 from im3d_jax.commands import dataset
-from im3d_jax.conditions.encoders import ImageEncoder, TextEncoders
+from im3d_jax.conditions.encoders import ImageEncoder, PretrainedText
 from im3d_jax.data import mesh_rendering, objects, procedural, views
 from im3d_jax.data.turntables import TurntableSource, read_splits
 from recon_torch.errors import UserError
@@ -214,7 +214,7 @@ def test_what_encoders_make_is_kept(rendered, tmp_path, clip, clip_vision):
     )
     source = build(rendered, tmp_path / "data", "--embed", "--latents", f"--config={tmp_path / 'config.py'}")
     plain = build(rendered, tmp_path / "plain")
-    encoder, image_encoder, codec = TextEncoders([text]), ImageEncoder(vision), patches.Patches(4)
+    encoder, image_encoder, codec = PretrainedText([text]), ImageEncoder(vision), patches.Patches(4)
     for number in (0, 5):
         example, pictures = source[number], plain[number]
         embeddings, mask = encoder.encode([pictures["caption"]])

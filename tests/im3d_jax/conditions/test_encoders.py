@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from im3d_jax.conditions import encoders
-from im3d_jax.conditions.encoders import ImageEncoder, TextEncoders
+from im3d_jax.conditions.encoders import ImageEncoder, PretrainedText
 from recon_torch.errors import UserError
 
 EMPTY = 56  # the end token, which also pads
@@ -30,7 +30,7 @@ def test_clip_tokens_are_those_of_transformers(clip, name, layer, pad):
 
     model_class = CLIPTextModelWithProjection if name.endswith("2") else CLIPTextModel
     model = model_class.from_pretrained(clip / name)
-    text = TextEncoders([dict(kind="clip", path=str(clip / name), max_length=16, layer=layer)])
+    text = PretrainedText([dict(kind="clip", path=str(clip / name), max_length=16, layer=layer)])
     (found,), (mask,) = text.encode(["a cat", "", "B cat x"])
     assert found.dtype == mask.dtype == np.float32 and mask.shape == (3, 16) and mask.all()
     for row, words in zip(found, (["a", "cat"], [], ["b", "cat", "x"]), strict=True):
@@ -46,7 +46,7 @@ def test_public_layouts_of_clip_are_read(clip, tmp_path):
 
     def encode(path):
         settings = dict(kind="clip", path=str(path), tokenizer=str(clip / "tokenizer"), max_length=16)
-        return TextEncoders([settings]).encode(["a cat"])[0][0]
+        return PretrainedText([settings]).encode(["a cat"])[0][0]
 
     older = shutil.copytree(clip / "text_encoder", tmp_path / "older")  # as the files of SD 1.5 have it
     tensors = load_file(older / "model.safetensors")
@@ -67,27 +67,27 @@ def test_t5_ignores_its_padding(t5):
     from transformers import T5EncoderModel
 
     model = T5EncoderModel.from_pretrained(t5).eval()
-    text = TextEncoders([dict(kind="t5", path=str(t5), max_length=9)])
+    text = PretrainedText([dict(kind="t5", path=str(t5), max_length=9)])
     (found,), (mask,) = text.encode(["a cat", ""])
     assert mask.tolist() == [[1] * 4 + [0] * 5, [1] + [0] * 8]
     for row, ids in zip(found, ([3, 5, 4, 1], [1]), strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([ids])).last_hidden_state[0]
         np.testing.assert_allclose(row[: len(ids)], expected, rtol=1e-5, atol=1e-5)
-    unmasked = TextEncoders([dict(kind="t5", path=str(t5), max_length=9, mask_padding=False)])
+    unmasked = PretrainedText([dict(kind="t5", path=str(t5), max_length=9, mask_padding=False)])
     (attended,), (everything,) = unmasked.encode(["a cat"])
     assert everything.all() and np.abs(attended[0, :4] - found[0, :4]).max() > 1e-3
 
 
 def test_two_encoders_in_order_each_prompt_once(clip, t5, monkeypatch):
-    text = TextEncoders([
+    text = PretrainedText([
         dict(kind="clip", path=str(clip / "text_encoder"), max_length=16),
         dict(kind="t5", path=str(t5), max_length=9),
     ])  # fmt: skip
     seen = []
-    original = encoders.TextEncoder.encode
+    original = encoders.TokenEncoder.encode
     monkeypatch.setattr(
-        encoders.TextEncoder, "encode", lambda self, new: seen.append(list(new)) or original(self, new)
+        encoders.TokenEncoder, "encode", lambda self, new: seen.append(list(new)) or original(self, new)
     )
     first, _ = text.encode(["a cat", "", "a cat"])
     assert [each.shape for each in first] == [(3, 16, 32), (3, 9, 24)]
@@ -102,7 +102,7 @@ def test_two_encoders_in_order_each_prompt_once(clip, t5, monkeypatch):
 
 def test_only_the_last_prompts_stay_in_memory(clip, monkeypatch):
     monkeypatch.setattr(encoders, "CACHED_PROMPTS", 2)
-    text = TextEncoders([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
+    text = PretrainedText([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
     (found,), _ = text.encode(["a", "b", "c", "d"])
     assert len(found) == 4 and list(text._cache) == ["c", "d"]
     (again,), _ = text.encode(["d", "a"])
@@ -113,7 +113,7 @@ def test_models_are_frozen_load_late_and_can_be_freed(clip):
     import gc
     import weakref
 
-    text = TextEncoders([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
+    text = PretrainedText([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
     (encoder,) = text.encoders
     assert "_model" not in vars(encoder)
     (found,), _ = text.encode(["a"])
@@ -127,7 +127,7 @@ def test_models_are_frozen_load_late_and_can_be_freed(clip):
 
 
 def test_what_does_not_fit_is_named(clip, t5):
-    text = TextEncoders([
+    text = PretrainedText([
         dict(kind="clip", path=str(clip / "text_encoder"), max_length=6),
         dict(kind="t5", path=str(t5), max_length=4),
     ])  # fmt: skip
@@ -145,7 +145,7 @@ def test_the_digest_follows_the_content_and_not_the_place(clip, tmp_path):
 
     def digest(root, **kwargs):
         settings = dict(kind="clip", path=str(root / "text_encoder"), max_length=16)
-        return encoders.TextEncoder(**(settings | kwargs)).digest
+        return encoders.TokenEncoder(**(settings | kwargs)).digest
 
     assert digest(clip) == digest(moved)
     assert len({digest(clip), digest(clip, layer=-2), digest(clip, max_length=15)}) == 3
@@ -239,10 +239,10 @@ def test_mistakes_are_one_line(clip, t5, tmp_path):
     ]
     for wrong, words in cases:
         with pytest.raises(UserError, match=words) as error:
-            TextEncoders([good | wrong]).encode([""])
+            PretrainedText([good | wrong]).encode([""])
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="has no path"):
-        TextEncoders([dict(kind="clip")])
+        PretrainedText([dict(kind="clip")])
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         ImageEncoder(str(tmp_path))

@@ -7,7 +7,7 @@ import pytest
 
 from im3d_jax.commands import embed
 from im3d_jax.conditions import precomputed
-from im3d_jax.conditions.encoders import TextEncoder, TextEncoders
+from im3d_jax.conditions.encoders import PretrainedText, TokenEncoder
 from im3d_jax.conditions.precomputed import PrecomputedText
 from recon_torch.errors import UserError
 
@@ -32,14 +32,14 @@ def settings(clip, t5):
 def encoded(monkeypatch):
     """The prompts that the encoders have seen, in the order they came."""
     seen = []
-    original = TextEncoder.encode
-    monkeypatch.setattr(TextEncoder, "encode", lambda self, new: seen.extend(new) or original(self, new))
+    original = TokenEncoder.encode
+    monkeypatch.setattr(TokenEncoder, "encode", lambda self, new: seen.extend(new) or original(self, new))
     return seen
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 2e-3)])
 def test_what_is_read_is_what_the_encoders_say(settings, tmp_path, dtype, tolerance):
-    text = TextEncoders(settings)
+    text = PretrainedText(settings)
     assert precomputed.write(text, PROMPTS, tmp_path, dtype) == 6
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "00000.safetensors", "00001.safetensors", "index.json"
@@ -53,7 +53,7 @@ def test_what_is_read_is_what_the_encoders_say(settings, tmp_path, dtype, tolera
 
 
 def test_what_was_interrupted_goes_on(settings, tmp_path, monkeypatch, encoded):
-    text = TextEncoders(settings[:1])
+    text = PretrainedText(settings[:1])
     whole = tmp_path / "whole"
     precomputed.write(text, PROMPTS, whole)
     original, calls = embed.save_file, []
@@ -81,16 +81,18 @@ def test_what_was_interrupted_goes_on(settings, tmp_path, monkeypatch, encoded):
 
 
 def test_other_prompts_or_encoders_are_encoded_again(settings, tmp_path, encoded):
-    precomputed.write(TextEncoders(settings[:1]), PROMPTS, tmp_path)
+    precomputed.write(PretrainedText(settings[:1]), PROMPTS, tmp_path)
     encoded.clear()
-    assert precomputed.write(TextEncoders(settings[:1]), [*PROMPTS, "new"], tmp_path) == 3
+    assert precomputed.write(PretrainedText(settings[:1]), [*PROMPTS, "new"], tmp_path) == 3
     assert encoded == ["z y", "cat cat", "new"]
-    assert precomputed.write(TextEncoders([settings[0] | dict(layer=-2)]), PROMPTS, tmp_path) == 6
-    assert precomputed.write(TextEncoders([settings[0] | dict(layer=-2)]), PROMPTS, tmp_path, "float16") == 6
+    assert precomputed.write(PretrainedText([settings[0] | dict(layer=-2)]), PROMPTS, tmp_path) == 6
+    assert (
+        precomputed.write(PretrainedText([settings[0] | dict(layer=-2)]), PROMPTS, tmp_path, "float16") == 6
+    )
 
 
 def test_a_directory_is_checked_when_it_is_read(settings, tmp_path):
-    precomputed.write(TextEncoders(settings[:1]), PROMPTS, tmp_path)
+    precomputed.write(PretrainedText(settings[:1]), PROMPTS, tmp_path)
     with pytest.raises(UserError, match="has no prompt 'a dog'; add it to the prompts of `im3d embed`"):
         PrecomputedText(tmp_path).encode(["a cat", "a dog"])
     first, second = tmp_path / "00000.safetensors", tmp_path / "00001.safetensors"
@@ -120,7 +122,7 @@ def test_the_command(settings, tmp_path, capsys):
     assert captured.out == f"{out}: 4 prompts, 4 of them encoded now\n"
     assert "the t5 encoder reads 9 tokens and leaves out" in captured.err
     (clip_text, _), _ = PrecomputedText(out).encode(["b c"])
-    np.testing.assert_allclose(clip_text, TextEncoders(settings).encode(["b c"])[0][0], atol=1e-5)
+    np.testing.assert_allclose(clip_text, PretrainedText(settings).encode(["b c"])[0][0], atol=1e-5)
     assert json.loads((out / "index.json").read_text())["dtype"] == "float32"
 
     prompts.write_text("\n \n")

@@ -80,7 +80,7 @@ def test_it_learns(trained):
 @torch.no_grad()
 def test_diffusers_reads_what_was_trained(trained, module):
     rgb = first_views(3)
-    codec = kl_module.AutoencoderKL.load(str(trained / "autoencoder"))
+    codec = kl_module.load(str(trained / "autoencoder"))
     latents = codec.encode(rgb, rgb[..., :1])
     mean = module.encode(channels_first(rgb)).latent_dist.mean
     np.testing.assert_allclose(latents, channels_last(mean) * module.config.scaling_factor, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from im3d_jax import backbones, checkpoint, costs, sharding
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data.sources import ProceduralSource
-from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream, Turntable
+from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream, TurntableTask
 from recon_torch.errors import UserError
 
 TOKENS, TEXT = (2, 5), (3, 6)
@@ -58,7 +58,7 @@ def task(shrunk, monkeypatch):
     config = shrunk()
     monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda *_: Letters())
     monkeypatch.setattr(backbones, "build", lambda *_: Scale())
-    made = Turntable(config, sharding.make_mesh(devices=jax.devices()[:1]))
+    made = TurntableTask(config, sharding.make_mesh(devices=jax.devices()[:1]))
     made.generator.image_encoder = Tokens()
     return made
 
@@ -157,13 +157,13 @@ def test_flops_are_three_times_a_call_and_leave_out_what_nothing_needs(shrunk):
     """Forward, and backward to inputs and to weights; with frozen weights less, and remat makes no more."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     whole, temporal = (
-        Turntable(shrunk(), mesh).flops(pattern, "turntable") for pattern in (".*", "temporal")
+        TurntableTask(shrunk(), mesh).flops(pattern, "turntable") for pattern in (".*", "temporal")
     )
     config = shrunk()
     with config.unlocked():
         config.backbone.kwargs.remat = "nothing_saveable"
-    assert Turntable(config, mesh).flops(".*", "turntable") == whole
-    task = Turntable(shrunk(), mesh)
+    assert TurntableTask(config, mesh).flops(".*", "turntable") == whole
+    task = TurntableTask(shrunk(), mesh)
     model, batch = task.model, 8
     noisy = jax.ShapeDtypeStruct((batch, 3, *model.latent_shape), jnp.float32)
     program = costs.trace(
@@ -190,7 +190,7 @@ def test_samples_are_turntables_of_prompts_and_pictures(shrunk, random_params, t
     config.text_to_image.num_steps = config.video.num_steps = 2
     config.train.sample.update(prompts=("a red chair",), images=(str(tmp_path / "picture.png"),))
     mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
-    task = Turntable(config, mesh)
+    task = TurntableTask(config, mesh)
     params = traverse_util.unflatten_dict(random_params, sep="/")
     params = jax.device_put(params, sharding.of_tree(params, task.partition_rules, mesh))
     videos = task.sample(params, jax.random.key(0))
