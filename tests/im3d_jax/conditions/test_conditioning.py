@@ -138,7 +138,7 @@ def test_isnet_finds_the_object_where_the_background_is_not_plain(monkeypatch):
         pictures.place(cluttered, "the drawing", **SETTINGS)
     asked = []
     monkeypatch.setattr(
-        conditioning.masks,
+        pictures.masks,
         "isnet_masks",
         lambda images, path: asked.append((images.shape, path)) or inside[None],
     )
