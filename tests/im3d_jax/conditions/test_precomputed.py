@@ -56,7 +56,7 @@ def test_what_was_interrupted_goes_on(settings, tmp_path, monkeypatch, encoded):
     text = PretrainedText(settings[:1])
     whole = tmp_path / "whole"
     precomputed.write(text, PROMPTS, whole)
-    original, calls = embed.save_file, []
+    original, calls = precomputed.save_file, []
 
     def fail_at_the_second(*args, **kwargs):
         calls.append(1)
