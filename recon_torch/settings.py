@@ -1,13 +1,13 @@
-"""The settings of a fit and of the verdict on it: `config.fit` and `config.gates`. Without torch."""
+"""The settings of a fit and of the verdict on it: `config.fit` and `config.gates`. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from recon_torch.errors import UserError, choice
+from recon_torch.errors import choice
 
 
 class Engine(enum.StrEnum):
@@ -19,29 +19,73 @@ class Engine(enum.StrEnum):
     TORCH = "torch"
 
 
+class Representation(enum.StrEnum):
+    """What is fitted; see `recon_torch.scene`."""
+
+    GAUSSIANS = "gaussians"
+    NERF = "nerf"  # a radiance field, the last row of the paper's Table 2
+
+
+class Start(enum.StrEnum):
+    """Where Gaussians start; see `recon_torch.scene.start`."""
+
+    HULL = "hull"  # in the part of the ball that is within the visual hull of the masks
+    BALL = "ball"  # the paper's
+
+
+class LpipsDtype(enum.StrEnum):
+    """What the convolutions of LPIPS compute in."""
+
+    AUTO = "auto"  # bfloat16 where it takes half the time, else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Level(enum.StrEnum):
+    """How much a finding of a quality gate speaks against an asset."""
+
+    HINT = "hint"  # not at all; the asset may be meant so
+    SUSPECT = "suspect"
+    BAD = "bad"
+
+
+class Verdict(enum.StrEnum):
+    """What all findings amount to, from the best to the worst."""
+
+    GOOD = "good"
+    SUSPECT = "suspect"
+    BAD = "bad"
+
+
 @dataclass(frozen=True)
 class FitSettings:
-    """Paper: 5000 Gaussians, 1200 steps, refinement every 50, weights 10, 0.2, 1. Unspecified: the rest.
+    """How a scene is fitted. Enums may be given as their strings.
 
-    Learning rates: DreamGaussian's, but the means move three times and the scales twice as fast, which
-    gives 0.4 dB more on held-out views.
+    From the paper: 5000 Gaussians, 1200 steps, refinement every 50 steps, and the weights of LPIPS, SSIM and
+    mask. The rest is unspecified in the paper.
+
+    Learning rates are those of DreamGaussian, except that the means move three times and the scales twice as
+    fast, which gives 0.4 dB more on held-out views.
+
+    Raises:
+        UserError: a string that is none of an enum's.
     """
 
-    num_gaussians: int = 5000
+    num_gaussians: int = 5000  # at the start
     num_steps: int = 1200
     views_per_step: int = 1
     init_radius: float = 0.5
-    start: Literal["hull", "ball"] = "hull"  # the masks' visual hull within the ball; the paper's is the ball
+    start: Start = Start.HULL
 
     w_lpips: float = 10.0
     w_ssim: float = 0.2
     w_mask: float = 1.0
     w_rgb: float = 0.0  # Table 2's ablation sets this and w_lpips=0
-    w_l1: float = 5.0  # the paper's is 0
+    w_l1: float = 5.0  # 0 in the paper
     lpips_net: str = "vgg"
-    lpips_stages: int | None = None  # from the first; None: all, or 3 where the weights are random
+    lpips_stages: int | None = None  # how many of the first ones; None: all, or 3 where weights are random
     lpips_weights: str = "auto"  # a file, "random", or "auto": torchvision's cache, else a loss without LPIPS
-    lpips_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the loss; metrics are float32
+    lpips_dtype: LpipsDtype = LpipsDtype.AUTO  # of the loss; metrics are in float32
     background: float = 1.0  # grey level behind the views
 
     lr_means: float = 3e-3
@@ -53,39 +97,38 @@ class FitSettings:
 
     refine_every: int = 50
     refine_until: float = 0.8  # share of the steps, so that what was added last has time to settle
-    grow_grad2d: float = 0.0014  # at 128 px; falls with the square root of the views' size
-    grow_scale3d: float = 0.005  # what is larger is split, what is smaller doubled
+    grow_grad2d: float = 0.0014  # for views of 128 px; falls with the square root of their size
+    grow_scale3d: float = 0.005  # larger Gaussians are split, smaller ones are doubled
     prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
-    prune_unseen: float = 0.06  # what fills less pixels than this share of the mean; the paper's is 0
+    prune_unseen: float = 0.06  # Gaussians that fill fewer pixels than this share of the mean; 0 in the paper
     max_gaussians: int = 20000
 
-    representation: Literal["gaussians", "nerf"] = "gaussians"  # Table 2's last row is the other
+    representation: Representation = Representation.GAUSSIANS
     nerf_cells: int = 64  # along each side of its grid
-    nerf_samples: int = 64  # along each of its rays
+    nerf_samples: int = 64  # along each ray
     lr_nerf: float = 0.2
 
     engine: Engine = Engine.AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in {"start": ("hull", "ball"), "representation": ("gaussians", "nerf")}.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
-        object.__setattr__(self, "engine", choice(Engine, self.engine, "engine"))
+        enums = dict(start=Start, representation=Representation, lpips_dtype=LpipsDtype, engine=Engine)
+        for name, kind in enums.items():
+            object.__setattr__(self, name, choice(kind, getattr(self, name), name))
 
 
 @dataclass(frozen=True)
 class GateSettings:
-    """Thresholds. Defaults: chosen between what good fits and made-up failures measure, see docs/gates.md.
+    """Thresholds of the quality gates, between what good fits and made-up failures measure (docs/gates.md).
 
     floaters, floaters_bad: share of the opacity in small pieces apart from the rest.
-    floater_size: share below which such a piece is small; what is larger belongs to the object.
-    cell_opacity: what a cell must take of a ray's light to count as matter.
-    floor_area: of a thin sheet below the object, in squares of side 1 (the object's ball has 0.79).
-    floor_ratio: and how much wider it is than what stands on it.
+    floater_size: share of the opacity below which a piece is small; larger ones belong to the object.
+    cell_opacity: share of a ray's light that a cell must take to count as matter.
+    floor_area: area of a thin sheet below the object, whose ball has a cross-section of 0.79.
+    floor_ratio: how many times as wide the sheet is as what stands on it.
     view_shape, view_psnr: least `shape_score`, and PSNR of the foreground in dB, of a render and its view.
-    views_bad: share of views that fail from which all of it is bad.
-    janus_back, janus_gap: how like the front (correlation) the back is, and by how much less the sides are.
+    views_bad: share of views that fail from which the verdict is bad instead of suspect.
+    janus_back, janus_gap: correlation of the back with the front, and by how much less that of the sides is.
     """
 
     floaters: float = 0.01

@@ -24,7 +24,7 @@ from recon_torch.errors import CommandParser, UserError, choice
 from recon_torch.files import make_directory, write_json
 from recon_torch.fit import quality, recovery
 from recon_torch.fit.optimization import Fit
-from recon_torch.settings import Engine, FitSettings
+from recon_torch.settings import Engine, FitSettings, Representation
 from recon_torch.views import check, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import MaskFunction, Views, load_views
@@ -253,7 +253,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="its backbone weights as torchvision names them, or 'random' (default: torchvision's cache; "
         "where that has none, the loss is without LPIPS)",
     )
-    add("--representation", default=FitSettings.representation, choices=("gaussians", "nerf"))
+    add("--representation", default=FitSettings.representation, choices=tuple(map(str, Representation)))
     add("--engine", default="auto", help="rasteriser: auto, gsplat or cpu (default %(default)s)")
     flags = parser.parse_args(argv)
     elevation_deg = flags.elevation_deg

@@ -20,7 +20,7 @@ from recon_torch.errors import UserError
 from recon_torch.losses.lpips import PerceptualDistance, perceptual_distance
 from recon_torch.losses.pixel import l1_loss, mask_loss, rgb_loss
 from recon_torch.losses.ssim import ms_ssim
-from recon_torch.settings import FitSettings
+from recon_torch.settings import FitSettings, LpipsDtype
 
 TERMS = ("lpips", "ssim", "mask", "rgb", "l1")
 VIEWS_AT_ONCE = 8  # bounds the memory of features
@@ -128,12 +128,9 @@ def _lpips_stages(settings: FitSettings, lpips: PerceptualDistance) -> int:
 
 
 def _lpips_dtype(settings: FitSettings, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where it takes half the time and the fit ends as good, else float32."""
-    name = settings.lpips_dtype
-    if name == "auto":
-        # torch has a public name for this only since 2.10.
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
-        name = "bfloat16" if fast else "float32"
-    if name not in ("float32", "bfloat16"):
-        raise UserError(f"lpips_dtype is {name!r}; choose auto, float32 or bfloat16")
-    return getattr(torch, name)
+    """AUTO is bfloat16 where that takes half the time, since the fit ends as good."""
+    if settings.lpips_dtype != LpipsDtype.AUTO:
+        return getattr(torch, settings.lpips_dtype)
+    # torch has a public name for this only since 2.10.
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
+    return torch.bfloat16 if fast else torch.float32

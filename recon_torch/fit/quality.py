@@ -6,7 +6,7 @@ that contradict one another, a face on either side. A gate looks for one of them
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from recon_torch.losses.metrics import psnr
-from recon_torch.settings import GateSettings
+from recon_torch.settings import GateSettings, Level, Verdict
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.masks import problem
 
@@ -27,8 +27,6 @@ HALF_WIDTH, NUM_CELLS = 1.2, 60  # of the cube that is searched; an object is 25
 SHEET_CELLS = 3  # thickness of a floor at most
 CROP_PX = 32  # side of what the Janus gate compares
 QUARTER_TURNS = 4
-
-Level = Literal["hint", "suspect", "bad"]
 
 
 class Finding(NamedTuple):
@@ -66,13 +64,19 @@ def inspect(
         janus_gate(*quarters, settings),
     ]
     findings = [finding for _, finding in gates if finding]
-    levels = {finding.level for finding in findings}
     return {
-        "verdict": "bad" if "bad" in levels else "suspect" if "suspect" in levels else "good",
-        "reasons": [finding.text for finding in findings if finding.level != "hint"],
-        "hints": [finding.text for finding in findings if finding.level == "hint"],
+        "verdict": _verdict(findings),
+        "reasons": [finding.text for finding in findings if finding.level != Level.HINT],
+        "hints": [finding.text for finding in findings if finding.level == Level.HINT],
         "numbers": {name: value for numbers, _ in gates for name, value in numbers.items()},
     }
+
+
+def _verdict(findings: list[Finding]) -> Verdict:
+    levels = {finding.level for finding in findings}
+    if Level.BAD in levels:
+        return Verdict.BAD
+    return Verdict.SUSPECT if Level.SUSPECT in levels else Verdict.GOOD
 
 
 def floaters_gate(grid: Float[np.ndarray, "n n n"], cameras: Cameras, settings: GateSettings) -> Judged:
@@ -92,7 +96,7 @@ def floaters_gate(grid: Float[np.ndarray, "n n n"], cameras: Cameras, settings: 
     numbers = {"floaters_share": share, "floaters_count": int(floating.sum())}
     if share <= settings.floaters:
         return numbers, None
-    level = "bad" if share > settings.floaters_bad else "suspect"
+    level = Level.BAD if share > settings.floaters_bad else Level.SUSPECT
     text = f"{share:.1%} of the opacity floats apart, in {floating.sum()} small pieces"
     return numbers, Finding(level, text)
 
@@ -125,7 +129,7 @@ def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judg
     if sheet < settings.floor_area or ratio < settings.floor_ratio:
         return numbers, None
     text = f"the object stands on a sheet of area {sheet:.2f}, {ratio:.1f} times as wide as itself: a floor?"
-    return numbers, Finding("suspect", text)
+    return numbers, Finding(Level.SUSPECT, text)
 
 
 def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> Judged:
@@ -137,7 +141,7 @@ def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> J
         return numbers, None
     kinds = sorted({problems[k] for k in wrong})
     cut_off = kinds == ["touches the border"]
-    level = "bad" if len(wrong) >= settings.views_bad * len(alphas) and not cut_off else "suspect"
+    level = Level.BAD if len(wrong) >= settings.views_bad * len(alphas) and not cut_off else Level.SUSPECT
     return numbers, Finding(level, f"the object {' or '.join(kinds)} in renders {_listed(wrong)}")
 
 
@@ -150,7 +154,7 @@ def agreement_gate(
     wrong = torch.nonzero((shape < settings.view_shape) | (psnr_db < settings.view_psnr))[:, 0].tolist()
     if not wrong:
         return numbers, None
-    level = "bad" if len(wrong) >= settings.views_bad * len(shape) else "suspect"
+    level = Level.BAD if len(wrong) >= settings.views_bad * len(shape) else Level.SUSPECT
     worst = f"in shape (score {shape.min():.2f}) or colour ({psnr_db.min():.1f} dB)"
     return numbers, Finding(level, f"the renders disagree with views {_listed(wrong)}, {worst}")
 
@@ -175,7 +179,7 @@ def janus_gate(
     if back < settings.janus_back or gap < settings.janus_gap:
         return numbers, None
     text = f"the back looks like the front (correlation {back:.2f}) and the sides do not: two faces?"
-    return numbers, Finding("hint", text)
+    return numbers, Finding(Level.HINT, text)
 
 
 def upright(grid: Float[np.ndarray, "n n n"], up: Float[np.ndarray, "3"] | None) -> np.ndarray:

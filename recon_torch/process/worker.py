@@ -36,7 +36,7 @@ from recon_torch.process.protocol import (
     Start,
 )
 from recon_torch.raster import gsplat_kernels
-from recon_torch.settings import Engine, GateSettings
+from recon_torch.settings import Engine, GateSettings, Representation
 from recon_torch.views.cameras import Cameras
 
 RENDER_CHUNK_VIEWS = 8  # one beat per chunk
@@ -117,7 +117,7 @@ class Worker:
     def _load_kernels(self, command: Start) -> None:
         settings = command.settings
         may_use_gsplat = settings.engine in (Engine.AUTO, Engine.GSPLAT)
-        is_drawn_by_gsplat = settings.representation == "gaussians" and may_use_gsplat
+        is_drawn_by_gsplat = settings.representation == Representation.GAUSSIANS and may_use_gsplat
         if torch.device(command.device).type == "cuda" and is_drawn_by_gsplat:
             patience_s = gsplat_kernels.COMPILE_TIMEOUT_S
             gsplat_kernels.load(lambda text: self._pipe.send(Notice(text, patience_s)))

@@ -15,7 +15,7 @@ from recon_torch.raster.rasterize import Render
 from recon_torch.scene.nerf import RadianceField
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.splats import Splats
-from recon_torch.settings import FitSettings
+from recon_torch.settings import FitSettings, Representation
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
@@ -86,6 +86,6 @@ class Scene(Protocol):
 
 def new_scene(cameras: Cameras, settings: FitSettings, device: torch.device) -> Scene:
     """A scene of the kind that `settings.representation` names, for a fit to views from these cameras."""
-    if settings.representation == "nerf":
+    if settings.representation == Representation.NERF:
         return RadianceField(settings, device)
     return Splats(cameras, settings, device)

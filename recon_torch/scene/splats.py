@@ -29,7 +29,7 @@ from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.start import init_ball, near_hull
 from recon_torch.scene.visibility import seen_px
-from recon_torch.settings import FitSettings
+from recon_torch.settings import FitSettings, Start
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
@@ -70,7 +70,7 @@ class Splats:
 
     def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
         """See `Scene`. What the masks rule out is left out of the ball, if they agree on any place."""
-        if self.settings.start != "hull":
+        if self.settings.start != Start.HULL:
             return []
         ball = self._ball()
         start = near_hull(ball, self._cameras, masks)

@@ -187,7 +187,7 @@ def bad_cases(tmp_path, config_path):
         "make each larger": (*prompt, *out, "--config.fit.num_steps=10"),
         "at least 1": (*prompt, *out, "--num-assets", 0),
         "at least 0": (*prompt, *out, "--retry-seeds", -1),
-        "choose gaussians or nerf": (*prompt, *out, "--config.fit.representation=mesh"),
+        "choose one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=mesh"),
         "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),
     }
 

@@ -3,12 +3,24 @@
 import pytest
 
 from recon_torch.errors import UserError
-from recon_torch.settings import Engine, FitSettings, plain
+from recon_torch.settings import Engine, FitSettings, LpipsDtype, Representation, Start, plain
 
 
 def test_an_engine_may_be_given_by_its_name():
     assert FitSettings(engine="cpu").engine is Engine.CPU
     assert FitSettings().engine is Engine.AUTO
+
+
+def test_every_enum_may_be_given_by_its_name():
+    settings = FitSettings(start="ball", representation="nerf", lpips_dtype="bfloat16")
+    assert settings.start is Start.BALL and settings.representation is Representation.NERF
+    assert settings.lpips_dtype is LpipsDtype.BFLOAT16
+
+
+@pytest.mark.parametrize("name", ["start", "representation", "lpips_dtype"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
+    with pytest.raises(UserError, match=f"{name} is 'half'; choose one of [a-z0-9, ]+$"):
+        FitSettings(**{name: "half"})
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():

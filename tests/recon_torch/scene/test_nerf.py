@@ -183,5 +183,5 @@ def test_the_file_says_how_to_read_it(tmp_path):
 def test_which_scene_is_fitted():
     assert type(new_fit().scene) is RadianceField
     assert type(new_fit(representation="gaussians").scene) is Splats
-    with pytest.raises(UserError, match="representation is 'mesh'; choose gaussians or nerf"):
+    with pytest.raises(UserError, match="representation is 'mesh'; choose one of gaussians, nerf"):
         new_fit(representation="mesh")
