@@ -1,19 +1,152 @@
-"""Lets torchvision's CUDA build be imported beside a CPU-only torch.
+"""Torch models of diffusers and transformers, loaded from local files and frozen.
 
-Package indexes that serve a CPU-only torch often have torchvision with CUDA alone. It registers kernels for
-operators that such a torch has never heard of, and its import fails, with that of lpips and transformers.
+Both libraries are optional, so they are imported when the first model is needed. Weights come from
+safetensors alone, because the other formats run code when they are read, and nothing is ever fetched.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
 import torch
+from safetensors import SafetensorError
+
+from recon_torch.errors import UserError
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
+"""What diffusers and transformers raise for files that are missing, damaged or of something else."""
 
 
 def declare() -> None:
-    """Declares the missing operators, once. Call it before the first import of torchvision."""
+    """Lets torchvision's CUDA build be imported beside a CPU-only torch. Call it before the first import.
+
+    Package indexes that serve a CPU-only torch often have torchvision with CUDA alone. It registers kernels
+    for operators that such a torch has never heard of, and its import fails, with that of lpips and
+    transformers. This declares the missing operators, once.
+    """
     if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
         return
     global _declarations  # they last as long as this object
     _declarations = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         _declarations.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def library(name: str, extra: str = "hosted") -> ModuleType:
+    """Imports diffusers or transformers and silences its log.
+
+    Args:
+        extra: of our package, which installs it.
+
+    Raises UserError if it is not installed.
+    """
+    declare()
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        message = f'{name} cannot be imported ({error}); install it with pip install "im3d[{extra}]"'
+        raise UserError(message) from None
+    logging = importlib.import_module(f"{name}.utils.logging")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return module
+
+
+def device() -> torch.device:
+    """The device on which hosted models run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def release() -> None:
+    """Gives the memory of models that nobody holds any longer back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def read_json(path: str | Path, name: str, what: str) -> dict:
+    """Reads a model's description in a local directory, such as its config.json.
+
+    Args:
+        what: where the path comes from, for errors.
+
+    Raises UserError if it is not there or is not JSON.
+    """
+    try:
+        return json.loads((Path(path) / name).read_text())
+    except OSError:
+        raise UserError(f"{what}: no {name} in {str(path)!r}; give the directory of a saved model") from None
+    except ValueError as error:
+        raise UserError(f"{what}: {Path(path) / name} is not JSON ({error}); fetch it again") from None
+
+
+def load(
+    model_class: type,
+    path: str | Path,
+    what: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    place: torch.device | None = None,
+    allow_extra: bool = False,
+    unused: str | None = None,
+) -> torch.nn.Module:
+    """Loads a model from a local directory, frozen, with every tensor accounted for.
+
+    Args:
+        model_class: of diffusers or transformers.
+        what: where the path comes from, for errors.
+        place: the device that the model goes to, by default `device()`.
+        allow_extra: accept tensors that the class has no use for, such as the vision half of CLIP for text.
+        unused: prefix of parameters that may be missing, because nobody calls them.
+
+    Raises UserError for a directory without safetensors and for weights that are damaged or do not fit.
+    """
+    read_json(path, "config.json", what)
+    options = {"variant": variant(path, what), "use_safetensors": True, "local_files_only": True}
+    try:
+        model, info = model_class.from_pretrained(str(path), output_loading_info=True, **options)
+    except LOADING_ERRORS as error:
+        raise UserError(f"{what}: {path} does not load as {model_class.__name__}: {brief(error)}") from None
+    # The libraries would leave what a file lacks at random values.
+    missing = [name for name in info["missing_keys"] if not (unused and name.startswith(unused))]
+    extra = [] if allow_extra else info["unexpected_keys"]
+    for problem, names in (("lacks", missing), ("has an unknown tensor", extra)):
+        if names:
+            found = f"{problem} {min(names)} ({len(names)} such)"
+            raise UserError(f"{what}: {path}, read as {model_class.__name__}, {found}; copy it again")
+    return model.to(place or device(), dtype).eval().requires_grad_(False)
+
+
+def variant(folder: str | Path, what: str) -> str | None:
+    """The variant of the weights below a folder: "fp16" if there is no other, None for plain ones.
+
+    Raises UserError if there are no safetensors.
+    """
+    names = [file.name for file in Path(folder).rglob("*.safetensors")]
+    if not names:
+        raise UserError(
+            f"{what}: no .safetensors weights in {folder}; pickled ones are not read, convert them"
+        )
+    return "fp16" if all(".fp16." in name or ".fp16-" in name for name in names) else None
+
+
+def brief(error: Exception) -> str:
+    """An error of another library as a part of a line of ours.
+
+    That is its first line, and the second if the first ends with a colon, at most 200 characters.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Shaped
 from torch import Tensor
 
 from im3d_jax import bridge
-from im3d_jax.conditions import hosting
 from im3d_jax.conditions.conditioning import Conditioning
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
 WHAT = "config.backbone.kwargs"

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Array, Float
 from torch import Tensor
 
-from im3d_jax.conditions import hosting
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
 # kind -> classes of transformers: the model, its tokeniser.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from im3d_jax.conditions import hosting
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
 WHAT = "config.text_to_image.pipeline"

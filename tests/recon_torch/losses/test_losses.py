@@ -13,10 +13,9 @@ from skimage.metrics import structural_similarity
 
 from recon_torch import hosting
 from recon_torch.errors import UserError
-from recon_torch.losses.ssim import ssim
 from recon_torch.losses.lpips import RANDOM_BACKBONE_SEED, TORCHVISION_FILES, PerceptualDistance
 from recon_torch.losses.pixel import l1_loss, mask_loss, rgb_loss
-from recon_torch.losses.ssim import ms_ssim
+from recon_torch.losses.ssim import ms_ssim, ssim
 
 
 def image_pair(side: int, num_views: int = 2, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

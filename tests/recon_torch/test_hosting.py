@@ -5,7 +5,7 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
-from im3d_jax.conditions import hosting
+from recon_torch import hosting
 from recon_torch.errors import UserError
 
 
