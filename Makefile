@@ -1,4 +1,4 @@
-# make demo | test | lint | format | bench. The environment in .venv is made once, and again when its pins change.
+# make demo | check | test | lint | types | format | bench. The environment in .venv is made once, and again when its pins change.
 PYTHON ?= python3
 PROMPT ?= a red mushroom with a beige stem
 BIN := .venv/bin
@@ -7,12 +7,22 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/im3d generate --prompt "$(PROMPT)" --out out/demo
 
+# What to run before every commit, in under two minutes.
+check: lint types fast
+
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+types: $(READY)
+	$(BIN)/mypy
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -30,4 +40,4 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-.PHONY: demo test lint format bench
+.PHONY: demo check test fast lint types format bench
