@@ -42,19 +42,24 @@ class Finding(NamedTuple):
         return f"{self.name}: {'; '.join(words) or 'ok'}"
 
 
-def main(directory: Path) -> None:
-    """Prints a line per frame. Raises UserError, as a summary, if there are errors."""
-    findings, general = check(directory)
-    print("\n".join(map(str, findings + general)))
-    faulty = sum(bool(finding.errors) for finding in findings)
-    summary = f"{directory}: {len(findings) - faulty} of {len(findings)} frames are good"
-    if faulty or any(finding.errors for finding in general):
-        raise UserError(f"{summary}; mend the others or take them out of transforms.json")
-    print(summary)
+class Checked(NamedTuple):
+    """What there is to say of a directory."""
+
+    frames: list[Finding]  # of each frame
+    general: list[Finding]  # of all frames together; may be empty
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.errors for finding in self.frames + self.general)
+
+    @property
+    def summary(self) -> str:
+        good = sum(not finding.errors for finding in self.frames)
+        return f"{good} of {len(self.frames)} frames are good"
 
 
-def check(directory: str | os.PathLike) -> tuple[list[Finding], list[Finding]]:
-    """What there is to say of each frame in `directory`'s transforms.json, and of all together.
+def check(directory: str | os.PathLike) -> Checked:
+    """Looks at each frame in the transforms.json of a directory, and at all of them together.
 
     Raises UserError if the file is missing, is not JSON or has no frames.
     """
@@ -77,7 +82,7 @@ def check(directory: str | os.PathLike) -> tuple[list[Finding], list[Finding]]:
             frames[index] = frame, picture
     general = Finding("all frames", [], [])
     _compare(frames, findings, general)
-    return findings, [general] if general.errors or general.remarks else []
+    return Checked(findings, [general] if general.errors or general.remarks else [])
 
 
 def lens_errors(frame: Frame) -> list[str]:

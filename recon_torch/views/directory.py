@@ -45,6 +45,15 @@ class Views:
         names = [self.names[i] for i in index]
         return Views(self.cameras[index], self.images[index], self.masks[index], names, self.notes)
 
+    def hold_out(self, every: int) -> tuple[Views, Views]:
+        """All views but every so many-th, and those. Raises UserError if either would be empty."""
+        if not 2 <= every <= len(self):
+            raise UserError(
+                f"cannot hold out every {every} views; give a number from 2 to the number of views, {len(self)}"
+            )
+        last_of_each = np.arange(len(self)) % every == every - 1
+        return self.take(np.flatnonzero(~last_of_each)), self.take(np.flatnonzero(last_of_each))
+
 
 def load_views(
     directory: str | os.PathLike,

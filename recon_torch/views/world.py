@@ -19,6 +19,7 @@ FOCUS_ROUNDS = 20  # of reweighting; the focus then moves by less than 1e-3 of i
 SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # of the cube in which an object is looked for
 REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half a cell's diagonal
 OBJECT_RADIUS = 0.45  # of the masks' hull after `of_masks`
+SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25  # of the masks' hull that `of_cameras` gives
 
 
 class World(NamedTuple):
@@ -91,6 +92,32 @@ def of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> World:
         raise UserError("no point is inside all masks; do the cameras and the images belong together?")
     center, radius = ball_around(points)
     return World(coarse.center + center / coarse.scale, coarse.scale * OBJECT_RADIUS / radius)
+
+
+def of_views(
+    cameras: Cameras, masks: Float[np.ndarray, "K H W 1"], normalize: bool
+) -> tuple[World, list[str]]:
+    """The world to fit in, by the masks (`normalize`) or by the cameras, and what speaks against it.
+
+    Raises:
+        UserError: see `of_masks` and `of_cameras`.
+    """
+    if normalize:
+        return of_masks(cameras, masks), []
+    unit = of_cameras(cameras)
+    points = hull_of_masks(unit.cameras(cameras), masks)
+    if not len(points):
+        note = "no point is inside all masks; do the cameras and the images belong together (--check)?"
+        return unit, [note]
+    center, radius = ball_around(points)
+    offset = float(np.linalg.norm(center))
+    if offset <= MOST_OFFSET and SMALLEST_RADIUS <= radius <= LARGEST_RADIUS:
+        return unit, []
+    note = (
+        f"by the masks the object has radius {radius:.2f}, {offset:.2f} from where the cameras look; "
+        "the fit expects 0.5 and 0: try --normalize"
+    )
+    return unit, [note]
 
 
 def up_axis(cameras: Cameras) -> Float[np.ndarray, "3"]:

@@ -1,6 +1,5 @@
 """The fit command: its files, its report, worlds that are not this project's, its refusals."""
 
-import dataclasses
 import json
 import re
 
@@ -11,10 +10,12 @@ from PIL import Image
 
 from recon_torch.commands import fit as fit_views
 from recon_torch.errors import UserError
+from recon_torch.fit import asset
 from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import load_ply
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.rasterize import rasterize
+from recon_torch.views import world
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import read_image, write_image
 from recon_torch.views.transforms import read_transforms, write_transforms
@@ -72,7 +73,7 @@ OPTIONS = ["--lpips-net", "alex", "--engine", "cpu"]
 
 @pytest.fixture(autouse=True)
 def short_turntable(monkeypatch):
-    monkeypatch.setattr(fit_views, "TURNTABLE_FRAMES", 6)
+    monkeypatch.setattr(asset, "TURNTABLE_FRAMES", 6)
 
 
 def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
@@ -126,8 +127,8 @@ def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tm
 
 def test_every_nth_view_is_held_out(tmp_path):
     write_views(tmp_path, CAMERAS)
-    flags = fit_views._parse(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
-    train, held_out, _ = fit_views._load(flags, flags.views[0])
+    flags = fit_views.parse(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
+    train, held_out, _ = fit_views.read_views(flags, flags.views[0])
     np.testing.assert_allclose(held_out.cameras.w2c, CAMERAS.w2c[[2, 5]], atol=1e-6)
     np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
 
@@ -165,15 +166,15 @@ def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks
     for index, mask in enumerate(masks):
         write_image(tmp_path / f"{index}.png", np.repeat(1 - mask, 3, -1))
     write_transforms(tmp_path / "transforms.json", cameras, [f"{index}.png" for index in range(8)])
-    flags = fit_views._parse(["--views", str(tmp_path), "--out", "x"])
-    train, _, notes = fit_views._load(flags, flags.views[0])
+    flags = fit_views.parse(["--views", str(tmp_path), "--out", "x"])
+    train, _, notes = fit_views.read_views(flags, flags.views[0])
     assert notes == []
-    _, (note,) = fit_views._world(train, normalize=False)
+    _, (note,) = world.of_views(train.cameras, train.masks, normalize=False)
     # In a world whose views are 2.3 times as wide as this project's own.
     factor = np.tan(np.radians(33.8 / 2)) / np.tan(np.radians(70.0 / 2))
     offset = float(note.split(" from where")[0].split()[-1])
     assert offset == pytest.approx(0.8 * factor, abs=0.04) and "try --normalize" in note
-    _, (note,) = fit_views._world(dataclasses.replace(train, masks=train.masks[::-1]), normalize=False)
+    _, (note,) = world.of_views(train.cameras, train.masks[::-1], normalize=False)
     assert "no point is inside all masks" in note
 
 
@@ -194,7 +195,9 @@ def test_check_only_checks(tmp_path, capsys):
     write_views(tmp_path, CAMERAS)
     before = sorted(tmp_path.iterdir())
     fit_views.main(["--views", str(tmp_path), "--check"])
-    assert "8 of 8 frames are good" in capsys.readouterr().out and sorted(tmp_path.iterdir()) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and lines[-1].endswith("8 of 8 frames are good")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_many_assets_are_what_each_is_alone(tmp_path, capsys):
@@ -234,6 +237,10 @@ def test_many_directories_are_checked(tmp_path, capsys):
     for name in ("good", "bad"):
         write_views(tmp_path / name, CAMERAS)
     (tmp_path / "bad" / "3.png").unlink()
+    with pytest.raises(UserError, match="7 of 8 frames are good; mend the others"):
+        fit_views.main(["--check", "--views", str(tmp_path / "bad")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and "ERROR: " in lines[3]
     with pytest.raises(UserError, match="1 of 2 failed, see above: .*bad"):
         fit_views.main(["--check", "--views", str(tmp_path / "bad"), str(tmp_path / "good")])
     said = capsys.readouterr()

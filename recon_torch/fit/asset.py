@@ -1,0 +1,159 @@
+"""From views to an asset: the fit, what is measured on it, and its files (Sec. 3.3 alone).
+
+asset = prepare(load_views("captured"), FitSettings())
+recovery.run(asset.fit, until_step=1200)
+path, report = write(asset, Path("fitted"))
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from recon_torch.files import write_json
+from recon_torch.fit import quality
+from recon_torch.fit.optimization import Fit
+from recon_torch.settings import FitSettings
+from recon_torch.views import world
+from recon_torch.views.cameras import Cameras
+from recon_torch.views.directory import Views
+from recon_torch.views.images import contact_sheet, write_image
+from recon_torch.views.transforms import write_transforms
+from recon_torch.views.video import write_video
+
+REPORT = "report.json"
+PACKAGES = ("torch", "gsplat", "lpips", "numba", "numpy")  # whose versions a report has
+TURNTABLE_FRAMES, TURNTABLE_FPS = 96, 24
+SHEET_VIEWS = 8
+
+
+@dataclass
+class Asset:
+    """One asset on its way from views to files.
+
+    Attributes:
+        train: the views that are fitted, in their own world.
+        held_out: views of the same world that are not fitted, only compared.
+        unit: where the fit's world lies in that of the views.
+        normalize: whether files are in the fit's world instead of that of the views.
+        up: the axis of the turntable, in either world.
+        notes: what the report should say about the views.
+        seconds: by stage, for the report.
+    """
+
+    train: Views
+    held_out: Views | None
+    unit: world.World
+    fit: Fit
+    normalize: bool
+    up: Float[np.ndarray, "3"]
+    notes: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of the views. Only assets that have these in common can be fitted together."""
+        return self.train.cameras.width, self.train.cameras.height
+
+
+def prepare(
+    train: Views,
+    settings: FitSettings,
+    *,
+    held_out: Views | None = None,
+    normalize: bool = False,
+    up: Float[np.ndarray, "3"] | None = None,
+) -> Asset:
+    """A fit that has its targets and awaits its first step.
+
+    Args:
+        train, held_out: the views to fit, and others that are only compared with the fit.
+        normalize: find the object by its masks, and write it at unit size; else by the cameras alone.
+        up: the axis of the turntable; default: the axis of the world nearest to up in the pictures.
+
+    Raises:
+        UserError: views or settings that cannot be fitted.
+    """
+    unit, notes = world.of_views(train.cameras, train.masks, normalize)
+    fit = Fit(unit.cameras(train.cameras), settings)
+    fit.set_targets(torch.from_numpy(train.images), torch.from_numpy(train.masks))
+    up = world.up_axis(fit.cameras) if up is None else up
+    return Asset(train, held_out, unit, fit, normalize, up, notes)
+
+
+def write(asset: Asset, out: Path, num_together: int = 1) -> tuple[Path, dict[str, Any]]:
+    """Measures a fit that has ended, and writes its files and, as the last of them, its report.
+
+    Args:
+        out: the directory, which exists.
+        num_together: how many assets were fitted together in the seconds of the fit.
+
+    Returns:
+        The file of the object itself, and the report.
+    """
+    started, fit = time.perf_counter(), asset.fit
+    agreement = {"training": fit.metrics()}
+    if asset.held_out is not None:
+        truth = torch.from_numpy(asset.held_out.images), torch.from_numpy(asset.held_out.masks)
+        agreement["held_out"] = fit.compare(asset.unit.cameras(asset.held_out.cameras), *truth)
+    path = _write_files(asset, out)
+    around = world.turntable(fit.cameras, asset.up, quality.QUARTER_TURNS)
+    judged = quality.inspect(fit, around, asset.up)
+    asset.seconds["export"] = time.perf_counter() - started
+    place = {"center": asset.unit.center, "scale": asset.unit.scale, "up": asset.up}
+    report = agreement | {
+        "seconds": asset.seconds,
+        "assets_fitted_together": num_together,
+        "num_steps": fit.step,
+        "num_gaussians": fit.num_gaussians,
+        "seed": fit.settings.seed,
+        "versions": _versions(),
+        "device": _device_name(fit.device),
+        "notes": asset.notes + fit.notes + fit.setbacks,
+        "world": place | {"asset_is_normalized": asset.normalize},
+        "quality": judged,
+    }
+    write_json(out / REPORT, report)
+    return path, report
+
+
+def _write_files(asset: Asset, out: Path) -> Path:
+    """In the views' own world or in the fit's. Returns the path of the object itself."""
+    fit, train = asset.fit, asset.train
+    path = fit.scene.save(out / "asset.ply", None if asset.normalize else asset.unit)
+    around = world.turntable(fit.cameras, asset.up, TURNTABLE_FRAMES)
+    write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
+
+    renders = _rgb(fit, fit.cameras)
+    names = [f"renders/{index:03d}.png" for index in range(len(train))]
+    for name, render in zip(names, renders, strict=True):
+        write_image(out / name, render)
+    write_transforms(out / "transforms.json", fit.cameras if asset.normalize else train.cameras, names)
+
+    shown = np.unique(np.linspace(0, len(train) - 1, SHEET_VIEWS).round().astype(int))
+    rows = [train.images[shown], renders[shown]]
+    write_image(out / "views.png", contact_sheet(rows, ["views", "renders"]))
+    return path
+
+
+def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:
+    parts = [fit.render(cameras[index]).rgb.clamp(0, 1).cpu().numpy() for index in range(len(cameras))]
+    return np.concatenate(parts)
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return versions | {"python": platform.python_version()}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
