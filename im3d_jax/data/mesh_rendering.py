@@ -1,12 +1,13 @@
-"""Views of textured meshes by ray casting on any CPU, without GL; the paper renders 100k assets (Sec. 3.1).
+"""Views of textured meshes by ray casting on a CPU, without GL. The paper renders 100k assets (Sec. 3.1).
 
 Light, axes and cameras are those of the procedural objects, so that renders of meshes can train and test the
-same models. Materials are flat albedo: metalness, roughness, normal maps and transparency are left out.
+same models. Materials are a plain albedo: metalness, roughness, normal maps and transparency are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,40 +15,53 @@ import numpy as np
 import trimesh
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
+from PIL import Image
 
 from im3d_jax.data.procedural import AMBIENT, LIGHT
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, choice
 from recon_torch.views.cameras import Cameras
 
-UP_AXES = ("y", "z")
 CREASE_DEG = 40.0  # edges sharper than this are shaded flat, whatever the file's normals say
-GREY = 0.7  # of meshes without any colour
+GREY = 0.7  # the albedo of meshes without any colour
+
+
+class UpAxis(StrEnum):
+    """The axis of a file that points up.
+
+    Y is that of glTF and of most .obj files: +Y is turned to +Z, and the front, +Z, to +X, where view 0 is.
+    Z changes nothing.
+    """
+
+    Y = "y"
+    Z = "z"
 
 
 class Mesh(NamedTuple):
-    """F triangles with attributes on each of their three corners. Colours are sRGB in [0, 1]."""
+    """F triangles with attributes on each of their three corners.
 
-    corners: Float[np.ndarray, "F 3 3"]  # positions, inside the ball of radius 0.5, +Z up
+    corners: positions inside the ball of radius 0.5, with +Z up.
+    normals: unit vectors.
+    colors: sRGB in [0, 1]. They are multiplied with the texture where there is one.
+    uvs: places in the texture; v grows upwards.
+    texture_index: the texture of each triangle; -1 for none.
+    """
+
+    corners: Float[np.ndarray, "F 3 3"]
     normals: Float[np.ndarray, "F 3 3"]
-    colors: Float[np.ndarray, "F 3 3"]  # multiplied with the texture, where there is one
-    uvs: Float[np.ndarray, "F 3 2"]  # v upwards
-    texture_index: Int[np.ndarray, " F"]  # -1: no texture
+    colors: Float[np.ndarray, "F 3 3"]
+    uvs: Float[np.ndarray, "F 3 2"]
+    texture_index: Int[np.ndarray, " F"]
     textures: list[Float[np.ndarray, "height width 3"]]
 
 
-def load_mesh(path: str | Path, up: str = "y") -> Mesh:
-    """Reads a .glb, .gltf, .obj or .ply with all its parts, scaled into the ball of radius 0.5.
-
-    Args:
-        up: the file's axis that points up. "y" (glTF, and most .obj files) turns +Y to +Z and the front, +Z,
-            to +X, where view 0 stands; "z" changes nothing.
+def load_mesh(path: str | Path, up: UpAxis | str = UpAxis.Y) -> Mesh:
+    """Reads a .glb, .gltf, .obj or .ply with all its parts, and scales it into the ball of radius 0.5.
 
     Raises:
-        UserError: the file is missing, is no mesh, or has no triangles.
+        UserError: the file is missing, is no mesh or has no triangles, or `up` is not a `UpAxis`.
     """
-    if up not in UP_AXES:
-        raise UserError(f"up axis {up!r} of {path} is not known; use one of {', '.join(UP_AXES)}")
+    up = choice(UpAxis, up, f"the up axis of {path}")
     if not Path(path).is_file():
         raise UserError(f"no mesh at {path}; check the path")
     try:
@@ -59,8 +73,8 @@ def load_mesh(path: str | Path, up: str = "y") -> Mesh:
     return from_scene(scene, up, str(path))
 
 
-def from_scene(scene: trimesh.Scene, up: str = "z", name: str = "the scene") -> Mesh:
-    """The parts of a trimesh scene, under their transforms, as one mesh. See `load_mesh`."""
+def from_scene(scene: trimesh.Scene, up: UpAxis = UpAxis.Z, name: str = "the scene") -> Mesh:
+    """All parts of a trimesh scene, each moved by its transform, as one mesh; see `load_mesh`."""
     textures: list[np.ndarray] = []
     parts = []
     for node in scene.graph.nodes_geometry:
@@ -79,7 +93,7 @@ def from_scene(scene: trimesh.Scene, up: str = "z", name: str = "the scene") -> 
     corners, normals, colors, uvs, texture_index = (
         np.concatenate(arrays) for arrays in zip(*parts, strict=True)
     )
-    if up == "y":
+    if up == UpAxis.Y:
         corners, normals = corners[..., [2, 0, 1]], normals[..., [2, 0, 1]]
     return Mesh(_normalise(corners, name), normals, colors, uvs, texture_index, textures)
 
@@ -87,10 +101,10 @@ def from_scene(scene: trimesh.Scene, up: str = "z", name: str = "the scene") -> 
 def render(
     mesh: Mesh, cameras: Cameras, supersampling: int = 3
 ) -> tuple[Float[np.ndarray, "K H W 4"], Float[np.ndarray, "K H W 1"]]:
-    """RGBA and depth, float32, with `supersampling`^2 rays for each pixel.
+    """Renders RGBA and depth, float32, with `supersampling`^2 rays for each pixel.
 
-    RGBA is in [0, 1] with straight colours (not multiplied by alpha, as in PNG files). Depth is the mean
-    distance along the camera's z axis of what the pixel covers, in world units; 0 where alpha is 0.
+    RGBA is in [0, 1], and its colours are not multiplied by alpha, as in PNG files. Depth is the mean distance
+    along the camera's z axis of what the pixel covers, in world units; it is 0 where alpha is 0.
     """
     scene = EmbreeScene(robust=True)
     TriangleMesh(scene, mesh.corners.astype(np.float32))
@@ -100,7 +114,7 @@ def render(
 
 
 def _rays(cameras: Cameras, supersampling: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Per view the camera centre [3] and directions [H*s, W*s, 3], of length 1 along the camera's z."""
+    """For each view the camera centre [3] and directions [H*s, W*s, 3], of length 1 along the camera's z."""
     v, u = np.meshgrid(
         (np.arange(cameras.height * supersampling) + 0.5) / supersampling,
         (np.arange(cameras.width * supersampling) + 0.5) / supersampling,
@@ -111,7 +125,14 @@ def _rays(cameras: Cameras, supersampling: int) -> Iterator[tuple[np.ndarray, np
         yield origin, np.stack([x, y, np.ones_like(x)], -1) @ w2c[:3, :3]
 
 
-def _render_view(mesh: Mesh, scene: EmbreeScene, origin, directions, supersampling: int):
+def _render_view(
+    mesh: Mesh,
+    scene: EmbreeScene,
+    origin: Float[np.ndarray, "3"],
+    directions: Float[np.ndarray, "rows columns 3"],
+    supersampling: int,
+) -> tuple[Float[np.ndarray, "H W 4"], Float[np.ndarray, "H W 1"]]:
+    """RGBA and depth of one view; see `render`."""
     rows, columns = directions.shape[:2]
     rays = np.ascontiguousarray(directions.reshape(-1, 3), np.float32)
     hits = scene.run(np.tile(origin.astype(np.float32), (len(rays), 1)), rays, query="INTERSECT", output=True)
@@ -127,8 +148,14 @@ def _render_view(mesh: Mesh, scene: EmbreeScene, origin, directions, supersampli
     return np.concatenate([pixels[..., :3] / covered, pixels[..., 3:4]], -1), pixels[..., 4:] / covered
 
 
-def _shade(mesh: Mesh, rays, triangles, u, v) -> Float[np.ndarray, "R 3"]:
-    """Colours of the points at barycentric (1 - u - v, u, v) of the triangles, lit from both sides."""
+def _shade(
+    mesh: Mesh,
+    rays: Float[np.ndarray, "R 3"],
+    triangles: Int[np.ndarray, " R"] | UInt32[np.ndarray, " R"],
+    u: Float[np.ndarray, " R"],
+    v: Float[np.ndarray, " R"],
+) -> Float[np.ndarray, "R 3"]:
+    """The colours of points at barycentric (1 - u - v, u, v) of triangles, which are lit from both sides."""
     weights = np.stack([1 - u - v, u, v], -1)[:, :, None]
     color, normal, uv = (
         (array[triangles] * weights).sum(1) for array in (mesh.colors, mesh.normals, mesh.uvs)
@@ -145,7 +172,7 @@ def _shade(mesh: Mesh, rays, triangles, u, v) -> Float[np.ndarray, "R 3"]:
 
 
 def _bilinear(texture: Float[np.ndarray, "h w 3"], uv: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, "R 3"]:
-    """Texture colours at uv, repeating outside [0, 1]; texel centres at +0.5, v upwards."""
+    """Texture colours at uv. The texture repeats outside [0, 1], and texel centres are at +0.5."""
     height, width = texture.shape[:2]
     column, row = uv[:, 0] * width - 0.5, (1 - uv[:, 1]) * height - 0.5
     left, top = np.floor(column).astype(int), np.floor(row).astype(int)
@@ -156,8 +183,10 @@ def _bilinear(texture: Float[np.ndarray, "h w 3"], uv: Float[np.ndarray, "R 2"])
     return upper * (1 - low_share) + lower * low_share
 
 
-def _place(geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"], transform: Float[np.ndarray, "4 4"]):
-    """Corner positions and unit normals [F, 3, 3] in the scene's frame."""
+def _place(
+    geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"], transform: Float[np.ndarray, "4 4"]
+) -> tuple[Float[np.ndarray, "F 3 3"], Float[np.ndarray, "F 3 3"]]:
+    """The corners' positions and unit normals in the frame of the scene."""
     corners = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3])[faces]
     flat = _outward(corners)[:, None]
     smooth = (geometry.vertex_normals @ np.linalg.pinv(transform[:3, :3]))[faces]
@@ -167,12 +196,14 @@ def _place(geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"], transform: 
 
 
 def _outward(corners: Float[np.ndarray, "F 3 3"]) -> Float[np.ndarray, "F 3"]:
-    """The normals of triangles, not of unit length: they point to where the corners run counter-clockwise."""
+    """The normals of triangles, not of unit length. Seen from their tips, corners run counter-clockwise."""
     return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
-def _appearance(geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"]):
-    """Corner colours [F, 3, 3], corner uvs [F, 3, 2] and the texture [h, w, 3], or None."""
+def _appearance(
+    geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"]
+) -> tuple[Float[np.ndarray, "F 3 3"], Float[np.ndarray, "F 3 2"], Float[np.ndarray, "h w 3"] | None]:
+    """The corners' colours and uvs, and the texture if there is one."""
     colors = np.full((len(faces), 3, 3), GREY)
     uvs = np.zeros((len(faces), 3, 2))
     visual = geometry.visual
@@ -190,18 +221,19 @@ def _appearance(geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"]):
     return colors, uvs, np.asarray(image.convert("RGB"), np.float32) / 255.0
 
 
-def _material(material):
-    """The constant factor [3] in sRGB, and the image of a glTF or .obj material, or None."""
+def _material(
+    material: trimesh.visual.material.Material,
+) -> tuple[Float[np.ndarray, "3"] | np.floating, Image.Image | None]:
+    """The colour, in sRGB, and the image, if there is one, of a glTF or .obj material."""
     if isinstance(material, trimesh.visual.material.PBRMaterial):
         linear = 1.0 if material.baseColorFactor is None else material.baseColorFactor[:3] / 255.0
-        return np.power(
-            linear, 1 / 2.2
-        ), material.baseColorTexture  # glTF factors are linear, its images sRGB
+        # glTF's factors are linear, its images sRGB.
+        return np.power(linear, 1 / 2.2), material.baseColorTexture
     return (np.ones(3) if material.image else material.diffuse[:3] / 255.0), material.image
 
 
 def _normalise(corners: Float[np.ndarray, "F 3 3"], name: str) -> Float[np.ndarray, "F 3 3"]:
-    """The bounding box's centre to the origin, the farthest point from it to distance 0.5."""
+    """Moves the bounding box's centre to the origin, and scales the farthest point to distance 0.5."""
     points = corners.reshape(-1, 3)
     centred = points - (points.min(0) + points.max(0)) / 2
     radius = np.linalg.norm(centred, axis=-1).max()

@@ -10,7 +10,8 @@ from im3d_jax import config_flags, main
 from im3d_jax.autoencoders import patches
 from im3d_jax.commands import dataset
 from im3d_jax.conditions.encoders import ImageEncoder, PretrainedText
-from im3d_jax.data import mesh_rendering, objects, procedural, views
+from im3d_jax.data import building, mesh_rendering, objects, procedural, views
+from im3d_jax.data.captions import read_captions
 from im3d_jax.data.turntables import TurntableSource, read_splits
 from recon_torch.errors import UserError
 from recon_torch.views import cameras
@@ -191,12 +192,12 @@ def test_splits_hold_each_object_once(rendered, tmp_path):
 
 def test_splits_have_their_shares():
     shares = dataset.parse_shares("train=0.9,validation=0.04,test=0.06")
-    placed = [dataset.split_of(f"object {n}", shares) for n in range(20_000)]
+    placed = [building.split_of(f"object {n}", shares) for n in range(20_000)]
     for name, share in shares.items():
         assert placed.count(name) / 20_000 == pytest.approx(
             share, abs=5 * np.sqrt(share * (1 - share) / 20_000)
         )
-    assert dataset.split_of("a", {"train": 1.0, "test": 0.0}) == "train"
+    assert building.split_of("a", {"train": 1.0, "test": 0.0}) == "train"
 
 
 def test_what_encoders_make_is_kept(rendered, tmp_path, clip, clip_vision):
@@ -280,7 +281,7 @@ def test_a_log_gets_plain_lines(capsys, monkeypatch):
 def test_captions_that_are_no_table_are_refused(tmp_path):
     (tmp_path / "captions.csv").write_text("a,one\nb,two, three\n")
     with pytest.raises(UserError, match="row 2: not name,caption"):
-        dataset.read_captions(tmp_path / "captions.csv")
+        read_captions(tmp_path / "captions.csv")
 
 
 def test_help_and_errors_come_from_the_command_line(capsys):

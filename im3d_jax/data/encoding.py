@@ -1,0 +1,64 @@
+"""Records with what encoders and an autoencoder make of them, so that training does not run these."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from im3d_jax.data.turntables import Record, decode_views
+from recon_torch.errors import UserError
+
+ENCODED_TOGETHER = 16  # objects
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What encodes records. Each part may be None: then records are left as they are in that respect.
+
+    Attributes:
+        text: encodes the captions.
+        image: encodes view 0.
+        codec: the autoencoder; its latents take the place of the views.
+        size: side in pixels of the views that the autoencoder takes.
+    """
+
+    text: Any = None
+    image: Any = None
+    codec: Any = None
+    size: int = 0
+
+    def encode_all(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records with what the encoders make of them, several at a time."""
+        records = iter(records)
+        while together := list(islice(records, ENCODED_TOGETHER)):
+            yield from self._encode(together)
+
+    def _encode(self, records: list[Record]) -> list[Record]:
+        added: list[dict[str, Any]] = [{} for _ in records]
+        if self.text:
+            text, mask = self.text.encode([record.caption for record in records])
+            for row, new in enumerate(added):
+                new["text"] = tuple(each[row] for each in text)
+                new["text_mask"] = tuple(each[row] for each in mask)
+        if self.image:
+            first = np.stack([decode_views(each.views[:1], each.size)[0][0] for each in records])
+            for tokens, new in zip(self.image.encode(first), added, strict=True):
+                new["image_tokens"] = tokens
+        if self.codec:
+            for record, new in zip(records, added, strict=True):
+                new |= dict(latents=self._latents(record), views=None)
+        return [dataclasses.replace(record, **new) for record, new in zip(records, added, strict=True)]
+
+    def _latents(self, record: Record) -> Float[np.ndarray, "K h w c"]:
+        if record.size != self.size:
+            raise UserError(
+                f"--latents: config.size is {self.size}, the views are {record.size} px; match them"
+            )
+        rgb, alpha = decode_views(record.views, record.size)
+        return np.asarray(self.codec.encode(rgb[None], alpha[None])[0])

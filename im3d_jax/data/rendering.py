@@ -1,0 +1,126 @@
+"""What `im3d dataset render` renders: procedural objects, or the meshes below a directory (Sec. 3.1).
+
+Both are a `Renderer`. Every object is seen from the same number of evenly spaced azimuths at one elevation,
+which is drawn for each object by its number or its name, so that it depends on no other object.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from im3d_jax.data import RenderedObject, mesh_rendering, objects, procedural
+from im3d_jax.data.mesh_rendering import UpAxis
+from im3d_jax.data.objects import Split
+from recon_torch.errors import UserError
+from recon_torch.files import write_json
+from recon_torch.views.cameras import orbit
+from recon_torch.views.images import straight
+
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+
+
+class Turntable(NamedTuple):
+    """Where the cameras stand around every object.
+
+    size: side of the square views in pixels.
+    elevation_deg: of all cameras; None draws an elevation from U[0, 45] degrees for each object.
+    seed: of what is drawn.
+    """
+
+    size: int
+    num_views: int
+    elevation_deg: float | None
+    seed: int
+
+    def elevation_rad(self, number: int) -> float:
+        """The elevation of the cameras around object `number`."""
+        if self.elevation_deg is None:
+            return objects.elevation_rad(self.seed, number)
+        return float(np.deg2rad(self.elevation_deg))
+
+
+class ProceduralRenderer:
+    """Renders the first `count` objects of the training split, each named by its number."""
+
+    def __init__(self, count: int, turntable: Turntable):
+        first, _ = objects.SPLITS[Split.TRAIN]
+        self.names = [f"{number:08d}" for number in range(first, first + count)]
+        self._turntable = turntable
+
+    def render(self, name: str) -> RenderedObject:
+        number, (size, num_views, _, seed) = int(name), self._turntable
+        elevation_rad = self._turntable.elevation_rad(number)
+        made = procedural.turntables(
+            seed, [number], size=size, num_views=num_views, elevations_rad=[elevation_rad]
+        )
+        rgba = straight(np.asarray(made.views.rgb[0]), np.asarray(made.views.alpha[0]))
+        return RenderedObject(rgba, orbit(num_views, elevation_rad, size), made.captions[0], elevation_rad)
+
+
+class MeshRenderer:
+    """Renders the meshes below a directory, each named by its path without the suffix.
+
+    Args:
+        directory: holds .glb, .gltf, .obj and .ply files, at any depth.
+        captions: by name. A mesh that has none gets the caption "".
+        up: the axis of the files that points up.
+
+    Raises UserError if there are no meshes, or if two of them would have one name.
+    """
+
+    def __init__(self, directory: Path, captions: Mapping[str, str], up: UpAxis, turntable: Turntable):
+        self._paths = find_meshes(directory)
+        self._captions, self._up, self._turntable = captions, up, turntable
+        self.names = list(self._paths)
+
+    @property
+    def without_caption(self) -> list[str]:
+        """The names of the meshes that have no caption."""
+        return [name for name in self.names if name not in self._captions]
+
+    def render(self, name: str) -> RenderedObject:
+        elevation_rad = self._turntable.elevation_rad(zlib.crc32(name.encode()))
+        cameras = orbit(self._turntable.num_views, elevation_rad, self._turntable.size)
+        rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(self._paths[name], self._up), cameras)
+        return RenderedObject(rgba, cameras, self._captions.get(name, ""), elevation_rad)
+
+
+def find_meshes(directory: Path) -> dict[str, Path]:
+    """Name -> file of all meshes below a directory, sorted by path.
+
+    Raises UserError if there are none, and if names collide: an object's name becomes the path of a directory.
+    """
+    found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
+    paths = {path.relative_to(directory).with_suffix("").as_posix(): path for path in found}
+    if not paths:
+        raise UserError(f"no meshes ({', '.join(MESH_SUFFIXES)}) below {directory}; correct --meshes")
+    if len(paths) < len(found):
+        raise UserError(f"{directory} has meshes that differ only in their suffix; rename them")
+    for name in paths:
+        if inside := [parent for parent in PurePosixPath(name).parents if str(parent) in paths]:
+            raise UserError(f"{directory} has a mesh and a folder called {inside[0]}; rename one")
+    return paths
+
+
+def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a directory of renders, or compares them with those that it was begun with.
+
+    Raises UserError if they differ: all objects of a data set must be rendered alike.
+    """
+    if not path.exists():
+        write_json(path, dict(settings))
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path} cannot be read; remove it, or choose another --out") from None
+    for key, value in settings.items():
+        if before.get(key) != value:
+            begun = f"{path.parent} was begun with {key} {before.get(key)}, now it is {value}"
+            raise UserError(f"{begun}; give the same, or another --out")
