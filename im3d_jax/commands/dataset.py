@@ -227,7 +227,7 @@ def load_encoders(config, embed: bool, latents: bool) -> tuple[Encoders, dict[st
     text = image = codec = None
     metadata = {}
     if embed and config.text.name == "pretrained":
-        text = build_text(config.text.name, config.text.kwargs)
+        text = build_text(config.text.name, config.text.kwargs.to_dict())
         metadata["text_encoders"] = [encoder.digest for encoder in text.encoders]
     if embed and config.image_encoder.path:
         from im3d_jax.conditions.encoders import ImageEncoder  # needs the extra "hosted"
@@ -280,10 +280,8 @@ def show(argv: list[str]) -> None:
     check_flags({"--objects must be at least 1": flags.objects >= 1})
     source = turntables.TurntableSource(flags.path, flags.split)
     num_bytes = sum(file.stat().st_size for file in flags.path.iterdir())
-    print(
-        f"{flags.path}: {_in_words(turntables.read_splits(flags.path))}; {num_bytes / 1e6:.1f} MB", end="; "
-    )
-    print(f"{source.num_views} views of {source.size} px")
+    counts = _in_words(turntables.read_splits(flags.path))
+    print(f"{flags.path}: {counts}; {num_bytes / 1e6:.1f} MB; {source.num_views} views of {source.size} px")
     rows, labels = [], []
     for index in np.unique(np.linspace(0, len(source) - 1, flags.objects).astype(int)):
         try:

@@ -1,4 +1,4 @@
-"""Directories of views become the records of a data set: read ahead, checked against each other, and split."""
+"""From directories of views to the records of a data set: read ahead, checked for likeness, and split."""
 
 from __future__ import annotations
 

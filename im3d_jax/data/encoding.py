@@ -6,15 +6,24 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from im3d_jax.autoencoders import Autoencoder
+from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.data.turntables import Record, decode_views
 from recon_torch.errors import UserError
 
 ENCODED_TOGETHER = 16  # objects
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """Makes the tokens of pictures that a backbone attends to."""
+
+    def encode(self, rgb: Float[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B L d"]: ...
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,9 @@ class Encoders:
         size: side in pixels of the views that the autoencoder takes.
     """
 
-    text: Any = None
-    image: Any = None
-    codec: Any = None
+    text: TextEncoder | None = None
+    image: ImageEncoder | None = None
+    codec: Autoencoder | None = None
     size: int = 0
 
     def encode_all(self, records: Iterable[Record]) -> Iterator[Record]:

@@ -103,8 +103,8 @@ def render(
 ) -> tuple[Float[np.ndarray, "K H W 4"], Float[np.ndarray, "K H W 1"]]:
     """Renders RGBA and depth, float32, with `supersampling`^2 rays for each pixel.
 
-    RGBA is in [0, 1], and its colours are not multiplied by alpha, as in PNG files. Depth is the mean distance
-    along the camera's z axis of what the pixel covers, in world units; it is 0 where alpha is 0.
+    RGBA is in [0, 1], and its colours are not multiplied by alpha, as in PNG files. Depth is the mean of what
+    the pixel covers, along the camera's z axis and in world units; it is 0 where alpha is 0.
     """
     scene = EmbreeScene(robust=True)
     TriangleMesh(scene, mesh.corners.astype(np.float32))

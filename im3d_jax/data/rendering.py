@@ -94,7 +94,7 @@ class MeshRenderer:
 def find_meshes(directory: Path) -> dict[str, Path]:
     """Name -> file of all meshes below a directory, sorted by path.
 
-    Raises UserError if there are none, and if names collide: an object's name becomes the path of a directory.
+    Raises UserError if there are none, or if names collide: a name becomes the path of a directory.
     """
     found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
     paths = {path.relative_to(directory).with_suffix("").as_posix(): path for path in found}

@@ -1,12 +1,12 @@
 """Turntables on disk: a tfds data set of array_record shards, written and read without TensorFlow.
 
-A record is one object: K views as RGBA PNG files with straight colours, or their latents; caption, cameras
-and elevation; and, where they were cached, what the text and image encoders make of them. Any record is read
-alone, which the shuffling of `pipeline` needs. `tfds.builder_from_directory(PATH).as_data_source("train")`
-reads it too.
+A record is one object. It holds K views as RGBA PNG files, or their latents; the caption, the cameras and
+their elevation; and what text and image encoders make of the object, if that was cached. Every record can be
+read on its own, which the shuffling of `pipeline` needs. The data set can also be read with tfds alone:
+`tfds.builder_from_directory(PATH).as_data_source("train")`.
 
-Records go through `tfds.core.SequentialWriter`, as they come, and not through `GeneratorBasedBuilder`: that
-one holds the data set in memory until it sorts it, and from 1 GB on needs TensorFlow to put it aside.
+Records are written as they come, through `tfds.core.SequentialWriter`. `GeneratorBasedBuilder` would hold the
+whole data set in memory to sort it, and would need TensorFlow to put it aside once it exceeds 1 GB.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -38,13 +39,15 @@ class Record:
     """One object as it is stored.
 
     Attributes:
-        id: its name, unique in the data set. caption: may be "".
-        views: PNG files, RGBA with straight colours, of K square pictures; or None where there are latents.
+        id: its name, unique in the data set.
+        caption: may be "".
         cameras: of the K views, on an orbit at `elevation_rad` around the origin, view k at azimuth
             2 pi k / K from view 0, counter-clockwise seen from above.
-        latents: [K, h, w, c]; stored as float16, as are all that follow.
-        text, text_mask: embeddings [L, d] and masks [L] of the caption, for each text encoder.
-        image_tokens: [L, d] of view 0.
+        views: K square pictures as PNG files, RGBA with colours that are not multiplied by alpha; None if
+            there are latents instead.
+        latents: of the views. All arrays from here on are stored as float16.
+        text, text_mask: embeddings and masks of the caption, one of each for every text encoder.
+        image_tokens: what the image encoder makes of view 0.
     """
 
     id: str
@@ -52,20 +55,20 @@ class Record:
     cameras: Cameras
     elevation_rad: float
     views: Sequence[bytes] | None = None
-    latents: np.ndarray | None = None
-    text: tuple[np.ndarray, ...] = ()
-    text_mask: tuple[np.ndarray, ...] = ()
-    image_tokens: np.ndarray | None = None
+    latents: Float[np.ndarray, "K h w c"] | None = None
+    text: tuple[Float[np.ndarray, "_ _"], ...] = ()
+    text_mask: tuple[Float[np.ndarray, "_"], ...] = ()
+    image_tokens: Float[np.ndarray, "_ _"] | None = None
 
     @property
     def size(self) -> int:
         """Side of the views in pixels."""
         return self.cameras.height
 
-    def fields(self) -> dict:
-        """What the record's features are called, and their values.
+    def fields(self) -> dict[str, Any]:
+        """The record as tfds takes it: the values of its features by their names.
 
-        Raises UserError for an array with values that float16 does not hold.
+        Raises UserError for an array with values that float16 cannot hold.
         """
         arrays = {"latents": self.latents, "image_tokens": self.image_tokens}
         arrays |= {f"text_{number}": array for number, array in enumerate(self.text)}
@@ -93,15 +96,15 @@ def write(
     out: str | Path,
     records: Iterable[tuple[str, Record]],
     splits: Sequence[str],
-    metadata: Mapping | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
     """Writes a data set, whole or not at all.
 
     Args:
-        out: its directory, which is not there yet or is empty.
-        records: (split, record) pairs. They are alike: as many views, of one size, with the same arrays.
-        splits: the splits there are; one may stay empty.
-        metadata: kept beside the records (JSON values), such as what encoded them.
+        out: its directory, which must be empty if it exists.
+        records: (split, record) pairs. All records must have as many views, of one size, and the same arrays.
+        splits: the names of all splits; a split may stay empty.
+        metadata: JSON values that are kept with the data set, such as what encoded the records.
 
     Returns the number of records of each split. Raises UserError if there are none, or if `out` is taken.
     """
@@ -130,7 +133,7 @@ def write(
     return counts
 
 
-def _dataset_info(directory: Path, like: Record, metadata: Mapping) -> tfds.core.DatasetInfo:
+def _dataset_info(directory: Path, like: Record, metadata: Mapping[str, Any]) -> tfds.core.DatasetInfo:
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=NAME, version=tfds.core.Version(VERSION), data_dir=os.fspath(directory), module_name=__name__
     )
@@ -143,9 +146,9 @@ def _dataset_info(directory: Path, like: Record, metadata: Mapping) -> tfds.core
 
 
 def _features(like: Record) -> tfds.features.FeaturesDict:
-    """The features of records like this one."""
+    """The features of records that are like this one."""
 
-    def feature(name: str, value):
+    def feature(name: str, value: Any) -> tfds.features.FeatureConnector:
         if name == "views":
             picture = tfds.features.Image(shape=(like.size, like.size, 4), encoding_format="png")
             return tfds.features.Sequence(picture, length=len(value))
@@ -161,17 +164,19 @@ def _features(like: Record) -> tfds.features.FeaturesDict:
 
 
 class TurntableSource:
-    """The objects of one split of a data set, see `pipeline.Source`.
+    """The objects of one split of a data set. A `Source`.
 
     Args:
-        path: the data set's directory. split: such as "train".
-        size: side of the views in pixels that is expected; None takes what there is.
-        num_views: how many evenly spaced views to give of the K that there are; None: all.
+        path: the data set's directory.
+        split: for instance "train".
+        size: the side of the views in pixels that is expected; None takes any.
+        num_views: how many evenly spaced ones of the stored views to give; None gives all.
 
     Attributes:
         metadata: what `write` was told, with "num_views" and "size".
 
-    Raises UserError if there is no data set, or not of that kind, size, split and number of views.
+    Raises UserError if there is no data set, if it holds no turntables, if it has not this split or size, and
+    if its views cannot be thinned out to `num_views`.
     """
 
     def __init__(
@@ -223,7 +228,8 @@ class TurntableSource:
             elevation_rad=float(fields["elevation_rad"]),
         )
         if "views" in fields:
-            example["rgb"], example["alpha"] = decode_views(fields["views"][:: self._step], self.size)
+            files = list(fields["views"][:: self._step])
+            example["rgb"], example["alpha"] = decode_views(files, self.size)
         else:
             example["latents"] = fields["latents"][:: self._step].astype(np.float32)
         numbers = range(sum(key.startswith("text_mask_") for key in fields))
@@ -240,7 +246,10 @@ class TurntableSource:
 def decode_views(
     files: Sequence[bytes], size: int
 ) -> tuple[Float[np.ndarray, "K H W 3"], Float[np.ndarray, "K H W 1"]]:
-    """RGBA PNG files as (rgb over white, alpha) in [0, 1]. Raises ValueError for another size or kind."""
+    """Decodes RGBA PNG files to rgb over white and alpha, both in [0, 1].
+
+    Raises ValueError, or OSError of Pillow, for files of another size or kind.
+    """
     rgb = np.empty((len(files), size, size, 3), np.float32)
     alpha = np.empty((len(files), size, size, 1), np.float32)
     for view, file in enumerate(files):
@@ -251,7 +260,7 @@ def decode_views(
             pixels = np.asarray(image)
         np.divide(pixels[..., 3:], 255, out=alpha[view], dtype=np.float32)
         share = alpha[view, ..., 0] / 255
-        for channel in range(3):  # plane by plane, which is four times as fast as with alpha broadcast
+        for channel in range(3):  # one channel at a time is four times as fast as broadcasting alpha
             rgb[view, ..., channel] = 1 + (pixels[..., channel].astype(np.float32) - 255) * share
     return rgb, alpha
 
@@ -262,14 +271,14 @@ def read_splits(path: str | Path) -> dict[str, int]:
 
 
 class _Encoded(tfds.decode.SkipDecoding):
-    """Leaves the views PNG files, so that only those are decoded that are asked for."""
+    """Leaves the views as PNG files, so that only those that are asked for are decoded."""
 
-    def decode_batch_example_np(self, example):
+    def decode_batch_example_np(self, example: Any) -> Any:
         return example
 
 
 def _open(path: Path) -> tfds.core.DatasetBuilder:
-    """The builder of a data set of turntables. Raises UserError if there is none in `path`."""
+    """Opens a data set of turntables. Raises UserError if there is none in `path`."""
     if not (path / "dataset_info.json").is_file():
         raise UserError(f"no data set in {path}: build one with `im3d dataset build`, or correct the path")
     try:
@@ -284,7 +293,7 @@ def _open(path: Path) -> tfds.core.DatasetBuilder:
 
 
 def _shard_lengths(builder: tfds.core.DatasetBuilder, path: Path, split: str) -> list[int]:
-    """The number of records in each file of a split. Raises UserError if a file is missing, or all."""
+    """The number of records in each file of a split. Raises UserError for an empty split or missing file."""
     splits = builder.info.splits
     if split not in splits or not splits[split].shard_lengths:
         known = ", ".join(name for name, each in splits.items() if each.shard_lengths)

@@ -1,8 +1,8 @@
 """Objects as directories of rendered views, from which data sets of turntables are built.
 
-An object is a directory with a transforms.json, the pictures it names (RGBA, or with masks), and a caption:
-in caption.txt, or in a metadata.json with "caption" and perhaps "elevation_deg". Its name is its path below
-the directory of all.
+The directory of an object has a transforms.json, the pictures that this names (RGBA, or with masks), and a
+caption. The caption is in a caption.txt, or in a metadata.json with "caption" and perhaps "elevation_deg".
+An object's name is the path of its directory below the directory of all objects.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from recon_torch.views.directory import load_views
 from recon_torch.views.images import straight, to_uint8, write_image
 from recon_torch.views.transforms import read_transforms, write_transforms
 
-TOLERANCE_DEG = 0.5  # of azimuths, elevations and of where cameras look
+TOLERANCE_DEG = 0.5  # of azimuths, elevations and viewing directions
 TOLERANCE_RADIUS = 0.01  # relative
 
 
 class Unfit(Exception):
-    """Why an object is no turntable, in one line."""
+    """An object that is no turntable. The message says why, in one line."""
 
 
 def write_object(
     directory: Path, rgba: Float[np.ndarray, "K H W 4"], cameras: Cameras, caption: str, elevation_rad: float
 ) -> None:
-    """Writes an object, whole or not at all. rgba: straight colours, in [0, 1].
+    """Writes an object, whole or not at all.
+
+    Args:
+        rgba: in [0, 1], with colours that are not multiplied by alpha.
+        elevation_rad: of all cameras.
 
     Raises UserError if the directory is there and not empty.
     """
@@ -57,6 +61,7 @@ def write_object(
 
 
 def is_object(directory: Path) -> bool:
+    """Whether an object was written to this directory."""
     return (directory / "transforms.json").is_file()
 
 
@@ -76,7 +81,7 @@ def find_objects(root: str | Path) -> list[Path]:
 
 
 def read_object(directory: Path, name: str) -> Record:
-    """An object's record. Raises Unfit for what is missing, cannot be read, or is not a turntable."""
+    """Reads an object. Raises Unfit if something is missing or cannot be read, or if it is no turntable."""
     try:
         caption, stated_deg = _read_metadata(directory)
         views = load_views(directory)
@@ -91,10 +96,10 @@ def read_object(directory: Path, name: str) -> Record:
 
 
 def check_turntable(cameras: Cameras) -> float:
-    """The elevation, in radians, of cameras that go round the origin as the video model's do (Sec. 3.1).
+    """The elevation, in radians, of cameras on a turntable as the video model has them (Sec. 3.1).
 
-    Raises Unfit unless they take equal steps counter-clockwise at one elevation and distance, look at the
-    origin, upright, and take square pictures.
+    Raises Unfit unless the cameras take equal steps counter-clockwise at one elevation and distance, look at
+    the origin, stand upright, and take square pictures.
     """
     if cameras.width != cameras.height:
         raise Unfit(f"the pictures are {cameras.width}x{cameras.height}, not square")
@@ -125,7 +130,7 @@ def check_turntable(cameras: Cameras) -> float:
 
 
 def _read_metadata(directory: Path) -> tuple[str, float | None]:
-    """The caption, and the elevation in degrees if it is stated."""
+    """The caption, and the elevation in degrees if it is stated. Raises Unfit if there is no caption."""
     path = directory / "metadata.json"
     if not path.is_file():
         try:
@@ -142,8 +147,10 @@ def _read_metadata(directory: Path) -> tuple[str, float | None]:
     return caption.strip(), elevation_deg
 
 
-def _png_files(directory: Path, images: np.ndarray, masks: np.ndarray) -> Iterator[bytes]:
-    """The views as PNG files with alpha; files that show just that already stay as they are."""
+def _png_files(
+    directory: Path, images: Float[np.ndarray, "K H W 3"], masks: Float[np.ndarray, "K H W 1"]
+) -> Iterator[bytes]:
+    """The views as PNG files with alpha. Files that already show exactly that are kept byte for byte."""
     _, names = read_transforms(directory / "transforms.json")
     for name, image, mask in zip(names, images, masks, strict=True):
         content = (directory / name).read_bytes()
@@ -154,10 +161,10 @@ def _png_files(directory: Path, images: np.ndarray, masks: np.ndarray) -> Iterat
         yield content
 
 
-def _shows(content: bytes, image: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether a file can be stored for a view: an RGBA PNG that decodes to it."""
+def _shows(content: bytes, image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"]) -> bool:
+    """Whether a file can be stored as it is: an RGBA PNG that decodes to this picture and mask."""
     try:
         rgb, alpha = decode_views([content], len(image))
     except (ValueError, OSError):  # another size, mode or format
         return False
-    return max(np.abs(rgb[0] - image).max(), np.abs(alpha[0] - mask).max()) < 1e-3
+    return bool(max(np.abs(rgb[0] - image).max(), np.abs(alpha[0] - mask).max()) < 1e-3)
