@@ -241,7 +241,9 @@ def load_encoders(config, embed: bool, latents: bool) -> tuple[Encoders, dict[st
         )
     if latents:
         model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
-        codec = autoencoders.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
+        codec = autoencoders.build(
+            **config.autoencoder.to_dict(), size=config.size, latent_shape=model.latent_shape
+        )
         metadata["autoencoder"] = config.autoencoder.to_dict()
     return Encoders(text, image, codec, config.size), metadata
 
