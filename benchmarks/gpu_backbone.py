@@ -33,7 +33,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax import costs, generator, sharding, tasks
 from im3d_jax.diffusion.guidance import Guidance
-from im3d_jax.generator import Generator
 from im3d_jax.training.feed import over_mesh
 from im3d_jax.training.state import create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
@@ -51,7 +50,7 @@ SMALL_PEER = dict(
 
 def measure_call(config, small: bool) -> dict:
     """The program that `Generator` runs 80 times."""
-    shapes = Generator(config, params={})
+    shapes = generator.load(config, params={})
     model, settings = shapes.model, config.video
     params = gpu_paper.random_params(model)
     guidance = Guidance(settings.w_image, settings.w_text, settings.rescale)
@@ -60,7 +59,7 @@ def measure_call(config, small: bool) -> dict:
     levels = [jnp.full(1, each, jnp.float32) for each in (500.0, 0.6, 0.8)]
     arguments = (params, shapes.codec, noisy, *levels, given, empty)
     started = time.perf_counter()
-    call = generator._denoise.lower(*arguments, model, guidance, settings.tie_first_view).compile()
+    call = generator.denoise_guided.lower(*arguments, model, guidance, settings.tie_first_view).compile()
     compile_seconds = time.perf_counter() - started
     copies = guidance.num_evaluations
     batch = jax.tree.map(lambda x: jnp.concatenate([x] * copies), (noisy, levels[0], given))

@@ -31,14 +31,13 @@ import jax.numpy as jnp
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from im3d_jax import backbones, bridge, costs, method, random_streams
-from im3d_jax.commands import generate
+from im3d_jax import backbones, bridge, costs, generator, method, pipeline, stages
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.generator import Generator
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.process.client import ReconClient
 from recon_torch.settings import FitSettings
-from recon_torch.views.cameras import orbit
+from recon_torch.views.cameras import Cameras, orbit
 
 ELEVATION_RAD = 0.35  # an estimator of random weights would say nothing
 
@@ -74,15 +73,14 @@ class Stages:
         self.calls.clear()
 
 
-def watch_all(stages: Stages, generator: Generator, client: ReconClient) -> None:
-    """The arrows of Figure 2, each under its name."""
-    codec = type(generator.codec)
-    watched = {
-        "text to image, 40 calls": [(generator, "text_to_image")],
-        "condition": [(generator, "condition")],
-        "first video, denoise": [(generator, "turntable")],
-        "rounds, denoise": [(generator, "refine")],
-        "masks": [(generator, "decode")],
+def watch_all(watched: Stages, codec: type, client: ReconClient) -> None:
+    """Watches the arrows of Figure 2, each under its name."""
+    arrows = {
+        "text to image, 40 calls": [(Generator, "text_to_image")],
+        "condition": [(Generator, "condition")],
+        "first video, denoise": [(Generator, "turntable")],
+        "rounds, denoise": [(Generator, "refine")],
+        "masks": [(Generator, "decode")],
         "autoencoder, decode": [(codec, "decode")],
         "autoencoder, encode": [(codec, "encode")],
         "views to the worker": [(bridge, "write")],
@@ -91,29 +89,31 @@ def watch_all(stages: Stages, generator: Generator, client: ReconClient) -> None
         "fit": [(client, "fit")],
         "render": [(client, "render")],
     }
-    for stage, functions in watched.items():
+    for stage, functions in arrows.items():
         for owner, name in functions:
-            stages.watch(owner, name, stage)
+            watched.watch(owner, name, stage)
 
 
-def make_asset(generator: Generator, client: ReconClient, key: jax.Array, cameras) -> float:
+def make_asset(
+    generator: Generator, client: ReconClient, key: jax.Array, cameras: Cameras, until_steps: tuple[int, ...]
+) -> float:
     """Prompt -> Gaussians; seconds in all. The files are not written: they are a CPU's work."""
     started = time.perf_counter()
     client.reset(cameras)
-    rgb, alpha = generator.text_to_image([gpu_paper.PROMPT], random_streams.stream(key, "image"))
+    asset_stages = stages.Stages()
+    rgb, alpha = method.draw(generator, gpu_paper.PROMPT, key, asset_stages)
     given = generator.condition([gpu_paper.PROMPT], rgb, alpha, ELEVATION_RAD)
-    latents = generator.turntable(given, random_streams.stream(key, "video"))
-    video = generator.decode(latents)
-    rounds = list(method.fit_and_refine(generator, client, given, video, key, generate.Stopwatch()))
-    assert len(rounds) == 1 + len(generator.config.rounds.at_steps)
+    video = method.sample_video(generator, given, key, asset_stages)
+    rounds = list(method.fit_and_refine(generator, client, given, video, key, until_steps, asset_stages))
+    assert len(rounds) == len(until_steps)
     return time.perf_counter() - started
 
 
 def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, float]]:
     """What each stage of one asset cannot do without: FLOPs, bytes, and the arithmetic's kind."""
-    config, model, codec = generator.config, generator.model, generator.codec
-    size, num_views, passes = config.size, config.num_views, 1 + len(config.rounds.at_steps)
-    video, image = config.video, config.text_to_image
+    model, codec, rounds = generator.model, generator.codec, generator.rounds
+    size, num_views, passes = generator.size, generator.num_views, 1 + len(rounds.at_steps)
+    video, image = generator.video, generator.image
     guided = {
         "video": Guidance(video.w_image, video.w_text, video.rescale).num_evaluations,
         "image": Guidance(image.w_text, image.w_text, image.rescale).num_evaluations,
@@ -132,8 +132,8 @@ def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, f
     pictures = frames(size, size, 3), frames(size, size, 1)
     once = costs.count_flops(costs.trace(type(codec).decode.__wrapped__, codec, frames(*model.latent_shape)))
     back = costs.count_flops(costs.trace(type(codec).encode.__wrapped__, codec, *pictures))
-    of_video, steps = call(guided["video"], num_views), len(config.rounds.at_steps) * config.rounds.num_runs
-    steps *= config.rounds.num_steps
+    of_video, steps = call(guided["video"], num_views), len(rounds.at_steps) * rounds.num_runs
+    steps *= rounds.num_steps
     view_bytes = num_views * size * size * 4 * 4  # rgb and mask, float32
     return {
         "text to image, 40 calls": _work(
@@ -184,37 +184,38 @@ def measure(config, rates: gpu_machine.Rates) -> dict:
     """Two assets by one generator and one worker."""
     settings, cameras = FitSettings(**config.fit), orbit(config.num_views, ELEVATION_RAD, config.size)
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
-    stages, loading = Stages(), time.perf_counter()
+    watched, loading = Stages(), time.perf_counter()
     with gpu_machine.PeakMemory() as memory, ReconClient(cameras, settings) as client:
-        generator = Generator(config, params=gpu_paper.random_params(model))
+        loaded = generator.load(config, params=gpu_paper.random_params(model))
         loading = time.perf_counter() - loading
-        watch_all(stages, generator, client)
+        watch_all(watched, type(loaded.codec), client)
+        until_steps = pipeline.read_settings(config).until_steps
         seconds = []
         for number in range(2):
-            stages.clear()
-            generator.num_calls = 0
-            seconds.append(make_asset(generator, client, jax.random.key(number), cameras))
+            watched.clear()
+            loaded = loaded.counting()
+            seconds.append(make_asset(loaded, client, jax.random.key(number), cameras, until_steps))
             print(f"asset {number}: {seconds[-1]:.2f} s", flush=True)
         peak = dict(memory.peak_bytes)
         processes = {"diffusion": peak.get(os.getpid(), 0), "worker": peak.get(client.pid, 0)}
         num_gaussians = client.num_gaussians
-    work = floors(generator, settings)
+    work = floors(loaded, settings)
     rows = [
-        gpu_machine.Stage(name, each, **work.get(name, {})).record(rates) | {"calls": stages.calls[name]}
-        for name, each in stages.seconds.items()
+        gpu_machine.Stage(name, each, **work.get(name, {})).record(rates) | {"calls": watched.calls[name]}
+        for name, each in watched.seconds.items()
     ]
-    rest = seconds[1] - sum(stages.seconds.values())
+    rest = seconds[1] - sum(watched.seconds.values())
     statistics = jax.devices()[0].memory_stats() or {}
     return {
         "stages": [*rows, gpu_machine.Stage("host, everything else", rest).record(rates)],
         "seconds_first": seconds[0],
         "seconds_second": seconds[1],
-        "seconds_paper_method": seconds[1] - stages.seconds["text to image, 40 calls"],
+        "seconds_paper_method": seconds[1] - watched.seconds["text to image, 40 calls"],
         "seconds_loading": loading,
         "floor_seconds": sum(row["floor_seconds"] for row in rows),
-        "network_calls": generator.num_calls - config.text_to_image.num_steps,
-        "copies_to_worker": stages.calls["views to the worker"],
-        "reads_without_copy": stages.calls["renders to JAX, no copy"],
+        "network_calls": loaded.count.calls - config.text_to_image.num_steps,
+        "copies_to_worker": watched.calls["views to the worker"],
+        "reads_without_copy": watched.calls["renders to JAX, no copy"],
         "num_gaussians": num_gaussians,
         "reserved_bytes_by_process": processes,
         "jax_peak_bytes": statistics.get("peak_bytes_in_use", 0),

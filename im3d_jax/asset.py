@@ -1,116 +1,335 @@
-"""What an asset is: a request, rounds, a report and files."""
+"""What an asset is: the request for it, the rounds in which it was made, its report and its files.
+
+A directory holds a whole asset if it holds report.json, which is written last. The files:
+
+    asset.ply              the Gaussians in the layout of 3DGS (asset.safetensors for a radiance field)
+    turntable.mp4          renders around the asset
+    views.png              a contact sheet: the input, and the generated views and renders of each round
+    images/, transforms.json            renders of the asset from the cameras of its views
+    views_0/, views_1/, ...             the views of each round, where `Request.save_views` asks for them
+    report.json            where the asset comes from, its quality, and what it cost
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import Float
 
-from recon_torch.process.client import ReconClient
+from im3d_jax.conditions import pictures
+from im3d_jax.settings import AssetSettings, PictureSettings, TurntableSettings
+from im3d_jax.stages import Stages
+from recon_torch.errors import UserError
+from recon_torch.files import make_directory, write_json
+from recon_torch.process import ReconstructionClient
+from recon_torch.settings import Verdict
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import contact_sheet, straight, write_image
 from recon_torch.views.transforms import write_transforms
 from recon_torch.views.video import write_video
 
-PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
-
-VERDICTS = ("good", "suspect", "bad")
-
 REPORT = "report.json"
+
+STAGING = ".im3d_"
+"""How the names of directories begin in which an asset's files wait until all of them are written."""
+
+OUR_FILES = re.compile(
+    r"asset\.(ply|safetensors)|turntable\.mp4|views\.png|report\.json"
+    r"|(views_\d+/)?(transforms\.json|images/\d{3,}\.png)"
+)
+"""The files of an asset, relative to its directory. Whatever else lies there belongs to somebody else."""
+
+PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
+"""The packages whose versions a report names."""
 
 
 class Request(NamedTuple):
-    """One asset to make. Either the prompt or the image (a path) may be empty, not both."""
+    """One asset to make. Either the prompt or the image may be empty, but not both.
+
+    Attributes:
+        prompt: what to make.
+        image: path of the picture that is view 0.
+        seed: of everything that is random.
+        out: directory for the asset's files.
+        elevation_deg: of the cameras of the views, where it is known.
+        save_views: whether to write the views of every round as well.
+    """
 
     prompt: str
     image: str
     seed: int
     out: Path
-    elevation_rad: float | None = None  # of the views, where it is known
+    elevation_deg: float | None = None
     save_views: bool = False
 
 
+class Picture(NamedTuple):
+    """A user's picture as view 0: over white, in [0, 1]. digest: SHA-256 of its file, in hex."""
+
+    rgb: Float[np.ndarray, "H W 3"]
+    alpha: Float[np.ndarray, "H W 1"]
+    digest: str
+
+
 class Round(NamedTuple):
-    """A round of the fit: what it was given and what it made."""
+    """One part of the fit: what it was fitted to and how far it came. Pictures are over white.
+
+    Attributes:
+        until_step: the step of the fit at which the round ended.
+        quality: psnr [dB], ssim, lpips ... between the renders and the targets.
+        targets: the views and, as alpha, their foreground masks, in [0, 1].
+        renders, alphas: of the fit from the same cameras; colours may exceed 1 a little.
+    """
 
     until_step: int
     quality: dict[str, float]
-    targets: np.ndarray
-    renders: np.ndarray
-    alphas: np.ndarray
+    targets: Float[np.ndarray, "K H W 4"]
+    renders: Float[np.ndarray, "K H W 3"]
+    alphas: Float[np.ndarray, "K H W 1"]
 
 
-def rank(report: dict) -> tuple[int, int, float]:
-    """Less is better: the verdict, how much speaks against the asset, how far it is from its views."""
+class Made(NamedTuple):
+    """What the method has made of a request; the Gaussians themselves are still with the client.
+
+    Attributes:
+        elevation_rad, cameras: of the views.
+        quality: what the quality gates say, see `ReconstructionClient.inspect`.
+        image_digest: of the user's picture; "" without one.
+        counts: network calls and evaluations, as the report names them.
+    """
+
+    elevation_rad: float
+    cameras: Cameras
+    rounds: list[Round]
+    quality: dict[str, Any]
+    image_digest: str
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Asset:
+    """A finished asset.
+
+    Attributes:
+        directory: holds its files.
+        report: the content of report.json.
+        cameras: of the views and of the renders.
+        rounds: the rounds of the fit, the first one first.
+    """
+
+    directory: Path
+    report: dict[str, Any]
+    cameras: Cameras
+    rounds: list[Round]
+
+    @property
+    def views(self) -> Float[np.ndarray, "K H W 3"]:
+        """The generated views that the last round was fitted to, over white, in [0, 1]."""
+        return self.rounds[-1].targets[..., :3]
+
+    @property
+    def masks(self) -> Float[np.ndarray, "K H W 1"]:
+        """The foreground masks of `views`, in [0, 1]."""
+        return self.rounds[-1].targets[..., 3:]
+
+    @property
+    def renders(self) -> Float[np.ndarray, "K H W 3"]:
+        """Renders of the asset from the cameras of `views`, over white, in [0, 1]."""
+        return self.rounds[-1].renders.clip(0, 1)
+
+    @property
+    def alphas(self) -> Float[np.ndarray, "K H W 1"]:
+        """The coverage of `renders`, in [0, 1]."""
+        return self.rounds[-1].alphas.clip(0, 1)
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.report["quality"]["verdict"])
+
+    def save(self, directory: str | Path) -> Path:
+        """Copies the asset's files into a directory, in place of those of an earlier asset there.
+
+        Raises UserError if the directory cannot be made or written to.
+        """
+        target = make_directory(directory)
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=target) as staging:
+            for path in files_of(self.directory):
+                copy = Path(staging, path.relative_to(self.directory))
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            move_into(Path(staging), target)
+        return target
+
+    def __repr__(self) -> str:
+        name = self.report["prompt"] or self.report["image"]
+        psnr = f"{self.rounds[-1].quality['psnr']:.1f} dB to its views"
+        gaussians = f"{self.report['num_gaussians']} Gaussians"
+        return f"<Asset {name!r}, seed {self.report['seed']}: {self.verdict}, {psnr}, {gaussians}>"
+
+    def __str__(self) -> str:
+        psnr, quality = self.rounds[-1].quality["psnr"], self.report["quality"]
+        judged = "; ".join([quality["verdict"], *quality["reasons"], *quality["hints"]])
+        return f"{self.directory}: {psnr:.1f} dB to the last views; quality: {judged}"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the contact sheet."""
+        return (self.directory / "views.png").read_bytes()
+
+
+# ---- The request ----
+
+
+def read_picture(path: str | Path, size: int, settings: PictureSettings) -> Picture:
+    """A user's picture as view 0 of `size` pixels. Raises UserError if that cannot be."""
+    rgb, alpha = pictures.load_image(
+        path, size, settings.fill, settings.background_tolerance, settings.mask_weights
+    )
+    return Picture(rgb, alpha, file_digest(path))
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256, in hex, of a file; "" for the path ""."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
+def origin(request: Request, image_digest: str, config_digest: str) -> dict[str, Any]:
+    """What an asset is made from, as its report says it. Equal origins make equal assets."""
+    elevation_deg = request.elevation_deg
+    return {
+        "prompt": request.prompt,
+        "image_digest": image_digest,
+        "seed": request.seed,
+        "given_elevation_deg": None if elevation_deg is None else round(float(elevation_deg), 6),
+        "config_digest": config_digest,
+    }
+
+
+# ---- The report ----
+
+
+def make_report(
+    made: Made, request: Request, client: ReconstructionClient, config_digest: str
+) -> dict[str, Any]:
+    """The report without its seconds, which are not over yet."""
+    return {
+        **origin(request, made.image_digest, config_digest),
+        "image": request.image,
+        **made.counts,
+        "elevation_deg": float(np.rad2deg(made.elevation_rad)),
+        "num_gaussians": client.num_gaussians,
+        "quality": made.quality,
+        "rounds": [{"until_step": each.until_step, **each.quality} for each in made.rounds],
+        "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+        "notes": client.notes,
+    }
+
+
+def rank(report: dict[str, Any]) -> tuple[int, int, float]:
+    """Orders assets of one request; the least is the best.
+
+    First comes the verdict, then the number of reasons against the asset, then its silhouettes' agreement
+    with its views.
+    """
     quality, last = report["quality"], report["rounds"][-1]
-    return VERDICTS.index(quality["verdict"]), len(quality["reasons"]), -last["silhouette_iou"]
+    return list(Verdict).index(quality["verdict"]), len(quality["reasons"]), -last["silhouette_iou"]
 
 
 def version_of(package: str) -> str:
-    """Its version; of a source tree that is only on the path there is none."""
+    """The version of an installed package. A source tree that is only on the path has none."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-def write_asset(
-    request: Request, client: ReconClient, cameras, config, rounds: list[Round], report: dict
-) -> None:
-    """Writes an asset's files beside `out` and then moves them in, so that none is ever half there."""
-    with tempfile.TemporaryDirectory(prefix=".im3d_", dir=request.out) as directory:
-        staging = Path(directory)
-        client.export(staging / "asset.ply")
-        final = np.concatenate([rounds[-1].renders, rounds[-1].alphas], -1)
-        write_views(staging, "images", final, cameras)
-        if request.save_views:
-            for number, each in enumerate(rounds):
-                write_views(staging / f"views_{number}", "images", each.targets, cameras)
-        rows = [rounds[0].targets[:1, ..., :3]]
-        labels = ["input"]
-        for number, each in enumerate(rounds):
-            rows += [each.targets[..., :3], each.renders.clip(0, 1)]
-            labels += [f"views {number}", f"renders {number}"]
-        write_image(staging / "views.png", contact_sheet(rows, labels))
-        around = orbit(
-            config.turntable.num_frames, np.deg2rad(report["elevation_deg"]), config.turntable.size
-        )
-        client.render(around)
-        write_video(staging / "turntable.mp4", client.renders.clamp(0, 1).cpu().numpy(), config.turntable.fps)
-        move_into(staging, request.out)
+# ---- The files ----
 
 
-def move_into(source: Path, target: Path) -> None:
-    """Moves all that is in one directory to another, in place of what has the same name there.
+def write(
+    made: Made, request: Request, client: ReconstructionClient, settings: AssetSettings, stages: Stages
+) -> Asset:
+    """Writes the files of what `client` holds into `request.out`; none is ever half written there.
 
-    The report, which stands for a whole asset, goes first and comes last.
+    They take the place of those of an earlier asset. Raises UserError where the system refuses to write.
     """
-    (target / REPORT).unlink(missing_ok=True)
-    for path in sorted(source.iterdir(), key=lambda path: path.name == REPORT):
-        if (target / path.name).is_dir():
-            shutil.rmtree(target / path.name)
-        os.replace(path, target / path.name)
+    report = make_report(made, request, client, settings.config_digest)
+    with stages.timed("export"), tempfile.TemporaryDirectory(prefix=STAGING, dir=request.out) as staging:
+        write_files(Path(staging), made, client, settings.turntable)
+        if request.save_views:
+            for number, each in enumerate(made.rounds):
+                write_views(Path(staging, f"views_{number}"), each.targets, made.cameras)
+        move_into(Path(staging), request.out)
+    report["seconds"] = stages.seconds()
+    write_json(request.out / REPORT, report)
+    return Asset(request.out, report, made.cameras, made.rounds)
 
 
-def write_views(directory: Path, folder: str, rgba: np.ndarray, cameras: Cameras) -> None:
-    """Pictures [K, H, W, 4] whose colours are over white, as RGBA files with a transforms.json beside."""
-    names = [f"{folder}/{k:03d}.png" for k in range(len(rgba))]
+def write_files(
+    directory: Path, made: Made, client: ReconstructionClient, turntable: TurntableSettings
+) -> None:
+    """Writes all files but the report and the views."""
+    client.export(directory / "asset.ply")
+    last = made.rounds[-1]
+    write_views(directory, np.concatenate([last.renders, last.alphas], -1), made.cameras)
+    rows, labels = [made.rounds[0].targets[:1, ..., :3]], ["input"]
+    for number, each in enumerate(made.rounds):
+        rows += [each.targets[..., :3], each.renders.clip(0, 1)]
+        labels += [f"views {number}", f"renders {number}"]
+    write_image(directory / "views.png", contact_sheet(rows, labels))
+    renders, _ = client.render(orbit(turntable.num_frames, made.elevation_rad, turntable.size))
+    write_video(directory / "turntable.mp4", renders.clamp(0, 1).cpu().numpy(), turntable.fps)
+
+
+def write_views(directory: Path, rgba: Float[np.ndarray, "K H W 4"], cameras: Cameras) -> None:
+    """Writes pictures whose colours are over white as images/000.png, ... (RGBA) with a transforms.json."""
+    names = [f"images/{k:03d}.png" for k in range(len(rgba))]
     for name, picture in zip(names, straight(rgba[..., :3], rgba[..., 3:].clip(0, 1)), strict=True):
         write_image(directory / name, picture)
     write_transforms(directory / "transforms.json", cameras, names)
 
 
-def image_digest(request: Request) -> str:
-    """SHA-256, in hex, of the picture's file; "" without a picture."""
-    return hashlib.sha256(Path(request.image).read_bytes()).hexdigest() if request.image else ""
+def files_of(directory: Path) -> Iterator[Path]:
+    """The files of an asset in its directory. The report, which stands for a whole asset, comes last."""
+    patterns = ("*", "images/*", "views_*/*", "views_*/images/*")
+    found = sorted(path for pattern in patterns for path in directory.glob(pattern) if path.is_file())
+    ours = [path for path in found if OUR_FILES.fullmatch(path.relative_to(directory).as_posix())]
+    yield from sorted(ours, key=lambda path: path == directory / REPORT)
 
 
-def given_elevation_deg(request: Request) -> float | None:
-    """What the user said, free of the rounding of its way to radians and back."""
-    return None if request.elevation_rad is None else round(float(np.rad2deg(request.elevation_rad)), 6)
+def remove_files(directory: Path) -> None:
+    """Removes an asset's files, the report first. Whatever else is in the directory stays."""
+    for path in reversed(list(files_of(directory))):
+        path.unlink()
+        if path.parent != directory and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    for folder in directory.glob("views_*"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Moves an asset's files to another directory, in place of those of the asset that is there.
+
+    Raises UserError where the system refuses, for example where a file has the name of a directory of ours.
+    """
+    try:
+        remove_files(target)
+        for path in files_of(source):
+            destination = target / path.relative_to(source)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, destination)
+    except OSError as error:
+        raise UserError(f"cannot write into {target} ({error.strerror}); choose another place") from error

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,17 @@ def load(path: str | Path) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"config {found} has no get_config(); it must return an ml_collections.ConfigDict")
     return module.get_config().lock()
+
+
+def with_overrides(config: str | Path | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The config of a file, or a copy of a config, with other values for some of its dotted keys.
+
+    Raises UserError as `load` does, and for an unknown key or a value of another type.
+    """
+    made = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load(config)
+    for key, value in overrides.items():
+        override(made, key, value if isinstance(value, str) else repr(value))
+    return made
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:

@@ -1,123 +1,136 @@
-"""A trained backbone ready to sample: prompts and images in, latent turntables out (Sec. 3.1, 3.4).
-
-Holds the backbone, its weights and everything they were trained with, and counts its network calls.
-"""
+"""A trained backbone that is ready to sample: from prompts and pictures to turntables (Sec. 3.1, 3.4)."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from im3d_jax import autoencoders, backbones, checkpoint
+from im3d_jax.autoencoders import Autoencoder
+from im3d_jax.backbones import Backbone
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import text as text_module
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
 from im3d_jax.diffusion.guidance import Guidance
+from im3d_jax.settings import MaskSettings, RoundSettings, TextToImageSettings, VideoSettings
 from recon_torch.errors import UserError
 from recon_torch.views import masks
 
-ROOT = Path(__file__).parents[1]  # shipped weights are named relative to it
+ROOT = Path(__file__).parents[1]
+"""The shipped weights are named relative to this directory."""
 
-BACKGROUND_ALPHA = 0.1  # coverage below which a decoded pixel is taken for background
+BACKGROUND_ALPHA = 0.1
+"""A decoded pixel whose coverage is below this is taken for background."""
 
-OnStep = Callable[[int, Array], None]
+OnStep = Callable[[int, Array], Any]
+"""Called after each denoising step as on_step(number of the step, its latents)."""
 
 
-class Generator:
-    """Samples images and turntables from a config's backbone.
+@runtime_checkable
+class PictureEncoder(Protocol):
+    """What turns the picture into tokens for a backbone that attends to them."""
+
+    def encode(self, rgb: Float[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B L d"]:
+        """Tokens of B pictures in [0, 1]."""
+
+
+class CallCount:
+    """Counts calls of the network. With guidance one call evaluates up to three conditions side by side.
 
     Attributes:
-        codec: the autoencoder. text: encodes prompts, see `conditioning.build_text`.
-        num_calls, num_evaluations: of the network so far. Guidance makes one call on a batch of up to three
-            evaluations (nothing, image, image and prompt).
-        turn: a lock to hold while sampling. Of several threads one samples at a time: side by side they would
-            need the memory of all of them, and compile the same programs.
+        calls: calls of the network.
+        evaluations: the conditions that these evaluated, together.
     """
 
-    def __init__(self, config, params=None, place: Sharding | None = None):
-        """Loads `config.weights`, unless `params` are given. Raises UserError if parts do not go together.
+    def __init__(self) -> None:
+        self.calls = self.evaluations = 0
+        self._lock = threading.Lock()
 
-        place: where `params` lie, if not on the first device.
-        """
-        self.config = config
-        self.model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
-        if self.model.num_views not in (None, config.num_views):
-            made = f"{config.backbone.name} makes {self.model.num_views}"
-            raise UserError(f"config.num_views is {config.num_views}, but {made}; match them")
-        self.place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
-        codec = autoencoders.build(
-            **config.autoencoder, size=config.size, latent_shape=self.model.latent_shape
+    def add(self, num_evaluations: int) -> None:
+        """Counts one call, also if several threads share this object."""
+        with self._lock:
+            self.calls += 1
+            self.evaluations += num_evaluations
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Generator:
+    """Samples pictures and turntables from a loaded backbone. Make one with `load`.
+
+    It is never changed: `with_params`, `counting` and `dataclasses.replace` make another one that shares the
+    rest.
+
+    Attributes:
+        name: what the config calls the backbone; error messages use it.
+        model: the backbone. params: its parameters, which lie at `place`.
+        codec: the autoencoder. text: encodes prompts. image_encoder: encodes the picture for a backbone that
+            attends to it, otherwise None.
+        size, num_views: side of a view in pixels, views of a turntable.
+        count: counts this generator's network calls.
+        turn: a lock to hold while sampling. Threads take turns at sampling: side by side they would need the
+            memory of all of them, and would compile the same programs.
+    """
+
+    name: str
+    model: Backbone
+    params: Any
+    codec: Autoencoder
+    text: TextEncoder
+    image_encoder: PictureEncoder | None
+    schedule: schedules.Schedule
+    size: int
+    num_views: int
+    image: TextToImageSettings
+    video: VideoSettings
+    rounds: RoundSettings
+    masks: MaskSettings
+    place: Sharding
+    count: CallCount = field(default_factory=CallCount)
+    turn: AbstractContextManager[Any] = field(default_factory=threading.Lock)
+
+    def __repr__(self) -> str:
+        millions = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
+        return (
+            f"<Generator {self.name}: {millions:.1f} M parameters, {self.num_views} views of {self.size} px>"
         )
-        self.codec = jax.device_put(codec, self.place)
-        self.schedule = schedules.make_schedule(**config.schedule)
-        self.text = text_module.build_text(config.text.name, config.text.kwargs)
-        self._check_text()
-        self.image_encoder = self._image_encoder(is_needed=params is None)
-        self.params = self._load_weights() if params is None else params
-        self.num_calls = self.num_evaluations = 0
-        self.turn = threading.Lock()
 
-    def counting_anew(self) -> Generator:
-        """This generator with counters of its own; everything else, `turn` too, is shared."""
-        other = copy.copy(self)
-        other.num_calls = other.num_evaluations = 0
-        return other
+    def counting(self) -> Generator:
+        """This generator with a count of its own, which begins at 0."""
+        return dataclasses.replace(self, count=CallCount())
 
-    def _check_text(self):
-        """Raises UserError if the backbone attends to text of other widths than the encoders make."""
-        taken = [each.shape[2:] for each in self.model.empty_conditioning(1).text]
-        made = [each.shape[2:] for each in self.text.encode([""])[0]]
-        if made != taken:
-            widths = f"config.text makes widths {made}, {self.config.backbone.name} attends to {taken}"
-            raise UserError(f"{widths}; name other encoders")
-
-    def _image_encoder(self, is_needed: bool):
-        """What a backbone that attends to the image's tokens needs, unless something else makes them."""
-        if self.model.empty_conditioning(1).image_tokens is None:
-            return None
-        if not self.config.image_encoder.path:
-            if not is_needed:
-                return None
-            raise UserError(
-                f"{self.config.backbone.name} attends to an image encoder: set config.image_encoder.path"
-            )
-        from im3d_jax.conditions.encoders import ImageEncoder  # needs the extra "hosted"
-
-        return ImageEncoder(self.config.image_encoder.path)
-
-    def _load_weights(self):
-        """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
-        named = self.config.weights
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        if not named and jax.tree.leaves(shapes):
-            raise UserError("config.weights is empty; give a file, or 'random' to try things out")
-        if named in ("", "random"):
-            return backbones.init(self.model, jax.random.key(self.config.seed))
-        path = Path(named) if Path(named).is_file() else ROOT / named
-        params, metadata = checkpoint.load_weights(path, shapes)
-        # Equally many words fit the same parameters, and mean other things.
-        if metadata.get("words", []) != list(self.text.words):
-            raise UserError(f"weights {path} were trained on other words than config.text's; train again")
-        return jax.device_put(params, self.place)
+    def with_params(self, params: Any) -> Generator:
+        """This generator with other parameters, which lie at `place`."""
+        return dataclasses.replace(self, params=params)
 
     def condition(
         self,
         prompts: list[str],
-        rgb: Float[Array, "B H W 3"] | None = None,
-        alpha: Float[Array, "B H W 1"] | None = None,
+        rgb: Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"] | None = None,
+        alpha: Float[Array, "B H W 1"] | Float[np.ndarray, "B H W 1"] | None = None,
         elevation_rad: float | None = None,
     ) -> Conditioning:
-        """Conditions of B assets: prompts ("" for none), the picture that is view 0, cameras' elevation."""
+        """The conditions of B assets.
+
+        Args:
+            prompts: one for each asset, "" for none.
+            rgb, alpha: pictures that are view 0, over white, in [0, 1].
+            elevation_rad: of the cameras, which only some backbones are told.
+        """
         text, text_mask = jax.tree.map(jnp.asarray, self.text.encode(prompts))
         given = self.model.empty_conditioning(len(prompts))._replace(text=text, text_mask=text_mask)
         if elevation_rad is not None and given.elevation_rad is not None:
@@ -132,15 +145,15 @@ class Generator:
     def text_to_image(
         self, prompts: list[str], key: PRNGKeyArray, on_step: OnStep | None = None
     ) -> tuple[Float[Array, "B H W 3"], Float[Array, "B H W 1"]]:
-        """Pictures (rgb over white, alpha) of the prompts: the backbone on one frame without an image.
+        """Pictures of the prompts, (rgb over white, alpha) in [0, 1]: the backbone on one frame without an
+        image.
 
         Raises UserError if the backbone takes no text.
         """
-        settings = self.config.text_to_image
+        settings = self.image
         given = self.condition(prompts)
         if not given.text:
-            name = self.config.backbone.name
-            raise UserError(f"{name} takes no prompts; give --image or config.text_to_image.pipeline")
+            raise UserError(f"{self.name} takes no prompts; give --image or config.text_to_image.pipeline")
         guidance = Guidance(settings.w_text, settings.w_text, settings.rescale)
         steps = sampler.make_steps(self.schedule, settings.num_steps, settings.spacing)
         noise = jax.random.normal(jax.random.fold_in(key, 0), (len(prompts), 1, *self.model.latent_shape))
@@ -156,10 +169,9 @@ class Generator:
     def turntable(
         self, given: Conditioning, key: PRNGKeyArray, on_step: OnStep | None = None
     ) -> Float[Array, "B K h w c"]:
-        """The first video: `config.video.num_steps` steps from noise (Sec. 3.1)."""
-        settings = self.config.video
-        steps = sampler.make_steps(self.schedule, settings.num_steps, settings.spacing)
-        shape = (given.image.shape[0], self.config.num_views, *self.model.latent_shape)
+        """The first video, denoised from pure noise in `video.num_steps` steps (Sec. 3.1)."""
+        steps = sampler.make_steps(self.schedule, self.video.num_steps, self.video.spacing)
+        shape = (given.image.shape[0], self.num_views, *self.model.latent_shape)
         noise = jax.random.normal(jax.random.fold_in(key, 0), shape)
         return self._sample_video(noise, steps, given, jax.random.fold_in(key, 1), on_step)
 
@@ -170,10 +182,9 @@ class Generator:
         key: PRNGKeyArray,
         on_step: OnStep | None = None,
     ) -> Float[Array, "B K h w c"]:
-        """Noises latent renders to `config.rounds.start_level` and denoises them again (Sec. 3.4)."""
-        settings = self.config.rounds
-        spacing = self.config.video.spacing
-        steps = sampler.make_steps(self.schedule, settings.num_steps, spacing, settings.start_level)
+        """Latent renders, noised to `rounds.start_level` and denoised again (Sec. 3.4)."""
+        num_steps, start_level = self.rounds.num_steps, self.rounds.start_level
+        steps = sampler.make_steps(self.schedule, num_steps, self.video.spacing, start_level)
         noisy = sampler.renoise(jax.random.fold_in(key, 0), renders, steps)
         return self._sample_video(noisy, steps, given, jax.random.fold_in(key, 1), on_step)
 
@@ -188,32 +199,39 @@ class Generator:
         return jnp.where(background, 1.0, rgb), jnp.where(background, 0.0, alpha)
 
     def _masks(self, rgb: Float[Array, "B K H W 3"]) -> Float[Array, "B K H W 1"]:
-        """Foreground of decoded views, for an autoencoder without alpha (A.1)."""
-        settings, frames = self.config.masks, np.asarray(rgb, np.float32).reshape(-1, *rgb.shape[2:])
-        if settings.isnet:
-            found = masks.isnet_masks(frames, settings.isnet)
+        """Foreground masks of decoded views, for an autoencoder without alpha (A.1)."""
+        frames = np.asarray(rgb, np.float32).reshape(-1, *rgb.shape[2:])
+        if self.masks.isnet:
+            found = masks.isnet_masks(frames, self.masks.isnet)
         else:
-            found = masks.threshold_masks(frames, tolerance=settings.tolerance)
+            found = masks.threshold_masks(frames, tolerance=self.masks.tolerance)
         return jnp.asarray(found).reshape(*rgb.shape[:-1], 1)
 
-    def _sample_video(self, noisy, steps, given, key, on_step):
-        settings = self.config.video
+    def _sample_video(
+        self,
+        noisy: Float[Array, "B K h w c"],
+        steps: sampler.Steps,
+        given: Conditioning,
+        key: PRNGKeyArray,
+        on_step: OnStep | None,
+    ) -> Float[Array, "B K h w c"]:
+        settings = self.video
         guidance = Guidance(settings.w_image, settings.w_text, settings.rescale)
         denoise = self._denoiser(given, guidance, tie_first_view=settings.tie_first_view)
         # Renders from the worker are bound to a device and noise is not; JAX would compile for each.
         noisy = jax.device_put(noisy, self.place)
         return sampler.sample(denoise, noisy, steps, solver=settings.solver, key=key, on_step=on_step)
 
-    def _denoiser(self, given: Conditioning, guidance: Guidance, tie_first_view: bool):
-        """The counted denoiser that `sampler.sample` calls."""
-
-        guided = _denoise if self.model.traceable else _denoise.__wrapped__
+    def _denoiser(
+        self, given: Conditioning, guidance: Guidance, tie_first_view: bool
+    ) -> Callable[..., Float[Array, "B K h w c"]]:
+        """The denoiser that `sampler.sample` calls, which counts its calls."""
+        guided = denoise_guided if self.model.traceable else denoise_guided.__wrapped__
         empty = conditioning.no_conditions(self.model, self.text, 1)
         given, empty = jax.device_put((given, empty), self.place)
 
         def denoise(noisy, timestep, alpha, sigma):
-            self.num_calls += 1
-            self.num_evaluations += guidance.num_evaluations
+            self.count.add(guidance.num_evaluations)
             levels = timestep, alpha, sigma
             settings = self.model, guidance, tie_first_view
             return guided(self.params, self.codec, noisy, *levels, given, empty, *settings)
@@ -222,10 +240,22 @@ class Generator:
 
 
 @partial(jax.jit, static_argnames=("model", "guidance", "tie_first_view"))
-def _denoise(params, codec, noisy, timestep, alpha, sigma, given, empty, model, guidance, tie_first_view):
-    """The guided estimate of the clean latents.
+def denoise_guided(
+    params: Any,
+    codec: Autoencoder,
+    noisy: Float[Array, "B K h w c"],
+    timestep: Float[Array, " B"],
+    alpha: Array,
+    sigma: Array,
+    given: Conditioning,
+    empty: Conditioning,
+    model: Backbone,
+    guidance: Guidance,
+    tie_first_view: bool,
+) -> Float[Array, "B K h w c"]:
+    """The guided estimate of the clean latents: one call of the network.
 
-    Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`: it is that image, because it
+    Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`, it is that image, because it
     is known and the other views hold on to it.
     """
     batch = noisy.shape[0]
@@ -238,3 +268,80 @@ def _denoise(params, codec, noisy, timestep, alpha, sigma, given, empty, model, 
     prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)
     clean = codec.clip(objective.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
     return clean.at[:, 0].set(given.image) if tie_first_view else clean
+
+
+# ---- From a config ----
+
+
+def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) -> Generator:
+    """The generator that a config describes, with the weights that `config.weights` names.
+
+    Args:
+        params: parameters to take instead of `config.weights`.
+        place: where the parameters lie; by default on the first device.
+
+    Raises UserError for parts that do not go together, and for weights that are missing or do not fit.
+    """
+    name = config.backbone.name
+    model = backbones.build(name, config.backbone.kwargs.to_dict())
+    if model.num_views not in (None, config.num_views):
+        raise UserError(
+            f"config.num_views is {config.num_views}, but {name} makes {model.num_views}; match them"
+        )
+    place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
+    codec = autoencoders.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
+    text = text_module.build_text(config.text.name, config.text.kwargs)
+    _check_text(name, model, text)
+    return Generator(
+        name=name,
+        model=model,
+        codec=jax.device_put(codec, place),
+        schedule=schedules.make_schedule(**config.schedule),
+        text=text,
+        image_encoder=_load_image_encoder(config, model, is_needed=params is None),
+        params=_load_weights(config, model, text, place) if params is None else params,
+        size=config.size,
+        num_views=config.num_views,
+        image=TextToImageSettings(**config.text_to_image),
+        video=VideoSettings(**config.video),
+        rounds=RoundSettings(**config.rounds),
+        masks=MaskSettings(**config.masks),
+        place=place,
+    )
+
+
+def _check_text(name: str, model: Backbone, text: TextEncoder) -> None:
+    """Raises UserError if the backbone attends to text of other widths than the encoders make."""
+    taken = [each.shape[2:] for each in model.empty_conditioning(1).text]
+    made = [each.shape[2:] for each in text.encode([""])[0]]
+    if made != taken:
+        raise UserError(f"config.text makes widths {made}, {name} attends to {taken}; name other encoders")
+
+
+def _load_image_encoder(config: ConfigDict, model: Backbone, is_needed: bool) -> PictureEncoder | None:
+    """The encoder of the picture's tokens, for a backbone that attends to them; otherwise None."""
+    if model.empty_conditioning(1).image_tokens is None:
+        return None
+    if not config.image_encoder.path:
+        if not is_needed:
+            return None
+        raise UserError(f"{config.backbone.name} attends to an image encoder: set config.image_encoder.path")
+    from im3d_jax.conditions.encoders import ImageEncoder  # needs the extra "hosted"
+
+    return ImageEncoder(config.image_encoder.path)
+
+
+def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place: Sharding) -> Any:
+    """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
+    named = config.weights
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if not named and jax.tree.leaves(shapes):
+        raise UserError("config.weights is empty; give a file, or 'random' to try things out")
+    if named in ("", "random"):
+        return backbones.init(model, jax.random.key(config.seed))
+    path = Path(named) if Path(named).is_file() else ROOT / named
+    params, metadata = checkpoint.load_weights(path, shapes)
+    # Another vocabulary of the same size has parameters of the same shapes, and means other words by them.
+    if metadata.get("words", []) != list(text.words):
+        raise UserError(f"weights {path} were trained on other words than config.text's; train again")
+    return jax.device_put(params, place)

@@ -6,63 +6,61 @@ import difflib
 import importlib
 import os
 import sys
+from typing import NamedTuple
 
 from recon_torch.errors import UserError
 
-# command -> (module with `main(argv)`, help). Modules load only when asked for: `im3d fit` never imports jax.
+
+class Command(NamedTuple):
+    """A module with `main(argv)`, imported only when the command is asked for, and a line of help."""
+
+    module: str
+    help: str
+
+
 COMMANDS = {
-    "generate": ("im3d_jax.commands.generate", "a prompt or an image in, a 3D asset out (Figure 2)"),
-    "batch": (
-        "im3d_jax.commands.batch",
-        "assets of all prompts in a file, in shards, resumed",
+    "generate": Command("im3d_jax.commands.generate", "make assets from prompts or a picture"),
+    "batch": Command("im3d_jax.commands.batch", "make the assets of all prompts in a file, in shards"),
+    "fit": Command("recon_torch.commands.fit", "fit Gaussians to images with a transforms.json"),
+    "render": Command("recon_torch.commands.render", "render a .ply of Gaussians: images and a turntable"),
+    "train": Command("im3d_jax.commands.train", "train the video generator"),
+    "train-elevation": Command(
+        "im3d_jax.commands.train_elevation", "train the estimator of a video's elevation"
     ),
-    "fit": (
-        "recon_torch.commands.fit",
-        "fit Gaussians to a directory of images with a transforms.json (Sec. 3.3)",
+    "convert": Command(
+        "im3d_jax.commands.convert", "turn public checkpoints into weights for a backbone, and back"
     ),
-    "render": (
-        "recon_torch.commands.render",
-        "render a .ply of Gaussians: images, transforms.json and a turntable",
+    "dataset": Command(
+        "im3d_jax.commands.dataset", "render objects, build a data set of turntables, look at one"
     ),
-    "train": ("im3d_jax.commands.train", "train the video generator (Sec. 3.1)"),
-    "train-elevation": (
-        "im3d_jax.commands.train_elevation",
-        "train the estimator of a video's elevation (Sec. 3.3)",
+    "embed": Command("im3d_jax.commands.embed", "encode prompts once, for training"),
+    "check-backbone": Command(
+        "im3d_jax.commands.check_backbone", "test a denoiser, yours too, against the backbone contract"
     ),
-    "convert": (
-        "im3d_jax.commands.convert",
-        "public checkpoints into weights for a backbone, and back",
+    "plan": Command(
+        "im3d_jax.commands.plan", "say what a config costs in parameters, FLOPs, memory and seconds"
     ),
-    "dataset": ("im3d_jax.commands.dataset", "render objects, build a data set of turntables, look at one"),
-    "embed": ("im3d_jax.commands.embed", "encode prompts once, for training"),
-    "check-backbone": (
-        "im3d_jax.commands.check_backbone",
-        "test a denoiser, yours too, against the backbone contract",
-    ),
-    "plan": (
-        "im3d_jax.commands.plan",
-        "what a config costs: parameters, FLOPs, memory and seconds, without running it",
-    ),
-    "evaluate": ("im3d_jax.evaluate.suite", "measure the shipped model on test objects"),
+    "evaluate": Command("im3d_jax.commands.evaluate", "measure a model on test objects"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:<16} {text}" for name, (_, text) in COMMANDS.items()]
+    """The text of `im3d --help`."""
+    lines = [f"  {name:<16} {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: im3d COMMAND [flags]    (`im3d COMMAND --help` lists the flags)", "", *lines])
 
 
 def dispatch(argv: list[str]) -> None:
-    """Calls the command that `argv[0]` names with the rest. Raises `UserError` for an unknown name."""
+    """Calls the command that `argv[0]` names. Raises UserError for an unknown name."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return
-    command, *rest = argv
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {command!r}: {hint}")
-    importlib.import_module(COMMANDS[command][0]).main(rest)
+        raise UserError(f"unknown command {name!r}: {hint}")
+    importlib.import_module(COMMANDS[name].module).main(rest)
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -1,154 +1,183 @@
-"""The method: Figure 2 of the paper, read downwards."""
+"""The method: Figure 2 of the paper, from a prompt or a picture to an asset, read downwards."""
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 import torch
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from im3d_jax import bridge, config_flags
-from im3d_jax.asset import (
-    PACKAGES,
-    REPORT,
-    Request,
-    Round,
-    given_elevation_deg,
-    image_digest,
-    version_of,
-    write_asset,
-)
-from im3d_jax.conditions import pictures
-from im3d_jax.generator import Generator
+from im3d_jax import asset, bridge
+from im3d_jax.asset import Asset, Made, Picture, Request, Round
+from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.generator import CallCount, Generator
 from im3d_jax.random_streams import stream
-from im3d_jax.stages import Show, Stopwatch, progress
-from recon_torch.elevation import estimator as elevation
-from recon_torch.files import write_json
-from recon_torch.process.client import ReconClient
-from recon_torch.settings import GateSettings
+from im3d_jax.settings import AssetSettings
+from im3d_jax.stages import Stages
+from recon_torch.elevation.estimator import Estimator, estimate
+from recon_torch.process import ReconstructionClient
 from recon_torch.views.cameras import orbit
 
-INITIAL_ELEVATION_RAD = 0.3  # of the worker's first cameras, before a video has been seen
+Video = tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]
+"""Views over white and their foreground masks, in [0, 1]; an asset has B = 1."""
 
 
 def make_asset(
-    generator: Generator, client: ReconClient, estimator, request: Request, show: Show = progress
-) -> dict:
-    """Prompt or image -> asset in `request.out`. Returns the report.
+    generator: Generator,
+    estimator: Estimator,
+    client: ReconstructionClient,
+    settings: AssetSettings,
+    request: Request,
+    picture: Picture | None,
+    stages: Stages,
+) -> Asset:
+    """Makes the asset of a request, and writes it into `request.out`.
 
-    Several threads may do this with one generator and estimator, each with a client of its own.
+    Several threads may do this with the same generator and estimator, each with a client of its own.
+
+    Args:
+        picture: of `request.image`; None: the backbone draws one of the prompt.
     """
-    generator = generator.counting_anew()
-    config, seconds = generator.config, Stopwatch()
     key = jax.random.key(request.seed)
+    elevation_rad = known_elevation_rad(request, settings)
 
-    # ---- prompt -> image ----
-    if request.image:
-        picture = pictures.load_image(request.image, config.size, **config.image)
-        rgb, alpha = (part[None] for part in picture)
-    else:
-        image_key, num_steps = stream(key, "image"), config.text_to_image.num_steps
-        with generator.turn, seconds("text_to_image"), show("image", num_steps) as bar:
-            drawn = generator.text_to_image([request.prompt], image_key, lambda *_: bar.update())
-            rgb, alpha = jax.block_until_ready(drawn)
-    image_calls, image_evaluations = generator.num_calls, generator.num_evaluations
+    # ---- prompt -> picture ----
+    drawing = generator.counting()
+    rgb, alpha = picture_arrays(picture) if picture else draw(drawing, request.prompt, key, stages)
 
-    # ---- image -> video J ----
-    elevation_rad = known_elevation_rad(config, request)
+    # ---- picture -> video J ----
+    generator = generator.counting()
     given = generator.condition([request.prompt], rgb, alpha, elevation_rad)
-    with generator.turn, seconds("video"), show("video", config.video.num_steps) as bar:
-        latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
-        views, masks = jax.block_until_ready(generator.decode(latents))
+    video = sample_video(generator, given, key, stages)
 
-    # ---- video -> cameras ----
-    with seconds("elevation"):
+    # ---- video -> elevation -> cameras ----
+    with stages.timed("elevation"):
         if elevation_rad is None:
-            elevation_rad = elevation.estimate(estimator, torch.from_dlpack(views[0]).cpu())
-    cameras = orbit(config.num_views, elevation_rad, config.size)
-    client.reset(cameras)
+            elevation_rad = estimate(estimator, torch.from_dlpack(video[0][0]).cpu())
+    cameras = orbit(settings.num_views, elevation_rad, settings.size)
 
-    # ---- J -> Gaussians G, and twice: renders of G, renoised and denoised, are the next J ----
-    rounds = list(fit_and_refine(generator, client, given, (views, masks), key, seconds, show))
+    # ---- J -> Gaussians G; in each round the renders of G, noised and denoised again, are the next J ----
+    client.reset(cameras)
+    rounds = list(fit_and_refine(generator, client, given, video, key, settings.until_steps, stages))
 
     # ---- G -> verdict ----
-    with seconds("inspect"):
-        judged = client.inspect(GateSettings(**config.gates))
+    with stages.timed("inspect"):
+        quality = client.inspect(settings.gates)
 
     # ---- G -> files ----
-    report = {
-        "prompt": request.prompt,
-        "image": request.image,
-        "image_digest": image_digest(request),
-        "seed": request.seed,
-        "network_calls": generator.num_calls - image_calls,
-        "network_evaluations": generator.num_evaluations - image_evaluations,
-        "text_to_image_calls": image_calls,
-        "text_to_image_evaluations": image_evaluations,
-        "elevation_deg": float(np.rad2deg(elevation_rad)),
-        "given_elevation_deg": given_elevation_deg(request),
-        "num_gaussians": client.num_gaussians,
-        "quality": judged,
-        "rounds": [{"until_step": r.until_step, **r.quality} for r in rounds],
-        "config_digest": config_flags.config_digest(config),
-        "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
-        "notes": client.notes,
-    }
-    with seconds("export"):
-        write_asset(request, client, cameras, config, rounds, report)
-    report["seconds"] = seconds.report()
-    # Last, so that a report stands for a whole asset.
-    write_json(request.out / REPORT, report)
-    return report
+    counts = named_counts(generator.count, drawing.count)
+    digest = picture.digest if picture else ""
+    made = Made(elevation_rad, cameras, rounds, quality, digest, counts)
+    return asset.write(made, request, client, settings, stages)
 
 
 def fit_and_refine(
     generator: Generator,
-    client: ReconClient,
-    given,
-    first_video,
-    key: jax.Array,
-    seconds: Stopwatch,
-    show: Show = progress,
+    client: ReconstructionClient,
+    given: Conditioning,
+    video: Video,
+    key: PRNGKeyArray,
+    until_steps: Sequence[int],
+    stages: Stages,
 ) -> Iterator[Round]:
-    """The fit to the first video (views [1,K,H,W,3], masks [1,K,H,W,1]), and its rounds (Sec. 3.3, 3.4).
+    """Fits the first video, then refines and fits again, once for each further element of `until_steps`.
 
-    Yields each round when it is fitted; until the next is asked for, `client` may render other cameras.
+    Sec. 3.3 is the fit and Sec. 3.4 the refinement. Yields each round when it is fitted; until the next one
+    is asked for, `client` may render from other cameras.
     """
-    config, (views, masks) = generator.config, first_video
-    for number, until_step in enumerate((*config.rounds.at_steps, config.fit.num_steps)):
-        if number > 0:
-            total = config.rounds.num_runs * config.rounds.num_steps
-            name = f"denoise, round {number}"
-            with generator.turn, seconds("renoise_denoise"), show(name, total) as bar:
-                for run in range(config.rounds.num_runs):
-                    run_key = stream(key, f"round {number - 1} run {run}")
-                    latents = generator.refine(latents, given, run_key, lambda *_, bar=bar: bar.update())
-                views, masks = jax.block_until_ready(generator.decode(latents))
-        with seconds("fit"), show(f"fit, round {number}", config.fit.num_steps, client.step) as bar:
-            bridge.write(views[0], client.views)
-            bridge.write(masks[0], client.masks)
-            client.set_targets()
-            quality = client.fit(until_step, lambda step, _, bar=bar: bar.update(step - bar.n))
-            client.render()
-            bar.update(until_step - bar.n)
-        renders, alphas = (bridge.as_jax(tensor)[None] for tensor in (client.renders, client.alphas))
-        # Done before anybody renders into the same memory again.
-        latents = jax.block_until_ready(generator.codec.encode(renders, alphas))
-        targets = np.concatenate([views[0], masks[0]], -1)
-        yield Round(until_step, quality, targets, *map(copied, (client.renders, client.alphas)))
+    *earlier_steps, last_step = until_steps
+    for number, until_step in enumerate(earlier_steps):
+        fitted = fit_video(client, video, until_step, last_step, number, stages)
+        latents = encode_renders(generator, client)
+        yield fitted
+        video = refine_video(generator, latents, given, key, number + 1, stages)
+    yield fit_video(client, video, last_step, last_step, len(earlier_steps), stages)
 
 
-def copied(tensor: torch.Tensor) -> np.ndarray:
-    """What the worker will write over, on the host."""
+# ---- The arrows ----
+
+
+def known_elevation_rad(request: Request, settings: AssetSettings) -> float | None:
+    """The elevation that the user or the config gives; None if it is to be estimated from the video."""
+    given_deg = settings.elevation_deg if request.elevation_deg is None else request.elevation_deg
+    return None if given_deg is None else float(np.deg2rad(given_deg))
+
+
+def picture_arrays(
+    picture: Picture,
+) -> tuple[Float[np.ndarray, "1 H W 3"], Float[np.ndarray, "1 H W 1"]]:
+    """(rgb, alpha) of a user's picture, as a batch of one."""
+    return picture.rgb[None], picture.alpha[None]
+
+
+def draw(
+    generator: Generator, prompt: str, key: PRNGKeyArray, stages: Stages
+) -> tuple[Float[Array, "1 H W 3"], Float[Array, "1 H W 1"]]:
+    """The backbone's own picture of a prompt, (rgb, alpha)."""
+    with generator.turn, stages.shown("text_to_image", "image", generator.image.num_steps) as bar:
+        drawn = generator.text_to_image([prompt], stream(key, "image"), lambda *_: bar.update())
+        return jax.block_until_ready(drawn)
+
+
+def sample_video(generator: Generator, given: Conditioning, key: PRNGKeyArray, stages: Stages) -> Video:
+    """The first video (Sec. 3.1)."""
+    with generator.turn, stages.shown("video", "video", generator.video.num_steps) as bar:
+        latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
+        return jax.block_until_ready(generator.decode(latents))
+
+
+def refine_video(
+    generator: Generator,
+    latents: Float[Array, "B K h w c"],
+    given: Conditioning,
+    key: PRNGKeyArray,
+    number: int,
+    stages: Stages,
+) -> Video:
+    """The video of round `number`, counted from 1: latent renders, noised and denoised again (Sec. 3.4)."""
+    settings = generator.rounds
+    total = settings.num_runs * settings.num_steps
+    with generator.turn, stages.shown("renoise_denoise", f"denoise, round {number}", total) as bar:
+        for run in range(settings.num_runs):
+            run_key = stream(key, f"round {number - 1} run {run}")
+            latents = generator.refine(latents, given, run_key, lambda *_: bar.update())
+        return jax.block_until_ready(generator.decode(latents))
+
+
+def fit_video(
+    client: ReconstructionClient, video: Video, until_step: int, last_step: int, number: int, stages: Stages
+) -> Round:
+    """Fits the Gaussians to a video until their step `until_step` (Sec. 3.3), and renders them."""
+    views, masks = (each[0] for each in video)
+    with stages.shown("fit", f"fit, round {number}", last_step, client.step) as bar:
+        bridge.write(views, client.views)
+        bridge.write(masks, client.masks)
+        client.set_targets()
+        quality = client.fit(until_step, lambda step, _: bar.update(step - bar.n))
+        renders, alphas = client.render()
+        bar.update(until_step - bar.n)
+    targets = np.concatenate([views, masks], -1)
+    return Round(until_step, quality, targets, host_copy(renders), host_copy(alphas))
+
+
+def encode_renders(generator: Generator, client: ReconstructionClient) -> Float[Array, "1 K h w c"]:
+    """Latents of the client's last renders, which may be overwritten when this returns."""
+    renders, alphas = (bridge.as_jax(tensor)[None] for tensor in (client.renders, client.alphas))
+    return jax.block_until_ready(generator.codec.encode(renders, alphas))
+
+
+def host_copy(tensor: Float[torch.Tensor, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """A copy on the host of a tensor that the worker will write to again."""
     return tensor.cpu().numpy().copy()
 
 
-def known_elevation_rad(config, request: Request) -> float | None:
-    """Of the views: what the user says or the generator is told; None if the video has to say it."""
-    if request.elevation_rad is None and config.elevation.deg is not None:
-        return float(np.deg2rad(config.elevation.deg))
-    return request.elevation_rad
+def named_counts(video: CallCount, drawing: CallCount) -> dict[str, int]:
+    """Calls of the network as the report names them: for the videos, and for the picture."""
+    return {
+        "network_calls": video.calls,
+        "network_evaluations": video.evaluations,
+        "text_to_image_calls": drawing.calls,
+        "text_to_image_evaluations": drawing.evaluations,
+    }

@@ -1,1 +1,21 @@
-"""Measuring a trained model against the ground truth of the procedural test objects: `im3d evaluate`."""
+"""How well a trained model does on test objects whose ground truth is known (`im3d evaluate`)."""
+
+from enum import StrEnum
+
+MAX_OBJECTS = 1000
+"""Of one run, because all of their true views are in memory."""
+
+
+class Part(StrEnum):
+    """The parts of an evaluation, in the order in which they are measured."""
+
+    VIEWS = "views"
+    ASSETS = "assets"
+    PROMPTS = "prompts"
+    ELEVATION = "elevation"
+
+
+class SuiteName(StrEnum):
+    """The sets of test objects that there are."""
+
+    TINY = "tiny"

@@ -1,12 +1,13 @@
-"""Part `prompts`: captions alone -> images -> turntables, to be judged by eye on a contact sheet.
+"""Part `prompts`: from captions alone to pictures and turntables, which are judged by eye on a contact sheet.
 
-No number here knows what the prompt asked for. The one that is taken, LPIPS between neighbouring views, says
-whether the views hang together; true turntables of the same captions' objects give its scale.
+No number here knows what the prompt asks for. The one that is measured, LPIPS between neighbouring views,
+says whether the views are consistent; true turntables of objects with the same captions give its scale.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,10 +22,15 @@ from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.views.images import contact_sheet, write_image
 
 
-def measure(generator: Generator, truth: Truth, perceptual: PerceptualDistance, sheet: Path) -> dict:
-    """Each prompt's change between neighbouring views, and writes the contact sheet: image, 7 more views."""
-    stills = images(generator, truth.captions)
-    videos = turntables(generator, truth.captions, stills, "prompts' views")
+def measure(
+    generator: Generator, truth: Truth, perceptual: PerceptualDistance, *, seed: int, sheet: Path
+) -> dict[str, Any]:
+    """Measures each prompt's change between neighbouring views.
+
+    sheet: where to write the contact sheet, on which each prompt has its picture and 7 more views.
+    """
+    stills = images(generator, truth.captions, seed)
+    videos = turntables(generator, truth.captions, stills, seed, "prompts' views")
     rows = []
     for b, prompt in enumerate(truth.captions):
         changes = [change_between_neighbours(rgb, perceptual) for rgb in (videos[b][0], truth.rgb[b])]
@@ -37,14 +43,14 @@ def measure(generator: Generator, truth: Truth, perceptual: PerceptualDistance, 
     return {"objects": rows}
 
 
-def images(generator: Generator, prompts: list[str]) -> Pictures:
-    """(rgb [B, H, W, 3], alpha [B, H, W, 1]) of the prompts."""
+def images(generator: Generator, prompts: list[str], seed: int) -> Pictures:
+    """Pictures of B prompts: (rgb [B, H, W, 3], alpha [B, H, W, 1])."""
     made = []
     starts = range(0, len(prompts), BATCH)
-    with progress("prompts' images", generator.config.text_to_image.num_steps * len(starts)) as bar:
+    with progress("prompts' images", generator.image.num_steps * len(starts)) as bar:
         for start in starts:
             chosen = [prompts[i % len(prompts)] for i in range(start, start + BATCH)]
-            key = stream(jax.random.key(generator.config.seed), f"prompts' images {start}")
+            key = stream(jax.random.key(seed), f"prompts' images {start}")
             made.append(generator.text_to_image(chosen, key, lambda *_: bar.update()))
     rgb, alpha = (np.concatenate(parts)[: len(prompts)] for parts in zip(*made, strict=True))
     return rgb, alpha

@@ -1,127 +1,135 @@
-"""`im3d evaluate`: measures a model on objects of the test split, whose ground truth is known.
-
-    im3d evaluate --suite tiny --out out/evaluation
-    im3d evaluate --suite tiny --out out/evaluation --parts views,elevation --num-objects 8
-
-Writes table.md, results.json and contact sheets into OUT. What an earlier run with the same config and
-weights has measured there is kept, so an interrupted run goes on where it was: within the assets at the next
-object. Remove OUT to measure anew.
-"""
+"""The parts of an evaluation on one set of test objects, and the files of their results."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 
-from im3d_jax import config_flags
-from im3d_jax.evaluate import assets, prompts, results, views
+from im3d_jax.evaluate import Part, assets, prompts, results, views
 from im3d_jax.evaluate import truth as truths
 from im3d_jax.evaluate.scores import MAX_PSNR_DB
-from im3d_jax.generator import Generator
-from im3d_jax.method import INITIAL_ELEVATION_RAD
-from recon_torch.elevation import estimator
+from im3d_jax.evaluate.truth import Objects, Truth
+from im3d_jax.pipeline import Pipeline
+from recon_torch.elevation.estimator import estimate
 from recon_torch.files import replacing, write_json
 from recon_torch.losses.lpips import PerceptualDistance
-from recon_torch.process.client import ReconClient
-from recon_torch.settings import FitSettings
-from recon_torch.views.cameras import orbit
-
-SUITES = ("tiny",)
-
-PARTS = ("views", "assets", "prompts", "elevation")
 
 NUM_ELEVATION_OBJECTS = 200
-
-NUM_TRAINING_OBJECTS = 128  # behind the mean training view
+NUM_TRAINING_OBJECTS = 128
+"""Of these the mean training view is made, a baseline of the part `views`."""
 
 
 class Suite:
-    """The parts, each a method that measures and returns what is to be kept, and what they share."""
+    """What the parts share: the loaded model, the test objects, LPIPS, and where results are kept.
 
-    def __init__(self, config, num_objects: int, num_asset_objects: int, out: Path):
-        """Loads the model. Raises UserError for weights that do not fit or cannot be found."""
-        self.config, self.out = config, out
+    Attributes:
+        pipeline: the model.
+        seed: of the objects and of the sampling.
+        out: directory for all results.
+        num_objects: test objects of the parts `views` and `prompts`.
+        num_asset_objects: test objects of the part `assets`, at most `num_objects`.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, seed: int, out: Path, num_objects: int, num_asset_objects: int
+    ) -> None:
+        """Loads LPIPS. Raises UserError if its weights cannot be found."""
+        self.pipeline, self.seed, self.out = pipeline, seed, out
         self.num_objects, self.num_asset_objects = num_objects, min(num_asset_objects, num_objects)
-        self.generator = Generator(config)
-        self.estimator = estimator.load(
-            config.elevation.weights or estimator.TINY_WEIGHTS, config.elevation.dino or None
-        )
-        self.settings = FitSettings(**config.fit)
-        self.perceptual = PerceptualDistance(self.settings.lpips_net, self.settings.lpips_weights)
+        settings = pipeline.settings
+        self.objects = Objects(seed, settings.size, settings.num_views)
+        self.perceptual = PerceptualDistance(settings.fit.lpips_net, settings.fit.lpips_weights)
 
     @cached_property
-    def truth(self) -> truths.Truth:
-        return truths.render(self.config, self.num_objects)
+    def truth(self) -> Truth:
+        return self.objects.render(self.num_objects)
 
     @cached_property
     def digest(self) -> str:
-        """Of config and weights: results under the same digest are of the same model."""
+        """A digest of config and weights: results under the same digest are of the same model."""
         weights = hashlib.sha256()
-        for array in jax.tree.leaves(self.generator.params):
+        for array in jax.tree.leaves(self.pipeline.generator.params):
             weights.update(np.ascontiguousarray(array))
-        for tensor in self.estimator.state_dict().values():
+        for tensor in self.pipeline.estimator.state_dict().values():
             weights.update(np.ascontiguousarray(tensor))
-        return f"{config_flags.config_digest(self.config)[:16]}-{weights.hexdigest()[:16]}"
+        return f"{self.pipeline.settings.config_digest[:16]}-{weights.hexdigest()[:16]}"
 
-    def views(self) -> dict:
-        single = self.config.copy_and_resolve_references()
-        single.video.num_steps = 1
-        one_step = Generator(single, self.generator.params)
-        training_mean = truths.mean_turntable(truths.render(self.config, NUM_TRAINING_OBJECTS, split="train"))
-        sheet = self.out / "views.png"
+    def measure(self, part: Part) -> dict[str, Any]:
+        """The result of a part, measured now or kept from an earlier run."""
+        parts = {
+            Part.VIEWS: (self.measure_views, self.num_objects),
+            Part.ASSETS: (self.measure_assets, self.num_asset_objects),
+            Part.PROMPTS: (self.measure_prompts, self.num_objects),
+            Part.ELEVATION: (self.measure_elevation, NUM_ELEVATION_OBJECTS),
+        }
+        make, count = parts[part]
+        return results.kept(self.out / "parts" / f"{part}.json", f"{self.digest} {count} objects", make)
+
+    def measure_views(self) -> dict[str, Any]:
+        generator = self.pipeline.generator
+        one_step = dataclasses.replace(generator, video=dataclasses.replace(generator.video, num_steps=1))
+        training_mean = truths.mean_turntable(self.objects.render(NUM_TRAINING_OBJECTS, split="train"))
         return views.measure(
-            self.generator, one_step, self.estimator, self.truth, training_mean, self.perceptual, sheet
+            generator,
+            one_step,
+            self.pipeline.estimator,
+            self.truth,
+            training_mean,
+            self.perceptual,
+            seed=self.seed,
+            sheet=self.out / "views.png",
         )
 
-    def assets(self) -> dict:
-        count, azimuths_rad = self.num_asset_objects, truths.azimuths_between_rad(self.config.num_views)
-        cameras = orbit(self.config.num_views, INITIAL_ELEVATION_RAD, self.config.size)
-        with ReconClient(cameras, self.settings) as client:
-            truth = truths.render(self.config, count)
-            between = truths.render(self.config, count, azimuths_rad=azimuths_rad)
+    def measure_assets(self) -> dict[str, Any]:
+        count, settings = self.num_asset_objects, self.pipeline.settings
+        with self.pipeline.start_client() as client:
+            azimuths_rad = truths.azimuths_between_rad(settings.num_views)
             return assets.measure(
-                self.generator,
+                self.pipeline.generator,
                 client,
-                self.estimator,
-                truth,
-                between,
+                self.pipeline.estimator,
+                self.objects.render(count),
+                self.objects.render(count, azimuths_rad=azimuths_rad),
                 self.perceptual,
-                self.out / "assets",
-                self.digest,
+                seed=self.seed,
+                until_steps=settings.until_steps,
+                directory=self.out / "assets",
+                key=self.digest,
             )
 
-    def prompts(self) -> dict:
-        return prompts.measure(self.generator, self.truth, self.perceptual, self.out / "prompts.png")
+    def measure_prompts(self) -> dict[str, Any]:
+        sheet = self.out / "prompts.png"
+        return prompts.measure(
+            self.pipeline.generator, self.truth, self.perceptual, seed=self.seed, sheet=sheet
+        )
 
-    def elevation(self) -> dict:
-        truth = truths.render(self.config, NUM_ELEVATION_OBJECTS)
-        estimates_rad = [estimator.estimate(self.estimator, torch.from_numpy(rgb)) for rgb in truth.rgb]
+    def measure_elevation(self) -> dict[str, Any]:
+        truth = self.objects.render(NUM_ELEVATION_OBJECTS)
+        estimates_rad = [estimate(self.pipeline.estimator, torch.from_numpy(rgb)) for rgb in truth.rgb]
         rows = zip(truth.indices, np.rad2deg(truth.elevations_rad), np.rad2deg(estimates_rad), strict=True)
         keys = ("index", "elevation_deg", "estimated_elevation_deg")
         return {"objects": [dict(zip(keys, row, strict=True)) for row in rows]}
 
-    def measure(self, part: str) -> dict:
-        """The part's result, measured now or kept from an earlier run."""
-        counts = {"assets": self.num_asset_objects, "elevation": NUM_ELEVATION_OBJECTS}
-        key = f"{self.digest} {counts.get(part, self.num_objects)} objects"
-        return results.kept(self.out / "parts" / f"{part}.json", key, getattr(self, part))
-
     def about(self) -> list[str]:
         """Remarks without which the tables would mislead."""
-        lpips = f"LPIPS with {self.settings.lpips_net}"
+        settings = self.pipeline.settings
+        lpips = f"LPIPS with {settings.fit.lpips_net}"
         if self.perceptual.random_weights:
             lpips += (
                 " and **random backbone weights** (none were given): it orders the rows of one table, but is"
                 " not the published metric and cannot be compared with other papers"
             )
         return [
-            f"Objects: the first of the test split, which training never meets; {self.config.size} px, "
-            f"{self.config.num_views} views.",
+            f"Objects: the first of the test split, which training never meets; {settings.size} px, "
+            f"{settings.num_views} views.",
             f"{lpips}.",
             f"PSNR is the mean of each view's, capped at {MAX_PSNR_DB:g} dB; in the foreground each pixel "
             "counts by its true coverage. A silhouette is what is at least half covered.",
@@ -129,11 +137,11 @@ class Suite:
         ]
 
 
-def evaluate(suite: Suite, parts: list[str]) -> str:
-    """Measures the parts one after the other, writes the tables after each, and returns them."""
-    done: dict[str, dict] = {}
+def evaluate(suite: Suite, parts: Sequence[Part]) -> str:
+    """Measures the parts one after the other, writes all tables anew after each, and returns them."""
+    done: dict[str, dict[str, Any]] = {}
     for part in parts:
-        done[part] = suite.measure(part)
+        done[str(part)] = suite.measure(part)
         text = results.report(done, suite.about())
         with replacing(suite.out / "table.md") as temporary:
             temporary.write_text(text)

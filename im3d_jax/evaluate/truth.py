@@ -1,4 +1,4 @@
-"""What the measurements are held against: turntables of objects that training never met, and their means."""
+"""The ground truth: turntables of procedural objects that training never sees, and their means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from im3d_jax.data import objects, procedural
 from im3d_jax.stages import progress
 
 RENDER_BATCH = 8
-MAX_OBJECTS = 1000  # memory
 
 
 @dataclass(frozen=True)
@@ -29,32 +28,46 @@ class Truth:
         return len(self.indices)
 
 
-def render(config, count: int, split: str = "test", azimuths_rad=None) -> Truth:
-    """The first `count` objects of a split, from the config's K azimuths or from `azimuths_rad`."""
-    first, num_views = objects.SPLITS[split][0], config.num_views
-    indices = list(range(first, first + count))
-    parts = []
-    with progress(f"render {split}", count) as bar:
-        for start in range(0, count, RENDER_BATCH):
-            chosen = indices[start : start + RENDER_BATCH]
-            parts.append(
-                procedural.turntables(
-                    config.seed, chosen, size=config.size, num_views=num_views, azimuths_rad=azimuths_rad
+@dataclass(frozen=True)
+class Objects:
+    """The procedural objects of a seed, and how they are looked at: `num_views` views of `size` pixels."""
+
+    seed: int
+    size: int
+    num_views: int
+
+    def render(
+        self, count: int, split: str = "test", azimuths_rad: Float[np.ndarray, " K"] | None = None
+    ) -> Truth:
+        """Renders the first `count` objects of a split, from the turntable's azimuths or from other ones."""
+        first = objects.SPLITS[split][0]
+        indices = list(range(first, first + count))
+        parts = []
+        with progress(f"render {split}", count) as bar:
+            for start in range(0, count, RENDER_BATCH):
+                chosen = indices[start : start + RENDER_BATCH]
+                parts.append(
+                    procedural.turntables(
+                        self.seed,
+                        chosen,
+                        size=self.size,
+                        num_views=self.num_views,
+                        azimuths_rad=azimuths_rad,
+                    )
                 )
-            )
-            bar.update(len(chosen))
-    return Truth(
-        indices,
-        [caption for part in parts for caption in part.captions],
-        [objects.make_object(config.seed, index).category for index in indices],
-        np.concatenate([part.elevation_rad for part in parts]),
-        np.concatenate([np.asarray(part.views.rgb) for part in parts]),
-        np.concatenate([np.asarray(part.views.alpha) for part in parts]),
-    )
+                bar.update(len(chosen))
+        return Truth(
+            indices,
+            [caption for part in parts for caption in part.captions],
+            [objects.make_object(self.seed, index).category for index in indices],
+            np.concatenate([part.elevation_rad for part in parts]),
+            np.concatenate([np.asarray(part.views.rgb) for part in parts]),
+            np.concatenate([np.asarray(part.views.alpha) for part in parts]),
+        )
 
 
 def azimuths_between_rad(num_views: int) -> Float[np.ndarray, " K"]:
-    """Azimuths half a step off those of the turntable: the views that no fit has seen."""
+    """Azimuths half a step off those of the turntable: views that no fit has seen."""
     return 2 * np.pi * (np.arange(num_views) + 0.5) / num_views
 
 

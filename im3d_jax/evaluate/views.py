@@ -1,12 +1,14 @@
-"""Part `views`: from the true first view and the caption, are the other views of the turntable right?
+"""Part `views`: are the other views of the turntable right, given the true first view and the caption?
 
-The generated views 1 ... K-1 are compared with the truth, beside the same without the caption, a single step
-of the sampler, two baselines and, as a bound on what blur alone can reach, the object's own mean.
+The generated views 1 ... K-1 are compared with the truth. Beside them stand the views generated without the
+caption, those of a single step of the sampler, two baselines and, as a bound on what blur alone can reach,
+the mean of the object's own true views.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,11 +19,13 @@ from im3d_jax.evaluate.truth import Truth
 from im3d_jax.generator import Generator
 from im3d_jax.random_streams import stream
 from im3d_jax.stages import progress
-from recon_torch.elevation import estimator as elevation
+from recon_torch.elevation.estimator import Estimator, estimate
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.views.images import contact_sheet, write_image
 
-BATCH = 4  # objects at a time; a last batch is filled up, so that one program serves all
+BATCH = 4
+"""Objects at a time. A last, smaller batch is filled up, so that one compiled program serves all."""
+
 SHEET_VIEWS = 8
 
 GENERATED = "generated, image and caption"
@@ -32,13 +36,15 @@ TRAINING_MEAN = "baseline: mean training view"
 def measure(
     generator: Generator,
     one_step: Generator,
-    estimator: elevation.ElevationEstimator,
+    estimator: Estimator,
     truth: Truth,
     training_mean: Pictures,
     perceptual: PerceptualDistance,
+    *,
+    seed: int,
     sheet: Path,
-) -> dict:
-    """Scores of every candidate on every object, and the elevations estimated from the generated views.
+) -> dict[str, Any]:
+    """Scores every candidate on every object, and estimates the elevation from the generated views.
 
     Args:
         one_step: a generator of the same weights whose videos take a single step.
@@ -48,9 +54,11 @@ def measure(
     images = truth.rgb[:, 0], truth.alpha[:, 0]
     no_captions = [""] * len(truth)
     candidates = {
-        GENERATED: turntables(generator, truth.captions, images, "views"),
-        "generated, image alone": turntables(generator, no_captions, images, "views without text"),
-        "one step, image and caption": turntables(one_step, truth.captions, images, "views in one step"),
+        GENERATED: turntables(generator, truth.captions, images, seed, "views"),
+        "generated, image alone": turntables(generator, no_captions, images, seed, "views without text"),
+        "one step, image and caption": turntables(
+            one_step, truth.captions, images, seed, "views in one step"
+        ),
         REPEATED: [repeated(rgb, alpha) for rgb, alpha in zip(truth.rgb, truth.alpha, strict=True)],
         TRAINING_MEAN: [training_mean] * len(truth),
         "bound on blur: the object's own mean view": [
@@ -62,7 +70,7 @@ def measure(
         for b in range(len(truth)):
             judge = Judge((truth.rgb[b, 1:], truth.alpha[b, 1:]), perceptual)
             judged = {name: judge((views[b][0][1:], views[b][1][1:])) for name, views in candidates.items()}
-            estimate_rad = elevation.estimate(estimator, torch.from_numpy(candidates[GENERATED][b][0]))
+            estimate_rad = estimate(estimator, torch.from_numpy(candidates[GENERATED][b][0]))
             rows.append(
                 {
                     "index": truth.indices[b],
@@ -78,15 +86,20 @@ def measure(
     return {"objects": rows}
 
 
-def turntables(generator: Generator, captions: list[str], images: Pictures, what: str) -> list[Pictures]:
-    """Generated (rgb, alpha) of B objects from their first views. `what` names the random stream."""
+def turntables(
+    generator: Generator, captions: list[str], images: Pictures, seed: int, what: str
+) -> list[Pictures]:
+    """Generated turntables (rgb, alpha) of B objects from their captions and first views.
+
+    `what` names them in the progress bar, and their random stream.
+    """
     count, pictures = len(captions), []
-    total = generator.config.video.num_steps * len(range(0, count, BATCH))
+    total = generator.video.num_steps * len(range(0, count, BATCH))
     with progress(what, total) as bar:
         for start in range(0, count, BATCH):
             chosen = np.arange(start, start + BATCH) % count
             given = generator.condition([captions[i] for i in chosen], *(part[chosen] for part in images))
-            key = stream(jax.random.key(generator.config.seed), f"{what} {start}")
+            key = stream(jax.random.key(seed), f"{what} {start}")
             latents = generator.turntable(given, key, lambda *_: bar.update())
             rgb, alpha = (np.array(x) for x in generator.decode(latents))
             pictures += zip(rgb, alpha, strict=True)
@@ -94,17 +107,17 @@ def turntables(generator: Generator, captions: list[str], images: Pictures, what
 
 
 def repeated(rgb: Float[np.ndarray, "K H W 3"], alpha: Float[np.ndarray, "K H W 1"]) -> Pictures:
-    """View 0 in every place."""
+    """View 0 in place of every view."""
     return np.broadcast_to(rgb[:1], rgb.shape), np.broadcast_to(alpha[:1], alpha.shape)
 
 
 def own_mean(rgb: Float[np.ndarray, "K H W 3"], alpha: Float[np.ndarray, "K H W 1"]) -> Pictures:
-    """The mean of the object's true views in every place."""
+    """The mean of the object's true views in place of every view."""
     return np.broadcast_to(rgb.mean(0), rgb.shape), np.broadcast_to(alpha.mean(0), alpha.shape)
 
 
 def write_sheet(path: Path, truth: Truth, generated: list[Pictures]) -> None:
-    """Two rows for each object: the truth above what was generated, every other view."""
+    """Writes two rows for each object: the true views above the generated ones."""
     rows, labels = [], []
     for b, caption in enumerate(truth.captions):
         rows += [for_sheet(truth.rgb[b]), for_sheet(generated[b][0])]

@@ -13,15 +13,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from im3d_jax.asset import REPORT, VERDICTS
+from im3d_jax.asset import REPORT
+from im3d_jax.jobs import ASSETS, ERROR
+from im3d_jax.jobs.outcomes import FAILED
 from recon_torch.errors import UserError
 from recon_torch.files import replacing, write_json
+from recon_torch.settings import Verdict
 
-ASSETS, ERROR = "assets", "error.json"
 SUMMARY = "summary.json"
-FAILED = "failed"
 ASSETS_PER_PAGE = 200
-KINDS = (*VERDICTS, FAILED)
+KINDS = (*Verdict, FAILED)
 
 
 class Asset(NamedTuple):
@@ -101,7 +102,7 @@ def summary(assets: list[Asset]) -> dict[str, Any]:
     counts = Counter(asset.kind for asset in assets)
     return {
         "num_assets": len(made),
-        "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "verdicts": {str(verdict): counts[verdict] for verdict in Verdict},
         "num_failed": counts[FAILED],
         "mean_psnr": fmean(asset.psnr for asset in made) if made else None,
         "mean_seconds": seconds,

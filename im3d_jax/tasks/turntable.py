@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from im3d_jax import checkpoint, costs, sharding
+from im3d_jax import checkpoint, costs, generator, sharding
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import pictures as pictures_module
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data import Example, pipeline
 from im3d_jax.diffusion import objective, schedules
-from im3d_jax.generator import Generator
+from im3d_jax.settings import PictureSettings
 from im3d_jax.training.state import join, split_params
 from recon_torch.errors import UserError
 
@@ -56,8 +56,8 @@ class TurntableTask:
     """The task, see `im3d_jax.tasks`."""
 
     def __init__(self, config, mesh: Mesh):
-        self.generator = Generator(config, params={}, place=sharding.replicated(mesh))
-        self.settings = config.train
+        self.generator = generator.load(config, params={}, place=sharding.replicated(mesh))
+        self.settings, self.picture = config.train, PictureSettings(**config.image)
         self.model, self.schedule = self.generator.model, self.generator.schedule
         self.partition_rules = self.model.partition_rules
         empty = conditioning.no_conditions(self.model, self.generator.text, 1)
@@ -186,20 +186,20 @@ class TurntableTask:
 
     def sample(self, params, key: Array) -> dict[str, Float[np.ndarray, "K H W 3"]]:
         """Turntables of the prompts and pictures of `config.train.sample`, by name, in [0, 1]."""
-        settings, config = self.settings.sample, self.generator.config
-        self.generator.params = params
-        pictures = [pictures_module.load_image(path, config.size, **config.image) for path in settings.images]
+        settings, made = self.settings.sample, self.generator.with_params(params)
+        how = dataclasses.asdict(self.picture)
+        pictures = [pictures_module.load_image(path, made.size, **how) for path in settings.images]
         prompts = list(settings.prompts)
         if prompts:
-            drawn = self.generator.text_to_image(prompts, jax.random.fold_in(key, 0))
+            drawn = made.text_to_image(prompts, jax.random.fold_in(key, 0))
             pictures += list(zip(*map(sharding.to_host, drawn), strict=True))
         prompts = [""] * len(settings.images) + prompts
         if not prompts:
             return {}
         rgb, alpha = (np.stack(each) for each in zip(*pictures, strict=True))
-        given = self.generator.condition(prompts, rgb, alpha, float(np.deg2rad(settings.elevation_deg)))
-        latents = self.generator.turntable(given, jax.random.fold_in(key, 1))
-        views = sharding.to_host(self.generator.decode(latents)[0])
+        given = made.condition(prompts, rgb, alpha, float(np.deg2rad(settings.elevation_deg)))
+        latents = made.turntable(given, jax.random.fold_in(key, 1))
+        views = sharding.to_host(made.decode(latents)[0])
         return {f"{number:02d}": each for number, each in enumerate(views)}
 
     def save(self, directory: Path, params, metadata: dict) -> Path:

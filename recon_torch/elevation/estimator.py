@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,16 @@ class ElevationEstimator(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith("encoder."))}
 
 
+@runtime_checkable
+class Estimator(Protocol):
+    """What tells the elevation of videos from some of their frames, as `ElevationEstimator` does."""
+
+    def __call__(self, frames: Float[Tensor, "B T H W 3"]) -> Float[Tensor, " B"]:
+        """Elevations in radians, of any T frames in [0, 1] of each video."""
+
+
 @torch.no_grad()
-def estimate(estimator: ElevationEstimator, views: Float[Tensor, "K H W 3"]) -> float:
+def estimate(estimator: Estimator, views: Float[Tensor, "K H W 3"]) -> float:
     """The elevation in radians, within [0, pi/4], of a video of K evenly spaced views in [0, 1].
 
     Raises UserError for fewer than 4 views.

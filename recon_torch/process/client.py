@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -37,6 +38,10 @@ from recon_torch.errors import UserError
 from recon_torch.process import child, protocol
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
+
+WORKER_NAME = "recon_torch.process.worker"
+EXIT_UNGUARDED = 78
+"""Exit code of a worker that runs the script of its parent again and would start a worker itself."""
 
 MAX_DEATHS = 2  # of workers, per asset
 QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # a crash quotes a whole Python stack
@@ -290,6 +295,7 @@ class _Process:
     """One life of the worker: its process, this end of its pipe, and what it prints."""
 
     def __init__(self, directory: str, num_threads: int | None) -> None:
+        leave_if_worker()
         log, self._log_path = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=directory)
         os.close(log)
         context = torch.multiprocessing.get_context("spawn")  # neither CUDA nor JAX survives a fork
@@ -299,7 +305,7 @@ class _Process:
         self._process = context.Process(
             target=child.main,
             args=(child_pipe, self._log_path, num_threads, follow_parent),
-            name="recon_torch.process.worker",
+            name=WORKER_NAME,
             daemon=True,
         )
         self._process.start()
@@ -330,9 +336,14 @@ class _Process:
         self._process.join()
         self._process.close()
 
-    def _gone(self) -> _Gone:
+    def _gone(self) -> _Gone | UserError:
         self._process.join(CLOSE_TIMEOUT_S)
         code = self._process.exitcode
+        if code == EXIT_UNGUARDED:
+            return UserError(
+                "the 3D worker runs this script again from its top: put what makes assets under"
+                ' `if __name__ == "__main__":`'
+            )
         if code is None:
             cause = "closed its pipe"
         elif code < 0:
@@ -351,6 +362,17 @@ class _Process:
     def _last_lines(self) -> str:
         lines = Path(self._log_path).read_text(errors="replace").splitlines()
         return "\n".join(line[:QUOTED_LOG_COLUMNS] for line in lines[-QUOTED_LOG_LINES:])
+
+
+def leave_if_worker() -> None:
+    """Ends this process if it is a worker that runs the script of its parent again.
+
+    A spawned process first runs the main script of its parent, without what is under `if __name__ ==
+    "__main__":`. A script without that line would load its models in every worker and start workers there.
+    The parent recognises the exit code, and says what to do.
+    """
+    if multiprocessing.current_process().name == WORKER_NAME:
+        os._exit(EXIT_UNGUARDED)
 
 
 def _private_directory(parent: str | os.PathLike | None) -> tempfile.TemporaryDirectory:

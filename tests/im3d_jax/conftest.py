@@ -13,8 +13,7 @@ import pytest
 import torch
 from flax import traverse_util
 
-from im3d_jax import backbones, checkpoint, config_flags
-from im3d_jax.commands import generate
+from im3d_jax import backbones, checkpoint, config_flags, pipeline
 from recon_torch import hosting
 from recon_torch.fit import quality
 from recon_torch.fit.optimization import Fit
@@ -241,9 +240,9 @@ class LocalClient:
 
 @pytest.fixture(scope="module")
 def local_client(quick_init):
-    """`im3d generate` without a worker process."""
+    """Pipelines without a worker process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "ReconClient", LocalClient)
+        patch.setattr(pipeline, "ReconClient", LocalClient)
         yield LocalClient
 
 
@@ -306,5 +305,22 @@ def write_shrunk():
         tiny = str(ROOT / "configs" / "tiny.py")
         path.write_text(SHRUNK.format(tiny=tiny, weights=str(weights), changes=changes))
         return path, weights
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_runnable(write_shrunk):
+    """Writes such a config together with a file of random weights for its network."""
+
+    def write(directory: Path, changes: str = "") -> Path:
+        path, weights = write_shrunk(directory, changes)
+        config = config_flags.load(path)
+        model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        params = jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+        checkpoint.save_weights(weights, params, {"words": list(config.text.kwargs.words)})
+        return path
 
     return write

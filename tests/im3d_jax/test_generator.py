@@ -1,5 +1,6 @@
 """The generator: how often it calls the network, with which conditions, and that its samples repeat."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ def config():
 
 def make_stub(config):
     """A generator whose network predicts from what it is told, and notes each call."""
-    made = generator.Generator(config, params={"scale": jnp.float32(0.9)})
+    made = generator.load(config, params={"scale": jnp.float32(0.9)})
     calls = []
 
     class Network:
@@ -40,8 +41,7 @@ def make_stub(config):
             told = words[:, None, None, None] + given.image * given.image_mask[:, None, None, None]
             return 0.2 * noisy * params["scale"] + told[:, None] + timestep[:, None, None, None, None] * 1e-4
 
-    made.model = Network
-    return made, calls
+    return dataclasses.replace(made, model=Network), calls
 
 
 def image_of(made, batch):
@@ -55,11 +55,11 @@ def test_the_shipped_config_makes_the_papers_80_calls(config):
     made, _ = make_stub(config)
     given = made.condition(["a red car"], *image_of(made, 1))
     latents = made.turntable(given, jax.random.key(0))
-    assert made.num_calls == 40
+    assert made.count.calls == 40
     for _ in config.rounds.at_steps:
         for _ in range(config.rounds.num_runs):
             latents = made.refine(latents, given, jax.random.key(1))
-    assert made.num_calls == 80
+    assert made.count.calls == 80
     assert latents.shape == (1, 16, *LATENT)
 
 
@@ -71,8 +71,8 @@ def test_guidance_is_one_call_of_several_evaluations(config, w_image, w_text, pe
     made, calls = make_stub(config)
     made.turntable(made.condition(["a car", "a duck"], *image_of(made, 2)), jax.random.key(0))
     jax.effects_barrier()
-    assert made.num_calls == len(calls) == 3
-    assert made.num_evaluations == 3 * per_call
+    assert made.count.calls == len(calls) == 3
+    assert made.count.evaluations == 3 * per_call
     for timestep, image_mask, text_mask in calls:
         assert len(timestep) == 2 * per_call and len(set(timestep.tolist())) == 1
         told = {(bool(i), int(t.sum()) > 1) for i, t in zip(image_mask, text_mask, strict=True)}
@@ -86,7 +86,7 @@ def test_images_come_from_text_alone(config):
     rgb, alpha = made.text_to_image(["a red car", "a duck", ""], jax.random.key(0))
     jax.effects_barrier()
     assert rgb.shape == (3, 8, 8, 3) and alpha.shape == (3, 8, 8, 1)
-    assert (made.num_calls, made.num_evaluations) == (2, 4)
+    assert (made.count.calls, made.count.evaluations) == (2, 4)
     assert all(not image_mask.any() for _, image_mask, _ in calls)
 
 
@@ -129,9 +129,9 @@ def test_weights_of_other_words_are_refused(config, tmp_path, monkeypatch):
     shapes = {"scale": jnp.float32(1)}
     monkeypatch.setattr(generator.jax, "eval_shape", lambda *_: shapes)
     checkpoint.save_weights(tmp_path / "w.safetensors", shapes, {"words": list(config.text.kwargs.words)})
-    assert generator.Generator(config).params == shapes
+    assert generator.load(config).params == shapes
     checkpoint.save_weights(
         tmp_path / "w.safetensors", shapes, {"words": list(config.text.kwargs.words)[::-1]}
     )
     with pytest.raises(UserError, match="other words than config.text"):
-        generator.Generator(config)
+        generator.load(config)

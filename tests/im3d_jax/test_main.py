@@ -15,7 +15,7 @@ def command(monkeypatch):
     """Installs a function as the module of the command `probe`."""
 
     def install(function):
-        monkeypatch.setitem(main.COMMANDS, "probe", ("probe_module", "for this test"))
+        monkeypatch.setitem(main.COMMANDS, "probe", main.Command("probe_module", "for this test"))
         monkeypatch.setitem(sys.modules, "probe_module", SimpleNamespace(main=function))
 
     return install

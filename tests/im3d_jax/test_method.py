@@ -4,12 +4,11 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from im3d_jax import backbones, checkpoint, config_flags, main
+from im3d_jax import config_flags, main
 from im3d_jax.conditions import text_to_image
 from recon_torch.fit import quality
 from recon_torch.formats.ply import load_ply
@@ -27,16 +26,8 @@ CHANGES = """
 
 
 @pytest.fixture(scope="module")
-def config_path(tmp_path_factory, write_shrunk):
-    """A shrunk config on disk, with random weights for its network."""
-    path, weights = write_shrunk(tmp_path_factory.mktemp("config"), CHANGES)
-    config = config_flags.load(path)
-    model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
-    checkpoint.save_weights(weights, params, {"words": list(config.text.kwargs.words)})
-    return path
+def config_path(tmp_path_factory, write_runnable):
+    return write_runnable(tmp_path_factory.mktemp("config"), CHANGES)
 
 
 def command(config_path, *arguments):

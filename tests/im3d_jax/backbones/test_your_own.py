@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from im3d_jax import backbones, config_flags
+from im3d_jax import backbones, config_flags, generator
 from im3d_jax.backbones import conformance
-from im3d_jax.generator import Generator
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "backbones.md"
@@ -47,9 +46,9 @@ def test_it_makes_a_turntable_from_a_picture(example):
     config.update(size=8, num_views=4, weights="random")
     config.video.num_steps = 2
     config.text.name = "none"
-    generator = Generator(config)
+    made = generator.load(config)
     rgb, alpha = jnp.full((1, 8, 8, 3), 0.4), jnp.ones((1, 8, 8, 1))
-    latents = generator.turntable(generator.condition([""], rgb, alpha), jax.random.key(0))
-    views, masks = generator.decode(latents)
+    latents = made.turntable(made.condition([""], rgb, alpha), jax.random.key(0))
+    views, masks = made.decode(latents)
     assert views.shape == (1, 4, 8, 8, 3) and masks.shape == (1, 4, 8, 8, 1)
     np.testing.assert_allclose(views[:, 0], rgb, atol=1e-5)

@@ -6,16 +6,17 @@ import signal
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from im3d_jax import asset, backbones, checkpoint, config_flags, main
-from im3d_jax.commands import batch, generate
+from im3d_jax import asset, config_flags, main, pipeline
+from im3d_jax.asset import Asset
 from im3d_jax.conditions import text_to_image
+from im3d_jax.jobs import outcomes, shards
 from recon_torch.errors import UserError
 from recon_torch.process.client import WorkerDied, WorkerFailed
+from recon_torch.views.cameras import orbit
 
 pytestmark = pytest.mark.usefixtures("local_client")
 
@@ -28,14 +29,8 @@ CHANGES = """
 
 
 @pytest.fixture(scope="module")
-def config_path(tmp_path_factory, quick_init, write_shrunk):
-    """A shrunk config on disk, with random weights for its network."""
-    path, weights = write_shrunk(tmp_path_factory.mktemp("config"), CHANGES)
-    config = config_flags.load(path)
-    model = backbones.build("emu_video", config.backbone.kwargs.to_dict())
-    params = backbones.init(model, jax.random.key(0))
-    checkpoint.save_weights(weights, params, {"words": list(config.text.kwargs.words)})
-    return path
+def config_path(tmp_path_factory, write_runnable):
+    return write_runnable(tmp_path_factory.mktemp("config"), CHANGES)
 
 
 @pytest.fixture
@@ -59,26 +54,37 @@ def command(config_path, tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Assets that are nothing but their reports, for all that is not about what is in them.
+    """A loaded model whose assets are nothing but their reports, for tests that do not look at assets.
 
-    Set `verdicts`, or what happens while one is made, by prompt; `made` lists the prompts in their order.
+    Set the `verdicts` on assets, or what `happens` while one is made, by their prompts. `made` lists the
+    prompts in the order in which their assets were made.
     """
 
-    class Quick:
-        verdicts, happens, made = {}, {}, []
+    class Client:
+        __enter__ = __exit__ = lambda *_: None
 
-        @classmethod
-        def make(cls, generator, client, estimator, request, num_retries, show):
-            cls.happens.get(request.prompt, lambda _: None)(show)
-            cls.made.append(request.prompt)
-            verdict = cls.verdicts.get(request.prompt, "good")
+    class Quick:
+        def __init__(self):
+            self.verdicts, self.happens, self.made, self.config = {}, {}, [], None
+
+        def load(self, config):
+            self.config = config
+            return self
+
+        def warnings(self, prompt):
+            return []
+
+        def start_client(self):
+            return Client()
+
+        def make_best(self, request, client, num_retries, show):
+            self.happens.get(request.prompt, lambda _: None)(show)
+            self.made.append(request.prompt)
+            verdict = self.verdicts.get(request.prompt, "good")
+            digest = asset.file_digest(request.image)
             report = {
-                "prompt": request.prompt,
+                **asset.origin(request, digest, config_flags.config_digest(self.config)),
                 "image": request.image,
-                "image_digest": asset.image_digest(request),
-                "seed": request.seed,
-                "given_elevation_deg": asset.given_elevation_deg(request),
-                "config_digest": config_flags.config_digest(generator.config),
                 "quality": {"verdict": verdict, "reasons": [], "hints": []},
                 "rounds": [{"psnr": 20.0}],
                 "seconds": {"total": 1.0},
@@ -86,22 +92,11 @@ def quick(monkeypatch):
             if verdict == "bad" and num_retries:
                 report["tries"] = [report | {"seed": request.seed}] * (1 + num_retries)
             (request.out / "report.json").write_text(json.dumps(report))
-            return report
+            return Asset(request.out, report, orbit(1), [])
 
-    class Loaded:
-        def __init__(self, config):
-            self.config, self.text = config, self
-
-        warnings = staticmethod(lambda prompt: [])
-
-    class Client:
-        __enter__ = __exit__ = lambda *_: None
-
-    monkeypatch.setattr(generate, "make_best_asset", Quick.make)
-    monkeypatch.setattr(generate, "load", lambda config: (Loaded(config), None))
-    monkeypatch.setattr(generate, "start_client", lambda *_: Client())
-    Quick.verdicts, Quick.happens, Quick.made = {}, {}, []
-    return Quick
+    quick = Quick()
+    monkeypatch.setattr(pipeline, "load", quick.load)
+    return quick
 
 
 def fail(error):
@@ -210,7 +205,7 @@ def test_a_signal_while_the_model_loads_ends_it_at_once(command, quick, monkeypa
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("it went on")
 
-    monkeypatch.setattr(generate, "load", load)
+    monkeypatch.setattr(pipeline, "load", load)
     assert command(prompts=["a"]) == 75
     assert quick.made == [] and not list(tmp_path.rglob("report.json"))
 
@@ -313,7 +308,7 @@ def test_a_disk_that_is_full_ends_the_batch(command, quick, monkeypatch, capsys)
         raise UserError(f"cannot write {path} (No space left on device); choose another place")
 
     quick.happens = {"x": fail(UserError("no space"))}
-    monkeypatch.setattr(batch, "write_json", write_json)
+    monkeypatch.setattr(outcomes, "write_json", write_json)
     assert command(prompts=["x", "a", "b"]) == 2
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 
@@ -354,18 +349,18 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
     ],
 )
 def test_shards_by_flag_and_by_slurm(flag, environment, shard):
-    assert batch.shard_of(flag, environment) == shard
+    assert shards.read_shard(flag, environment) == shard
 
 
 @pytest.mark.parametrize("flag", ["1", "3/3", "a/3", "-1/3", "1/2/3", "0/0"])
 def test_shards_that_cannot_be(flag):
     with pytest.raises(UserError, match="--shard is"):
-        batch.shard_of(flag, {})
+        shards.read_shard(flag, {})
 
 
 def test_an_uneven_job_array_is_refused():
     with pytest.raises(UserError, match="not evenly spaced"):
-        batch.shard_of("", ARRAY | {"SLURM_ARRAY_TASK_MAX": "10"})
+        shards.read_shard("", ARRAY | {"SLURM_ARRAY_TASK_MAX": "10"})
 
 
 def test_shards_are_disjoint_and_together_all(command, quick, tmp_path):

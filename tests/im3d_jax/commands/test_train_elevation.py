@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from im3d_jax import config_flags
-from im3d_jax.commands import generate, train_elevation
+from im3d_jax import config_flags, pipeline
+from im3d_jax.commands import train_elevation
 from im3d_jax.data import objects, procedural
 from im3d_jax.data.turntables import Record, write
 from im3d_jax.training.watch import NotFinite
@@ -265,12 +265,11 @@ def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
     found_deg = float(re.search(r"true views: .* mean ([\d.]+)", capsys.readouterr().out)[1])
     assert found_deg < constant_deg / 2
 
-    monkeypatch.setattr(generate, "Generator", lambda config: None)
     config = config_flags.load("configs/tiny.py")
     config.elevation.update(
         weights=str(tmp_path / "run" / "elevation.safetensors"), dino=str(tmp_path / "dino")
     )
-    _, estimator = generate.load(config)
+    estimator = pipeline.load_estimator(config)
     errors_deg = [
         abs(np.degrees(elevation.estimate(estimator, torch.from_numpy(Plates(400, 16)[index]["rgb"]))) - true)
         for index, true in enumerate(true_deg)
@@ -278,7 +277,7 @@ def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
     assert np.mean(errors_deg) == pytest.approx(found_deg, abs=0.01)
     config.elevation.dino = ""
     with pytest.raises(UserError, match="fit another model"):
-        generate.load(config)
+        pipeline.load_estimator(config)
     with pytest.raises(UserError, match="no DINO model in elsewhere"):
         run(tmp_path / "other", dino="elsewhere")
 

@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from ml_collections import ConfigDict
 
 from im3d_jax.autoencoders.patches import Patches
 from im3d_jax.evaluate import assets
 from im3d_jax.evaluate.truth import Truth
+from im3d_jax.settings import RoundSettings, VideoSettings
 
 NUM_VIEWS, SIZE, INDEX = 4, 32, 7
 TRUE_RAD, ESTIMATED_RAD = 0.4, 0.25
-AT_STEPS, LAST_STEP = (2, 4), 6
+SETTINGS = dict(seed=0, until_steps=(2, 4, 6))
 
 
 def paint(positions):
@@ -63,10 +63,8 @@ class Generator:
 
     codec = Patches(patch=4)
     turn = contextlib.nullcontext()
-    config = ConfigDict(
-        dict(seed=0, size=SIZE, num_views=NUM_VIEWS, video=dict(num_steps=1), fit=dict(num_steps=LAST_STEP),
-             rounds=dict(at_steps=AT_STEPS, num_runs=1, num_steps=1))
-    )  # fmt: skip
+    size, num_views = SIZE, NUM_VIEWS
+    video, rounds = VideoSettings(num_steps=1), RoundSettings(num_runs=1, num_steps=1)
 
     def condition(self, captions, rgb, alpha):
         assert captions == ["a mug"]
@@ -90,7 +88,8 @@ def estimator(frames):
 def run(perceptual, tmp_path_factory):
     worker, directory = Worker(), tmp_path_factory.mktemp("assets")
     truth, between = truth_at([0, 90, 180, 270]), truth_at([45, 135, 225, 315])
-    result = assets.measure(Generator(), worker, estimator, truth, between, perceptual, directory, "key")
+    kept = dict(directory=directory, key="key")
+    result = assets.measure(Generator(), worker, estimator, truth, between, perceptual, **SETTINGS, **kept)
     return result, worker, directory
 
 
@@ -121,7 +120,8 @@ def test_rounds_refine_the_turntable_and_not_the_unseen_views(run):
 def test_a_second_run_keeps_what_was_measured(run, perceptual):
     result, _, directory = run
     truth = truth_at([0, 90, 180, 270])
-    again = assets.measure(None, None, None, truth, truth, perceptual, directory, "key")
+    models = None, None, None, truth, truth, perceptual
+    again = assets.measure(*models, **SETTINGS, directory=directory, key="key")
     assert again == result
     with pytest.raises(AttributeError):  # under another key it would measure
-        assets.measure(None, None, None, truth, truth, perceptual, directory, "other key")
+        assets.measure(*models, **SETTINGS, directory=directory, key="other key")

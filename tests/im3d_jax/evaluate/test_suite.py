@@ -1,40 +1,30 @@
-"""The command: its flags, its files, and that a second run measures nothing."""
+"""The command: its flags, its files, and that a second run measures nothing again."""
 
+import dataclasses
 import json
-import shutil
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from im3d_jax import config_flags, pipeline
 from im3d_jax.commands import evaluate
 from im3d_jax.data import objects
-from im3d_jax.evaluate import suite, truth
+from im3d_jax.evaluate import suite
+from im3d_jax.evaluate.truth import Objects
 from recon_torch.errors import UserError
-
-ROOT = Path(__file__).parents[3]
-
-
-class Untrained:
-    """A generator of which only the weights are looked at."""
-
-    def __init__(self, config, params=None):
-        self.params = {"w": np.zeros(3, np.float32)}
 
 
 @pytest.fixture
-def small(monkeypatch, perceptual):
-    monkeypatch.setattr(suite, "Generator", Untrained)
+def config_path(monkeypatch, perceptual, tmp_path, write_runnable):
+    """A config with 4 views of 32 px and a random network, for a suite of few objects and a small LPIPS."""
     monkeypatch.setattr(suite, "PerceptualDistance", lambda *_: perceptual)
     monkeypatch.setattr(suite, "NUM_ELEVATION_OBJECTS", 2)
+    return write_runnable(tmp_path)
 
 
-ARGUMENTS = ["--suite", "tiny", "--parts", "elevation", "--config.size=32"]
-
-
-def test_writes_tables_and_results_and_keeps_them(small, monkeypatch, tmp_path, capsys):
-    config = shutil.copy(ROOT / "configs" / "tiny.py", tmp_path)
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"--config={config}"]
+def test_writes_tables_and_results_and_keeps_them(config_path, monkeypatch, tmp_path, capsys):
+    arguments = ["--suite=tiny", "--parts=elevation", f"--out={tmp_path}", f"--config={config_path}"]
     evaluate.main(arguments)
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
@@ -42,27 +32,25 @@ def test_writes_tables_and_results_and_keeps_them(small, monkeypatch, tmp_path, 
     result = json.loads((tmp_path / "results.json").read_text())
     assert [row["index"] for row in result["elevation"]["objects"]] == [0, 1]
 
-    monkeypatch.setattr(truth, "render", None)
+    monkeypatch.setattr(Objects, "render", None)
     evaluate.main(arguments)
     assert (tmp_path / "table.md").read_text() == table
 
 
-def test_other_weights_have_another_digest(small, tmp_path):
-    config = suite.config_flags.load("configs/tiny.py")
-    one, other = (suite.Suite(config, 1, 1, tmp_path) for _ in range(2))
-    assert one.digest == other.digest
-    del other.digest
-    other.generator.params["w"][0] = 1
-    assert one.digest != other.digest
+def test_other_weights_have_another_digest(config_path, tmp_path):
+    loaded = pipeline.load(config_flags.load(config_path))
+    params = jax.tree.map(lambda leaf: leaf + 1, loaded.generator.params)
+    changed = dataclasses.replace(loaded, generator=loaded.generator.with_params(params))
+    one, same, other = (suite.Suite(each, 0, tmp_path, 1, 1).digest for each in (loaded, loaded, changed))
+    assert one == same != other
 
 
 def test_truth_is_of_the_test_split_and_from_the_given_azimuths():
-    config = suite.config_flags.load("configs/tiny.py")
-    suite.config_flags.override(config, "size", "32")
-    around = truth.render(config, 1, azimuths_rad=np.linspace(0, 2 * np.pi, 5)[:4])
-    ahead = truth.render(config, 1, azimuths_rad=np.full(4, np.pi / 2))
+    seen = Objects(seed=0, size=32, num_views=4)
+    around = seen.render(1)
+    ahead = seen.render(1, azimuths_rad=np.full(4, np.pi / 2))
     assert around.indices == [objects.SPLITS["test"][0]]
-    assert around.captions == [objects.make_object(config.seed, 0).caption]
+    assert around.captions == [objects.make_object(0, 0).caption]
     assert around.categories[0].split()[-1] in around.captions[0]
     np.testing.assert_allclose(ahead.rgb[0], np.broadcast_to(around.rgb[0, 1], ahead.rgb[0].shape), atol=1e-4)
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from im3d_jax.autoencoders.patches import Patches
 from im3d_jax.evaluate import prompts, views
 from im3d_jax.evaluate.truth import Truth, azimuths_between_rad, mean_turntable
+from im3d_jax.settings import TextToImageSettings, VideoSettings
 from recon_torch.views.images import read_image
 
 OBJECTS, NUM_VIEWS, SIZE = 5, 4, 32  # one object more than a batch
@@ -17,7 +17,7 @@ class Oracle:
     """Knows the turntable that belongs to a first view and caption; draws black without the caption."""
 
     codec = Patches(patch=4)
-    config = ConfigDict(dict(seed=0, video=dict(num_steps=1), text_to_image=dict(num_steps=1)))
+    video, image = VideoSettings(num_steps=1), TextToImageSettings(num_steps=1)
 
     def __init__(self, truth):
         self.truth = truth
@@ -60,7 +60,9 @@ def truth():
 def measured(truth, perceptual, tmp_path_factory):
     sheet = tmp_path_factory.mktemp("views") / "views.png"
     oracle = Oracle(truth)
-    return views.measure(oracle, oracle, estimator, truth, mean_turntable(truth), perceptual, sheet), sheet
+    mean = mean_turntable(truth)
+    measured = views.measure(oracle, oracle, estimator, truth, mean, perceptual, seed=0, sheet=sheet)
+    return measured, sheet
 
 
 def psnr(rgb, true_rgb):
@@ -109,17 +111,19 @@ def test_sheet_has_two_rows_for_each_object(measured):
 
 def test_measuring_twice_gives_the_same(measured, truth, perceptual, tmp_path):
     oracle, sheet = Oracle(truth), tmp_path / "again.png"
-    again = views.measure(oracle, oracle, estimator, truth, mean_turntable(truth), perceptual, sheet)
+    mean = mean_turntable(truth)
+    again = views.measure(oracle, oracle, estimator, truth, mean, perceptual, seed=0, sheet=sheet)
     assert again == measured[0]
     assert sheet.read_bytes() == measured[1].read_bytes()
 
 
 def test_prompts_of_true_turntables_change_as_the_truth_does(truth, perceptual, tmp_path):
-    rows = prompts.measure(Oracle(truth), truth, perceptual, tmp_path / "prompts.png")["objects"]
+    sheet = tmp_path / "prompts.png"
+    rows = prompts.measure(Oracle(truth), truth, perceptual, seed=0, sheet=sheet)["objects"]
     assert [row["prompt"] for row in rows] == CAPTIONS
     for row in rows:
         assert row["neighbour_lpips"] == pytest.approx(row["true_neighbour_lpips"], rel=1e-3)
-    assert (tmp_path / "prompts.png").is_file()
+    assert sheet.is_file()
 
 
 def test_sheets_take_at_most_eight_views():

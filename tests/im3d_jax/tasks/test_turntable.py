@@ -1,6 +1,7 @@
 """The loss of Sec. 3.1 against float64 on a network of one number, what it is told, and what it is asked."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def task(shrunk, monkeypatch):
     monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda *_: Letters())
     monkeypatch.setattr(backbones, "build", lambda *_: Scale())
     made = TurntableTask(config, sharding.make_mesh(devices=jax.devices()[:1]))
-    made.generator.image_encoder = Tokens()
+    made.generator = dataclasses.replace(made.generator, image_encoder=Tokens())
     return made
 
 
@@ -128,7 +129,7 @@ def test_cached_is_as_good_as_computed(task, examples):
     ]
     params, drawn = task.model.init(None), draws([0, 350, 700, 999])
     expected, _ = task.loss(params, task.constants, fresh, drawn, EVERYTHING)
-    task.generator.text = task.generator.image_encoder = None
+    task.generator = dataclasses.replace(task.generator, text=None, image_encoder=None)
     batch = task.collate(cached)
     assert "rgb" not in batch
     loss, _ = task.loss(params, task.constants, batch, drawn, EVERYTHING)

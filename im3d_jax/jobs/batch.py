@@ -1,0 +1,72 @@
+"""A shard of a batch from its prompts to its gallery."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from im3d_jax.jobs import ASSETS, ERROR, gallery, prompt_files
+from im3d_jax.jobs.lanes import Maker, make_all
+from im3d_jax.jobs.outcomes import FAILED, Progress
+from im3d_jax.jobs.pictures import draw_missing
+from im3d_jax.jobs.resume import is_made
+from im3d_jax.jobs.shards import make_requests, read_shard
+from im3d_jax.jobs.stop import Stop
+from im3d_jax.settings import AssetSettings
+from im3d_jax.training.hosts import EXIT_REQUEUE
+from recon_torch.files import make_directory
+
+EXIT_INCOMPLETE = 1
+
+
+class Batch(NamedTuple):
+    """What a shard is asked for; the flags of `im3d batch`.
+
+    Attributes:
+        prompts: the file. out: directory of the batch.
+        shard: "I/N"; "": SLURM's environment says it, or the shard is the whole batch.
+        num_lanes: assets made at once.
+        seed: of each prompt's first asset. num_assets: of each prompt.
+        num_retries: further seeds while an asset is bad.
+        overwrite: whether to make again what was made from another prompt or config.
+    """
+
+    prompts: Path
+    out: Path
+    shard: str = ""
+    num_lanes: int = 1
+    seed: int = 0
+    num_assets: int = 1
+    num_retries: int = 0
+    overwrite: bool = False
+
+
+def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: Stop) -> int:
+    """Makes what is missing of a shard, and writes summary and gallery. Returns the exit code.
+
+    load: loads the model; called only if something is missing.
+    """
+    # Mistakes in prompts and flags come to light before anything is loaded or written.
+    requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
+    shard = read_shard(batch.shard, os.environ)
+    requests = requests[shard.index :: shard.count]
+    make_directory(batch.out / ASSETS)
+    missing = [r for r in requests if not is_made(r, settings, batch.num_retries, batch.overwrite)]
+    # What failed before comes last: whatever is wrong with it does not keep the others waiting.
+    missing.sort(key=lambda request: (request.out / ERROR).is_file())
+
+    progress = Progress(len(requests), len(requests) - len(missing), stop)
+    with progress.bar:
+        missing, failed = draw_missing(settings, missing, batch.out)
+        for outcome in failed:
+            progress.tell(outcome)
+        if missing and not stop.soon:
+            make_all(load(), missing, batch.num_lanes, batch.num_retries, stop, progress.tell)
+
+    print(f"{batch.out}: shard {shard}: {progress}; {gallery.write(batch.out)}")
+    is_complete = progress.num_done == len(requests)
+    if stop.by_signal and not is_complete:
+        return EXIT_REQUEUE
+    return 0 if is_complete and not progress.counts[FAILED] else EXIT_INCOMPLETE

@@ -1,0 +1,47 @@
+"""What an earlier call has made: an asset that is there is not made again, and half of one is removed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from im3d_jax.asset import REPORT, STAGING, Request, file_digest, origin, remove_files
+from im3d_jax.settings import AssetSettings
+from recon_torch.errors import UserError
+from recon_torch.files import make_directory
+from recon_torch.settings import Verdict
+
+
+def is_made(request: Request, settings: AssetSettings, num_retries: int, overwrite: bool) -> bool:
+    """Whether an asset is there: whole, of this request and, if it is bad, tried as often as is asked for.
+
+    Raises UserError for an asset of another request, unless it is to be overwritten.
+    """
+    try:
+        report = json.loads((request.out / REPORT).read_text())
+        tries = report.get("tries", [report])
+        found = report | {"seed": tries[0]["seed"]}
+        is_final = report["quality"]["verdict"] != Verdict.BAD or len(tries) > num_retries
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    wanted = origin(request, file_digest(request.image), settings.config_digest)
+    if settings.text_to_image.pipeline and not request.image:
+        del wanted["image_digest"]  # of what the pipeline drew, which follows from all the others
+    different = [name for name, value in wanted.items() if found.get(name) != value]
+    if different and not overwrite:
+        made_from = f"{request.out} was made from another {' and '.join(different)}"
+        raise UserError(f"{made_from}; give another --out, or --overwrite to make it again")
+    return is_final and not different
+
+
+def clear(out: Path) -> None:
+    """Makes the directory of an asset, and removes what a killed process has left there half made.
+
+    Files that are not an asset's stay, among them error.json of an earlier call.
+    """
+    remove_files(make_directory(out))
+    for staging in out.glob(f"{STAGING}*"):
+        shutil.rmtree(staging)
+    for temporary in out.glob(".report.*.json"):
+        temporary.unlink()

@@ -1,0 +1,251 @@
+"""A loaded model that makes assets: `im3d_jax.load` returns it, `im3d generate` and `im3d batch` run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from im3d_jax import config_flags, generator, method
+from im3d_jax.asset import REPORT, STAGING, Asset, Picture, Request, move_into, rank, read_picture
+from im3d_jax.conditions import pictures
+from im3d_jax.generator import Generator
+from im3d_jax.settings import AssetSettings, PictureSettings, TextToImageSettings, TurntableSettings
+from im3d_jax.stages import Show, Stages, progress
+from recon_torch.elevation import estimator as elevation
+from recon_torch.elevation.estimator import ElevationEstimator
+from recon_torch.errors import UserError
+from recon_torch.files import make_directory, write_json
+from recon_torch.process import ReconstructionClient
+from recon_torch.process.client import ReconClient
+from recon_torch.settings import FitSettings, GateSettings, Verdict
+from recon_torch.views.cameras import orbit
+from recon_torch.views.images import straight, write_image
+
+INITIAL_ELEVATION_RAD = 0.3
+"""Of the worker's first cameras, before there is a video to estimate an elevation from."""
+
+RETRY_SEED_STEP = 1000
+"""Between the seeds of two tries: large, so that no try repeats another of several assets."""
+
+
+@dataclass(eq=False, repr=False)
+class Pipeline:
+    """A loaded model that makes assets. Make one with `im3d_jax.load`.
+
+    It is a context manager: at its end, or by `close`, the 3D worker ends that the first asset has started.
+
+    Attributes:
+        generator: samples pictures and videos. estimator: tells the elevation of a video.
+        settings: everything else that making an asset takes.
+    """
+
+    generator: Generator
+    estimator: ElevationEstimator
+    settings: AssetSettings
+    _client: ReconClient | None = field(default=None, init=False)
+    _one_at_a_time: Any = field(default_factory=threading.Lock, init=False)
+
+    def make(
+        self,
+        prompt: str = "",
+        *,
+        image: str | Path = "",
+        seed: int = 0,
+        elevation_deg: float | None = None,
+        out: str | Path | None = None,
+        save_views: bool = False,
+        retry_seeds: int = 0,
+        show: Show = progress,
+    ) -> Asset:
+        """Makes one asset from a prompt, from a picture, or from both.
+
+        Args:
+            prompt: what to make, or what the picture shows.
+            image: file with a picture to start from: RGBA, or an object on a plain background.
+            seed: the same seed makes the same asset on the same machine.
+            elevation_deg: how high above the object the picture was taken, between -90 and 90, if that is
+                known; otherwise it is estimated from the generated video.
+            out: directory for the files; None: a temporary one, which lasts as long as the asset.
+            save_views: also write the views of every round.
+            retry_seeds: so many further seeds are tried while the verdict on the asset is "bad".
+            show: shows progress, see `stages.progress`.
+
+        Raises UserError for what cannot be made.
+        """
+        request = Request(prompt, str(image), seed, Path(out or ""), elevation_deg, save_views)
+        check(request)
+        picture = read_picture(image, self.settings.size, self.settings.picture) if image else None
+        request = request._replace(out=Path(tempfile.mkdtemp(prefix="im3d_")) if out is None else Path(out))
+        try:
+            if picture is None and self.settings.text_to_image.pipeline:
+                [request] = draw_pictures(self.settings, [request], show)
+            make_directory(request.out)
+            self.warn([prompt])
+            with self.own_client() as client:
+                asset = self.make_best(request, client, picture, retry_seeds, show)
+        except BaseException:
+            if out is None:
+                shutil.rmtree(request.out, ignore_errors=True)
+            raise
+        if out is None:
+            weakref.finalize(asset, shutil.rmtree, request.out, ignore_errors=True)
+        return asset
+
+    def make_best(
+        self,
+        request: Request,
+        client: ReconstructionClient,
+        picture: Picture | None = None,
+        num_retries: int = 0,
+        show: Show = progress,
+    ) -> Asset:
+        """Makes an asset in `request.out`, again with other seeds while the verdict is bad.
+
+        Keeps the best of these tries, whose report lists them all. The picture is the same in all tries.
+        Several threads may do this, each with a client of its own.
+
+        picture: of `request.image`, if it has been read already.
+        """
+        if request.image and picture is None:
+            picture = read_picture(request.image, self.settings.size, self.settings.picture)
+        best = self._make_once(request, client, picture, show)
+        tries = [best.report]
+        while tries[-1]["quality"]["verdict"] == Verdict.BAD and len(tries) <= num_retries:
+            with tempfile.TemporaryDirectory(prefix=STAGING, dir=request.out) as directory:
+                seed = request.seed + RETRY_SEED_STEP * len(tries)
+                another = request._replace(seed=seed, out=Path(directory))
+                made = self._make_once(another, client, picture, show)
+                tries.append(made.report)
+                if rank(made.report) < rank(best.report):
+                    best = dataclasses.replace(made, directory=request.out)
+                    move_into(another.out, request.out)
+        if len(tries) > 1:
+            told = [{"seed": each["seed"], **each["quality"]} for each in tries]
+            best = dataclasses.replace(best, report=best.report | {"tries": told})
+            write_json(request.out / REPORT, best.report)
+        return best
+
+    def _make_once(
+        self, request: Request, client: ReconstructionClient, picture: Picture | None, show: Show
+    ) -> Asset:
+        stages = Stages(show)
+        return method.make_asset(
+            self.generator, self.estimator, client, self.settings, request, picture, stages
+        )
+
+    @contextmanager
+    def own_client(self) -> Iterator[ReconstructionClient]:
+        """The pipeline's own 3D worker, which starts when it is first needed. One thread has it at a time."""
+        with self._one_at_a_time:
+            self._client = self._client or self.start_client()
+            yield self._client
+
+    def start_client(self) -> ReconClient:
+        """Another 3D worker, which the caller closes. It gets ready while the first video is sampled."""
+        settings = self.settings
+        return ReconClient(orbit(settings.num_views, INITIAL_ELEVATION_RAD, settings.size), settings.fit)
+
+    def warnings(self, prompt: str) -> list[str]:
+        """What the model does not understand of a prompt."""
+        return self.generator.text.warnings(prompt)
+
+    def warn(self, prompts: Sequence[str]) -> None:
+        """Says on stderr, once each, what the model does not understand of the prompts."""
+        for warning in dict.fromkeys(each for prompt in prompts for each in self.warnings(prompt)):
+            print(f"im3d: warning: {warning}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the 3D worker. The next asset would start another one."""
+        if self._client:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Pipeline with {self.generator!r}>"
+
+
+# ---- From a config ----
+
+
+def load(config: ConfigDict) -> Pipeline:
+    """The pipeline that a config describes. Raises UserError for weights that are missing or do not fit."""
+    settings = read_settings(config)
+    return Pipeline(generator.load(config), load_estimator(config), settings)
+
+
+def load_estimator(config: ConfigDict) -> ElevationEstimator:
+    """The estimator of elevation that a config names. Raises UserError as `elevation.load` does."""
+    return elevation.load(config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None)
+
+
+def read_settings(config: ConfigDict) -> AssetSettings:
+    """The settings of a config, without loading anything. Raises UserError for values that cannot be."""
+    return AssetSettings(
+        num_views=config.num_views,
+        size=config.size,
+        rounds_at_steps=tuple(config.rounds.at_steps),
+        config_digest=config_flags.config_digest(config),
+        elevation_deg=config.elevation.deg,
+        picture=PictureSettings(**config.image),
+        text_to_image=TextToImageSettings(**config.text_to_image),
+        turntable=TurntableSettings(**config.turntable),
+        fit=FitSettings(**config.fit),
+        gates=GateSettings(**config.gates),
+    )
+
+
+# ---- Requests ----
+
+
+def check(request: Request) -> None:
+    """Raises UserError for a request without prompt and image, or with an impossible elevation."""
+    if not request.prompt.strip() and not request.image:
+        raise UserError("nothing to make; give a prompt or an image")
+    if request.elevation_deg is not None and not -90 < request.elevation_deg < 90:
+        raise UserError(f"elevation_deg is {request.elevation_deg:g}, must lie between -90 and 90")
+
+
+def draw_pictures(
+    settings: AssetSettings, requests: Sequence[Request], show: Show = progress
+) -> list[Request]:
+    """The requests with a picture of each prompt, OUT/input.png, drawn by `config.text_to_image.pipeline`.
+
+    It draws all pictures at once, because it is loaded and freed again within this call. Requests that have a
+    picture stay as they are. Raises UserError if the pipeline does not load or blanks a picture.
+    """
+    from im3d_jax.conditions import text_to_image  # needs the extra "hosted"
+
+    how, asked = settings.text_to_image, [request for request in requests if not request.image]
+    with show("images", how.num_steps * len(asked)) as bar:
+        drawn = text_to_image.draw(
+            how.pipeline,
+            [request.prompt for request in asked],
+            [request.seed for request in asked],
+            how.num_steps,
+            how.template,
+            bar.update,
+        )
+    paths = {}
+    for request, picture in zip(asked, drawn, strict=True):
+        name = f"the picture of {request.prompt!r}"
+        placed = pictures.place(picture, name, settings.size, **dataclasses.asdict(settings.picture))
+        paths[request.out] = make_directory(request.out) / "input.png"
+        write_image(paths[request.out], straight(*placed))
+    return [r._replace(image=r.image or str(paths[r.out])) for r in requests]
