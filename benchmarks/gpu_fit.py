@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from im3d_jax.data import objects, procedural
 from recon_torch.fit.optimization import Fit, run_together
 from recon_torch.losses.ssim import ssim
-from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.gaussians import Activated, Gaussians
+from recon_torch.raster.render import render
 from recon_torch.scene.start import init_ball
-from recon_torch.settings import FitSettings
+from recon_torch.settings import Engine, FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
 # JAX draws the targets here, and would take most of the memory for that.
@@ -61,27 +61,26 @@ def compare_engines(size: int, num_gaussians: int) -> dict[str, float]:
     weight = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(1))
 
     def run(device, engine):
-        leaves = [value.detach().to(device).requires_grad_() for value in _drawn(start)]
-        w2c, intrinsics = (torch.from_numpy(a).to(device) for a in (cameras.w2c, cameras.intrinsics_px))
-        render = rasterize(*leaves, w2c, intrinsics, size, size, engine=engine)
-        gradients = torch.autograd.grad((render.rgb * weight.to(device)).sum(), leaves)
-        return [render.rgb.detach().cpu(), render.alpha.detach().cpu(), *(g.cpu() for g in gradients)]
+        leaves = Activated(*(value.detach().to(device).requires_grad_() for value in _varied(start)))
+        rendered = render(leaves, cameras, engine=engine)
+        gradients = torch.autograd.grad((rendered.rgb * weight.to(device)).sum(), leaves)
+        return [rendered.rgb.detach().cpu(), rendered.alpha.detach().cpu(), *(g.cpu() for g in gradients)]
 
-    names = ("rgb", "alpha", *(f"d {name}" for name in ("means", "quats", "scales", "opacities", "colors")))
+    names = ("rgb", "alpha", *(f"d {name}" for name in Activated._fields))
     device = gpu_machine.device()
-    found = run(device, "gsplat" if device.type == "cuda" else "torch")
-    pairs = zip(names, found, run("cpu", "cpu"), strict=True)
+    found = run(device, Engine.GSPLAT if device.type == "cuda" else Engine.TORCH)
+    pairs = zip(names, found, run("cpu", Engine.CPU), strict=True)
     return {
         name: ((ours - cpu).abs().max() / (cpu.abs().max() if name.startswith("d ") else 1)).item()
         for name, ours, cpu in pairs
     }
 
 
-def _drawn(start) -> tuple[torch.Tensor, ...]:
+def _varied(start: Gaussians) -> Activated:
     """Random colours, turns and shapes: those of a start are alike, and hide errors."""
     generator = torch.Generator().manual_seed(2)
     colors, quats, longer = (torch.rand(len(start.means), n, generator=generator) for n in (3, 4, 3))
-    return start.means, quats - 0.5, start.scales * (0.5 + longer), start.opacities, colors
+    return Activated(start.means, quats - 0.5, start.scales * (0.5 + longer), start.opacities, colors)
 
 
 def time_fit(target: Target, settings: FitSettings) -> dict:
@@ -118,24 +117,20 @@ def time_plain(target: Target, num_gaussians: int, num_steps: int) -> dict:
     optimizers = {name: torch.optim.Adam([params[name]], rate, eps=1e-15) for name, rate in RATES.items()}
     strategy = DefaultStrategy()
     state = strategy.initialize_state(scene_scale=1.0)
-    w2c, intrinsics = (torch.from_numpy(a).to(device) for a in (cameras.w2c, cameras.intrinsics_px))
     white = torch.ones(3, device=device)
 
     def step(number: int) -> None:
         view = slice(number % NUM_VIEWS, number % NUM_VIEWS + 1)
         gaussians = Gaussians(*(params[name] for name in RATES))
-        render = rasterize(
-            gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors,
-            w2c[view], intrinsics[view], cameras.width, cameras.height, background=white,
-        )  # fmt: skip
-        strategy.step_pre_backward(params, optimizers, state, number, render.info)
+        rgb, *_, info = render(gaussians, cameras[view], background=white)
+        strategy.step_pre_backward(params, optimizers, state, number, info)
         truth = target.views[view]
-        l1 = (render.rgb - truth).abs().mean()
-        (0.8 * l1 + 0.2 * (1 - ssim(render.rgb, truth).mean())).backward()
+        l1 = (rgb - truth).abs().mean()
+        (0.8 * l1 + 0.2 * (1 - ssim(rgb, truth).mean())).backward()
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        strategy.step_post_backward(params, optimizers, state, number, render.info)
+        strategy.step_post_backward(params, optimizers, state, number, info)
 
     for number in range(WARM_UP_STEPS):
         step(number)

@@ -12,7 +12,7 @@ from gsplat import DefaultStrategy
 
 from recon_torch.losses.metrics import ssim
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.render import render
 from recon_torch.scene.splats import PARAM_NAMES
 from recon_torch.scene.start import init_ball
 from recon_torch.settings import FitSettings
@@ -35,9 +35,10 @@ def fit(views: Views, num_steps: int, seed: int = 0) -> Gaussians:
     state = strategy.initialize_state()
     for step in range(num_steps):
         index = _order(step // len(views), len(views), seed)[step % len(views), None]
-        render, info = _render(Gaussians(*(params[name] for name in PARAM_NAMES)), views, index)
+        gaussians = Gaussians(*(params[name] for name in PARAM_NAMES))
+        rgb, *_, info = render(gaussians, views.cameras[index], background=torch.ones(3))
         strategy.step_pre_backward(params, optimizers, state, step, info)
-        _loss(render, torch.from_numpy(views.images[index])).backward()
+        _loss(rgb, torch.from_numpy(views.images[index])).backward()
         decay = (settings.lr_means_final / settings.lr_means) ** (step / num_steps)
         optimizers["means"].param_groups[0]["lr"] = settings.lr_means * decay
         for optimizer in optimizers.values():
@@ -51,23 +52,6 @@ def _order(epoch: int, num_views: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_views)
 
 
-def _render(gaussians: Gaussians, views: Views, index: np.ndarray) -> tuple[torch.Tensor, dict]:
-    cameras = views.cameras[index]
-    render = rasterize(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        torch.from_numpy(cameras.w2c.astype(np.float32)),
-        torch.from_numpy(cameras.intrinsics_px),
-        cameras.width,
-        cameras.height,
-        background=torch.ones(3),
-    )
-    return render.rgb, render.info
-
-
-def _loss(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    l1 = (render - target).abs().mean()
-    return (1 - D_SSIM_SHARE) * l1 + D_SSIM_SHARE * (1 - ssim(render, target).mean())
+def _loss(rgb: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    l1 = (rgb - target).abs().mean()
+    return (1 - D_SSIM_SHARE) * l1 + D_SSIM_SHARE * (1 - ssim(rgb, target).mean())

@@ -15,7 +15,9 @@ import time
 
 import torch
 
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.gaussians import Activated
+from recon_torch.raster.render import render
+from recon_torch.settings import Engine
 from recon_torch.views.cameras import orbit
 
 
@@ -39,39 +41,38 @@ def main() -> None:
           f" {'twin forward':>12} {'+ backward':>12} | {'forward':>8} {'both':>8}")  # fmt: skip
     for case in flags.cases.split(","):
         count, size = (int(number) for number in case.split("x"))
-        forward, both = time_engine("cpu", count, size, flags.views, flags.opacity, flags.repeats)
+        forward, both = time_engine(Engine.CPU, count, size, flags.views, flags.opacity, flags.repeats)
         row = f"{count:9d} {size:4d} | {forward:9.2f} ms {both:9.2f} ms |"
         if not flags.no_twin:
-            twin_forward, twin_both = time_engine("torch", count, size, flags.views, flags.opacity, 1)
+            twin_forward, twin_both = time_engine(Engine.TORCH, count, size, flags.views, flags.opacity, 1)
             row += f" {twin_forward:9.0f} ms {twin_both:9.0f} ms |"
             row += f" {twin_forward / forward:7.0f}x {twin_both / both:7.0f}x"
         print(row, flush=True)
 
 
 def time_engine(
-    engine: str, count: int, size: int, views: int, opacity: float, repeats: int
+    engine: Engine, count: int, size: int, views: int, opacity: float, repeats: int
 ) -> tuple[float, float]:
     """Best milliseconds of a forward pass, and of a forward and a backward pass."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    gaussians = [
+    gaussians = Activated(
         directions * 0.5 * torch.rand(count, 1, generator=generator) ** (1 / 3),
         torch.randn(count, 4, generator=generator),
         (0.5 + torch.rand(count, 3, generator=generator)) * 0.25 / count ** (1 / 3),
         torch.full((count,), opacity),
         torch.rand(count, 3, generator=generator),
-    ]
+    )
     for tensor in gaussians:
         tensor.requires_grad_()
     cameras = orbit(views, 0.3, size)
-    w2c, intrinsics = torch.from_numpy(cameras.w2c), torch.from_numpy(cameras.intrinsics_px)
     target = torch.rand(views, size, size, 3, generator=generator)
     forward, both = [], []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        render = rasterize(*gaussians, w2c, intrinsics, size, size, engine=engine)
+        rgb = render(gaussians, cameras, engine=engine).rgb
         forward.append(time.perf_counter() - begin)
-        torch.autograd.grad(render.rgb, gaussians, target)
+        torch.autograd.grad(rgb, gaussians, target)
         both.append(time.perf_counter() - begin)
     return 1e3 * min(forward[1:]), 1e3 * min(both[1:])
 

@@ -33,6 +33,7 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.losses.metrics import psnr, ssim
 from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.render import render_images
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, load_views
@@ -133,9 +134,9 @@ def _result(folder: Path, name: str, train: Views, test: Views, flags: argparse.
     started = time.perf_counter()
     gaussians = _fit(name, train, flags.num_steps, flags.seed)
     seconds = time.perf_counter() - started
-    renders = render.render(gaussians, test.cameras)
+    renders = render_images(gaussians, test.cameras)
     result = _quality(renders, test.images) | {"num_gaussians": len(gaussians.means), "seconds": seconds}
-    trained = render.render(gaussians, train.cameras)
+    trained = render_images(gaussians, train.cameras)
     result["train_psnr"] = _quality(trained, train.images)["psnr"]
     write_image(folder / f"{name}.png", np.concatenate(renders[SHEET_VIEWS], 1))
     write_json(file, result)

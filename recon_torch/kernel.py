@@ -7,6 +7,7 @@ that waits for every thread even where another process holds its core.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,11 @@ _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernel")
 
 
 def kernel(**options) -> Callable:
-    """`numba.njit` with its cache on disk, or without where it finds no folder that it can write to."""
+    """`numba.njit` with its cache on disk, or without one where there is no folder that can be written."""
     options |= {"nogil": True, "error_model": "numpy"}
 
     def decorate(function: Callable) -> Callable:
+        function = inspect.unwrap(function)  # numba compiles no wrappers, such as those of type checkers
         try:
             return numba.njit(function, cache=True, **options)
         except RuntimeError:  # "cannot cache function: no locator available"

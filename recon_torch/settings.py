@@ -11,7 +11,7 @@ from recon_torch.errors import choice
 
 
 class Engine(enum.StrEnum):
-    """What rasterises Gaussians; see `recon_torch.raster.rasterize`."""
+    """What rasterises Gaussians; see `recon_torch.raster.render`."""
 
     AUTO = "auto"  # gsplat where the tensors are on a GPU, else cpu
     GSPLAT = "gsplat"

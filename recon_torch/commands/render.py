@@ -12,31 +12,12 @@ from jaxtyping import Float
 
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.formats.ply import load_ply
-from recon_torch.raster import rasterize
 from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.render import render_images
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import write_image
 from recon_torch.views.transforms import write_transforms
 from recon_torch.views.video import write_video
-
-VIEWS_AT_ONCE = 8  # bounds the memory of long turntables
-
-
-def render(asset: Gaussians, cameras: Cameras, background: float = 1.0) -> Float[np.ndarray, "K H W 3"]:
-    """RGB in [0, 1] over a grey `background` (0 black, 1 white)."""
-    device = asset.means.device
-    grey = torch.full((3,), background, device=device)
-    views = []
-    with torch.no_grad():
-        for start in range(0, len(cameras), VIEWS_AT_ONCE):
-            part = cameras[start : start + VIEWS_AT_ONCE]
-            w2c, intrinsics_px = (torch.from_numpy(x).to(device) for x in (part.w2c, part.intrinsics_px))
-            image = rasterize.rasterize(
-                asset.means, asset.quats, asset.scales, asset.opacities, asset.colors,
-                w2c, intrinsics_px, part.width, part.height, background=grey,
-            )  # fmt: skip
-            views.append(image.rgb.clamp(0, 1).cpu().numpy())
-    return np.concatenate(views)
 
 
 def write_views(directory: Path, cameras: Cameras, images: Float[np.ndarray, "K H W C"]) -> None:
@@ -53,7 +34,7 @@ def main(argv: list[str]) -> None:
     asset = Gaussians(*(tensor.to(device) for tensor in load_ply(flags.asset)))
     elevation_rad = math.radians(flags.elevation_deg)
     cameras = orbit(flags.num_views, elevation_rad, flags.size, radius=flags.radius, fov_deg=flags.fov_deg)
-    rgb = render(asset, cameras, flags.background)
+    rgb = render_images(asset, cameras, flags.background)
     write_views(flags.out, cameras, rgb)
     video = write_video(flags.out / "turntable.mp4", rgb)
     print(f"{len(cameras)} views of {len(asset.means)} Gaussians in {flags.out}, and {video.name}")

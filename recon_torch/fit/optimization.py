@@ -21,7 +21,7 @@ from torch import Tensor
 from recon_torch.errors import UserError
 from recon_torch.fit.loss import Loss, Targets, join
 from recon_torch.losses.metrics import psnr, silhouette_iou, ssim
-from recon_torch.raster.rasterize import Render
+from recon_torch.raster import Render
 from recon_torch.scene import Scene, new_scene
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras

@@ -4,7 +4,7 @@ Each view's splats are sorted by depth and binned into tiles. Then one task per 
 near to far (far to near for the gradients) and, within a splat, runs of LANES pixels, each of which the
 compiler turns into a few vector instructions. Gradients go into one row per (tile, splat) and are added up in
 a fixed order, so neither the number of threads nor their timing changes a bit. The rest is as in
-`rasterize_reference.composite`.
+`reference.composite`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.kernel import FAST_MATH, arrays, gradient_arrays, kernel, run
-from recon_torch.raster import reference as reference
-from recon_torch.raster.reference import Projection
+from recon_torch.raster import CameraTensors, Projection, reference
+from recon_torch.raster.gaussians import Activated
 
 ALPHA_MIN, ALPHA_MAX = np.float32(reference.ALPHA_MIN), np.float32(reference.ALPHA_MAX)
 TRANSMITTANCE_MIN = np.float32(reference.TRANSMITTANCE_MIN)
@@ -41,15 +41,11 @@ E6 = np.float32(0.0009503807497972944)
 
 
 def composite(
-    projection: Projection,
-    opacities: Float[Tensor, "N"],
-    colors: Float[Tensor, "N 3"],
-    background: Float[Tensor, "3"],
-    width: int,
-    height: int,
+    projection: Projection, gaussians: Activated, cameras: CameraTensors, background: Float[Tensor, "3"]
 ) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"], Float[Tensor, "K H W 1"]]:
-    """As `rasterize_reference.composite`, in float32."""
-    return _Composite.apply(*projection[:4], opacities, colors, background, width, height)
+    """The same as `reference.composite`, in float32."""
+    splats = (*projection[:4], gaussians.opacities, gaussians.colors)
+    return _Composite.apply(*splats, background, cameras.width, cameras.height)
 
 
 class _Composite(torch.autograd.Function):

@@ -1,6 +1,6 @@
-"""The parameters of the asset (Sec. 3.3) and their file form, the .ply of 3DGS (Kerbl et al. 2023).
+"""The parameters of the asset (Sec. 3.3), and the Gaussians that they stand for.
 
-Colour does not depend on the view (spherical harmonics of degree 0), as the paper's short fits need no more.
+Colour does not depend on the view (spherical harmonics of degree 0): the paper's short fits need no more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 SH_C0 = 0.5 / math.sqrt(math.pi)  # the constant spherical harmonic
+
+
+class Activated(NamedTuple):
+    """N Gaussians as they are rendered."""
+
+    means: Float[Tensor, "N 3"]  # world coordinates
+    quats: Float[Tensor, "N 4"]  # wxyz, of any length but 0
+    scales: Float[Tensor, "N 3"]  # standard deviations along the axes, in world units
+    opacities: Float[Tensor, " N"]  # in [0, 1]
+    colors: Float[Tensor, "N 3"]  # RGB, usually in [0, 1]
 
 
 class Gaussians(NamedTuple):
@@ -37,3 +47,7 @@ class Gaussians(NamedTuple):
     def colors(self) -> Float[Tensor, "N 3"]:
         """RGB, at least 0; not bounded above, as in 3DGS."""
         return (0.5 + SH_C0 * self.sh0).clamp_min(0)
+
+    def activated(self) -> Activated:
+        """These Gaussians as they are rendered, differentiable by the parameters."""
+        return Activated(self.means, self.quats, self.scales, self.opacities, self.colors)

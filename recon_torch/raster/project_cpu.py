@@ -12,12 +12,10 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from recon_torch.kernel import arrays, gradient_arrays, kernel, run
-from recon_torch.raster import reference as reference
-from recon_torch.raster.reference import Projection
+from recon_torch.raster import CameraTensors, Projection, reference
+from recon_torch.raster.gaussians import Activated
 
 EPS2D_PX2 = np.float32(reference.EPS2D_PX2)
 NEAR_PLANE, FAR_PLANE = np.float32(reference.NEAR_PLANE), np.float32(reference.FAR_PLANE)
@@ -27,18 +25,10 @@ GRAIN = 1024  # Gaussians worth handing to a thread
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 
 
-def project(
-    means: Float[Tensor, "N 3"],
-    quats: Float[Tensor, "N 4"],
-    scales: Float[Tensor, "N 3"],
-    opacities: Float[Tensor, "N"],
-    w2c: Float[Tensor, "K 4 4"],
-    intrinsics_px: Float[Tensor, "K 3 3"],
-    width: int,
-    height: int,
-) -> Projection:
-    """As `rasterize_reference.project`, in float32."""
-    return Projection(*_Project.apply(means, quats, scales, opacities, w2c, intrinsics_px, width, height))
+def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
+    """The same as `reference.project`, in float32."""
+    means, quats, scales, opacities, _ = gaussians
+    return Projection(*_Project.apply(means, quats, scales, opacities, *cameras))
 
 
 class _Project(torch.autograd.Function):

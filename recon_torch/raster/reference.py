@@ -7,11 +7,12 @@ gsplat's; the CPU engine imports them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from recon_torch.raster import CameraTensors, Projection
+from recon_torch.raster.gaussians import Activated
 
 EPS2D_PX2 = 0.3  # added to the 2D covariance's diagonal: no splat is thinner than a pixel
 NEAR_PLANE = 0.01
@@ -26,18 +27,6 @@ FRUSTUM_MARGIN = 0.3  # the projection's slope is held constant this far (in hal
 TILE_PX = 16
 
 
-class Projection(NamedTuple):
-    """N Gaussians in K views; entries of culled Gaussians are finite and meaningless."""
-
-    means2d: Float[Tensor, "K N 2"]  # pixels, pixel centres at +0.5
-    conics: Float[Tensor, "K N 3"]  # upper triangle (xx, xy, yy) of the inverse 2D covariance
-    depths: Float[Tensor, "K N"]  # camera z
-    extents_px: Float[
-        Tensor, "K N 2"
-    ]  # half sides of the box outside of which alpha < ALPHA_MIN; 0 if culled
-    radii: Int[Tensor, "K N 2"]  # the same rounded up, as gsplat reports it
-
-
 def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
     """Rotations of unnormalised quaternions, wxyz."""
     w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
@@ -49,17 +38,10 @@ def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
     return torch.stack(rows, -2)
 
 
-def project(
-    means: Float[Tensor, "N 3"],
-    quats: Float[Tensor, "N 4"],
-    scales: Float[Tensor, "N 3"],
-    opacities: Float[Tensor, "N"],
-    w2c: Float[Tensor, "K 4 4"],
-    intrinsics_px: Float[Tensor, "K 3 3"],
-    width: int,
-    height: int,
-) -> Projection:
+def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     """EWA projection of 3D Gaussians to 2D Gaussians, with gsplat's culling."""
+    means, quats, scales, opacities, _ = gaussians
+    w2c, intrinsics_px, width, height = cameras
     sane = (torch.cat([means, scales], -1).abs() <= LARGEST).all(-1) & quats.isfinite().all(-1)
     sane = sane & (quats != 0).any(-1) & (opacities >= ALPHA_MIN) & opacities.isfinite()
     in_camera = means @ w2c[:, :3, :3].mT + w2c[:, None, :3, 3]
@@ -114,14 +96,10 @@ def _extents(
 
 
 def composite(
-    projection: Projection,
-    opacities: Float[Tensor, "N"],
-    colors: Float[Tensor, "N 3"],
-    background: Float[Tensor, "3"],
-    width: int,
-    height: int,
+    projection: Projection, gaussians: Activated, cameras: CameraTensors, background: Float[Tensor, "3"]
 ) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"], Float[Tensor, "K H W 1"]]:
     """Blends the splats of each view from near to far; returns colour, alpha and expected depth."""
+    opacities, colors, width, height = gaussians.opacities, gaussians.colors, cameras.width, cameras.height
     views = []
     for means2d, conics, depths, extents, _ in zip(*projection, strict=True):
         order = depths.argsort(stable=True)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.raster.rasterize import Render
+from recon_torch.raster import Render
 from recon_torch.scene.nerf import RadianceField
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.splats import Splats

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from recon_torch.files import replacing
-from recon_torch.raster.rasterize import Render
+from recon_torch.raster import Render
 from recon_torch.scene.parameters import Parameters
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras

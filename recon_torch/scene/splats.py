@@ -22,8 +22,9 @@ from torch import Tensor
 
 from recon_torch.errors import NoGaussiansLeft
 from recon_torch.formats.ply import save_ply
+from recon_torch.raster import Render
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import Render, rasterize_together
+from recon_torch.raster.render import render_together
 from recon_torch.scene.densify import CappedStrategy
 from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.scene.parameters import Parameters
@@ -97,12 +98,9 @@ class Splats:
     ) -> list[Render]:
         """See `Scene`. Renders of Gaussians draw nothing at random."""
         settings, device = scenes[0].settings, scenes[0].device
-        return rasterize_together(
+        return render_together(
             [scene.optimized for scene in scenes],
-            [torch.from_numpy(each.w2c).to(device, torch.float32) for each in cameras],
-            [torch.from_numpy(each.intrinsics_px).to(device, torch.float32) for each in cameras],
-            cameras[0].width,
-            cameras[0].height,
+            cameras,
             background=torch.full((3,), settings.background, device=device),
             engine=settings.engine,
         )

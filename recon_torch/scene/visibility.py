@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.render import render
 from recon_torch.settings import Engine
 from recon_torch.views.cameras import Cameras
 
@@ -18,21 +18,9 @@ def seen_px(gaussians: Gaussians, cameras: Cameras, engine: Engine = Engine.AUTO
 
     Renders are linear in the colours, so this is the gradient of their sum by the colours.
     """
-    shape, device = gaussians.sh0.shape, gaussians.means.device
-    colors = torch.zeros(shape, device=device, requires_grad=True)
+    still = Gaussians(*(tensor.detach() for tensor in gaussians)).activated()
+    colors = torch.zeros_like(still.colors, requires_grad=True)
     for index in range(len(cameras)):
-        camera = cameras[index]
-        render = rasterize(
-            gaussians.means.detach(),
-            gaussians.quats.detach(),
-            gaussians.scales.detach(),
-            gaussians.opacities.detach(),
-            colors,
-            torch.from_numpy(camera.w2c).to(device),
-            torch.from_numpy(camera.intrinsics_px).to(device),
-            camera.width,
-            camera.height,
-            engine=engine,
-        )
-        render.rgb[..., 0].sum().backward()
+        rendered = render(still._replace(colors=colors), cameras[index], engine=engine)
+        rendered.rgb[..., 0].sum().backward()
     return colors.grad[:, 0] / len(cameras)

@@ -36,6 +36,8 @@ class Cameras:
             raise ValueError(
                 f"w2c {self.w2c.shape} and intrinsics_px {self.intrinsics_px.shape} must be [K,4,4], [K,3,3]"
             )
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"the image size must be positive, got {self.width} x {self.height}")
 
     def __len__(self) -> int:
         return len(self.w2c)

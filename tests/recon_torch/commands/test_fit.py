@@ -14,7 +14,7 @@ from recon_torch.fit import asset
 from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import load_ply
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.render import render as render_gaussians
 from recon_torch.views import world
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import read_image, write_image
@@ -35,18 +35,7 @@ OBJECT = Gaussians(
 
 
 def render(gaussians: Gaussians, cameras: Cameras, background: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    image = rasterize(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        torch.from_numpy(cameras.w2c).float(),
-        torch.from_numpy(cameras.intrinsics_px),
-        cameras.width,
-        cameras.height,
-        background=torch.full((3,), background),
-    )
+    image = render_gaussians(gaussians, cameras, background=torch.full((3,), background))
     return image.rgb.clamp(0, 1).numpy(), image.alpha.numpy()
 
 

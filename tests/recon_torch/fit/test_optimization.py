@@ -15,7 +15,7 @@ from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.losses.metrics import psnr, silhouette_iou
 from recon_torch.losses.ssim import ms_ssim
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.render import render as render_gaussians
 from recon_torch.scene.densify import CappedStrategy
 from recon_torch.scene.visibility import seen_px
 from recon_torch.settings import FitSettings
@@ -41,18 +41,7 @@ def known_object(color_shift: float = 0.0) -> Gaussians:
 
 
 def render(gaussians: Gaussians, cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
-    image = rasterize(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        torch.from_numpy(cameras.w2c),
-        torch.from_numpy(cameras.intrinsics_px),
-        cameras.width,
-        cameras.height,
-        background=torch.ones(3),
-    )
+    image = render_gaussians(gaussians, cameras, background=torch.ones(3))
     return image.rgb, image.alpha
 
 

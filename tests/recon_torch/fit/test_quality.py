@@ -11,7 +11,7 @@ import torch
 from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import floor_gate, inspect, upright
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.render import render as render_gaussians
 from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras, orbit
@@ -75,10 +75,7 @@ def face(side):
 
 
 def render(scene: Gaussians, cameras: Cameras):
-    w2c, intrinsics_px = torch.from_numpy(cameras.w2c), torch.from_numpy(cameras.intrinsics_px)
-    shape = (scene.means, scene.quats, scene.scales, scene.opacities, scene.colors)
-    size = (cameras.width, cameras.height)
-    return rasterize(*shape, w2c, intrinsics_px, *size, background=torch.ones(3))
+    return render_gaussians(scene, cameras, background=torch.ones(3))
 
 
 def fitted(scene: Gaussians, views: torch.Tensor | None = None, masks: torch.Tensor | None = None):

@@ -23,7 +23,7 @@ from recon_torch.fit.recovery import SNAPSHOT_STEPS
 from recon_torch.formats.ply import load_ply
 from recon_torch.process import ReconstructionClient
 from recon_torch.process.client import ReconClient, WorkerDied, WorkerFailed
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster.render import render
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import orbit
 
@@ -132,18 +132,7 @@ def test_the_worker_writes_what_the_exported_gaussians_show(client, tmp_path):
     client.export(tmp_path / "asset.ply")
     gaussians = load_ply(tmp_path / "asset.ply")
     assert len(gaussians.means) == client.num_gaussians
-    expected = rasterize(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors,
-        torch.from_numpy(CAMERAS.w2c),
-        torch.from_numpy(CAMERAS.intrinsics_px),
-        40,
-        40,
-        background=torch.ones(3),
-    )
+    expected = render(gaussians, CAMERAS, background=torch.ones(3))
     torch.testing.assert_close(renders, expected.rgb, atol=1e-4, rtol=0)
     torch.testing.assert_close(alphas, expected.alpha, atol=1e-4, rtol=0)
 

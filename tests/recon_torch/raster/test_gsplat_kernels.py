@@ -138,7 +138,7 @@ def test_a_second_process_waits_for_what_the_first_compiles(install, tmp_path):
 def test_the_worker_gives_notice_and_the_client_has_patience(monkeypatch, capsys):
     sent, asked = [], []
     monkeypatch.setattr(gsplat_kernels, "load", lambda announce: announce("compiles"))
-    child = worker.Worker(None, SimpleNamespace(send=sent.append))
+    child = worker.Worker(SimpleNamespace(send=sent.append))
     for device, settings in [("cpu", {}), ("cuda", {"representation": "nerf"}), ("cuda", {})]:
         child._load_kernels(protocol.Start(None, FitSettings(**settings), device, "", 0.0))
     assert sent == [protocol.Notice("compiles", gsplat_kernels.COMPILE_TIMEOUT_S)]

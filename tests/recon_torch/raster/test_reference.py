@@ -1,19 +1,21 @@
-"""The torch twin against gsplat's PyTorch projection, a per-pixel loop in NumPy, and finite differences."""
+"""The reference against gsplat's PyTorch projection, a per-pixel loop in NumPy, and finite differences."""
 
 import numpy as np
 import pytest
 import torch
 from gsplat.cuda import _torch_impl as gsplat_reference
-from torch import Tensor
 
-from recon_torch.raster.rasterize import rasterize
+from recon_torch.raster import CameraTensors
+from recon_torch.raster.gaussians import Activated
 from recon_torch.raster.reference import project
-from recon_torch.views.cameras import orbit
+from recon_torch.raster.render import render
+from recon_torch.settings import Engine
+from recon_torch.views.cameras import Cameras, orbit
 
 WIDTH, HEIGHT = 21, 34
 
 
-def scene(count: int, seed: int = 0) -> dict[str, Tensor]:
+def scene(count: int, seed: int = 0) -> Activated:
     generator = torch.Generator().manual_seed(seed)
     draws = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "colors": 3}
     tensors = {name: torch.rand(count, n, generator=generator).double() for name, n in draws.items()}
@@ -21,27 +23,25 @@ def scene(count: int, seed: int = 0) -> dict[str, Tensor]:
     tensors["quats"] = tensors["quats"] * 4 - 2
     tensors["scales"] = 0.01 + tensors["scales"] * 0.15
     tensors["opacities"] = tensors["opacities"][:, 0]
-    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    return Activated(**{name: tensor.requires_grad_() for name, tensor in tensors.items()})
 
 
-def cameras(views: int = 2) -> tuple[Tensor, Tensor]:
+def cameras(views: int = 2, width: int = WIDTH, height: int = HEIGHT) -> Cameras:
     """Unequal focal lengths, a principal point off the centre, and so close that Gaussians fall outside."""
     rig = orbit(views, 0.4, 32, radius=0.8)
-    intrinsics = torch.from_numpy(rig.intrinsics_px).double()
-    intrinsics[:, 0] *= 0.9
-    intrinsics[:, 0, 2], intrinsics[:, 1, 2] = 8.0, 19.5
-    return torch.from_numpy(rig.w2c).double(), intrinsics
+    intrinsics_px = rig.intrinsics_px.astype(np.float64)
+    intrinsics_px[:, 0] *= 0.9
+    intrinsics_px[:, 0, 2], intrinsics_px[:, 1, 2] = 8.0, 19.5
+    return Cameras(rig.w2c, intrinsics_px, width, height)
 
 
 def test_projection_equals_gsplats_forward_and_backward():
-    gaussians, (w2c, intrinsics) = scene(200), cameras()
-    means, quats, scales = (gaussians[name] for name in ("means", "quats", "scales"))
-    opaque = torch.ones(200, dtype=torch.float64)
-    ours = project(means, quats, scales, opaque, w2c, intrinsics, WIDTH, HEIGHT)
+    gaussians = scene(200)._replace(opacities=torch.ones(200, dtype=torch.float64))
+    means, quats, scales, *_ = gaussians
+    rig = CameraTensors.of(cameras(), means)
+    ours = project(gaussians, rig)
     covariances, _ = gsplat_reference._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
-    radii, *theirs, _ = gsplat_reference._fully_fused_projection(
-        means, covariances, w2c, intrinsics, WIDTH, HEIGHT
-    )
+    radii, *theirs, _ = gsplat_reference._fully_fused_projection(means, covariances, *rig)
 
     seen = (ours.radii > 0).all(-1)
     assert 50 < seen.sum() < 390
@@ -63,13 +63,17 @@ def test_projection_equals_gsplats_forward_and_backward():
 
 
 def test_radii_end_where_alpha_falls_under_its_threshold():
-    w2c, intrinsics = torch.eye(4)[None].double(), torch.diag(torch.tensor([50.0, 50.0, 1.0]))[None].double()
-    intrinsics[:, :2, 2] = 100.0
+    intrinsics_px = torch.tensor([[[50.0, 0.0, 100.0], [0.0, 50.0, 100.0], [0.0, 0.0, 1.0]]]).double()
+    rig = CameraTensors(torch.eye(4)[None].double(), intrinsics_px, 200, 200)
     opacities = torch.tensor([1 / 256, 0.02, 0.3, 1.0], dtype=torch.float64)
-    means = torch.tensor([[0.0, 0.0, 2.0]], dtype=torch.float64).expand(4, 3)
-    quats = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64).expand(4, 4)
-    scales = torch.tensor([[0.4, 0.2, 0.1]], dtype=torch.float64).expand(4, 3)
-    projection = project(means, quats, scales, opacities, w2c, intrinsics, 200, 200)
+    gaussians = Activated(
+        means=torch.tensor([[0.0, 0.0, 2.0]], dtype=torch.float64).expand(4, 3),
+        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64).expand(4, 4),
+        scales=torch.tensor([[0.4, 0.2, 0.1]], dtype=torch.float64).expand(4, 3),
+        opacities=opacities,
+        colors=torch.zeros(4, 3, dtype=torch.float64),
+    )
+    projection = project(gaussians, rig)
     sigma_px = np.sqrt(np.array([25 * 0.4, 25 * 0.2]) ** 2 + 0.3)
     sigmas = np.sqrt(2 * np.log(np.maximum(opacities.numpy() * 255, 1)))
     np.testing.assert_allclose(projection.extents_px[0].numpy(), sigmas[:, None] * sigma_px, rtol=1e-12)
@@ -96,17 +100,13 @@ def blend_pixel(x, y, splats, background):
 
 @pytest.mark.parametrize("opacity", [None, 1.0])  # 1.0: thick enough to finish pixels early
 def test_images_equal_a_loop_over_pixels(opacity):
-    gaussians, (w2c, intrinsics) = scene(60), cameras()
+    gaussians, rig = scene(60), cameras()
     if opacity is not None:
-        gaussians["opacities"] = torch.full_like(gaussians["opacities"], opacity)
+        gaussians = gaussians._replace(opacities=torch.full_like(gaussians.opacities, opacity))
     background = torch.tensor([0.1, 0.6, 0.9], dtype=torch.float64)
-    render = rasterize(
-        **gaussians, w2c=w2c, intrinsics_px=intrinsics, width=WIDTH, height=HEIGHT,
-        background=background, engine="torch",
-    )  # fmt: skip
-    geometry = [gaussians[name] for name in ("means", "quats", "scales", "opacities")]
-    projection = project(*geometry, w2c, intrinsics, WIDTH, HEIGHT)
-    opacities, colours = gaussians["opacities"].detach().numpy(), gaussians["colors"].detach().numpy()
+    rendered = render(gaussians, rig, background=background, engine=Engine.TORCH)
+    projection = project(gaussians, CameraTensors.of(rig, gaussians.means))
+    opacities, colours = gaussians.opacities.detach().numpy(), gaussians.colors.detach().numpy()
     finished = 0
     for k in range(2):
         means2d, conics, depths, _, radii = (tensor[k].detach().numpy() for tensor in projection)
@@ -116,19 +116,19 @@ def test_images_equal_a_loop_over_pixels(opacity):
             for x in range(WIDTH):
                 rgb, alpha, depth = blend_pixel(x, y, splats, background.numpy())
                 finished += alpha > 0.999
-                np.testing.assert_allclose(render.rgb[k, y, x].detach(), rgb, atol=1e-12)
-                np.testing.assert_allclose(render.alpha[k, y, x].item(), alpha, atol=1e-12)
-                np.testing.assert_allclose(render.depth[k, y, x].item(), depth, atol=1e-10)
+                np.testing.assert_allclose(rendered.rgb[k, y, x].detach(), rgb, atol=1e-12)
+                np.testing.assert_allclose(rendered.alpha[k, y, x].item(), alpha, atol=1e-12)
+                np.testing.assert_allclose(rendered.depth[k, y, x].item(), depth, atol=1e-10)
     assert opacity is None or finished > 20
 
 
 def test_gradients_equal_finite_differences():
-    gaussians, (w2c, intrinsics) = scene(5, seed=3), cameras()
+    gaussians, rig = scene(5, seed=3), cameras(width=9, height=12)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(2, 12, 9, n, generator=generator, dtype=torch.float64) for n in (3, 1, 1)]
 
     def loss(*tensors):
-        images = rasterize(*tensors, w2c, intrinsics, 9, 12, engine="torch")[:3]
+        images = render(Activated(*tensors), rig, engine=Engine.TORCH)[:3]
         return sum((image * weight).sum() for image, weight in zip(images, weights, strict=True))
 
-    assert torch.autograd.gradcheck(loss, tuple(gaussians.values()), eps=1e-7, atol=1e-5, rtol=1e-5)
+    assert torch.autograd.gradcheck(loss, tuple(gaussians), eps=1e-7, atol=1e-5, rtol=1e-5)

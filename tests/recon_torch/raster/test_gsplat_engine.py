@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from recon_torch.raster import gsplat_kernels
-from recon_torch.raster import rasterize as rasterize_module
-from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.rasterize import rasterize, rasterize_together
+from recon_torch.raster import CameraTensors, Render, gsplat_engine, gsplat_kernels
+from recon_torch.raster.gaussians import Activated, Gaussians
 from recon_torch.raster.reference import composite, project
-from recon_torch.views.cameras import orbit
+from recon_torch.raster.render import render, render_together
+from recon_torch.settings import Engine
+from recon_torch.views.cameras import Cameras, orbit
 
 COUNTS, WIDTH, HEIGHT = (7, 40, 23), 30, 24
 BACKGROUND = torch.tensor([0.2, 0.5, 0.9])
@@ -24,28 +24,29 @@ def scene(count: int, device: str = "cpu") -> Gaussians:
     return Gaussians(*(tensor.to(device).requires_grad_() for tensor in tensors))
 
 
-def cameras(index: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+def cameras(index: int) -> Cameras:
     """Two for each scene, other ones each time."""
-    around = orbit(2, 0.2 * index, HEIGHT)
-    return torch.from_numpy(around.w2c).to(device), torch.from_numpy(around.intrinsics_px).to(device)
+    square = orbit(2, 0.2 * index, HEIGHT)
+    return Cameras(square.w2c, square.intrinsics_px, WIDTH, HEIGHT)
 
 
-def loss_of(render, index: int) -> torch.Tensor:
-    """Random and linear."""
+def loss_of(rendered: Render, index: int) -> torch.Tensor:
+    """A random linear function of the images."""
     generator = torch.Generator().manual_seed(index)
-    weights = [torch.randn(image.shape, generator=generator).to(image) for image in render[:3]]
-    return sum((image * weight).sum() for image, weight in zip(render[:3], weights, strict=True))
+    weights = [torch.randn(image.shape, generator=generator).to(image) for image in rendered[:3]]
+    return sum((image * weight).sum() for image, weight in zip(rendered[:3], weights, strict=True))
 
 
 def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
     """What gsplat computes for a batch, by the reference twin. Checks what gsplat asserts of a batch."""
     assert not options["packed"] and options["render_mode"] == "RGB+ED"
     assert means.shape[:2] == opacities.shape and options["backgrounds"].shape == (*viewmats.shape[:2], 3)
-    scenes = list(zip(means, quats, scales, opacities, viewmats, Ks, strict=True))
-    projections = [project(*each, width, height) for each in scenes]
+    scenes = list(map(Activated, means, quats, scales, opacities, colors))
+    rigs = [CameraTensors(*each, width, height) for each in zip(viewmats, Ks, strict=True)]
+    projections = list(map(project, scenes, rigs))
     means2d = torch.stack([projection.means2d for projection in projections])
     images = [
-        composite(projection._replace(means2d=means2d[b]), opacities[b], colors[b], BACKGROUND, width, height)
+        composite(projection._replace(means2d=means2d[b]), scenes[b], rigs[b], BACKGROUND)
         for b, projection in enumerate(projections)
     ]
     rgb, alpha, depth = map(torch.stack, zip(*images, strict=True))
@@ -53,19 +54,18 @@ def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, 
     return torch.cat([rgb, depth], -1), alpha, {"means2d": means2d, "radii": radii}
 
 
-def assert_each_is_as_alone(device: str, engine: str) -> None:
-    background = BACKGROUND.to(device)
+def assert_each_is_as_alone(render_all, device: str, engine: Engine) -> None:
+    """render_all: a function of scenes and cameras."""
     scenes, alone = ([scene(count, device) for count in COUNTS] for _ in range(2))
-    poses, lenses = zip(*(cameras(index, device) for index in range(len(COUNTS))), strict=True)
-    renders = rasterize_together(scenes, poses, lenses, WIDTH, HEIGHT, background=background, engine="gsplat")
+    rigs = [cameras(index) for index in range(len(COUNTS))]
+    renders = render_all(scenes, rigs)
     expected = [
-        rasterize(*fields_of(each), pose, lens, WIDTH, HEIGHT, background=background, engine=engine)
-        for each, pose, lens in zip(alone, poses, lenses, strict=True)
+        render(each, rig, background=BACKGROUND, engine=engine) for each, rig in zip(alone, rigs, strict=True)
     ]
     for each in (renders, expected):
-        for render in each:
-            render.info["means2d"].retain_grad()
-        sum(loss_of(render, index) for index, render in enumerate(each)).backward()
+        for rendered in each:
+            rendered.info["means2d"].retain_grad()
+        sum(loss_of(rendered, index) for index, rendered in enumerate(each)).backward()
     for index in range(len(COUNTS)):
         for image, expected_image in zip(renders[index][:3], expected[index][:3], strict=True):
             torch.testing.assert_close(image, expected_image, atol=1e-5, rtol=1e-5)
@@ -77,21 +77,19 @@ def assert_each_is_as_alone(device: str, engine: str) -> None:
             torch.testing.assert_close(tensor.grad, expected_tensor.grad, atol=1e-4, rtol=1e-4)
 
 
-def fields_of(gaussians: Gaussians) -> tuple[torch.Tensor, ...]:
-    return gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors
-
-
 def test_each_scene_of_a_batch_is_as_alone(monkeypatch):
     monkeypatch.setattr(gsplat_kernels, "load", lambda: rasterization)
-    choose = rasterize_module._choose_engine
 
-    def allow_gsplat(engine, device):
-        return engine if engine == "gsplat" else choose(engine, device)
+    def render_all(scenes, rigs):
+        tensors = [CameraTensors.of(rig, BACKGROUND) for rig in rigs]
+        return gsplat_engine.rasterize_together([each.activated() for each in scenes], tensors, BACKGROUND)
 
-    monkeypatch.setattr(rasterize_module, "_choose_engine", allow_gsplat)
-    assert_each_is_as_alone("cpu", "torch")
+    assert_each_is_as_alone(render_all, "cpu", Engine.TORCH)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_each_scene_of_a_batch_is_as_alone_on_a_gpu():
-    assert_each_is_as_alone("cuda", "gsplat")
+    def render_all(scenes, rigs):
+        return render_together(scenes, rigs, background=BACKGROUND, engine=Engine.GSPLAT)
+
+    assert_each_is_as_alone(render_all, "cuda", Engine.GSPLAT)
