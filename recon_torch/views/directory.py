@@ -49,7 +49,7 @@ class Views:
         """All views but every so many-th, and those. Raises UserError if either would be empty."""
         if not 2 <= every <= len(self):
             raise UserError(
-                f"cannot hold out every {every} views; give a number from 2 to the number of views, {len(self)}"
+                f"cannot hold out every {every} views; give from 2 to the number of views, {len(self)}"
             )
         last_of_each = np.arange(len(self)) % every == every - 1
         return self.take(np.flatnonzero(~last_of_each)), self.take(np.flatnonzero(last_of_each))
