@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from im3d_jax import backbones, bridge, costs, generator, method, pipeline, stages
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.generator import Generator
+from im3d_jax.plan import network_inputs
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.process.client import ReconClient
 from recon_torch.settings import FitSettings
@@ -120,11 +121,9 @@ def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, f
     }
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
 
-    def call(batch: int, frames: int) -> float:
-        noisy = jax.ShapeDtypeStruct((batch, frames, *model.latent_shape), jnp.float32)
-        timestep = jax.ShapeDtypeStruct((batch,), jnp.float32)
-        given = jax.eval_shape(lambda: model.empty_conditioning(batch))
-        return costs.count_flops(costs.trace(model.apply, generator.params, noisy, timestep, given))
+    def call(batch: int, num_frames: int) -> float:
+        inputs = network_inputs(model, batch, num_frames)
+        return costs.count_flops(costs.trace(model.apply, generator.params, *inputs))
 
     def frames(*shape):
         return jax.ShapeDtypeStruct((1, num_views, *shape), jnp.float32)

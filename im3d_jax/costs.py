@@ -1,19 +1,29 @@
-"""What a traced program costs, by shapes alone, and what accelerators offer."""
+"""What a traced program costs, from shapes alone, and what accelerators offer.
+
+`plan` applies this to a config; the loop of training takes its FLOPs a second and their share of the peak.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
+from jax.extend.core import Jaxpr, Literal, Var, jaxprs_in_params
+from jaxtyping import PyTree
 
 GB = 1e9
 
 
 class Accelerator(NamedTuple):
-    """One device: dense bfloat16 FLOP/s, bytes/s and bytes of its memory, and who says so."""
+    """One device.
+
+    flops: bfloat16 FLOP/s of dense matrix products, at its peak.
+    bandwidth: of its memory, in bytes/s.
+    memory: in bytes.
+    source: who says so.
+    """
 
     flops: float
     bandwidth: float
@@ -33,13 +43,13 @@ ACCELERATORS = {
 }
 
 
-def trace(function: Callable, *shapes) -> Jaxpr:
-    """The program of one call; nothing is computed."""
+def trace(function: Callable[..., Any], *shapes: PyTree) -> Jaxpr:
+    """The program of one call with arguments of these shapes. Nothing is computed."""
     return jax.make_jaxpr(function)(*shapes).jaxpr
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """FLOPs of a program's convolutions and matrix products."""
+    """FLOPs of a program's convolutions and matrix products, 2 for each multiplication."""
     total = 0
     for equation in jaxpr.eqns:
         shapes, params = [var.aval.shape for var in equation.invars], equation.params
@@ -50,7 +60,7 @@ def count_flops(jaxpr: Jaxpr) -> int:
         elif equation.primitive.name == "conv_general_dilated":
             output_axis = params["dimension_numbers"].rhs_spec[0]
             each = math.prod(shapes[1]) // shapes[1][output_axis]
-            # The gradient of a stride spreads its input out with zeros, which cost nothing that must be.
+            # The gradient of a strided convolution dilates its input with zeros. They need no arithmetic.
             total += 2 * outputs * each // math.prod(params["lhs_dilation"])
         else:
             inner = sum(map(count_flops, jaxprs_in_params(params)))
@@ -58,10 +68,15 @@ def count_flops(jaxpr: Jaxpr) -> int:
     return total
 
 
-def kept_bytes(loss: Callable, trained, *rest) -> int:
-    """Bytes of what the forward pass keeps for the backward pass, other than the arguments of `loss`."""
+def kept_bytes(loss: Callable[..., Any], trained: PyTree, *rest: PyTree) -> int:
+    """Bytes that the forward pass of `loss` keeps for the backward pass, beside the arguments.
 
-    def residuals(trained, *rest):
+    Args:
+        trained: the argument that is differentiated.
+        rest: the other arguments of `loss`.
+    """
+
+    def residuals(trained: PyTree, *rest: PyTree) -> list[Any]:
         return jax.tree.leaves(jax.vjp(lambda params: loss(params, *rest), trained)[1])
 
     jaxpr = trace(residuals, trained, *rest)
@@ -71,11 +86,11 @@ def kept_bytes(loss: Callable, trained, *rest) -> int:
 
 
 def peak_bytes(jaxpr: Jaxpr) -> int:
-    """Most bytes that are alive at a time besides arguments and results, all operations in the order traced.
+    """The most bytes that are alive at a time, beside arguments and results, if operations run as traced.
 
-    An estimate of what XLA needs, which fuses operations and chooses another order: for the tiny model on a
-    CPU it took 1.2 times as much in a call, the same in a training step, and with remat 2.1 times as much
-    (4.4 times under its default scheduler, which goes for concurrency).
+    This estimates what XLA needs, which fuses operations and chooses another order. For the tiny model on a
+    CPU, XLA took 1.2 times as much for a call, the same for a training step, and with remat 2.1 times as much
+    (4.4 times with its default scheduler, which favours concurrency).
     """
     variables = [{var for var in each.invars if not isinstance(var, Literal)} for each in jaxpr.eqns]
     last_use = {var: number for number, used in enumerate(variables) for var in used}
@@ -91,5 +106,5 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
     return peak
 
 
-def _var_bytes(var) -> int:
+def _var_bytes(var: Var) -> int:
     return var.aval.size * var.aval.dtype.itemsize

@@ -10,9 +10,10 @@ import pytest
 from flax import traverse_util
 from jax.sharding import AxisType, NamedSharding
 
-from im3d_jax import config_flags, costs, main, sharding
+from im3d_jax import config_flags, costs, main, plan, sharding
 from im3d_jax.backbones import emu_video
-from im3d_jax.commands import plan
+from im3d_jax.commands.plan import costliest_stream
+from im3d_jax.training.state import make_optimizer
 from recon_torch.errors import UserError
 
 SMALL = dict(
@@ -236,6 +237,7 @@ def test_mistakes_are_one_line(capsys, arguments, words):
 
 def test_a_batch_that_does_not_divide():
     config, model = config_flags.load("configs/tiny_turntable.py"), emu_video.Model(**SMALL)
+    training, optimizer = costliest_stream(config), make_optimizer(config.train)
     params, mesh = {"temporal": shape(2)}, sharding.parse_mesh("data=3")
     with pytest.raises(UserError, match="divides the batch by 3"):
-        plan.plan_training(config, model, params, mesh, costs.ACCELERATORS["h200"], 0.4)
+        plan.plan_training(model, params, training, optimizer, mesh, costs.ACCELERATORS["h200"], 0.4)

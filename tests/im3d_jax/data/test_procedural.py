@@ -182,11 +182,12 @@ def test_a_gpu_renders_as_many_objects_as_its_memory_holds(monkeypatch):
     assert procedural.objects_at_once(num_rays) == 32 and procedural.objects_at_once(2**30) == 1
 
 
-def test_one_compile_serves_all_categories():
-    before = procedural.render._cache_size()
-    for category in objects.CATEGORIES:
-        cast([objects.make_object(5, 1, category=category)])
-    assert procedural.render._cache_size() - before <= 1  # none if an earlier test has compiled it
+def test_one_compiled_program_renders_all_categories(caplog):
+    with jax.log_compiles():
+        for category in objects.CATEGORIES:
+            cast([objects.make_object(5, 1, category=category)], size=SIZE - 2)  # a size of no other test
+    compiled = [each for each in caplog.messages if "Finished XLA compilation of jit(render)" in each]
+    assert len(compiled) == 1
 
 
 def test_turntables_are_the_objects_on_their_orbits():
