@@ -45,14 +45,6 @@ class RandomEncoder:
         return embeddings, np.ones((len(prompts), self.shape[0]), np.float32)
 
 
-class RandomText:
-    """What `embed.write` asks of `encoders.PretrainedText`."""
-
-    def __init__(self, length: int, widths):
-        self.encoders = [RandomEncoder(length, width) for width in widths]
-        self.shapes = [encoder.shape for encoder in self.encoders]
-
-
 def load_config(directory: Path, small: bool):
     """The config, with embeddings of `PROMPT` and of "" written to `directory`; small: for a CPU."""
     config = config_flags.load("configs/paper_512.py")
@@ -64,7 +56,8 @@ def load_config(directory: Path, small: bool):
         config.update_from_flattened_dict(SMALL_STEPS)
         config.size = 8 * SMALL_NETWORK["latent_shape"][0]
     sizes = config.backbone.kwargs
-    precomputed.write(RandomText(sizes.max_words, sizes.text_dims), [PROMPT], directory)
+    encoders = [RandomEncoder(sizes.max_words, width) for width in sizes.text_dims]
+    precomputed.write(encoders, [PROMPT], directory)
     config.text = dict(name="precomputed", kwargs=dict(path=str(directory)))
     return config
 

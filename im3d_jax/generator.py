@@ -227,7 +227,7 @@ class Generator:
     ) -> Callable[..., Float[Array, "B K h w c"]]:
         """The denoiser that `sampler.sample` calls, which counts its calls."""
         guided = denoise_guided if self.model.traceable else denoise_guided.__wrapped__
-        empty = conditioning.no_conditions(self.model, self.text, 1)
+        empty = conditioning.no_conditions(self.model.empty_conditioning(1), self.text)
         given, empty = jax.device_put((given, empty), self.place)
 
         def denoise(noisy, timestep, alpha, sigma):
@@ -289,8 +289,8 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
             f"config.num_views is {config.num_views}, but {name} makes {model.num_views}; match them"
         )
     place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
-    codec = autoencoders.build(**config.autoencoder, size=config.size, latent_shape=model.latent_shape)
-    text = text_module.build_text(config.text.name, config.text.kwargs)
+    codec = autoencoders.build(**config.autoencoder.to_dict(), size=config.size, latent_shape=model.latent_shape)
+    text = text_module.build_text(**config.text.to_dict())
     _check_text(name, model, text)
     return Generator(
         name=name,

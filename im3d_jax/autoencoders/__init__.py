@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from im3d_jax.registry import Registry
@@ -27,16 +28,16 @@ class Autoencoder(Protocol):
         """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
 
     def encode(
-        self, rgb: Float[Array, "*B F H W 3"], alpha: Float[Array, "*B F H W 1"]
+        self, rgb: Float[Array | np.ndarray, "*B F H W 3"], alpha: Float[Array | np.ndarray, "*B F H W 1"]
     ) -> Float[Array, "*B F h w c"]:
         """Images in [0, 1], whose colours are over white -> latents with a standard deviation of about 1."""
 
     def decode(
-        self, latents: Float[Array, "*B F h w c"]
+        self, latents: Float[Array | np.ndarray, "*B F h w c"]
     ) -> tuple[Float[Array, "*B F H W 3"], Float[Array, "*B F H W 1"] | None]:
         """Latents -> (rgb, alpha) in [0, 1]; alpha is None where the autoencoder does not know it."""
 
-    def clip(self, latents: Float[Array, "*B F h w c"]) -> Float[Array, "*B F h w c"]:
+    def clip(self, latents: Float[Array | np.ndarray, "*B F h w c"]) -> Float[Array, "*B F h w c"]:
         """The nearest latents that an image can have, for samplers that overshoot them."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from im3d_jax.autoencoders import kl_network
@@ -37,7 +38,7 @@ class AutoencoderKL:
 
     @jax.jit
     def encode(
-        self, rgb: Float[Array, "*B F H W 3"], alpha: Float[Array, "*B F H W 1"]
+        self, rgb: Float[Array | np.ndarray, "*B F H W 3"], alpha: Float[Array | np.ndarray, "*B F H W 1"]
     ) -> Float[Array, "*B F h w c"]:
         """Images in [0, 1] -> latents, float32. Alpha stays out: the colours are over white."""
         sizes = self.architecture
@@ -45,13 +46,15 @@ class AutoencoderKL:
         return (mean - sizes.shift_factor) * sizes.scaling_factor
 
     @jax.jit
-    def decode(self, latents: Float[Array, "*B F h w c"]) -> tuple[Float[Array, "*B F H W 3"], None]:
+    def decode(
+        self, latents: Float[Array | np.ndarray, "*B F h w c"]
+    ) -> tuple[Float[Array, "*B F H W 3"], None]:
         """Latents -> (rgb in [0, 1], no alpha)."""
         sizes = self.architecture
         images = self._in_chunks("decode", latents / sizes.scaling_factor + sizes.shift_factor)
         return jnp.clip(images / 2 + 0.5, 0, 1), None
 
-    def clip(self, latents: Float[Array, "*B h w c"]) -> Float[Array, "*B h w c"]:
+    def clip(self, latents: Float[Array | np.ndarray, "*B h w c"]) -> Float[Array, "*B h w c"]:
         """The same: these latents have no bounds."""
         return latents
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -24,7 +25,7 @@ class Patches:
         return size // self.patch, size // self.patch, self.patch**2 * 4
 
     def encode(
-        self, rgb: Float[Array, "*B H W 3"], alpha: Float[Array, "*B H W 1"]
+        self, rgb: Float[Array | np.ndarray, "*B H W 3"], alpha: Float[Array | np.ndarray, "*B H W 1"]
     ) -> Float[Array, "*B h w c"]:
         """Images in [0, 1] -> latents. H and W are multiples of `patch`."""
         *batch, height, width, _ = rgb.shape
@@ -34,7 +35,7 @@ class Patches:
         return x.reshape(*batch, height // p, width // p, p * p * 4)
 
     def decode(
-        self, latents: Float[Array, "*B h w c"]
+        self, latents: Float[Array | np.ndarray, "*B h w c"]
     ) -> tuple[Float[Array, "*B H W 3"], Float[Array, "*B H W 1"]]:
         """Latents -> (rgb, alpha) in [0, 1]."""
         *batch, height, width, _ = latents.shape
@@ -43,6 +44,6 @@ class Patches:
         x = jnp.clip(x.reshape(*batch, height * p, width * p, 4) / 2 + 0.5, 0, 1)
         return x[..., :3], x[..., 3:]
 
-    def clip(self, latents: Float[Array, "*B h w c"]) -> Float[Array, "*B h w c"]:
+    def clip(self, latents: Float[Array | np.ndarray, "*B h w c"]) -> Float[Array, "*B h w c"]:
         """The nearest latents of an image: pixels have bounds, and samplers overshoot them."""
         return jnp.clip(latents, -1, 1)

@@ -1,10 +1,11 @@
-"""`im3d embed`: prompts encoded once, on disk, so that training runs without the text encoders.
+"""`im3d embed`: encodes prompts once, onto disk, so that training runs without the text encoders.
 
     im3d embed --config=configs/paper_512.py --prompts captions.txt --out data/captions
 
-Emu Video trains against frozen CLIP and T5 encoders (Girdhar et al. 2023), and captions come again in every
-epoch. OUT gets shards of embeddings and an index.json; a config reads them with
-`config.text = dict(name="precomputed", kwargs=dict(path=OUT))`. What is interrupted goes on where it stopped.
+Emu Video trains against frozen CLIP and T5 encoders (Girdhar et al. 2023), and the same captions come again
+in every epoch. The directory OUT gets files of embeddings and an index.json, and a config reads them with
+`config.text = dict(name="precomputed", kwargs=dict(path=OUT))`. A command that was interrupted goes on where
+it stopped when it is given again.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from pathlib import Path
 
 from im3d_jax import config_flags
 from im3d_jax.conditions.encoders import PretrainedText
-from im3d_jax.conditions.precomputed import write
+from im3d_jax.conditions.precomputed import StoredDtype, write
 from recon_torch.errors import CommandParser, UserError
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises UserError for a file without any."""
+    """The lines of a text file that are not blank.
+
+    Raises UserError for a file that cannot be read or has no such line.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -38,16 +42,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the embeddings")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="of the files (default %(default)s)",
+        choices=[*StoredDtype],
+        default=StoredDtype.FLOAT32,
+        help="type of the numbers in the files (default %(default)s)",
     )
     flags, config = config_flags.parse(argv, parser)
     if config.text.name != "pretrained":
-        raise UserError(f"config.text.name is {config.text.name!r}; im3d embed encodes by 'pretrained' ones")
+        raise UserError(f"config.text.name is {config.text.name!r}; im3d embed needs 'pretrained'")
     prompts = read_prompts(flags.prompts)
     text = PretrainedText(config.text.kwargs["encoders"])
     for warning in dict.fromkeys(each for prompt in prompts for each in text.warnings(prompt)):
         print(f"im3d: warning: {warning}", file=sys.stderr)
-    encoded = write(text, prompts, flags.out, flags.dtype)
+    encoded = write(text.encoders, prompts, flags.out, StoredDtype(flags.dtype))
     print(f"{flags.out}: {len(set(prompts)) + 1} prompts, {encoded} of them encoded now")

@@ -32,6 +32,7 @@ from im3d_jax.data import Example, Source, pipeline
 from im3d_jax.data.sources import ProceduralSource, open_source
 from im3d_jax.training import hosts
 from im3d_jax.training.watch import Watch, Work
+from recon_torch.blur import convolve
 from recon_torch.elevation import estimator as elevation
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import make_directory, replacing
@@ -181,10 +182,10 @@ def degrade(
 
 
 def _blur(video: Float[Tensor, "T H W 3"], sigma_px: float) -> Float[Tensor, "T H W 3"]:
-    offsets = torch.arange(-3, 4)
-    kernel = torch.softmax(-(offsets**2) / (2 * max(sigma_px, 0.1) ** 2), 0)
+    # Not `gaussian_window`, which rounds otherwise: a seed is to train the same weights as before.
+    window = torch.softmax(-(torch.arange(-3, 4) ** 2) / (2 * max(sigma_px, 0.1) ** 2), 0)
     planes = F.pad(video.permute(0, 3, 1, 2), (3, 3, 3, 3), mode="replicate").flatten(0, 1)[:, None]
-    planes = F.conv2d(F.conv2d(planes, kernel[None, None, :, None]), kernel[None, None, None, :])
+    planes = convolve(convolve(planes, window, 2), window, 3)
     return planes[:, 0].unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
 
 

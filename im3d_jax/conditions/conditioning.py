@@ -1,4 +1,4 @@
-"""What a backbone is told besides the noisy views, and how a prompt and a picture become that (Sec. 3.1)."""
+"""What a backbone is told besides the noisy views (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -6,54 +6,60 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from im3d_jax.conditions.text import TextEncoder
 
 
 class Conditioning(NamedTuple):
-    """Conditions of B assets.
+    """The conditions of B assets.
 
-    image: latent of the conditioning image, which is view 0; image_mask: 1 where there is one.
-    text: for each text encoder either embeddings [B, L, d] or, for a backbone with an encoder of its own,
-    word indices [B, L]; text_mask: 1 at the words. The empty prompt is what its encoder makes of "".
-    image_tokens: the image as an image encoder sees it, for a backbone that attends to it; elevation_rad: the
-    cameras' elevation, for one that is told it. None where the backbone does not ask.
+    Attributes:
+        image: latent of the conditioning image, which is view 0.
+        image_mask: 1 where there is an image.
+        text: of each text encoder either embeddings [B, L, d] or, for a backbone with an encoder of its own,
+            word indices [B, L]. The empty prompt is what its encoder makes of "".
+        text_mask: of each text encoder, 1 at the words.
+        image_tokens: the image as an image encoder sees it; None for a backbone that does not attend to it.
+        elevation_rad: of the cameras; None for a backbone that is not told it.
     """
 
     image: Float[Array, "B h w c"]
     image_mask: Float[Array, " B"]
-    text: tuple[Array, ...]
+    text: tuple[Float[Array, "B L d"] | Int[Array, "B L"], ...]
     text_mask: tuple[Float[Array, "B L"], ...]
     image_tokens: Float[Array, "B L d"] | None = None
     elevation_rad: Float[Array, " B"] | None = None
 
 
-def no_conditions(model, text, batch: int) -> Conditioning:
-    """No image and the empty prompt, for B assets. model: a backbone. text: see `build_text`."""
-    encoded = jax.tree.map(jnp.asarray, text.encode([""] * batch))
-    return model.empty_conditioning(batch)._replace(text=encoded[0], text_mask=encoded[1])
+def no_conditions(empty: Conditioning, text: TextEncoder) -> Conditioning:
+    """No image and the empty prompt. empty: the backbone's `empty_conditioning`, whose text is zeros."""
+    encoded, mask = jax.tree.map(jnp.asarray, text.encode([""] * empty.image.shape[0]))
+    return empty._replace(text=encoded, text_mask=mask)
 
 
 def drop(
     conditioning: Conditioning,
     empty: Conditioning,
-    keep_image: Float[Array, " B"],
-    keep_text: Float[Array, " B"],
+    keep_image: Float[Array, " B"] | Bool[Array, " B"],
+    keep_text: Float[Array, " B"] | Bool[Array, " B"],
 ) -> Conditioning:
     """Replaces the conditions of the assets whose keep is 0 by none, for training and for guidance.
 
-    empty: one asset's conditions of no image and the empty prompt.
+    empty: one asset's conditions of no image and the empty prompt, see `no_conditions`.
     """
 
     def choose(keep, values, nothing):
         keep = keep.reshape(-1, *[1] * (values.ndim - 1))
         return jnp.where(keep > 0, values, nothing.astype(values.dtype))
 
+    def choose_text(values, nothing):
+        return tuple(choose(keep_text, *each) for each in zip(values, nothing, strict=True))
+
     tokens = conditioning.image_tokens
     return conditioning._replace(
         image_mask=conditioning.image_mask * keep_image.astype(jnp.float32),
-        text=tuple(choose(keep_text, *each) for each in zip(conditioning.text, empty.text, strict=True)),
-        text_mask=tuple(
-            choose(keep_text, *each) for each in zip(conditioning.text_mask, empty.text_mask, strict=True)
-        ),
+        text=choose_text(conditioning.text, empty.text),
+        text_mask=choose_text(conditioning.text_mask, empty.text_mask),
         image_tokens=None if tokens is None else choose(keep_image, tokens, jnp.zeros_like(tokens)),
     )

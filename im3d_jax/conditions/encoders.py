@@ -12,43 +12,65 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Array, Float
 from torch import Tensor
 
+from im3d_jax.conditions.text import Embeddings, Masks
 from recon_torch import hosting
-from recon_torch.errors import UserError
-
-# kind -> classes of transformers: the model, its tokeniser.
-KINDS = {"clip": ("CLIPTextModel", "CLIPTokenizer"), "t5": ("T5EncoderModel", "T5Tokenizer")}
+from recon_torch.blur import convolve, gaussian_window
+from recon_torch.errors import UserError, choice
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
-CACHED_PROMPTS = 1024  # at most 1 GB, for two encoders of 77 tokens and 1024 to 2048 channels
+"""A directory with one of these holds a tokeniser."""
+
+CACHED_PROMPTS = 1024
+"""Prompts whose embeddings stay in memory: 1 GB for two encoders of 77 tokens and 1024 and 2048 channels."""
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+"""Of the channels of the pictures that CLIP was trained on."""
+
+
+class EncoderKind(StrEnum):
+    """A family of pretrained text encoders."""
+
+    CLIP = "clip"
+    T5 = "t5"
+
+
+CLASSES = {
+    EncoderKind.CLIP: ("CLIPTextModel", "CLIPTokenizer"),
+    EncoderKind.T5: ("T5EncoderModel", "T5Tokenizer"),
+}
+"""Classes of transformers for each kind: the model and its tokeniser."""
 
 
 @dataclass(frozen=True)
 class TokenEncoder:
-    """One encoder with its tokeniser; both load at first use.
+    """One frozen CLIP or T5 with its tokeniser: prompts to the embeddings of their tokens.
+
+    Both load at first use.
 
     Attributes:
         kind: "clip" or "t5".
         path: directory of the model in transformers' layout, such as `text_encoder` of a diffusers pipeline.
-        tokenizer: directory of its tokeniser. "": `path` if there is one in it, else the one that pipelines
-            have beside it, where `text_encoder_2` goes with `tokenizer_2`.
+        tokenizer: directory of its tokeniser. "" stands for `path` if there is one in it, and otherwise for
+            the one that pipelines have beside it, where `text_encoder_2` goes with `tokenizer_2`.
         max_length: number of tokens, start and end included. Shorter prompts are padded to it.
-        layer: whose output is taken. -1: the last, after the final norm, as in SD 1.5 and T5; -2: the one
-            before, without a norm, as in SDXL.
-        mask_padding: whether this encoder and the backbone ignore the padding. None: as the kind was trained,
-            T5 with a mask, and what stands on CLIP without: its image models attend to all 77 tokens.
+        layer: the layer whose output is taken. -1 is the last, after the final norm, as in SD 1.5 and T5; -2
+            is the one before, without a norm, as in SDXL.
+        mask_padding: whether this encoder and the backbone ignore the padding. None stands for what the kind
+            was trained with: T5 has a mask; CLIP has none, and models of its images attend to all 77 tokens.
     """
 
-    kind: str
+    kind: EncoderKind
     path: str
     tokenizer: str = ""
     max_length: int = 77
@@ -56,23 +78,21 @@ class TokenEncoder:
     mask_padding: bool | None = None
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"config.text: no encoder of kind {self.kind!r}; there is {', '.join(KINDS)}")
         positions = self._config.get("max_position_embeddings")
-        if self.kind == "clip" and positions and self.max_length > positions:
+        if self.kind == EncoderKind.CLIP and positions and self.max_length > positions:
             raise UserError(
                 f"config.text: max_length {self.max_length}, but {self.path} has {positions} positions"
             )
         if self.mask_padding is None:
-            object.__setattr__(self, "mask_padding", self.kind == "t5")
+            object.__setattr__(self, "mask_padding", self.kind == EncoderKind.T5)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(tokens, channels) of a prompt; known without loading the weights."""
-        return self.max_length, self._config["d_model" if self.kind == "t5" else "hidden_size"]
+        """(tokens, channels) of a prompt, which is known without loading the weights."""
+        return self.max_length, self._config["d_model" if self.kind == EncoderKind.T5 else "hidden_size"]
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[np.ndarray, "B L d"], Float[np.ndarray, "B L"]]:
-        """Token embeddings, and a mask that is 1 where a backbone attends."""
+        """The tokens' embeddings, and a mask that is 1 where a backbone attends."""
         tokens = self._tokenizer(
             list(prompts),
             padding="max_length",
@@ -89,13 +109,13 @@ class TokenEncoder:
         return chosen.cpu().numpy(), mask.numpy().astype(np.float32)
 
     def cut_off(self, prompt: str) -> str:
-        """The end of a prompt that is longer than `max_length` tokens; "" if it fits."""
+        """What is left out of a prompt that is longer than `max_length` tokens; "" if it fits."""
         room = self.max_length - self._tokenizer.num_special_tokens_to_add()
         spans = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         return prompt[spans[room][0] :].strip() if len(spans) > room else ""
 
     def close(self) -> None:
-        """Frees the model; the next use loads it again."""
+        """Frees the model. The next use loads it again."""
         self.__dict__.pop("_model", None)
         hosting.release()
 
@@ -118,13 +138,13 @@ class TokenEncoder:
 
     @cached_property
     def _model(self) -> torch.nn.Module:
-        model_class = getattr(hosting.library("transformers"), KINDS[self.kind][0])
+        model_class = getattr(hosting.library("transformers"), CLASSES[self.kind][0])
         # The other half of the checkpoint is there too: CLIP's vision, T5's decoder, SDXL's projection.
         return hosting.load(model_class, self.path, "config.text", allow_extra=True)
 
     @cached_property
     def _tokenizer(self):
-        tokenizer_class = getattr(hosting.library("transformers"), KINDS[self.kind][1])
+        tokenizer_class = getattr(hosting.library("transformers"), CLASSES[self.kind][1])
         try:
             return tokenizer_class.from_pretrained(str(self._tokenizer_directory), local_files_only=True)
         except hosting.LOADING_ERRORS as error:
@@ -143,22 +163,30 @@ class TokenEncoder:
 
 
 class PretrainedText:
-    """Encodes prompts for a backbone, each once: the last ones stay in memory.
+    """The text encoder of a backbone that attends to frozen CLIP and T5 encoders.
 
-    Args:
-        encoders: the arguments of one `TokenEncoder` each, in the order in which the backbone takes them.
+    Each prompt is encoded once, because the last ones stay in memory.
     """
 
-    words = ()  # they know every word
+    words = ()  # they read any text
 
-    def __init__(self, encoders: Sequence[Mapping]):
+    def __init__(self, encoders: Sequence[Mapping[str, Any]]):
+        """encoders: the arguments of a `TokenEncoder` each, in the order in which the backbone takes them.
+
+        Raises UserError for arguments that a `TokenEncoder` does not take, and for those that are missing.
+        """
         known = {field.name for field in dataclasses.fields(TokenEncoder)}
         for each in encoders:
             if wrong := set(each) - known:
                 raise UserError(f"config.text: an encoder takes no {', '.join(sorted(wrong))}; remove it")
             if missing := {"kind", "path"} - set(each):
                 raise UserError(f"config.text: an encoder has no {' and no '.join(sorted(missing))}; add it")
-        self.encoders = tuple(TokenEncoder(**each) for each in encoders)
+        self.encoders = tuple(
+            TokenEncoder(
+                **{**each, "kind": choice(EncoderKind, each["kind"], "config.text: an encoder's kind")}
+            )
+            for each in encoders
+        )
         self._cache: dict[str, tuple] = {}
 
     @property
@@ -166,11 +194,11 @@ class PretrainedText:
         """(tokens, channels) for each encoder."""
         return tuple(encoder.shape for encoder in self.encoders)
 
-    def encode(
-        self, prompts: Sequence[str]
-    ) -> tuple[tuple[Float[np.ndarray, "B L d"], ...], tuple[Float[np.ndarray, "B L"], ...]]:
-        """Embeddings and masks of the prompts, one for each encoder. "" is what it was in training: the
-        start and end tokens alone, or T5's end token."""
+    def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
+        """Embeddings and masks of the prompts, one for each encoder.
+
+        The empty prompt is what it was in training: the start and end tokens alone, or T5's end token.
+        """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if new:
             encoded = [encoder.encode(new) for encoder in self.encoders]
@@ -185,7 +213,7 @@ class PretrainedText:
         return tuple(text for text, _ in stacked), tuple(mask for _, mask in stacked)
 
     def warnings(self, prompt: str) -> list[str]:
-        """Names what does not fit into an encoder's tokens."""
+        """A sentence on what does not fit into the tokens of an encoder, for each encoder."""
         cut_off = [(encoder, encoder.cut_off(prompt)) for encoder in self.encoders]
         return [
             f"the {encoder.kind} encoder reads {encoder.max_length} tokens and leaves out {rest!r}"
@@ -194,27 +222,24 @@ class PretrainedText:
         ]
 
     def close(self) -> None:
-        """Frees the models; what was encoded stays."""
+        """Frees the models. What was encoded stays."""
         for encoder in self.encoders:
             encoder.close()
 
 
 class ImageEncoder:
-    """CLIP's image encoder, which SVD and I2VGen-XL attend to; it loads at first use.
-
-    Args:
-        path: directory of a CLIPVisionModelWithProjection, such as `image_encoder` of a diffusers pipeline.
-    """
+    """CLIP's image encoder, which SVD and I2VGen-XL attend to. It loads at first use."""
 
     def __init__(self, path: str):
+        """path: directory of a CLIPVisionModelWithProjection, such as `image_encoder` of a pipeline."""
         config = hosting.read_json(path, "config.json", "config.image_encoder")
         config = config.get("vision_config", config)
         self.path, self.size = path, config["image_size"]
 
-    def encode(self, rgb: Float[Array, "B H W 3"]) -> Float[np.ndarray, "B 1 d"]:
-        """The image as one token. `rgb` in [0, 1], over the background that the backbone was trained on."""
+    def encode(self, rgb: Float[Array | np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B 1 d"]:
+        """The images as one token each. `rgb` is in [0, 1], over the backbone's background of training."""
         pixels = torch.from_numpy(np.array(rgb, np.float32)).to(hosting.device()).permute(0, 3, 1, 2)
-        # Before the resize as in SVD, where it changes nothing but the rounding.
+        # SVD maps to [-1, 1] before the resize; this changes the rounding alone.
         resized = resize_antialiased(pixels * 2 - 1, self.size) / 2 + 0.5
         mean, deviation = (
             torch.tensor(x, device=pixels.device).reshape(3, 1, 1) for x in (CLIP_MEAN, CLIP_DEVIATION)
@@ -224,7 +249,7 @@ class ImageEncoder:
         return embedding[:, None].cpu().numpy()
 
     def close(self) -> None:
-        """Frees the model; the next use loads it again."""
+        """Frees the model. The next use loads it again."""
         self.__dict__.pop("_model", None)
         hosting.release()
 
@@ -234,23 +259,19 @@ class ImageEncoder:
         return hosting.load(model_class, self.path, "config.image_encoder", allow_extra=True)
 
 
-def resize_antialiased(images: Float[Tensor, "B C H W"], size: int) -> Float[Tensor, "B C size size"]:
+def resize_antialiased(images: Float[Tensor, "B C H W"], size: int) -> Float[Tensor, "B C {size} {size}"]:
     """SVD's resize: a Gaussian blur that suits the factor, then bicubic with aligned corners."""
     for axis in (2, 3):
         images = _blur(images, axis, images.shape[axis] / size)
     return torch.nn.functional.interpolate(images, (size, size), mode="bicubic", align_corners=True)
 
 
-def _blur(images: Tensor, axis: int, factor: float) -> Tensor:
-    """Gaussian blur along one axis, of the deviation that scikit-image gives a reduction by `factor`."""
+def _blur(images: Float[Tensor, "B C H W"], axis: int, factor: float) -> Float[Tensor, "B C H W"]:
+    """Blurs along one axis by the standard deviation that scikit-image takes for a reduction by `factor`."""
     deviation = max((factor - 1) / 2, 0.001)
     taps = int(max(4 * deviation, 3)) | 1  # two deviations to each side; odd
-    offsets = torch.arange(taps, device=images.device, dtype=images.dtype) - taps // 2
-    kernel = torch.exp(-(offsets**2) / (2 * deviation**2))
-    shape, padding = [1, 1, 1, 1], [0, 0, 0, 0]
-    shape[axis] = taps
+    padding = [0, 0, 0, 0]
     first = 2 * (3 - axis)  # torch names the paddings of the last axis first
     padding[first : first + 2] = [taps // 2] * 2
-    kernel = (kernel / kernel.sum()).reshape(shape).expand(images.shape[1], -1, -1, -1)
     padded = torch.nn.functional.pad(images, padding, mode="reflect")
-    return torch.nn.functional.conv2d(padded, kernel, groups=images.shape[1])
+    return convolve(padded, gaussian_window(taps, deviation, images.dtype, images.device), axis)

@@ -1,4 +1,4 @@
-"""A user's picture as view 0."""
+"""A user's picture as view 0: its object is found, cut out, centred and scaled (Sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from recon_torch.errors import UserError
 from recon_torch.views import masks
 from recon_torch.views.images import read_image
 
-PLAIN_BORDER = 0.5  # share of the border that has one colour where the background is plain
+PLAIN_BORDER = 0.5
+"""A background is plain if at least this share of the picture's border has one colour."""
 
 
 def load_image(
     path: str | Path, size: int, fill: float, background_tolerance: float, mask_weights: str = ""
-) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size 1"]]:
-    """A user's picture as view 0, see `place`. Raises UserError also if the file cannot be read."""
+) -> tuple[Float[np.ndarray, "{size} {size} 3"], Float[np.ndarray, "{size} {size} 1"]]:
+    """Reads a picture and makes it view 0, see `place`. Raises UserError also for what cannot be read."""
     return place(read_image(path), str(path), size, fill, background_tolerance, mask_weights)
 
 
@@ -29,17 +30,18 @@ def place(
     fill: float,
     background_tolerance: float,
     mask_weights: str = "",
-) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size 1"]]:
-    """A picture as view 0: its object over white, centred, as large as those of the training views.
+) -> tuple[Float[np.ndarray, "{size} {size} 3"], Float[np.ndarray, "{size} {size} 1"]]:
+    """Makes a picture view 0: its object over white, centred, as large as the objects of training views.
 
-    The object is where alpha says; without alpha, where colours differ from the plain background; without
-    a plain background, where IS-Net says.
+    The object's mask is the picture's alpha. Without alpha it is what differs from a plain background, and
+    without a plain background it is what IS-Net finds.
 
     Args:
-        picture: RGB or RGBA in [0, 1]. name: what errors call it.
+        picture: RGB or RGBA in [0, 1].
+        name: what errors call the picture.
         size: side of the square result in pixels.
-        fill: share of the picture's side that the object's longer side gets.
-        background_tolerance: difference from the background in [0, 1] that makes a pixel foreground.
+        fill: share of the result's side that the object's longer side gets.
+        background_tolerance: difference from the background, in [0, 1], from which a pixel is foreground.
         mask_weights: IS-Net's .onnx file, see `masks.isnet_masks`; "" for none.
 
     Returns (rgb, alpha), float32 in [0, 1]. Raises UserError if the picture holds no foreground, or has
@@ -58,8 +60,10 @@ def place(
     return cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:]
 
 
-def _foreground(rgb: np.ndarray, name: str, tolerance: float, mask_weights: str) -> np.ndarray:
-    """Foreground [H, W, 1] of a picture without alpha, which may touch much of the border."""
+def _foreground(
+    rgb: Float[np.ndarray, "H W 3"], name: str, tolerance: float, mask_weights: str
+) -> Float[np.ndarray, "H W 1"]:
+    """The foreground mask of a picture without alpha, whose object may touch much of the border."""
     background = masks.plain_background(rgb, tolerance, PLAIN_BORDER)
     if background is not None:
         return masks.threshold_masks(rgb[None], background, tolerance)[0]
@@ -68,8 +72,13 @@ def _foreground(rgb: np.ndarray, name: str, tolerance: float, mask_weights: str)
     return masks.isnet_masks(rgb[None], mask_weights)[0]
 
 
-def _cut_square(picture: np.ndarray, middle: np.ndarray, side: float, size: int) -> np.ndarray:
-    """The square [size, size, C] of `side` pixels around `middle` (row, column), empty beyond the picture."""
+def _cut_square(
+    picture: Float[np.ndarray, "H W C"], middle: Float[np.ndarray, " 2"], side: float, size: int
+) -> Float[np.ndarray, "{size} {size} C"]:
+    """Cuts out a square of `side` pixels around `middle` (row, column) and scales it to `size`.
+
+    What lies beyond the picture is empty.
+    """
     corner = np.floor(middle - side / 2).astype(int)
     extent = int(np.ceil(side)) + 1
     first, last = np.maximum(corner, 0), np.minimum(corner + extent, picture.shape[:2])

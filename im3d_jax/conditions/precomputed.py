@@ -1,4 +1,4 @@
-"""Embeddings of prompts on disk."""
+"""Embeddings of prompts on disk, so that training runs without the text encoders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,34 +16,62 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from im3d_jax.conditions.encoders import PretrainedText
+from im3d_jax.conditions.text import Embeddings, Masks
 from recon_torch.errors import UserError
 from recon_torch.files import make_directory, replacing, write_json
 
-SHARD_PROMPTS = 1024  # of one file: 240 MB for 77 float32 tokens of CLIP's 768 channels
+SHARD_PROMPTS = 1024
+"""Prompts of one file, which has 240 MB for 77 float32 tokens of CLIP's 768 channels."""
 
 BATCH_PROMPTS = 64
+"""Prompts that are encoded at a time."""
 
 INDEX = "index.json"
 
 
-def write(text: PretrainedText, prompts: Sequence[str], out: str | Path, dtype: str = "float32") -> int:
+class StoredDtype(StrEnum):
+    """The type of the numbers in the files."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """One encoder whose embeddings are stored, such as a `TokenEncoder`.
+
+    Attributes:
+        digest: equal digests mean equal embeddings.
+        shape: (tokens, channels) of a prompt.
+    """
+
+    digest: str
+    shape: tuple[int, int]
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Float[np.ndarray, "B L d"], Float[np.ndarray, "B L"]]:
+        """Embeddings of B prompts, and a mask that is 1 at the tokens that count."""
+
+
+def write(
+    encoders: Sequence[Encoder],
+    prompts: Sequence[str],
+    out: str | Path,
+    dtype: StoredDtype = StoredDtype.FLOAT32,
+) -> int:
     """Encodes prompts, and the empty one that training needs for guidance, into a directory.
 
-    Args:
-        prompts: repeated ones are encoded once.
-        dtype: of the files, "float32" or "float16".
+    Prompts that come again are encoded once. Files that are whole stay as they are, and the index comes last,
+    so a directory that has one is whole.
 
-    Returns the number of prompts that had to be encoded: those of finished shards stay as they are. The
-    index comes last, so a directory that has one is whole.
+    Returns the number of prompts that had to be encoded.
     """
     out = make_directory(out)
     prompts = list(dict.fromkeys(["", *prompts]))
-    encoders = [encoder.digest for encoder in text.encoders]
+    digests = [encoder.digest for encoder in encoders]
     shards = []
     for number, start in enumerate(range(0, len(prompts), SHARD_PROMPTS)):
         part = prompts[start : start + SHARD_PROMPTS]
-        key = hashlib.sha256(json.dumps([encoders, dtype, part]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([digests, dtype, part]).encode()).hexdigest()
         shards.append({"file": f"{number:05d}.safetensors", "key": key, "prompts": part})
     missing = [shard for shard in shards if _key(out / shard["file"]) != shard["key"]]
     if missing:
@@ -49,20 +79,23 @@ def write(text: PretrainedText, prompts: Sequence[str], out: str | Path, dtype: 
     total = sum(len(shard["prompts"]) for shard in missing)
     with tqdm(total=total, desc="prompts", disable=None, file=sys.stderr) as bar:
         for shard in missing:
-            tensors = _encode(text, shard["prompts"], dtype, bar)
+            tensors = _encode(encoders, shard["prompts"], dtype, bar)
             with replacing(out / shard["file"]) as temporary:
                 save_file(tensors, temporary, metadata={"key": shard["key"]})
-    index = {"encoders": encoders, "shapes": text.shapes, "dtype": dtype, "shards": shards}
+    shapes = [encoder.shape for encoder in encoders]
+    index = {"encoders": digests, "shapes": shapes, "dtype": dtype, "shards": shards}
     write_json(out / INDEX, index)
     return total
 
 
-def _encode(text: PretrainedText, prompts: Sequence[str], dtype: str, bar: tqdm) -> dict[str, np.ndarray]:
-    """A shard's tensors: text_0 [N, L, d] and mask_0 [N, L] of the first encoder, and so on."""
+def _encode(
+    encoders: Sequence[Encoder], prompts: Sequence[str], dtype: StoredDtype, bar: tqdm
+) -> dict[str, np.ndarray]:
+    """The tensors of one file: text_0 [N, L, d] and mask_0 [N, L] of the first encoder, and so on."""
     parts: dict[str, list] = {}
     for start in range(0, len(prompts), BATCH_PROMPTS):
         batch = prompts[start : start + BATCH_PROMPTS]
-        for number, encoder in enumerate(text.encoders):
+        for number, encoder in enumerate(encoders):
             embeddings, mask = encoder.encode(batch)
             parts.setdefault(f"text_{number}", []).append(embeddings.astype(dtype))
             parts.setdefault(f"mask_{number}", []).append(mask)
@@ -71,7 +104,7 @@ def _encode(text: PretrainedText, prompts: Sequence[str], dtype: str, bar: tqdm)
 
 
 def _key(path: Path) -> str:
-    """What a shard was written for; "" if there is none or it is damaged."""
+    """The key of what a file was written for; "" if there is no file or it is damaged."""
     try:
         with safe_open(path, framework="numpy") as opened:
             return (opened.metadata() or {}).get("key", "")
@@ -80,14 +113,12 @@ def _key(path: Path) -> str:
 
 
 class PrecomputedText:
-    """The text encoder that serves what `write` left in a directory; it reads only what is asked for.
-
-    Raises UserError for a directory without an index, and when a prompt is asked for that is not in it.
-    """
+    """The text encoder that serves what `write` left in a directory. It reads only what is asked for."""
 
     words = ()
 
     def __init__(self, path: str | Path):
+        """Reads the index. Raises UserError if there is none."""
         self.path = Path(path)
         try:
             index = json.loads((self.path / INDEX).read_text())
@@ -105,10 +136,11 @@ class PrecomputedText:
     def warnings(self, prompt: str) -> list[str]:
         return []
 
-    def encode(
-        self, prompts: Sequence[str]
-    ) -> tuple[tuple[Float[np.ndarray, "B L d"], ...], tuple[Float[np.ndarray, "B L"], ...]]:
-        """Embeddings and masks of the prompts, float32, one for each encoder."""
+    def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
+        """Embeddings and masks of the prompts, float32, one for each encoder.
+
+        Raises UserError for a prompt that is not in the directory.
+        """
         if absent := [prompt for prompt in prompts if prompt not in self._places]:
             raise UserError(
                 f"config.text: {self.path} has no prompt {absent[0]!r}; add it to the prompts of `im3d embed`"

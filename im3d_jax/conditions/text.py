@@ -26,7 +26,7 @@ class TextEncoder(Protocol):
             for an encoder that reads any text.
     """
 
-    words: tuple[str, ...]
+    words: Sequence[str]
 
     def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
         """The text of B prompts and its masks; "" is the empty prompt, which guidance asks for."""

@@ -1,7 +1,7 @@
-"""Text to image by anyone's model: the first arrow of Figure 2, from a local diffusers pipeline.
+"""Text to image by a local diffusers pipeline, the first arrow of Figure 2.
 
 Paper: Emu, which is not public, draws the image. Here: the backbone itself does (`Generator.text_to_image`),
-or any text-to-image pipeline of diffusers, hosted in torch and gone before the video model runs.
+or any text-to-image pipeline of diffusers, which runs in torch and is freed before the video model runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +29,19 @@ def draw(
     template: str = "{}",
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Float[np.ndarray, "H W 3"]]:
-    """A picture of each prompt, in [0, 1], at the pipeline's own size; `conditioning.place` makes it view 0.
+    """Draws a picture of each prompt, in [0, 1] and of the pipeline's size; `pictures.place` makes it view 0.
 
-    A run draws all its pictures in one call, because the pipeline loads and is freed within it.
+    The pipeline is loaded and freed within the call, so a run draws all its pictures in one call.
 
     Args:
         path: directory of the pipeline, with safetensors weights.
-        seeds: one for each prompt; the same seed and prompt draw the same picture on the same machine.
-        template: what the pipeline is asked for, with the prompt in place of {}. The video model knows
-            objects over a plain background, and general models draw those only if asked to.
+        seeds: one for each prompt. The same seed and prompt draw the same picture on the same machine.
+        template: what the pipeline is asked for, with the prompt in place of {}. The video model was trained
+            on objects over a plain background, which general models draw only if they are asked to.
         on_step: called after each of the `num_steps` steps of each picture.
 
-    Raises UserError for what is no text-to-image pipeline or does not load, and for a picture that its safety
-    checker or an overflow has blanked.
+    Raises UserError for a directory that holds no text-to-image pipeline or does not load, and for a picture
+    that the pipeline's safety checker or an overflow has blanked.
     """
     pipeline = _load(Path(path))
     try:
@@ -53,7 +54,9 @@ def draw(
         hosting.release()
 
 
-def _draw_one(pipeline, prompt: str, seed: int, num_steps: int, on_step) -> np.ndarray:
+def _draw_one(
+    pipeline: Any, prompt: str, seed: int, num_steps: int, on_step: Callable[[], None]
+) -> Float[np.ndarray, "H W 3"]:
     def callback(pipeline, step, timestep, tensors):
         on_step()
         return tensors
@@ -71,8 +74,8 @@ def _draw_one(pipeline, prompt: str, seed: int, num_steps: int, on_step) -> np.n
     return picture
 
 
-def _load(path: Path):
-    """The pipeline, on the device. None of its files is unpickled and no code in its directory is run."""
+def _load(path: Path) -> Any:
+    """Loads the pipeline onto the device. No file of it is unpickled and no code in its directory is run."""
     _check(path)
     diffusers = hosting.library("diffusers")
     # bfloat16 has float32's range: SDXL's autoencoder overflows in float16.
@@ -87,7 +90,7 @@ def _load(path: Path):
 
 
 def _check(path: Path) -> None:
-    """Raises UserError, before anything is loaded, for what is not the directory of such a pipeline."""
+    """Raises UserError, before anything is loaded, if this is not the directory of such a pipeline."""
     index = hosting.read_json(path, "model_index.json", WHAT)
     name = index.get("_class_name")
     if not isinstance(name, str) or any(path.rglob("*.py")):

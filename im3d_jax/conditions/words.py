@@ -1,4 +1,4 @@
-"""The tiny model's own words: a vocabulary and an encoder that is trained with the network."""
+"""The tiny model's own words: their vocabulary, and an encoder that is trained with the network."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from im3d_jax.conditions.text import Embeddings, Masks
 
 
 class WordEncoder(nn.Module):
-    """The tiny model's text encoder, trained with it: word and position embeddings, a transformer layer."""
+    """Word and position embeddings, and one transformer layer."""
 
     vocabulary: int
     dim: int
     num_heads: int = 4
 
     @nn.compact
-    def __call__(self, words, mask):
+    def __call__(self, words: Int[Array, "B L"], mask: Float[Array, "B L"]) -> Float[Array, "B L d"]:
         x = nn.Embed(self.vocabulary, self.dim, name="words")(words)
         x += self.param("positions", nn.initializers.normal(0.02), (words.shape[1], self.dim))[None]
         y = nn.LayerNorm(name="norm1")(x)
@@ -33,23 +34,22 @@ class WordEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words of a `WordEncoder`; index 0 is the empty prompt and padding."""
+    """The text encoder of a backbone that embeds word indices itself, by a `WordEncoder`.
 
-    words: tuple[str, ...]
+    Index 0 is the empty prompt and padding.
+    """
+
+    words: Sequence[str]
     max_words: int = 16
 
     def __post_init__(self):
         object.__setattr__(self, "words", tuple(self.words))  # a config read from JSON has a list
 
-    def warnings(self, prompt: str) -> list[str]:
-        """Names the words of `prompt` that the encoder was not trained on, if there are any."""
-        unknown = [word for word in _split(prompt) if word not in self.words]
-        known = ", ".join(self.words)
-        message = f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
-        return [message] if unknown else []
-
     def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
-        """Word indices ([B, L] int32,) and mask ([B, L] float32,); no unknown words, none beyond L."""
+        """Word indices ([B, L] int32,) and their mask ([B, L] float32,), with L = `max_words`.
+
+        Unknown words and those beyond the last index are left out.
+        """
         indices = np.zeros((len(prompts), self.max_words), np.int32)
         mask = np.zeros((len(prompts), self.max_words), np.float32)
         mask[:, 0] = 1
@@ -59,6 +59,13 @@ class Vocabulary:
             indices[row, : len(found)] = found
             mask[row, : len(found)] = 1
         return (indices,), (mask,)
+
+    def warnings(self, prompt: str) -> list[str]:
+        """Names the words of a prompt that the encoder was not trained on, if there are any."""
+        unknown = [word for word in _split(prompt) if word not in self.words]
+        known = ", ".join(self.words)
+        message = f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
+        return [message] if unknown else []
 
 
 def _split(prompt: str) -> list[str]:

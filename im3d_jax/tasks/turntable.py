@@ -60,7 +60,7 @@ class TurntableTask:
         self.settings, self.picture = config.train, PictureSettings(**config.image)
         self.model, self.schedule = self.generator.model, self.generator.schedule
         self.partition_rules = self.model.partition_rules
-        empty = conditioning.no_conditions(self.model, self.generator.text, 1)
+        empty = conditioning.no_conditions(self.model.empty_conditioning(1), self.generator.text)
         self.asks = self.model.empty_conditioning(1)
         self.constants = self.generator.codec, jax.device_put(empty, self.generator.place)
 
@@ -156,7 +156,7 @@ class TurntableTask:
     def _latents(codec, batch: dict) -> Float[Array, "B K h w c"]:
         # Whatever is to be computed for the views is not differentiated: nothing before the noise trains.
         if "latents" in batch:
-            return batch["latents"].astype(jnp.float32)
+            return jnp.asarray(batch["latents"], jnp.float32)
         return jax.lax.stop_gradient(codec.encode(batch["rgb"], batch["alpha"]))
 
     @staticmethod

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_torch.blur import convolve, gaussian_window
+
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -38,7 +40,7 @@ def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"])
         from recon_torch.losses import ms_ssim_cpu  # numba takes a second to import
 
         constants = torch.tensor([SSIM_C1, SSIM_C2, LOWEST_SIMILARITY])
-        window = _gaussian_window(side, images.dtype, images.device)
+        window = _window(side, images.dtype, images.device)
         return ms_ssim_cpu.ms_ssim(images, targets.detach(), window, torch.tensor(weights), constants)
     return _ms_ssim_in_torch(images.permute(0, 3, 1, 2), targets.permute(0, 3, 1, 2).detach(), weights)
 
@@ -65,15 +67,11 @@ def _similarity(x: Tensor, y: Tensor, with_luminance: bool) -> Tensor:
 
 def _blur(images: Tensor) -> Tensor:
     """[K,C,H,W] averaged by a Gaussian window, where that lies inside the image."""
-    channels, side = images.shape[1], min(images.shape[2:])
-    column = _gaussian_window(side, images.dtype, images.device).view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    return F.conv2d(F.conv2d(images, column, groups=channels), column.mT, groups=channels)
+    window = _window(min(images.shape[2:]), images.dtype, images.device)
+    return convolve(convolve(images, window, 2), window, 3)
 
 
 @functools.lru_cache(maxsize=64)
-def _gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _window(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The window that fits into an image of that side."""
-    size = min(SSIM_WINDOW, side - 1 + side % 2)
-    offsets = torch.arange(size, dtype=dtype, device=device) - size // 2
-    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    return window / window.sum()
+    return gaussian_window(min(SSIM_WINDOW, side - 1 + side % 2), SSIM_SIGMA, dtype, device)

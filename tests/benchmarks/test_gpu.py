@@ -84,7 +84,7 @@ def test_the_papers_config_without_what_its_user_brings(tmp_path):
     import gpu_paper
 
     config = gpu_paper.load_config(tmp_path, small=False)
-    text = build_text(config.text.name, config.text.kwargs)
+    text = build_text(**config.text.to_dict())
     embeddings, masks = text.encode([gpu_paper.PROMPT, ""])
     assert [each.shape for each in embeddings] == [(2, 77, 768), (2, 77, 2048)]
     assert all(mask.all() for mask in masks)

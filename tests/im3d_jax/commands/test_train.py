@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from im3d_jax import backbones, checkpoint, config_flags, sharding
 from im3d_jax.commands import dataset, train
+from im3d_jax.conditions import text
 from im3d_jax.data import objects, pipeline, procedural, turntables, views
-from im3d_jax.tasks import turntable
 from im3d_jax.training import hosts
 from im3d_jax.training.watch import NotFinite
 from recon_torch.errors import UserError
@@ -161,6 +161,9 @@ class RandomText:
         text = tuple(rng.normal(size=(len(prompts), 3, dim)).astype(np.float32) for dim in (6, 10))
         return text, tuple(np.ones(each.shape[:2], np.float32) for each in text)
 
+    def warnings(self, prompt):
+        return []
+
 
 def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     """In bfloat16, over float32 of what trains, and computing again what the backward pass needs."""
@@ -176,7 +179,7 @@ def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     config.autoencoder.kwargs = dict(path="random", **sizes)
     config.train.update(num_steps=2, warmup_steps=1, log_every=1)
     config.train.streams.turntable.update(batch_size=8, num_views=2)
-    monkeypatch.setattr(turntable.conditioning, "build_text", lambda *_: RandomText())
+    monkeypatch.setattr(text, "build_text", lambda **_: RandomText())
     state, _ = train.train(config, tmp_path)
     assert state.step == 2 and all("temporal" in path for path in state.trained)
     held = jax.tree.leaves((state.trained, state.ema, state.opt_state))

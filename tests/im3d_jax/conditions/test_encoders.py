@@ -144,7 +144,7 @@ def test_the_digest_follows_the_content_and_not_the_place(clip, tmp_path):
     moved = shutil.copytree(clip, tmp_path / "moved")
 
     def digest(root, **kwargs):
-        settings = dict(kind="clip", path=str(root / "text_encoder"), max_length=16)
+        settings = dict(kind=encoders.EncoderKind.CLIP, path=str(root / "text_encoder"), max_length=16)
         return encoders.TokenEncoder(**(settings | kwargs)).digest
 
     assert digest(clip) == digest(moved)
@@ -226,7 +226,7 @@ def test_mistakes_are_one_line(clip, t5, tmp_path):
     save_file(tensors, lacking / "model.safetensors")
     shutil.copytree(clip / "tokenizer", pickled.parent / "tokenizer")
     cases = [
-        (dict(kind="bert"), "no encoder of kind 'bert'; there is clip, t5"),
+        (dict(kind="bert"), "an encoder's kind is 'bert'; choose one of clip, t5"),
         (dict(path=str(tmp_path / "none")), "no config.json in"),
         (dict(max_length=77), "max_length 77, but .* has 16 positions"),
         (dict(length=3), "takes no length"),

@@ -40,7 +40,7 @@ def encoded(monkeypatch):
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 2e-3)])
 def test_what_is_read_is_what_the_encoders_say(settings, tmp_path, dtype, tolerance):
     text = PretrainedText(settings)
-    assert precomputed.write(text, PROMPTS, tmp_path, dtype) == 6
+    assert precomputed.write(text.encoders, PROMPTS, tmp_path, precomputed.StoredDtype(dtype)) == 6
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "00000.safetensors", "00001.safetensors", "index.json"
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def test_what_is_read_is_what_the_encoders_say(settings, tmp_path, dtype, tolera
 def test_what_was_interrupted_goes_on(settings, tmp_path, monkeypatch, encoded):
     text = PretrainedText(settings[:1])
     whole = tmp_path / "whole"
-    precomputed.write(text, PROMPTS, whole)
+    precomputed.write(text.encoders, PROMPTS, whole)
     original, calls = precomputed.save_file, []
 
     def fail_at_the_second(*args, **kwargs):
@@ -67,32 +67,31 @@ def test_what_was_interrupted_goes_on(settings, tmp_path, monkeypatch, encoded):
     parts = tmp_path / "parts"
     monkeypatch.setattr(precomputed, "save_file", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        precomputed.write(text, PROMPTS, parts)
+        precomputed.write(text.encoders, PROMPTS, parts)
     assert [file.name for file in parts.iterdir()] == ["00000.safetensors"]
     with pytest.raises(UserError, match="no whole index.json"):
         PrecomputedText(parts)
     monkeypatch.setattr(precomputed, "save_file", original)
     encoded.clear()
-    assert precomputed.write(text, PROMPTS, parts) == 2 and encoded == ["z y", "cat cat"]
+    assert precomputed.write(text.encoders, PROMPTS, parts) == 2 and encoded == ["z y", "cat cat"]
     for file in whole.iterdir():
         assert file.read_bytes() == (parts / file.name).read_bytes()
     encoded.clear()
-    assert precomputed.write(text, PROMPTS, parts) == 0 and not encoded
+    assert precomputed.write(text.encoders, PROMPTS, parts) == 0 and not encoded
 
 
 def test_other_prompts_or_encoders_are_encoded_again(settings, tmp_path, encoded):
-    precomputed.write(PretrainedText(settings[:1]), PROMPTS, tmp_path)
+    precomputed.write(PretrainedText(settings[:1]).encoders, PROMPTS, tmp_path)
     encoded.clear()
-    assert precomputed.write(PretrainedText(settings[:1]), [*PROMPTS, "new"], tmp_path) == 3
+    assert precomputed.write(PretrainedText(settings[:1]).encoders, [*PROMPTS, "new"], tmp_path) == 3
     assert encoded == ["z y", "cat cat", "new"]
-    assert precomputed.write(PretrainedText([settings[0] | dict(layer=-2)]), PROMPTS, tmp_path) == 6
-    assert (
-        precomputed.write(PretrainedText([settings[0] | dict(layer=-2)]), PROMPTS, tmp_path, "float16") == 6
-    )
+    other_layer = PretrainedText([settings[0] | dict(layer=-2)]).encoders
+    assert precomputed.write(other_layer, PROMPTS, tmp_path) == 6
+    assert precomputed.write(other_layer, PROMPTS, tmp_path, precomputed.StoredDtype.FLOAT16) == 6
 
 
 def test_a_directory_is_checked_when_it_is_read(settings, tmp_path):
-    precomputed.write(PretrainedText(settings[:1]), PROMPTS, tmp_path)
+    precomputed.write(PretrainedText(settings[:1]).encoders, PROMPTS, tmp_path)
     with pytest.raises(UserError, match="has no prompt 'a dog'; add it to the prompts of `im3d embed`"):
         PrecomputedText(tmp_path).encode(["a cat", "a dog"])
     first, second = tmp_path / "00000.safetensors", tmp_path / "00001.safetensors"

@@ -13,7 +13,7 @@ SHAPE = (3, 2, 4, 4, 3)
 @pytest.fixture
 def arrays():
     rng = np.random.default_rng(0)
-    return [rng.standard_normal(SHAPE).astype(np.float32) for _ in range(3)]
+    return [jnp.asarray(rng.standard_normal(SHAPE).astype(np.float32)) for _ in range(3)]
 
 
 @pytest.fixture
@@ -71,7 +71,9 @@ def from_x0(prediction_type, x0, noisy, alpha, sigma):
 def test_weights_mean_the_same_loss_in_every_prediction_space(kind, on_x0, arrays, levels):
     prediction, target, noisy = arrays
     alpha, sigma = (np.asarray(level, np.float64) for level in levels)
-    expected = [on_x0(r) for r in (alpha / sigma) ** 2] * ((prediction - target) ** 2).mean((1, 2, 3, 4))
+    expected = np.array([on_x0(r) for r in (alpha / sigma) ** 2]) * ((prediction - target) ** 2).mean(
+        (1, 2, 3, 4)
+    )
     for prediction_type in objective.PredictionType:
         weight = objective.loss_weight(kind, prediction_type, *levels)
         in_its_space = [from_x0(prediction_type, x0, noisy, *levels) for x0 in (prediction, target)]
@@ -93,7 +95,7 @@ def numpy_loss(prediction, target, weight):
 
 
 def test_loss_and_its_gradient(arrays):
-    prediction, target, _ = (array.astype(np.float64) for array in arrays)
+    prediction, target, _ = (np.asarray(array, np.float64) for array in arrays)
     weight = np.array([0.5, 1.0, 3.0])
     arguments = jnp.asarray(prediction, jnp.float32), arrays[1], jnp.asarray(weight, jnp.float32)
     np.testing.assert_allclose(objective.loss(*arguments), numpy_loss(prediction, target, weight), rtol=1e-5)

@@ -47,6 +47,9 @@ class Letters:
         text = np.stack([np.full(TEXT, len(prompt), np.float32) for prompt in prompts])
         return (text,), (np.ones(text.shape[:2], np.float32),)
 
+    def warnings(self, prompt):
+        return []
+
 
 class Tokens:
     def encode(self, rgb):
@@ -57,7 +60,7 @@ class Tokens:
 def task(shrunk, monkeypatch):
     """The task with `Scale`, encoders of a few numbers, and a schedule with zero terminal SNR."""
     config = shrunk()
-    monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda *_: Letters())
+    monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda **_: Letters())
     monkeypatch.setattr(backbones, "build", lambda *_: Scale())
     made = TurntableTask(config, sharding.make_mesh(devices=jax.devices()[:1]))
     made.generator = dataclasses.replace(made.generator, image_encoder=Tokens())
