@@ -289,7 +289,9 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
             f"config.num_views is {config.num_views}, but {name} makes {model.num_views}; match them"
         )
     place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
-    codec = autoencoders.build(**config.autoencoder.to_dict(), size=config.size, latent_shape=model.latent_shape)
+    codec = autoencoders.build(
+        **config.autoencoder.to_dict(), size=config.size, latent_shape=model.latent_shape
+    )
     text = text_module.build_text(**config.text.to_dict())
     _check_text(name, model, text)
     return Generator(
