@@ -1,7 +1,7 @@
-"""`--config=configs/x.py --config.a.b=value`: a command's flags together with an `ml_collections` config.
+"""A command's flags together with an `ml_collections` config: `--config=configs/x.py --config.a.b=value`.
 
-A config file holds `get_config() -> ConfigDict`. Overrides keep the type of the value that they replace and
-cannot add a key, so a misspelt key is an error and not a silent default.
+A config file has a function `get_config()` that returns a ConfigDict. An override keeps the type of the value
+that it replaces and cannot add a key, so a misspelt key is an error and not a silent default.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import importlib
 import importlib.util
 import json
+import sys
+import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from recon_torch.errors import CommandParser, UserError
+from recon_torch.errors import CommandParser, UserError, first_line
 
 _PREFIX = "--config."
 _ROOT = Path(__file__).parents[1]  # the repository, or site-packages, where configs/ lies beside the packages
@@ -28,11 +33,11 @@ def parse(argv: list[str], parser: CommandParser, default: str | None = None) ->
     """Splits a command line into the parser's own flags and a locked config with its overrides applied.
 
     Args:
-      argv: the arguments after the command's name.
-      parser: holds the command's own flags; `--config` is added here.
-      default: the config file when `--config` is absent; None makes `--config` compulsory.
+        argv: the arguments after the command's name.
+        parser: knows the command's own flags; `--config` is added here.
+        default: the config file if `--config` is absent; None makes `--config` compulsory.
 
-    Raises UserError for a missing or unfit config file, an unknown key or a value of another type.
+    Raises UserError for a config file that cannot be loaded, an unknown key or a value of another type.
     """
     overrides, rest = _split(argv)
     parser.add_argument("--config", default=default, required=default is None, metavar="FILE",
@@ -46,7 +51,12 @@ def parse(argv: list[str], parser: CommandParser, default: str | None = None) ->
 
 
 def load(path: str | Path) -> ConfigDict:
-    """The locked config of a file, whose path may also be relative to the repository (`configs/x.py`)."""
+    """The locked config of a file, whose path may also be relative to the repository (`configs/x.py`).
+
+    The file may import its neighbours, as `import base` or `from its_directory import base`, wherever the
+    command runs. Raises UserError if there is no such file, if it has no `get_config()`, and for mistakes in
+    it, with the line in which they are.
+    """
     candidates = [Path(path), _ROOT / path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
@@ -55,25 +65,81 @@ def load(path: str | Path) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise UserError(f"config {found} is not a Python file; give --config=configs/NAME.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config {found} has no get_config(); it must return an ml_collections.ConfigDict")
-    return module.get_config().lock()
+    with _neighbours_importable(found.resolve().parent), _mistakes_in_one_line(found):
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, ConfigDict):
+        missing = "get_config() does not return one" if hasattr(module, "get_config") else "no get_config()"
+        raise UserError(f"config {found} has to return an ml_collections.ConfigDict: it has {missing}")
+    return config.lock()
 
 
-def with_overrides(config: str | Path | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """The config of a file, or a copy of a config, with other values for some of its dotted keys.
+@contextmanager
+def _neighbours_importable(directory: Path) -> Iterator[None]:
+    """Puts a config's directory, and the one above it, first on Python's path while the config is loaded.
 
-    Raises UserError as `load` does, and for an unknown key or a value of another type.
+    Modules that were found there are forgotten afterwards: another config may have a neighbour of that name.
     """
-    made = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load(config)
-    for key, value in overrides.items():
-        override(made, key, value if isinstance(value, str) else repr(value))
-    return made
+    places = [str(directory), str(directory.parent)]
+    before = set(sys.modules)
+    sys.path[:0] = places
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for place in places:
+            sys.path.remove(place)
+        for name in set(sys.modules) - before:
+            if _lies_in(sys.modules[name], directory) and directory != _ROOT / "configs":
+                del sys.modules[name]
+
+
+def _lies_in(module: ModuleType, directory: Path) -> bool:
+    """Whether a module is a file in this directory, or the package that the directory is."""
+    file = getattr(module, "__file__", None)
+    is_package = str(directory) in getattr(module, "__path__", ())
+    return is_package or (file is not None and Path(file).parent == directory)
+
+
+@contextmanager
+def _mistakes_in_one_line(file: Path) -> Iterator[None]:
+    """Turns what a mistake in a config raises into a UserError with the file, the line and the mistake."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        place = f"{file.resolve().parent} and {file.resolve().parent.parent}"
+        raise UserError(
+            f"{_place(error, file)}: no module {error.name!r} in {place} or on Python's path; correct the"
+            " import, install the module or add its directory to PYTHONPATH"
+        ) from error
+    except SyntaxError as error:
+        raise UserError(f"config {error.filename}, line {error.lineno}: {error.msg}; correct it") from error
+    except UserError:
+        raise
+    except (AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise UserError(f"{_place(error, file)}: {kind}: {_message(error)}; correct it") from error
+
+
+def _place(error: Exception, file: Path) -> str:
+    """The innermost line of the config, or of a neighbour that it uses, at which an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    near = {file.resolve().parent, _ROOT / "configs"}
+    lines = [frame for frame in frames if Path(frame.filename).resolve().parent in near]
+    return f"config {lines[-1].filename}, line {lines[-1].lineno}" if lines else f"config {file}"
+
+
+def _message(error: Exception) -> str:
+    """The first line of an error; of ml_collections, whose message may be no more than the missing key."""
+    text = first_line(error).strip("'\"").split(" Other fields present")[0]
+    return f"the config has no key {text!r}" if text.isidentifier() else text
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets the dotted `key` to `text`, read as the type that the value has now."""
+    """Sets the dotted `key` to `text`, read as the type that the value has now.
+
+    Raises UserError for a key that the config does not have, and for a value of another type.
+    """
     known = dict(_leaves(config))
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0) or ["none: the config is empty"]
@@ -81,16 +147,21 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     *groups, leaf = key.split(".")
     for group in groups:
         config = config[group]
-    config[leaf] = _read(text, known[key], key)
+    value = _read(text, known[key], key)
+    try:
+        config[leaf] = value
+    except TypeError:  # of a placeholder, which is None and has a type nevertheless
+        kind = config.get_ref(leaf).get_type().__name__
+        raise UserError(f"config key {key!r} takes {kind} (now {known[key]!r}), not {text!r}") from None
 
 
 def as_json(config: ConfigDict) -> dict:
-    """The config as JSON holds it: without tuples."""
+    """The config as JSON holds it, with lists in place of tuples."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def config_digest(config: ConfigDict) -> str:
-    """SHA-256, in hex, of the config as JSON with sorted keys: equal configs have equal digests."""
+    """The SHA-256, in hex, of the config as JSON with sorted keys: equal configs have equal digests."""
     canonical = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -113,6 +184,7 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all values of a config."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _leaves(value, f"{prefix}{name}.")
@@ -121,7 +193,7 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _read(text: str, old: Any, key: str) -> Any:
-    """`text` as a value of the type of `old`. A value that was None may become anything."""
+    """Reads `text` as a value of the type of `old`. A value that is None may become anything."""
     if isinstance(old, str):
         return text
     try:

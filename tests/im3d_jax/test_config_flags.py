@@ -97,6 +97,78 @@ def test_unfit_files_are_user_errors(tmp_path):
         parse()
 
 
+def write_configs(directory, **files):
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / f"{name}.py").write_text(content)
+    return directory
+
+
+SETTING = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'a': %d})\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["import base", "from my_configs import base", "import my_configs.base as base"]
+)
+def test_a_config_imports_its_neighbours_wherever_the_command_runs(line, tmp_path, monkeypatch):
+    leaf = f"{line}\ndef get_config():\n    config = base.get_config()\n    config.b = 2\n    return config\n"
+    monkeypatch.chdir(tmp_path)
+    for number, user in enumerate(("one", "two")):
+        directory = write_configs(tmp_path / user / "my_configs", base=SETTING % number, leaf=leaf)
+        config = config_flags.load(directory / "leaf.py")
+        assert config.to_dict() == {"a": number, "b": 2}  # not the neighbour of the first, which has its name
+    assert not any(str(tmp_path) in place for place in sys.path)
+
+
+MISTAKES = {
+    "a module": (
+        "import bases\n",
+        r"leaf.py, line 1: no module 'bases' in .*my_configs and .*; correct the import",
+    ),
+    "a name": ("from json import nothing\n", r"line 1: ImportError: cannot import name 'nothing'"),
+    "syntax": ("def get_config(:\n", r"leaf.py, line 1: invalid syntax; correct it"),
+    "a neighbour's syntax": ("import broken\n", r"broken.py, line 2: .*; correct it"),
+    "a key": ("import base\ndef get_config():\n    return base.get_config().b\n", r"line 3: .*no key 'b'"),
+    "a new key": (
+        "import base\ndef get_config():\n    config = base.get_config().lock()\n    config['b'] = 1\n",
+        r"leaf.py, line 4: KeyError: Key \"b\" does not exist and cannot be added since the config is locked",
+    ),
+    "a type": (
+        "import base\ndef get_config():\n    config = base.get_config()\n    config.a = 'x'\n",
+        r"leaf.py, line 4: TypeError: Could not override field 'a'",
+    ),
+    "an argument": ("def get_config(size):\n    return size\n", r"get_config\(\) missing 1 required"),
+    "no config": ("def get_config():\n    return {'a': 1}\n", r"get_config\(\) does not return one"),
+    "our setting": (
+        "from configs import base\ndef get_config():\n    return base.training({}, stpes=3)\n",
+        r"KeyError: no setting stpes",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_a_config_are_one_line_with_their_place(mistake, tmp_path):
+    leaf, message = MISTAKES[mistake]
+    broken = "a = 1\nb = (\n"
+    directory = write_configs(tmp_path / "my_configs", base=SETTING % 0, broken=broken, leaf=leaf)
+    with pytest.raises(UserError, match=message) as error:
+        config_flags.load(directory / "leaf.py")
+    assert "\n" not in str(error.value)
+
+
+def test_bugs_in_a_config_keep_their_traceback(tmp_path):
+    leaf = "def get_config():\n    return 1 / 0\n"
+    with pytest.raises(ZeroDivisionError):
+        config_flags.load(write_configs(tmp_path / "my_configs", leaf=leaf) / "leaf.py")
+
+
+def test_a_placeholder_takes_values_of_its_type():
+    _, config = parse("--config=configs/tiny.py", "--config.elevation.deg=10")
+    assert config.elevation.deg == 10.0
+    with pytest.raises(UserError, match=r"'elevation.deg' takes float \(now None\), not 'steep'"):
+        parse("--config=configs/tiny.py", "--config.elevation.deg=steep")
+
+
 def test_digest_depends_on_content_only():
     first = ConfigDict({"a": 1, "b": {"c": (1.5, None)}})
     second = ConfigDict({"b": {"c": (1.5, None)}, "a": 1})
