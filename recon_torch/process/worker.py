@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -46,6 +46,7 @@ WARM_UP_GAUSSIANS = 64
 OUT_OF_MEMORY = "the 3D worker is out of memory; give fewer or smaller views"
 
 
+@runtime_checkable
 class Pipe(Protocol):
     """Where replies go: a `multiprocessing` connection, or what a test puts in its place."""
 

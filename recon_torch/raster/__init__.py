@@ -6,7 +6,7 @@ plain PyTorch, `project_cpu` and `composite_cpu` as compiled kernels with the sa
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int32
@@ -58,6 +58,7 @@ class Render(NamedTuple):
     info: dict[str, Any]
 
 
+@runtime_checkable
 class Rasterizer(Protocol):
     """An engine: renders Gaussians that are known to be valid; differentiable by all of their fields."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Parameters:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> Self:
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> Parameters:
         parameters = cls(state["params"], device)
         for name, optimizer in parameters.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
