@@ -27,7 +27,6 @@ import plain_recipe
 import torch
 
 from im3d_jax.data import mesh_rendering
-from recon_torch.commands import render
 from recon_torch.files import write_json
 from recon_torch.fit.optimization import Fit
 from recon_torch.losses.lpips import PerceptualDistance
@@ -36,7 +35,7 @@ from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render_images
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.directory import Views, load_views
+from recon_torch.views.directory import Views, load_views, write_views
 from recon_torch.views.images import contact_sheet, read_image, write_image
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
@@ -116,7 +115,7 @@ def _views(mesh_file: Path, size: int, cache: Path) -> tuple[Views, Views]:
     for name, orbits in cameras.items():
         if not (cache / name / "transforms.json").is_file():
             rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(mesh_file), orbits)
-            render.write_views(cache / name, orbits, rgba)
+            write_views(cache / name, orbits, rgba)
     return tuple(dataclasses.replace(load_views(cache / name), cameras=cameras[name]) for name in cameras)
 
 

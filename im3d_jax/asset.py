@@ -36,8 +36,8 @@ from recon_torch.files import make_directory, write_json
 from recon_torch.process import ReconstructionClient
 from recon_torch.settings import Verdict
 from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.directory import write_views
 from recon_torch.views.images import contact_sheet, straight, write_image
-from recon_torch.views.transforms import write_transforms
 from recon_torch.views.video import write_video
 
 REPORT = "report.json"
@@ -270,7 +270,8 @@ def write(
         write_files(Path(staging), made, client, settings.turntable)
         if request.save_views:
             for number, each in enumerate(made.rounds):
-                write_views(Path(staging, f"views_{number}"), each.targets, made.cameras)
+                views = _without_white(each.targets)
+                write_views(Path(staging, f"views_{number}"), made.cameras, views, "images")
         move_into(Path(staging), request.out)
     report["seconds"] = stages.seconds()
     write_json(request.out / REPORT, report)
@@ -283,22 +284,20 @@ def write_files(
     """Writes all files but the report and the views."""
     client.export(directory / "asset.ply")
     last = made.rounds[-1]
-    write_views(directory, np.concatenate([last.renders, last.alphas], -1), made.cameras)
+    renders = _without_white(np.concatenate([last.renders, last.alphas], -1))
+    write_views(directory, made.cameras, renders, "images")
     rows, labels = [made.rounds[0].targets[:1, ..., :3]], ["input"]
     for number, each in enumerate(made.rounds):
         rows += [each.targets[..., :3], each.renders.clip(0, 1)]
         labels += [f"views {number}", f"renders {number}"]
     write_image(directory / "views.png", contact_sheet(rows, labels))
-    renders, _ = client.render(orbit(turntable.num_frames, made.elevation_rad, turntable.size))
-    write_video(directory / "turntable.mp4", renders.clamp(0, 1).cpu().numpy(), turntable.fps)
+    around, _ = client.render(orbit(turntable.num_frames, made.elevation_rad, turntable.size))
+    write_video(directory / "turntable.mp4", around.clamp(0, 1).cpu().numpy(), turntable.fps)
 
 
-def write_views(directory: Path, rgba: Float[np.ndarray, "K H W 4"], cameras: Cameras) -> None:
-    """Writes pictures whose colours are over white as images/000.png, ... (RGBA) with a transforms.json."""
-    names = [f"images/{k:03d}.png" for k in range(len(rgba))]
-    for name, picture in zip(names, straight(rgba[..., :3], rgba[..., 3:].clip(0, 1)), strict=True):
-        write_image(directory / name, picture)
-    write_transforms(directory / "transforms.json", cameras, names)
+def _without_white(rgba: Float[np.ndarray, "K H W 4"]) -> Float[np.ndarray, "K H W 4"]:
+    """The views as RGBA images; they come with colours over white."""
+    return straight(rgba[..., :3], rgba[..., 3:].clip(0, 1))
 
 
 def files_of(directory: Path) -> Iterator[Path]:

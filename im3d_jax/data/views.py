@@ -22,9 +22,9 @@ from im3d_jax.data.turntables import Record, decode_views
 from recon_torch.errors import UserError
 from recon_torch.files import make_directory, write_json
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.directory import load_views
-from recon_torch.views.images import straight, to_uint8, write_image
-from recon_torch.views.transforms import read_transforms, write_transforms
+from recon_torch.views.directory import load_views, write_views
+from recon_torch.views.images import straight, to_uint8
+from recon_torch.views.transforms import read_transforms
 
 TOLERANCE_DEG = 0.5  # of azimuths, elevations and viewing directions
 TOLERANCE_RADIUS = 0.01  # relative
@@ -48,10 +48,7 @@ def write_object(
     make_directory(directory.parent)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as staging:
         whole = Path(staging, directory.name)
-        names = [f"images/{number:03d}.png" for number in range(len(rgba))]
-        for name, picture in zip(names, rgba, strict=True):
-            write_image(whole / name, picture)
-        write_transforms(whole / "transforms.json", cameras, names)
+        write_views(whole, cameras, rgba, "images")
         elevation_deg = float(np.rad2deg(elevation_rad))
         write_json(whole / "metadata.json", {"caption": caption, "elevation_deg": elevation_deg})
         try:

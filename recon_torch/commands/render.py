@@ -6,26 +6,15 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float
 
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.formats.ply import load_ply
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render_images
-from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.images import write_image
-from recon_torch.views.transforms import write_transforms
+from recon_torch.views.cameras import orbit
+from recon_torch.views.directory import write_views
 from recon_torch.views.video import write_video
-
-
-def write_views(directory: Path, cameras: Cameras, images: Float[np.ndarray, "K H W C"]) -> None:
-    """Writes RGB or RGBA images as 000.png, 001.png, ... and their transforms.json."""
-    names = [f"{index:03d}.png" for index in range(len(cameras))]
-    for name, image in zip(names, images, strict=True):
-        write_image(directory / name, image)
-    write_transforms(directory / "transforms.json", cameras, names)
 
 
 def main(argv: list[str]) -> None:

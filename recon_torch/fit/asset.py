@@ -25,9 +25,8 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.settings import FitSettings
 from recon_torch.views import world
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.directory import Views
+from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, write_image
-from recon_torch.views.transforms import write_transforms
 from recon_torch.views.video import write_video
 
 REPORT = "report.json"
@@ -134,10 +133,7 @@ def _write_files(asset: Asset, out: Path) -> Path:
     write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 
     renders = _rgb(fit, fit.cameras)
-    names = [f"renders/{index:03d}.png" for index in range(len(train))]
-    for name, render in zip(names, renders, strict=True):
-        write_image(out / name, render)
-    write_transforms(out / "transforms.json", fit.cameras if asset.normalize else train.cameras, names)
+    write_views(out, fit.cameras if asset.normalize else train.cameras, renders, "renders")
 
     shown = np.unique(np.linspace(0, len(train) - 1, SHEET_VIEWS).round().astype(int))
     rows = [train.images[shown], renders[shown]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from scipy import ndimage
 
 from recon_torch.errors import UserError
@@ -156,9 +156,9 @@ def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, f
     for frame, picture in views.values():
         camera = unit.cameras(_cameras([frame])).resized(picture.shape[1], picture.shape[0])
         seen.append((camera, picture[None, ..., 3:]))
-    allowed = points[
-        _nearly_all(np.concatenate([hull.verdicts(points, *view, world.REACH) for view in seen]))
-    ]
+    found = np.concatenate([hull.verdicts(points, *view, world.REACH) for view in seen])
+    # One bad view among many must not speak against the others.
+    allowed = points[hull.hull(found, max_objections=-(-len(found) // hull.OBJECTIONS_ONE_IN))]
     return {
         index: _explained(allowed, camera, mask[0, ..., 0])
         for index, (camera, mask) in zip(views, seen, strict=True)
@@ -198,24 +198,18 @@ def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding
         )
 
 
-def _nearly_all(verdicts: Int8[np.ndarray, "K N"]) -> np.ndarray:
-    """Points in the hull of all views but a few, so that one bad view does not speak against the others."""
-    tolerated = -(-len(verdicts) // 8)
-    return ((verdicts < 0).sum(0) <= tolerated) & ((verdicts > 0).sum(0) >= len(verdicts) / 2)
-
-
 def _explained(points: Float[np.ndarray, "N 3"], camera: Cameras, mask: Float[np.ndarray, "H W"]) -> float:
-    """The share of the mask near the projection of a point."""
-    local = points @ camera.w2c[0, :3, :3].T + camera.w2c[0, :3, 3]
-    local = local[local[:, 2] > 0]
-    pixels = ((local @ camera.intrinsics_px[0].T)[:, :2] / local[:, 2:]).astype(np.int64)
-    inside = ((pixels >= 0) & (pixels < [camera.width, camera.height])).all(1)
+    """The share of the mask that lies near the projection of a point."""
+    (pixels,), (depths,), _ = camera.project(points)
+    # A point less than a pixel outside of the image explains the pixel at its border.
+    inside = (depths > 0) & ((pixels > -1) & (pixels < [camera.width, camera.height])).all(-1)
     foreground = mask > hull.FOREGROUND
     if not inside.any() or not foreground.any():
         return 0.0
     empty = np.ones(mask.shape, bool)
-    empty[pixels[inside, 1], pixels[inside, 0]] = False
-    reach_px = world.REACH * camera.intrinsics_px[0, 0, 0] / np.median(local[:, 2])
+    columns, rows = pixels[inside].astype(np.int64).T
+    empty[rows, columns] = False
+    reach_px = world.REACH * camera.intrinsics_px[0, 0, 0] / np.median(depths[depths > 0])
     near = ndimage.distance_transform_edt(empty) <= reach_px + 1
     return float((near & foreground).sum() / foreground.sum())
 

@@ -1,4 +1,4 @@
-"""A directory of views on disk, as the fit takes them: cameras, pictures over white, foreground masks."""
+"""Directories of views: numbered images with a transforms.json, read as the fit takes them and written."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 
 from recon_torch.errors import UserError
 from recon_torch.views import masks as masks_
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.images import read_image
-from recon_torch.views.transforms import Frame, read_frames
+from recon_torch.views.images import read_image, resize, write_image
+from recon_torch.views.transforms import Frame, read_frames, write_transforms
 
-OPAQUE = 0.99  # an alpha that is nowhere below says nothing
+OPAQUE = 0.99  # an alpha channel that is nowhere below this is no mask
 
+# Makes masks of RGB images, both in [0, 1].
 MaskFunction = Callable[[Float[np.ndarray, "K H W 3"]], Float[np.ndarray, "K H W 1"]]
 
 
 @dataclass(frozen=True)
 class Views:
-    """K views of one object. images are composited over white; masks are coverage; both in [0, 1].
+    """K views of one object.
 
-    cameras.w2c is float64, as the world may be large. notes: what a report should say about the views.
+    Attributes:
+        cameras: their w2c is float64, because the world of the views may be large.
+        images: composited over white, in [0, 1].
+        masks: coverage by the object, in [0, 1].
+        names: what messages call each view.
+        notes: what a report should say about the views.
     """
 
     cameras: Cameras
@@ -46,7 +50,11 @@ class Views:
         return Views(self.cameras[index], self.images[index], self.masks[index], names, self.notes)
 
     def hold_out(self, every: int) -> tuple[Views, Views]:
-        """All views but every so many-th, and those. Raises UserError if either would be empty."""
+        """Splits off every so many-th view: returns the others, and those held out.
+
+        Raises:
+            UserError: one of the two would be empty.
+        """
         if not 2 <= every <= len(self):
             raise UserError(
                 f"cannot hold out every {every} views; give from 2 to the number of views, {len(self)}"
@@ -62,20 +70,21 @@ def load_views(
     height: int | None = None,
     allow_missing: bool = False,
 ) -> Views:
-    """Reads a transforms.json and its images, all brought to one size.
+    """Reads a transforms.json and its images, and brings all of them to one size.
 
-    A mask is, in this order, the frame's mask_path (white is foreground), the image's alpha unless that is
-    opaque throughout, or what `segment` makes of all images that have neither.
+    The mask of a frame is its mask_path (white is foreground); without one, the alpha channel of its image,
+    unless that is opaque throughout. `segment` makes the masks of all other frames.
 
     Args:
         directory: where the transforms.json is.
-        segment: RGB images to masks, both in [0, 1].
-        height: rows of all views; default: the size that most images have. Other images are resampled,
-            against aliasing, and their intrinsics follow; where the aspect differs pixels are no squares.
+        segment: makes masks of images that have none.
+        height: rows of all views. By default the views have the size that most images have. Other images are
+            resampled with a filter against aliasing, and their intrinsics are scaled to match; pixels are not
+            square where the aspect ratio differs.
         allow_missing: leave out frames whose image does not exist, with a note.
 
     Raises:
-        UserError: what `read_frames` finds; a mask of another size than its image; no foreground in a view.
+        UserError: what `read_frames` finds; a mask of another size than its image; a view without foreground.
     """
     directory = Path(directory)
     frames, missing = read_frames(directory / "transforms.json", allow_missing)
@@ -92,6 +101,24 @@ def load_views(
     return assemble(cameras, np.stack(pictures), names, segment, notes, str(directory))
 
 
+def write_views(
+    directory: str | os.PathLike,
+    cameras: Cameras,
+    images: Float[np.ndarray, "K H W C"],
+    folder: str = "",
+) -> None:
+    """Writes views as FOLDER/000.png, FOLDER/001.png, ... beside their transforms.json.
+
+    Args:
+        images: RGB, or RGBA whose colours are not multiplied by alpha.
+        folder: below the directory; by default the images lie in the directory itself.
+    """
+    names = [os.path.join(folder, f"{index:03d}.png") for index in range(len(cameras))]
+    for name, image in zip(names, images, strict=True):
+        write_image(Path(directory, name), image)
+    write_transforms(Path(directory, "transforms.json"), cameras, names)
+
+
 def assemble(
     cameras: Cameras,
     pictures: Float[np.ndarray, "K H W 4"],
@@ -100,9 +127,14 @@ def assemble(
     notes: list[str],
     source: str,
 ) -> Views:
-    """Views from pictures over white with masks as a fourth channel, or NaN there for `segment` to find.
+    """Makes views of RGB images with a mask as the fourth channel.
 
-    Raises UserError, which names the `source`, if a view has no foreground.
+    Args:
+        pictures: composited over white; where the mask is NaN, as they are, and `segment` finds the mask.
+        source: the directory or the file that messages name.
+
+    Raises:
+        UserError: a view has no foreground.
     """
     images, masks = np.ascontiguousarray(pictures[..., :3]), np.ascontiguousarray(pictures[..., 3:])
     unmasked = np.flatnonzero(np.isnan(masks[:, 0, 0, 0]))
@@ -113,7 +145,7 @@ def assemble(
     if empty:
         raise UserError(f"{source}: {', '.join(empty)}: no foreground; give views with an object in each")
     problems = [masks_.problem(mask) for mask in masks]
-    for problem in sorted({problem for problem in problems if problem}):
+    for problem in sorted(set(problems) - {None}):
         having = [name for name, own in zip(names, problems, strict=True) if own == problem]
         notes = [*notes, f"the mask {problem}: {', '.join(having)}"]
     return Views(cameras, images, masks, names, notes)
@@ -136,7 +168,7 @@ def _resized_intrinsics(frame: Frame, width: int, height: int) -> Float[np.ndarr
 
 
 def read_frame(directory: Path, frame: Frame, width: int, height: int) -> Float[np.ndarray, "H W 4"]:
-    """RGB over white and mask at the common size; if the frame has no mask, RGB as it is and NaN."""
+    """A frame's RGB over white and its mask, at the given size; RGB as it is and NaN if it has no mask."""
     image = read_image(directory / frame.image)
     rgb, mask = image[..., :3], image[..., 3:]
     if frame.mask is not None:
@@ -148,14 +180,5 @@ def read_frame(directory: Path, frame: Frame, width: int, height: int) -> Float[
             )
     elif not mask.size or mask.min() > OPAQUE:
         return resize(np.pad(rgb, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan), width, height)
-    # Over white before it is resized, or what is hidden would bleed into the edges.
+    # It is composited before it is resized, or hidden colours would bleed into the edges.
     return resize(np.concatenate([rgb * mask + 1 - mask, mask], -1), width, height)
-
-
-def resize(picture: Float[np.ndarray, "H W 4"], width: int, height: int) -> Float[np.ndarray, "h w 4"]:
-    """A picture on another pixel grid, filtered against aliasing."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    channels_first = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    resized = F.interpolate(channels_first, (height, width), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()

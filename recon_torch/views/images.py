@@ -1,7 +1,4 @@
-"""Images, videos, contact sheets and JSON on disk. A file is whole or absent: written aside, then renamed.
-
-Images are float32 in [0, 1], channels last. NumPy only, so that both the JAX and the PyTorch half can use it.
-"""
+"""Reading, writing and resizing of images, and contact sheets."""
 
 from __future__ import annotations
 
@@ -16,17 +13,20 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
 
-MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; a few hundred bytes of PNG can claim far more
+MAX_PIXELS = 64_000_000  # an image of 8000 x 8000 pixels; a few hundred bytes of PNG can claim far more
 
 
 def straight(rgb: Float[np.ndarray, "*N 3"], alpha: Float[np.ndarray, "*N 1"]) -> Float[np.ndarray, "*N 4"]:
-    """Pictures over white as RGBA with the colours of the object alone; white where there is nothing."""
+    """RGBA images, with colours that are not multiplied by alpha, of images composited over white.
+
+    The colour is white where alpha is 0.
+    """
     colors = np.where(alpha > 0, (rgb - (1 - alpha)) / np.maximum(alpha, 1e-3), 1)
     return np.concatenate([colors, alpha], -1).clip(0, 1)
 
 
 def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """[0, 1] -> 0..255, rounded, clipped. Raises ValueError for NaN, which has no colour."""
+    """Clips to [0, 1] and rounds to 0..255. Raises ValueError for NaN, which has no colour."""
     image = np.asarray(image)
     if not np.isfinite(image).all():
         raise ValueError("an image has NaN or infinite values")
@@ -34,7 +34,7 @@ def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
 
 def write_image(path: str | Path, image: Float[np.ndarray, "H W C"] | UInt8[np.ndarray, "H W C"]) -> None:
-    """Writes a grey (C = 1), RGB or RGBA picture in the format that the suffix names."""
+    """Writes a grey (C = 1), RGB or RGBA image in the format that the suffix names."""
     image = np.asarray(image)
     if image.dtype != np.uint8:
         image = to_uint8(image)
@@ -43,16 +43,17 @@ def write_image(path: str | Path, image: Float[np.ndarray, "H W C"] | UInt8[np.n
 
 
 def read_image(path: str | Path) -> Float[np.ndarray, "H W C"]:
-    """Reads a picture of any mode, upright: RGBA if it has transparency, RGB otherwise.
+    """Reads an image of any mode, upright as its EXIF entry says: RGBA if it has transparency, else RGB.
 
-    Raises UserError if the file is missing, is no picture, or has more than 64 million pixels.
+    Raises:
+        UserError: the file is missing, is not an image, or has more than 64 million pixels.
     """
     with _opened(path) as image:
         return _decode(ImageOps.exif_transpose(image))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """The (width, height) of the picture that `read_image` would give. Raises UserError as that does."""
+    """The (width, height) of the image that `read_image` would give. Raises UserError as that does."""
     with _opened(path) as image:
         quarter_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if quarter_turned else image.size
@@ -69,11 +70,24 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise UserError(f"no image at {path}; check the path") from error
-    # Pillow raises SyntaxError and ValueError for some broken files.
+    # Pillow raises SyntaxError and ValueError, too, for some broken files.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot read {path} as an image; give a PNG, JPEG or WebP file") from error
+
+
+def resize(picture: Float[np.ndarray, "H W C"], width: int, height: int) -> Float[np.ndarray, "h w C"]:
+    """An image at another size, bilinear and filtered against aliasing."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    import torch  # slow to import, and images that have the right size do without it
+
+    channels_first = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(
+        channels_first, (height, width), mode="bilinear", antialias=True
+    )
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def contact_sheet(
@@ -83,9 +97,9 @@ def contact_sheet(
     tile_px: int = 96,
     gap_px: int = 2,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One picture with a labelled row for each set of frames; rows may differ in length and image size.
+    """One image with a labelled row for each set of frames; rows may differ in length and image size.
 
-    Images smaller than `tile_px` are enlarged by a whole factor, so that pixels stay square and sharp.
+    Frames lower than `tile_px` are enlarged by a whole factor, so that pixels stay square and sharp.
     """
     tiles = [[_enlarge(to_uint8(image), tile_px) for image in row] for row in rows]
     font = ImageFont.load_default(size=14)

@@ -1,4 +1,4 @@
-"""A turntable video as views: K frames of one full turn at a known elevation and field of view."""
+"""Turntable videos, written from renders, and read as views at a known elevation and field of view."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from PIL import Image
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.directory import MaskFunction, Views, assemble, resize
-from recon_torch.views.images import MAX_PIXELS, to_uint8
+from recon_torch.views.directory import MaskFunction, Views, assemble
+from recon_torch.views.images import MAX_PIXELS, resize, to_uint8
 
 
 def write_video(path: str | Path, frames: Float[np.ndarray, "T H W 3"], fps: int = 24) -> Path:
-    """Writes an H.264 video (yuv420p, so that browsers play it), odd sizes padded by one row or column.
+    """Writes an H.264 video in yuv420p, which browsers play; odd sizes are padded by one row or column.
 
-    Returns the path written: `path`, or, where no ffmpeg can be found, a .gif beside it, with a warning.
+    Returns the path of the file: `path`, or a .gif beside it, with a warning, where no ffmpeg can be found.
     """
     frames = to_uint8(frames)
     try:
@@ -43,19 +43,19 @@ def write_video(path: str | Path, frames: Float[np.ndarray, "T H W 3"], fps: int
 
 
 def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
-    """Pipes frames of even size to ffmpeg. Raises OSError where that cannot write all of them."""
-    # RGB is converted with the matrix that the file then declares, or players would shift the colours;
-    # bitexact leaves out the encoder's version, so that equal frames give equal files.
+    """Pipes frames of even size to ffmpeg. Raises OSError if ffmpeg cannot write all of them."""
+    # RGB is converted with the matrix that the file declares, or players would shift the colours. "bitexact"
+    # leaves out the encoder's version, so that equal frames give equal files.
     source = f"-f rawvideo -pix_fmt rgb24 -s {frames.shape[2]}x{frames.shape[1]} -r {fps} -i -"
     target = (
         "-c:v libx264 -pix_fmt yuv420p -crf 18 -vf scale=out_color_matrix=bt709:out_range=tv"
         " -colorspace bt709 -color_primaries bt709 -color_trc bt709 -movflags +faststart -fflags +bitexact"
     )
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
-    # Not imageio's own writer, which takes a video that a full disk cut short for a good one.
+    # imageio's own writer would take a video that a full disk cut short for a good one.
     command = [*ffmpeg, *source.split(), *target.split(), str(path)]
     with warnings.catch_warnings():
-        # JAX warns of any fork in its process; this one becomes ffmpeg at once.
+        # JAX warns of every fork in its process; this one becomes ffmpeg at once.
         warnings.filterwarnings("ignore", message=r"os\.fork\(\)", category=RuntimeWarning)
         done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
     if done.returncode:
@@ -74,19 +74,19 @@ def load_video(
     clockwise: bool = False,
     height: int | None = None,
 ) -> Views:
-    """Evenly spaced frames of a video that shows exactly one turn, the frame after the last being the first.
+    """Evenly spaced frames of a video of exactly one turn, whose next frame would be the first one again.
 
     Args:
         path: any video that ffmpeg reads.
-        segment: RGB images to masks, both in [0, 1].
-        num_views: how many frames are taken.
-        elevation_rad: of the camera above the object's equator, the same throughout.
+        segment: makes the masks of the frames.
+        num_views: how many frames to take.
+        elevation_rad: elevation of the camera above the object's equator, the same in all frames.
         fov_deg: vertical field of view.
-        clockwise: the camera goes round clockwise seen from above, as where the object turns the other way.
-        height: rows of the views; default those of the video.
+        clockwise: whether the camera goes round clockwise, seen from above.
+        height: rows of the views; by default those of the video.
 
     Raises:
-        UserError: the file is missing, is no video, or has fewer frames than `num_views`.
+        UserError: the file is missing, is not a video, or has fewer frames than `num_views`.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,7 +120,8 @@ def _frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
             raise UserError(f"{path} has frames of {width} x {height} px; give a smaller video")
         for frame in reader:
             yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-    except (OSError, RuntimeError, IndexError, KeyError, ValueError) as error:  # as imageio-ffmpeg has it
+    # What imageio-ffmpeg raises for files that are not videos.
+    except (OSError, RuntimeError, IndexError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read as a video; give an .mp4 that ffmpeg plays") from None
@@ -134,7 +135,7 @@ def _take(frames: Iterator[np.ndarray], chosen: np.ndarray) -> Iterator[np.ndarr
 
 
 def _picture(frame: UInt8[np.ndarray, "H W 3"], height: int | None) -> Float[np.ndarray, "h w 4"]:
-    """RGB in [0, 1], and NaN as its mask is not known yet."""
+    """RGB in [0, 1] with NaN as its mask, which is not known yet."""
     rgb = frame.astype(np.float32) / 255.0
     picture = np.pad(rgb, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
     if height is None:
