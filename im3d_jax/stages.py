@@ -37,6 +37,22 @@ def progress(what: str, total: int, initial: int = 0) -> Iterator[Bar]:
         print(f"{what}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
+class Count:
+    """A `Bar` that counts and shows nothing."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+
+
+@contextmanager
+def silent(what: str, total: int, initial: int = 0) -> Iterator[Bar]:
+    """Shows nothing; takes the place of `progress`."""
+    yield Count(initial)
+
+
 class Stages:
     """Times the stages of one asset, adding up those of the same name, and shows those that have steps."""
 

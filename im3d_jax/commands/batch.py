@@ -46,12 +46,24 @@ def make_parser() -> CommandParser:
         "--shard", default="", metavar="I/N", help="make the assets I, I + N, ... (default: SLURM's, or all)"
     )
     parser.add_argument(
-        "--lanes", type=int, default=1, help="assets made at once: one is sampled while another is fitted"
+        "--lanes",
+        type=int,
+        metavar="N",
+        default=1,
+        help="assets made at once: one is sampled while another is fitted",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of each prompt's first asset (default 0)")
-    parser.add_argument("--num-assets", type=int, default=1, help="assets for each prompt (default 1)")
     parser.add_argument(
-        "--retry-seeds", type=int, default=0, help="further seeds to try while the result is bad (default 0)"
+        "--seed", type=int, metavar="N", default=0, help="seed of each prompt's first asset (default 0)"
+    )
+    parser.add_argument(
+        "--num-assets", type=int, metavar="N", default=1, help="assets for each prompt (default 1)"
+    )
+    parser.add_argument(
+        "--retry-seeds",
+        type=int,
+        metavar="N",
+        default=0,
+        help="further seeds to try while the result is bad (default 0)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="make again what was made from another prompt or config"

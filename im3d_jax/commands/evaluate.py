@@ -39,13 +39,18 @@ def make_parser() -> CommandParser:
         default=str(SuiteName.TINY),
         help="set of test objects (default %(default)s)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory for tables, results and sheets")
-    parser.add_argument("--parts", default=",".join(Part), help="some of %(default)s (default: all)")
-    parser.add_argument("--num-objects", type=int, default=24, help="test objects (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory for tables, results and sheets"
+    )
+    parser.add_argument("--parts", default=",".join(Part), metavar="PARTS", help="some of %(default)s")
+    parser.add_argument(
+        "--num-objects", type=int, default=24, metavar="N", help="test objects (default %(default)s)"
+    )
     parser.add_argument(
         "--asset-objects",
         type=int,
         default=24,
+        metavar="N",
         help="how many of them are made into assets (default %(default)s)",
     )
     return parser

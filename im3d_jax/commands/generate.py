@@ -39,19 +39,28 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--image", default="", metavar="FILE", help="picture to start from: RGBA, or on a plain background"
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory for the asset's files")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first asset; the next ones count up")
     parser.add_argument(
-        "--num-assets", type=int, default=1, help="assets for each prompt (default %(default)s)"
+        "--out", type=Path, required=True, metavar="DIR", help="directory for the asset's files"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first asset; the next ones count up"
+    )
+    parser.add_argument(
+        "--num-assets", type=int, default=1, metavar="N", help="assets for each prompt (default 1)"
     )
     parser.add_argument(
         "--elevation-deg",
         type=float,
-        help="height of the camera that took the picture, if known (default: estimated)",
+        metavar="DEG",
+        help="elevation of the camera that took the picture, if it is known (default: estimated)",
     )
     parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
     parser.add_argument(
-        "--retry-seeds", type=int, default=0, help="further seeds to try while the result is bad (default 0)"
+        "--retry-seeds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="further seeds to try while the result is bad (default 0)",
     )
     return parser
 

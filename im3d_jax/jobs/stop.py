@@ -1,4 +1,4 @@
-"""How signals stop a run of many assets: at the next step of each, so that all of it cleans up."""
+"""How signals stop a run of many assets: at the next step of each, so that everything is cleaned up."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from im3d_jax.stages import Bar
+from im3d_jax.stages import Bar, Count
 from im3d_jax.training.hosts import EXIT_REQUEUE
 
 
 class Stopped(Exception):
-    """Out of an asset that is not to be finished."""
+    """Leaves an asset that is not to be finished."""
 
 
 class Stop:
-    """What signals ask for, in `with Stop() as stop:`.
+    """What signals have asked for, within `with Stop() as stop:`.
 
-    SIGUSR1, a warning: no other asset is begun. SIGTERM: those in hand are given up, too.
+    SIGUSR1 is a warning: no further asset is begun. SIGTERM also gives up the assets in hand.
 
     Attributes:
-        soon, now: whether to stop before the next asset, and within an asset.
-        by_signal: whether a signal asked.
-        in_lanes: whether assets are being made, in threads, which look at these; otherwise SIGTERM exits.
+        soon: whether to stop before the next asset.
+        now: whether to stop within an asset.
+        by_signal: whether a signal has asked for it.
+        in_lanes: whether assets are being made, in threads that look at these; if not, SIGTERM exits.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.soon = self.now = self.by_signal = self.in_lanes = False
 
     def __enter__(self) -> Stop:
@@ -46,17 +47,18 @@ class Stop:
 
     @contextmanager
     def show(self, what: str, total: int, initial: int = 0) -> Iterator[Bar]:
-        """Stands in for an asset's bars. Shows nothing; raises `Stopped` at its next step."""
+        """Takes the place of `stages.progress`: shows nothing, raises `Stopped` at a step if `now`."""
         yield StepCheck(self, initial)
 
 
-class StepCheck:
+class StepCheck(Count):
     """See `Stop.show`."""
 
-    def __init__(self, stop: Stop, initial: int):
-        self._stop, self.n = stop, initial
+    def __init__(self, stop: Stop, n: int) -> None:
+        super().__init__(n)
+        self._stop = stop
 
-    def update(self, steps: int = 1) -> None:
+    def update(self, n: int = 1) -> None:
         if self._stop.now:
             raise Stopped
-        self.n += steps
+        super().update(n)

@@ -98,6 +98,7 @@ class ReconClient:
             are to be compiled, that is said on stderr and may take `gsplat_kernels.COMPILE_TIMEOUT_S`.
         Raises UserError if the snapshot directory cannot be made or shared memory is too small.
         """
+        leave_if_worker()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
@@ -295,7 +296,6 @@ class _Process:
     """One life of the worker: its process, this end of its pipe, and what it prints."""
 
     def __init__(self, directory: str, num_threads: int | None) -> None:
-        leave_if_worker()
         log, self._log_path = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=directory)
         os.close(log)
         context = torch.multiprocessing.get_context("spawn")  # neither CUDA nor JAX survives a fork
