@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +308,8 @@ class _Process:
             name=WORKER_NAME,
             daemon=True,
         )
-        self._process.start()
+        with _main_as_it_can_be_run():
+            self._process.start()
         self.pid = self._process.pid
         child_pipe.close()
 
@@ -373,6 +374,21 @@ def leave_if_worker() -> None:
     """
     if multiprocessing.current_process().name == WORKER_NAME:
         os._exit(EXIT_UNGUARDED)
+
+
+@contextlib.contextmanager
+def _main_as_it_can_be_run() -> Iterator[None]:
+    """Hides the file name of a main script that came from standard input, for which a worker would look."""
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is None or os.path.exists(path):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
 
 
 def _private_directory(parent: str | os.PathLike | None) -> tempfile.TemporaryDirectory:
