@@ -59,7 +59,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a scene is fitted. Enums may be given as their strings.
+    """How a scene is fitted. An enum may be given as its string; the settings then hold the enum.
 
     From the paper: 5000 Gaussians, 1200 steps, refinement every 50 steps, and the weights of LPIPS, SSIM and
     mask. The rest is unspecified in the paper.
@@ -75,7 +75,7 @@ class FitSettings:
     num_steps: int = 1200
     views_per_step: int = 1
     init_radius: float = 0.5
-    start: Start = Start.HULL
+    start: Start | str = Start.HULL
 
     w_lpips: float = 10.0
     w_ssim: float = 0.2
@@ -85,7 +85,7 @@ class FitSettings:
     lpips_net: str = "vgg"
     lpips_stages: int | None = None  # how many of the first ones; None: all, or 3 where weights are random
     lpips_weights: str = "auto"  # a file, "random", or "auto": torchvision's cache, else a loss without LPIPS
-    lpips_dtype: LpipsDtype = LpipsDtype.AUTO  # of the loss; metrics are in float32
+    lpips_dtype: LpipsDtype | str = LpipsDtype.AUTO  # of the loss; metrics are in float32
     background: float = 1.0  # grey level behind the views
 
     lr_means: float = 3e-3
@@ -103,12 +103,12 @@ class FitSettings:
     prune_unseen: float = 0.06  # Gaussians that fill fewer pixels than this share of the mean; 0 in the paper
     max_gaussians: int = 20000
 
-    representation: Representation = Representation.GAUSSIANS
+    representation: Representation | str = Representation.GAUSSIANS
     nerf_cells: int = 64  # along each side of its grid
     nerf_samples: int = 64  # along each ray
     lr_nerf: float = 0.2
 
-    engine: Engine = Engine.AUTO
+    engine: Engine | str = Engine.AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
