@@ -364,9 +364,9 @@ def test_no_gaussian_is_added_in_the_last_steps():
 
 def test_larger_views_densify_at_a_lower_threshold():
     """A quarter of the threshold for 16 times the size."""
-    small, large = (CappedStrategy.of(QUICK, size) for size in (64, 1024))
+    small, large = (CappedStrategy.of(QUICK, size) for size in (64.0, 1024.0))
     assert small.grow_grad2d == pytest.approx(4 * large.grow_grad2d)
-    assert CappedStrategy.of(QUICK, 128).grow_grad2d == QUICK.grow_grad2d
+    assert CappedStrategy.of(QUICK, 128.0).grow_grad2d == QUICK.grow_grad2d
 
 
 def test_metrics_in_closed_form():
