@@ -1,1 +1,1 @@
-"""ml_collections configs, one `get_config()` each; the docstring of each gives its command."""
+"""Configs: Python files with a `get_config()` each, whose docstring gives command, devices, time and result."""

@@ -1,12 +1,15 @@
-"""A small autoencoder of 64 px frames: latents of 16x16x4, a 12th of the numbers.
+"""A small autoencoder for frames of 64 px. Its latents of 16x16x4 are a twelfth of the numbers of a frame.
 
 Command: im3d train --config=configs/autoencoder_tiny.py --workdir=runs/autoencoder_tiny
-Devices: CPU; measured: 13 minutes of one core, with compilation.
-Result: runs/autoencoder_tiny/autoencoder, which diffusers reads, too. Measured on 4 views each of 64
-validation objects, with the scaling factor of latents of deviation 1 (1.01 there): 28.2 dB, SSIM 0.965. That
-run was one of 500 steps (25.8 dB, SSIM 0.937, thin parts without their colour), extended to 1500.
-The decoder alone of another: --config.train.init_from=vae/diffusion_pytorch_model.safetensors
-    --config.train.trainable="^(decoder|post_quant_conv)/", with its sizes in `config.autoencoder.kwargs`.
+Devices: CPU. Measured: 13 minutes on one core, compilation included.
+Result:  runs/autoencoder_tiny/autoencoder, which diffusers can read too. Measured on 4 views of each of 64
+         validation objects: 28.2 dB and an SSIM of 0.965. The scaling factor, which gives latents a standard
+         deviation of 1, was 1.01. It was a run of 500 steps (25.8 dB, SSIM 0.937, thin parts without colour)
+         that was extended to 1500 steps.
+
+To train the decoder alone of another autoencoder, put its sizes in `config.autoencoder.kwargs` and add
+    --config.train.init_from=vae/diffusion_pytorch_model.safetensors
+    --config.train.trainable="^(decoder|post_quant_conv)/"
 """
 
 from ml_collections import ConfigDict
@@ -37,6 +40,6 @@ def get_config() -> ConfigDict:
         ema_decay=0.99,
         checkpoint=dict(every=250, keep=2, keep_every=0, weights_every=0),
     )
-    # w_kl: Rombach et al. weigh the sum over the latent by 1e-6 against a sum over values in [-1, 1].
+    # Rombach et al. weigh the sum over the latent by 1e-6 against a sum over pixel values in [-1, 1].
     config.train.autoencoder = dict(w_l1=1.0, w_ssim=0.2, w_kl=5e-7)
     return config

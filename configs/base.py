@@ -1,6 +1,7 @@
-"""What all configs share: the sections of generation, and `training` for those that train.
+"""The sections that all configs share, and `training`, which makes the section of those that train.
 
-A leaf calls `get_config` and changes what is its own; `autoencoder`, `backbone` and `text` it must name.
+A leaf config calls `get_config` and changes what is its own. It must name an autoencoder, a backbone and a
+text encoder.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -11,7 +12,7 @@ from recon_torch.settings import FitSettings, GateSettings, plain
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            seed=0,  # of the objects and of training; `im3d generate --seed` is that of an asset
+            seed=0,  # of procedural objects and of training; an asset's seed is `im3d generate --seed`
             weights="",
             size=64,
             num_views=16,
@@ -23,9 +24,9 @@ def get_config() -> ConfigDict:
                 beta_end=1.2e-2,
                 zero_terminal_snr=True,
             ),
-            # Guidance scales and solver: unspecified in the paper, chosen on validation objects.
-            # pipeline: directory of a diffusers text-to-image pipeline that draws instead of the backbone.
-            # It is asked for `template` with the prompt in the place of {}.
+            # Guidance scales and solver are unspecified in the paper. They were chosen on validation objects.
+            # pipeline: the directory of a diffusers text-to-image pipeline that draws instead of the
+            # backbone. Its prompt is `template`, with the asset's prompt in the place of {}.
             text_to_image=dict(
                 pipeline="",
                 template="{}, one whole object, centred, on a plain white background",
@@ -44,15 +45,17 @@ def get_config() -> ConfigDict:
                 rescale=0.0,
                 tie_first_view=True,
             ),
-            # Paper: at fit steps 500 and 1000, two runs of 10 denoising steps (A.1). Level: unspecified.
+            # Paper: at fit steps 500 and 1000, two runs of 10 denoising steps (A.1). The noise level of their
+            # start is unspecified in the paper.
             rounds=dict(at_steps=(500, 1000), num_runs=2, num_steps=10, start_level=0.7),
-            # deg: of all videos, for a generator that is told its cameras; otherwise it is estimated.
+            # deg: the elevation of all videos, for a generator that is told it. None: it is estimated.
             elevation=dict(weights="", dino="", deg=config_dict.placeholder(float)),
-            # Foreground where the autoencoder has no alpha: by IS-Net's file (A.1), else what is not white.
+            # The foreground masks of an autoencoder without alpha: by the IS-Net model in this file (A.1), or
+            # else all that differs from white by more than `tolerance`.
             masks=dict(isnet="", tolerance=0.04),
-            # A user's picture: size of its object in view 0, and how to find it (`conditioning.place`).
+            # A user's picture: the object's size in view 0, and how it is found (`conditions.pictures`).
             image=dict(fill=0.7, background_tolerance=0.06, mask_weights=""),
-            # What these mean is told in recon_torch/settings.py.
+            # recon_torch/settings.py explains these.
             fit=plain(FitSettings()),
             gates=plain(GateSettings()),
             turntable=dict(num_frames=48, size=192, fps=24),
@@ -61,35 +64,39 @@ def get_config() -> ConfigDict:
 
 
 def training(streams: dict, **settings) -> ConfigDict:
-    """The section `train`. Raises KeyError for a setting that does not exist."""
+    """The section `train`, with the arguments of `stream` for each stream, and changes to what stands below.
+
+    Raises KeyError for a setting that does not exist.
+    """
     config = ConfigDict(
         dict(
-            task="turntable",  # a module of im3d_jax.tasks
-            init_from="",  # weights to start from; "": random ones
-            trainable=".*",  # pattern of the parameters that train
-            frozen_dtype="float32",  # of the others; bfloat16 halves them
-            mesh="data=-1",  # devices along data, fsdp and tensor; -1: the rest
-            accumulate=1,  # parts of a batch whose gradients are computed after another
+            task="turntable",  # what is trained; see im3d_jax.tasks
+            init_from="",  # the weights to start from; "" starts from random ones
+            trainable=".*",  # a regular expression found in the paths of the parameters that train
+            frozen_dtype="float32",  # of the other parameters; bfloat16 halves their memory
+            mesh="data=-1",  # devices along data, fsdp and tensor; -1 stands for all that are left
+            accumulate=1,  # a batch is divided into so many parts, whose gradients are computed in turn
             num_steps=1000,
             warmup_steps=100,
-            decay_steps=0,  # of a linear fall to zero, at the end
+            decay_steps=0,  # so many steps at the end, in which the rate falls to zero linearly
             learning_rate=1e-4,
             weight_decay=0.0,
             clip_norm=1.0,
             ema_decay=0.999,
-            loss_weight="uniform",  # see diffusion.loss_weight
-            max_skipped=0,  # steps with a loss or gradient that is not finite, before the run stops
-            hang_timeout_s=0.0,  # a process that makes no step for so long ends; 0: never
-            num_workers=0,  # processes that make procedural objects; 0: the threads of the loader do
-            loader=dict(num_threads=2, buffer=2, max_corrupt=0),  # buffer: batches read ahead
-            # keep: so many of the newest; keep_every: also each so many steps. 0: none.
-            # weights_every: steps between the files for `config.weights`; always one at the end.
+            loss_weight="uniform",  # see diffusion.objective.loss_weight
+            max_skipped=0,  # so many steps may have a loss or gradient that is not finite
+            hang_timeout_s=0.0,  # a process that makes no step for so long ends itself; 0: never
+            num_workers=0,  # processes that make procedural objects; 0: the loader's threads make them
+            loader=dict(num_threads=2, buffer=2, max_corrupt=0),  # buffer: batches that are read ahead
+            # keep: how many of the newest checkpoints are kept; keep_every: one in so many steps is kept for
+            # good; weights_every: steps between files for `config.weights`, of which the last step always
+            # writes one. 0 stands for none.
             checkpoint=dict(every=1000, keep=2, keep_every=0, weights_every=0),
             log_every=10,
             tensorboard=False,
-            # Turntables of these prompts and pictures, to look at, every so many steps. 0: none.
+            # Every so many steps, turntables of these prompts and pictures are drawn to look at. 0: never.
             sample=dict(every=0, prompts=(), images=(), elevation_deg=20.0),
-            profile=dict(at_step=0, num_steps=0),  # a trace of so many steps; 0: none
+            profile=dict(at_step=0, num_steps=0),  # a profile of so many steps; 0: none
         )
     )
     unknown = settings.keys() - config.keys()
@@ -112,12 +119,13 @@ def stream(
     keep_text: float = 0.9,
     timestep_shift: float = 1.0,
 ) -> ConfigDict:
-    """One stream of batches; of several, a step has the one that is due and comes round least often.
+    """One stream of batches. A step takes one: of those that are due, the one that is due least often.
 
     Args:
-        every: it comes every so many steps. batch_size: over all processes.
-        path, split: of a data set of `im3d dataset`; "": procedural objects from number `first_object` of
-            the training split on.
+        every: the stream is due every so many steps.
+        batch_size: over all processes.
+        path, split: of a data set of `im3d dataset`. A path of "" stands for procedural objects, from number
+            `first_object` of the split on.
         keep_image, keep_text, timestep_shift: see `im3d_jax.tasks.turntable.Stream`.
     """
     data = dict(path=path, split=split, first_object=first_object)

@@ -1,17 +1,17 @@
 """The paper's fine-tuning: turntables of 512 px, temporal layers only (Sec. 3.1, A.1).
 
-Data:      im3d dataset build --views renders --out data/turntables --embed --latents
-                              --config=configs/paper_512.py
-Size it:   im3d plan --config=configs/finetune_turntable_512.py --mesh data=80 --accelerator a100
-Command:   im3d train --config=configs/finetune_turntable_512.py --workdir=runs/512 --cluster slurm
-Devices: 80 A100 of 80 GB. Paper: 5 days. Here: 55 hours for 40,000 steps, estimated by `im3d plan` (4.93 s
-a step at 40% of the peak, 63 GB a device); not measured.
-Result: the paper's Table 1 says what it got; not trained here, where there is neither such data nor weights
-to start from. `init_from` takes what `im3d convert` makes of a text-to-image model's spatial layers.
+Data:    im3d dataset build --views renders --out data/turntables --embed --latents
+                            --config=configs/paper_512.py
+Plan:    im3d plan --config=configs/finetune_turntable_512.py --mesh data=80 --accelerator a100
+Command: im3d train --config=configs/finetune_turntable_512.py --workdir=runs/512 --cluster slurm
+Devices: 80 A100 of 80 GB. Paper: 5 days. Here: 55 hours for 40,000 steps, as `im3d plan` estimates (4.93 s a
+         step at 40% of the peak, 63 GB a device); not measured.
+Result:  the paper's is its Table 1. Not trained here, for lack of such data and of weights to start from.
 
-The data set holds latents and text embeddings, so that neither the autoencoder nor the text encoders run
-in a step; they draw the samples, so their paths in `paper_512` must be set. The spatial layers stay bfloat16,
-what trains is float32 with bfloat16 arithmetic.
+`init_from` takes what `im3d convert` makes of the spatial layers of a text-to-image model. The data set holds
+latents and text embeddings, so that neither the autoencoder nor the text encoders run in a training step. They
+do run to draw samples, so their paths in configs/paper_512.py must be set. Spatial layers stay in bfloat16;
+what trains is float32, with bfloat16 arithmetic.
 """
 
 from ml_collections import ConfigDict

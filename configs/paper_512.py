@@ -1,20 +1,22 @@
 """The paper's generator: Emu Video's UNet, 16 views of 512 px (Sec. 3.1; arXiv 2311.10709, appendix).
 
-Size it up:     im3d plan --config=configs/paper_512.py --mesh data=80 --accelerator a100
-Fine-tune it:   im3d train --config=configs/paper_512.py --workdir=runs/paper_512
-Devices: 80 A100 for 5 days in the paper. Neither Emu Video's weights nor the paper's are public, so this
-config has not been trained here; put the paths of your text encoders and autoencoder where "" stands below.
+Plan:    im3d plan --config=configs/paper_512.py --mesh data=80 --accelerator a100
+Command: im3d train --config=configs/paper_512.py --workdir=runs/paper_512
+Devices: the paper's are 80 A100, for 5 days.
+Result:  not trained here, because neither Emu Video's weights nor the paper's are public.
 
-The network predicts v over a schedule of zero terminal SNR, as Emu Video's 512 px stages do. The loss that
-IM-3D writes down is that of epsilon, which says nothing where there is no signal. For it:
-  --config.backbone.kwargs.prediction_type=epsilon --config.schedule.zero_terminal_snr=false
+Put the paths of your text encoders and of your autoencoder where "" stands below.
+
+The network predicts v, with a schedule of zero terminal SNR, as the 512 px stages of Emu Video do. The loss
+that IM-3D states is that of epsilon, which has no signal at the last noise level. To train with it, add
+    --config.backbone.kwargs.prediction_type=epsilon --config.schedule.zero_terminal_snr=false
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
-# What the tables of Emu Video's appendix leave open is the inside of a temporal attention block.
+# The tables of Emu Video's appendix do not say what is inside a temporal attention block.
 TEMPORAL_NOTE = (
     "of our temporal parameters 0.72B are feed-forward layers, 0.30B attention and 0.35B convolutions; the "
     "paper says only that an attention over time follows each spatial one. With cross-attention to the text "
@@ -47,12 +49,12 @@ def get_config() -> ConfigDict:
     config.autoencoder = dict(name="autoencoder_kl", kwargs=dict(path="", dtype="bfloat16"))
     encoders = (dict(kind="clip", path="", max_length=77), dict(kind="t5", path="", max_length=77))
     config.text = dict(name="pretrained", kwargs=dict(encoders=encoders))
-    # Guidance: Emu Video's. Its distribution over steps and the solver's order: unspecified in the paper.
+    # The guidance scales are Emu Video's. The paper specifies neither the solver nor the spacing of its steps.
     config.text_to_image.w_text = 7.5
     config.video.update(w_image=2.0, w_text=7.5, tie_first_view=False)
     config.turntable.update(num_frames=120, size=512)
-    # Paper: rate, batch, what trains, and 5 days. Steps, warm-up, average and the shares of assets that
-    # keep their conditions, for guidance: unspecified.
+    # The paper gives the learning rate, the batch, what trains, and 5 days. It specifies neither the number of
+    # steps, the warm-up and the moving average, nor how often conditions are dropped for guidance.
     config.train = base.training(
         streams=dict(turntable=dict(batch_size=240)),
         trainable="temporal",

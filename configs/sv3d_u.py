@@ -1,15 +1,17 @@
 """SV3D_u: a picture to 21 views around its object, 576 px, without fine-tuning.
 
-Voleti et al. 2024 (arXiv 2403.12008). The cameras' elevation is the picture's, which is estimated.
+Voleti et al. 2024 (arXiv 2403.12008). All cameras have the elevation of the picture, which is estimated.
 
-Weights:  im3d convert --config=configs/sv3d_u.py --from sv3d_u.safetensors --to weights/sv3d_u.safetensors
-Generate: im3d generate --config=configs/sv3d_u.py --image mug.png --out out/mug
-Devices: unknown; `im3d plan --config=configs/sv3d_u.py` estimates. Not measured here: no public weights can
-be had offline. Put the paths of an autoencoder and of the image encoder where "" stands: SV3D's are those of
-Stable Diffusion 2.1 (vae) and of SVD (image_encoder), which its file has in another layout.
+Weights: im3d convert --config=configs/sv3d_u.py --from sv3d_u.safetensors --to weights/sv3d_u.safetensors
+Command: im3d generate --config=configs/sv3d_u.py --image mug.png --out out/mug
+Devices: `im3d plan --config=configs/sv3d_u.py` estimates them.
+Result:  not measured, because no public weights were at hand.
 
-SV3D: the picture is put in place of its view at the end. Here: the view stays as drawn, as its neighbours
-were drawn with it; --config.video.tie_first_view=true draws all views with the picture itself.
+Put the paths of an autoencoder and of an image encoder where "" stands. SV3D's are the vae of Stable
+Diffusion 2.1 and the image_encoder of SVD; SV3D's own file has them in another layout.
+
+SV3D: the picture replaces its view at the end. Here: that view stays as it was drawn, together with its
+neighbours. With --config.video.tie_first_view=true, all views are drawn together with the picture itself.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,20 @@
 """Stable Video Diffusion XT: a picture to a video of 576 px, which fine-tuning makes a turntable.
 
-Blattmann et al. 2023 (arXiv 2311.15127); the network SV3D was made of. As published the camera and the object
-move as they like: expect views around the object only after fine-tuning (Sec. 3.1). Its temporal layers take
-any number of views; here the paper's 16.
+Blattmann et al. 2023 (arXiv 2311.15127); SV3D was made of this network. With the published weights the camera
+and the object move freely: views around the object come only with fine-tuning (Sec. 3.1). Temporal layers
+take any number of views; here it is the paper's 16.
 
 Weights:   im3d convert --config=configs/svd_xt.py --from stable-video-diffusion-img2vid-xt/unet
                         --to weights/svd_xt.safetensors
 Fine-tune: im3d train --config=configs/svd_xt.py --workdir=runs/svd_xt
-Generate:  im3d generate --config=configs/svd_xt.py --image mug.png --out out/mug
-Devices: unknown; `im3d plan --config=configs/svd_xt.py` estimates. Not measured here: no public weights can
-be had offline. Put the paths of the checkpoint's vae and image_encoder where "" stands.
+Command:   im3d generate --config=configs/svd_xt.py --image mug.png --out out/mug
+Devices:   `im3d plan --config=configs/svd_xt.py` estimates them.
+Result:    not measured, because no public weights were at hand.
 
-SVD: ln(sigma) of training is normal, of mean 0.7 and deviation 1.6. Here: even between the least and the
-greatest of sampling, as the schedule has them.
+Put the paths of the checkpoint's vae and image_encoder where "" stands.
+
+SVD: in training, ln(sigma) has a normal distribution of mean 0.7 and standard deviation 1.6. Here: it is
+uniform between the least and the greatest sigma of sampling, which are those of the schedule.
 """
 
 from ml_collections import ConfigDict
@@ -38,12 +40,12 @@ def get_config() -> ConfigDict:
     )
     config.text = dict(name="none", kwargs=dict())
     config.schedule = dict(kind="edm", num_steps=1000, sigma_min=0.002, sigma_max=700.0)
-    # First-order steps in Karras' spacing are the Euler steps that SVD and SV3D are sampled with.
+    # First-order steps in the spacing of Karras are the Euler steps that SVD and SV3D are sampled with.
     config.video = dict(
         num_steps=25,
         spacing="karras",
         solver="1",
-        # SVD: from 1 to 3 along the video. Here: SV3D's, for a turntable comes back to its first view.
+        # SVD: from 1 to 3 along the video. Here: as in SV3D, because a turntable returns to its first view.
         w_image=svd.triangular(16, frame_order=range(16)),
         w_text=0.0,
         rescale=0.0,

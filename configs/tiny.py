@@ -2,6 +2,7 @@
 
 Command: im3d generate --prompt "a red mushroom with a beige stem" --out out/mushroom
 Devices: two CPU cores are enough.
+Result:  im3d_jax/weights/MODEL_CARD.md says how the weights were trained and what they can do.
 """
 
 from ml_collections import ConfigDict
