@@ -1,1 +1,1 @@
-"""Configs: Python files with a `get_config()` each, whose docstring gives command, devices, time and result."""
+"""Configs: Python files with a `get_config()` each. Docstrings give command, devices, time and result."""

@@ -3,7 +3,8 @@
 Command: im3d train-elevation --workdir=runs/elevation
 Devices: one CPU thread. It takes 8 minutes of CPU time.
 Result:  measured on 200 test objects, a median error of 0.75 degrees (mean 0.88; 4 errors above 3 degrees, 1
-         of them above 5), and of 0.66 (mean 0.89) on views with the blur, noise, shifts and tints of training.
+         of them above 5), and of 0.66 (mean 0.89) on views with the blur, noise, shifts and tints of
+         training.
 
 The shipped weights come from an earlier loop, with as many steps on 4 views of an object at random azimuths.
 With 0.66 (mean 0.86) and 0.72 (mean 0.94) they are as good, so they stay. The estimator knows the categories

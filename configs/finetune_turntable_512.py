@@ -9,9 +9,9 @@ Devices: 80 A100 of 80 GB. Paper: 5 days. Here: 55 hours for 40,000 steps, as `i
 Result:  the paper's is its Table 1. Not trained here, for lack of such data and of weights to start from.
 
 `init_from` takes what `im3d convert` makes of the spatial layers of a text-to-image model. The data set holds
-latents and text embeddings, so that neither the autoencoder nor the text encoders run in a training step. They
-do run to draw samples, so their paths in configs/paper_512.py must be set. Spatial layers stay in bfloat16;
-what trains is float32, with bfloat16 arithmetic.
+latents and text embeddings, so that neither the autoencoder nor the text encoders run in a training step.
+They do run to draw samples, so their paths in configs/paper_512.py must be set. Spatial layers stay in
+bfloat16; what trains is float32, with bfloat16 arithmetic.
 """
 
 from ml_collections import ConfigDict

@@ -49,12 +49,12 @@ def get_config() -> ConfigDict:
     config.autoencoder = dict(name="autoencoder_kl", kwargs=dict(path="", dtype="bfloat16"))
     encoders = (dict(kind="clip", path="", max_length=77), dict(kind="t5", path="", max_length=77))
     config.text = dict(name="pretrained", kwargs=dict(encoders=encoders))
-    # The guidance scales are Emu Video's. The paper specifies neither the solver nor the spacing of its steps.
+    # The guidance scales are Emu Video's. The paper specifies neither the solver nor the spacing of steps.
     config.text_to_image.w_text = 7.5
     config.video.update(w_image=2.0, w_text=7.5, tie_first_view=False)
     config.turntable.update(num_frames=120, size=512)
-    # The paper gives the learning rate, the batch, what trains, and 5 days. It specifies neither the number of
-    # steps, the warm-up and the moving average, nor how often conditions are dropped for guidance.
+    # The paper gives the learning rate, the batch, what trains, and 5 days. It specifies neither the number
+    # of steps, the warm-up and the moving average, nor how often conditions are dropped for guidance.
     config.train = base.training(
         streams=dict(turntable=dict(batch_size=240)),
         trainable="temporal",

@@ -1,6 +1,6 @@
 """SV3D_p: SV3D that is told its cameras, so that the elevation of the views is known.
 
-Voleti et al. 2024 (arXiv 2403.12008). `config.elevation.deg` is the elevation of the picture and of all views.
+Voleti et al. 2024 (arXiv 2403.12008). `config.elevation.deg` is that of the picture and of all views.
 
 Weights: im3d convert --config=configs/sv3d_p.py --from sv3d_p.safetensors --to weights/sv3d_p.safetensors
 Command: im3d generate --config=configs/sv3d_p.py --config.elevation.deg=10 --image mug.png --out out/mug
