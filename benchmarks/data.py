@@ -1,12 +1,13 @@
-"""Records read per second against a plain Pillow loop over the directories they were built from, in one run.
+"""Objects read per second from a data set, beside a plain Pillow loop over the directories it was built from.
 
     python benchmarks/data.py                        # 64 px and 512 px, 16 views
     python benchmarks/data.py --sizes 256 --threads 1,2,4,8
 
-Both give 16 views as float32 over white with their alpha. The loop reads objects in order in one thread; the
-data set is read in shuffled order: record by record, and by the training's pipeline with --threads threads.
-Files are in the system's cache: this measures decoding, not a disk. Best of --repeats passes, by the clock
-and by the processor's time, which is what one core does whatever else the machine is busy with.
+Both give 16 views of an object as float32 over white, with their alpha. The loop reads the objects in order,
+in one thread. The data set is read in shuffled order, record by record, and once more by the input pipeline
+of training with --threads threads. All files are in the system's cache, so this measures decoding and not a
+disk. The numbers are those of the best of --repeats passes, by the clock and by the time of the processor.
+The latter says what one core does, whatever else the machine is busy with.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from im3d_jax.commands import dataset
 from im3d_jax.data.pipeline import Shard, open_stream
 from im3d_jax.data.turntables import TurntableSource
 
-PIXELS = 2**18  # of one view of all objects of a size: 64 objects of 64 px, but at least MIN_OBJECTS
+PIXELS = 2**18  # in one view of all objects together: 64 objects of 64 px, but at least MIN_OBJECTS
 MIN_OBJECTS = 4
 
 
@@ -35,8 +36,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", default="64,512", help="comma-separated sides of the views in pixels")
-    parser.add_argument("--threads", default="1,2", help="of the pipeline, comma-separated")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", default="1,2", help="comma-separated numbers of threads of the pipeline")
+    parser.add_argument("--repeats", type=int, default=3, help="passes of which the best counts")
     flags = parser.parse_args()
     print(
         f"{'px':>4} {'kB an object':>13} | {'read by':>20} {'objects/s':>10} {'per core':>9} "
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def measure(size: int, count: int, views: Path, data: Path, threads: list[int], repeats: int) -> None:
-    """Prints the rows of one size."""
+    """Prints the rows of the table for one size."""
     source = TurntableSource(data)
     stored = sum(path.stat().st_size for path in data.iterdir()) / count
     readers = {"Pillow loop": lambda: pillow_loop(views), "records": lambda: read_records(source)}
@@ -92,7 +93,7 @@ def stream(source: TurntableSource, num_threads: int) -> None:
 
 
 def best_seconds(read: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor."""
+    """The least seconds by the clock, and the least of the processor's time."""
     seconds, cpu_seconds = [], []
     for _ in range(repeats):
         begin, cpu_begin = time.perf_counter(), time.process_time()

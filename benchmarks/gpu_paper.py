@@ -1,4 +1,4 @@
-"""configs/paper_512.py with random numbers for all that its user would bring: for measuring time alone."""
+"""configs/paper_512.py with random weights and embeddings, which is enough to measure time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
+from im3d_jax.backbones import Backbone, Params
 from im3d_jax.conditions import precomputed
 
 PROMPT = "a toy"
@@ -35,7 +37,7 @@ SMALL_STEPS = {
 
 
 class RandomEncoder:
-    """Embeddings of the shape of a text encoder's."""
+    """Random embeddings, in the shape of those of a text encoder."""
 
     def __init__(self, length: int, width: int):
         self.shape, self.digest = (length, width), f"random {length} {width}"
@@ -45,11 +47,15 @@ class RandomEncoder:
         return embeddings, np.ones((len(prompts), self.shape[0]), np.float32)
 
 
-def load_config(directory: Path, small: bool):
-    """The config, with embeddings of `PROMPT` and of "" written to `directory`; small: for a CPU."""
+def load_config(directory: Path, small: bool) -> ConfigDict:
+    """The config. Its text embeddings, of `PROMPT` and of "", are written to `directory`.
+
+    Args:
+        small: reduces the network, the autoencoder and the numbers of steps, so that a CPU can run it.
+    """
     config = config_flags.load("configs/paper_512.py")
     config.autoencoder.kwargs.path = "random"
-    config.fit.update(lpips_weights="random", lpips_stages=5)  # as many as with trained weights
+    config.fit.update(lpips_weights="random", lpips_stages=5)  # 5 stages, as with trained weights
     if small:
         config.backbone.kwargs.update(SMALL_NETWORK)
         config.autoencoder.kwargs = config.autoencoder.kwargs.to_dict() | SMALL_CODEC
@@ -62,10 +68,10 @@ def load_config(directory: Path, small: bool):
     return config
 
 
-def random_params(model):
-    """In bfloat16, as one program, in which no float32 copy of all of them is alive at a time.
+def random_params(model: Backbone) -> Params:
+    """Random parameters in bfloat16, made by one program that holds no float32 copy of all of them.
 
-    Normal numbers everywhere, so that nothing that starts at zero makes the rest of the network constant.
+    All are normal numbers. Parameters that start at zero would make the rest of the network constant.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     leaves, structure = jax.tree.flatten(shapes)

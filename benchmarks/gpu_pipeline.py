@@ -1,15 +1,16 @@
-"""The whole method at the paper's size: prompt to fitted Gaussians, where its time goes, and what bounds it.
+"""The whole method at the paper's size, from a prompt to fitted Gaussians: seconds of each stage and its floor.
 
     python benchmarks/gpu_pipeline.py --json pipeline.json
     python benchmarks/gpu_pipeline.py --small                   # the same code on a CPU
 
-16 views of 512 px, configs/paper_512.py in bfloat16, its autoencoder, 80 calls of 3 evaluations, 1200 steps
-of fit in the worker's process on the same GPU. Weights, text embeddings and LPIPS's network are random: speed
-does not depend on their values, but what is fitted is noise, for which the fit takes as many Gaussians as it
-may. The first asset compiles all programs; the second is the one that is timed. Paper: 3 minutes (Table 1).
+It makes assets of 16 views of 512 px by configs/paper_512.py in bfloat16 with its autoencoder: 80 calls of 3
+evaluations, and 1200 steps of fit in the worker's process on the same GPU. The weights, the text embeddings
+and the network of LPIPS are random. Speed does not depend on their values, except that the fit has to fit
+noise, for which it takes as many Gaussians as it may. The first asset compiles all programs; the second is
+timed. Paper: 3 minutes (Table 1).
 
-A stage's seconds are its own, without those of the stages within it. Its floor is its arithmetic over the
-measured matrix rate, or the bytes that it must move over the measured bandwidth.
+The seconds of a stage leave out the stages within it. The floor of a stage is the larger of two times: that
+of its arithmetic at the measured matrix rate, and that of the bytes it must move at the measured bandwidth.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-# Room for the worker; before JAX is imported.
+# Leaves room for the worker. JAX reads this when it is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
 
 import gpu_machine
@@ -29,6 +31,7 @@ import gpu_paper
 import jax
 import jax.numpy as jnp
 import torch
+from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax import backbones, bridge, costs, generator, method, pipeline, stages
@@ -40,17 +43,17 @@ from recon_torch.process.client import ReconClient
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
-ELEVATION_RAD = 0.35  # an estimator of random weights would say nothing
+ELEVATION_RAD = 0.35  # not estimated: the views are noise
 
 
 class Stages:
-    """Seconds and calls of functions that were put under watch. What lies within another is not its own."""
+    """Seconds and calls of functions that are watched. Time in a watched function within another counts once."""
 
     def __init__(self):
         self.seconds, self.calls, self._inner = Counter(), Counter(), []
 
     def watch(self, owner: object, name: str, stage: str) -> None:
-        """Counts `owner.name`, and waits for what it starts."""
+        """Times `owner.name` as `stage`, and waits for what it starts on the device."""
         function = getattr(owner, name)
 
         @functools.wraps(function)
@@ -77,28 +80,27 @@ class Stages:
 def watch_all(watched: Stages, codec: type, client: ReconClient) -> None:
     """Watches the arrows of Figure 2, each under its name."""
     arrows = {
-        "text to image, 40 calls": [(Generator, "text_to_image")],
-        "condition": [(Generator, "condition")],
-        "first video, denoise": [(Generator, "turntable")],
-        "rounds, denoise": [(Generator, "refine")],
-        "masks": [(Generator, "decode")],
-        "autoencoder, decode": [(codec, "decode")],
-        "autoencoder, encode": [(codec, "encode")],
-        "views to the worker": [(bridge, "write")],
-        "renders to JAX, no copy": [(bridge, "as_jax")],
-        "targets": [(client, "set_targets")],
-        "fit": [(client, "fit")],
-        "render": [(client, "render")],
+        "text to image, 40 calls": (Generator, "text_to_image"),
+        "condition": (Generator, "condition"),
+        "first video, denoise": (Generator, "turntable"),
+        "rounds, denoise": (Generator, "refine"),
+        "masks": (Generator, "decode"),
+        "autoencoder, decode": (codec, "decode"),
+        "autoencoder, encode": (codec, "encode"),
+        "views to the worker": (bridge, "write"),
+        "renders to JAX, no copy": (bridge, "as_jax"),
+        "targets": (client, "set_targets"),
+        "fit": (client, "fit"),
+        "render": (client, "render"),
     }
-    for stage, functions in arrows.items():
-        for owner, name in functions:
-            watched.watch(owner, name, stage)
+    for stage, (owner, name) in arrows.items():
+        watched.watch(owner, name, stage)
 
 
 def make_asset(
     generator: Generator, client: ReconClient, key: jax.Array, cameras: Cameras, until_steps: tuple[int, ...]
 ) -> float:
-    """Prompt -> Gaussians; seconds in all. The files are not written: they are a CPU's work."""
+    """Makes an asset from the prompt and returns the seconds. Files are not written, as that is a CPU's work."""
     started = time.perf_counter()
     client.reset(cameras)
     asset_stages = stages.Stages()
@@ -111,7 +113,7 @@ def make_asset(
 
 
 def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, float]]:
-    """What each stage of one asset cannot do without: FLOPs, bytes, and the arithmetic's kind."""
+    """The least work of each stage of one asset: FLOPs, bytes, and the precision of the arithmetic."""
     model, codec, rounds = generator.model, generator.codec, generator.rounds
     size, num_views, passes = generator.size, generator.num_views, 1 + len(rounds.at_steps)
     video, image = generator.video, generator.image
@@ -148,14 +150,14 @@ def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, f
     }
 
 
-def _work(flops: float, moved: float = 0.0, dtype: str = "bfloat16") -> dict:
+def _work(flops: float, moved: float = 0.0, dtype: str = "bfloat16") -> dict[str, Any]:
     return {"flops": float(flops), "bytes": float(moved), "dtype": dtype}
 
 
 def fit_step_flops(size: int, settings: FitSettings) -> float:
-    """Of the perceptual network on one render, forward and backward: nearly all of a step's arithmetic."""
+    """FLOPs of LPIPS on one render, forward and backward, which are nearly all of a step's arithmetic."""
     perceptual = PerceptualDistance(settings.lpips_net).rounded(torch.float32, settings.lpips_stages)
-    side = min(size, 128)  # it grows with the number of pixels
+    side = min(size, 128)  # FLOPs are proportional to the number of pixels
     image = torch.rand(1, side, side, 3, requires_grad=True)
     with torch.no_grad():
         target = perceptual.features(torch.rand(1, side, side, 3))
@@ -179,8 +181,8 @@ def main() -> None:
     print({name: value for name, value in result.items() if name not in ("stages", "versions")})
 
 
-def measure(config, rates: gpu_machine.Rates) -> dict:
-    """Two assets by one generator and one worker."""
+def measure(config: ConfigDict, rates: gpu_machine.Rates) -> dict[str, Any]:
+    """Makes two assets with one generator and one worker; see the module's docstring."""
     settings, cameras = FitSettings(**config.fit), orbit(config.num_views, ELEVATION_RAD, config.size)
     model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
     watched, loading = Stages(), time.perf_counter()

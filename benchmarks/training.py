@@ -1,13 +1,14 @@
-"""What a training step costs: with and without freezing, over a mesh, with its data, saves and restart.
+"""What training costs: a step with and without frozen layers, its division over a mesh, data, saves, restarts.
 
-    python benchmarks/training.py                 everything below, in some minutes on a CPU
-    python benchmarks/training.py --parts steps   one of: steps, loop, mesh
+    python benchmarks/training.py                 # all parts, in some minutes on a CPU
+    python benchmarks/training.py --parts steps   # one part: steps, loop or mesh
 
-steps  seconds of a compiled step of the tiny turntable stage, temporal layers only against everything
-loop   `im3d train` itself: steps and frames a second, share of waiting for data, how long a save holds the
-       loop up, and how long a restart takes until its first step
-mesh   FLOPs, bytes of arguments and of temporary memory on each device of 1, 2, 4 and 8 virtual ones, from
-       the compiled program. Their time means nothing on two cores.
+steps  seconds of a compiled step of the tiny model's turntable stage, where temporal layers train and where
+       everything does
+loop   `im3d train` itself: steps and frames per second, the share of time that waits for data, how long a
+       save holds the loop up, and how long a restart takes until its first step
+mesh   FLOPs, and bytes of arguments and of temporary memory, on each device of a mesh of 1, 2, 4 and 8
+       virtual devices, from the compiled program. Their time means nothing on two cores.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # JAX is imported late: its number of devices is fixed when it starts
+    from jax.stages import Compiled
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/tiny_turntable.py")
@@ -27,8 +32,10 @@ WEIGHTS = str(ROOT / "im3d_jax/weights/tiny.safetensors")
 PATTERNS = {"everything": ".*", "temporal only": "temporal"}
 
 
-def prepared(trainable: str, mesh_text: str, batch_size: int):
-    """(compiled step, its arguments, seconds it took to compile)."""
+def prepared(
+    trainable: str, mesh_text: str, batch_size: int
+) -> tuple[Compiled, list[Any], float, dict[str, float]]:
+    """A compiled step, its arguments, the seconds that it took to compile, and MB of its arrays by name."""
     import jax
     import numpy as np
 
@@ -68,7 +75,7 @@ def prepared(trainable: str, mesh_text: str, batch_size: int):
 
 
 def measure_steps(repeats: int, batch_size: int) -> None:
-    """The two take turns, so that whatever else the machine does weighs on both alike."""
+    """Times both kinds of step in turns, so that what else the machine does slows both down alike."""
     import jax
 
     kinds = {name: prepared(pattern, "data=1", batch_size) for name, pattern in PATTERNS.items()}
@@ -93,7 +100,10 @@ def measure_steps(repeats: int, batch_size: int) -> None:
 
 
 def measure_loop(num_steps: int) -> None:
-    """`im3d train` in a process of its own, twice: from the start, and as a restart with JAX's cache."""
+    """Runs `im3d train` twice, each time in a process of its own: from the start, and as a restart.
+
+    The restart finds its programs in JAX's compilation cache.
+    """
     with tempfile.TemporaryDirectory() as workdir:
         flags = [
             f"--config={CONFIG}",
@@ -128,7 +138,7 @@ def measure_loop(num_steps: int) -> None:
 
 
 def measure_mesh(batch_size: int) -> None:
-    """Each mesh in a process of its own, because the number of devices is fixed at its start."""
+    """Measures each mesh in a process of its own, because the number of devices is fixed when JAX starts."""
     print(f"\none step of {batch_size} turntables, temporal layers only, on each device of a mesh")
     print(f"{'mesh':<22} {'GFLOP':>8} {'arguments, MB':>14} {'temporary, MB':>14}")
     for count, mesh in ((1, "data=1"), (2, "data=2"), (4, "data=4"), (8, "data=8"), (8, "data=2,fsdp=4"),
