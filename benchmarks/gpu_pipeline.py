@@ -1,4 +1,4 @@
-"""The whole method at the paper's size, from a prompt to fitted Gaussians: seconds of each stage and its floor.
+"""The whole method at the paper's size, from a prompt to fitted Gaussians: where its time goes, and its floor.
 
     python benchmarks/gpu_pipeline.py --json pipeline.json
     python benchmarks/gpu_pipeline.py --small                   # the same code on a CPU
@@ -47,7 +47,7 @@ ELEVATION_RAD = 0.35  # not estimated: the views are noise
 
 
 class Stages:
-    """Seconds and calls of functions that are watched. Time in a watched function within another counts once."""
+    """Seconds and calls of watched functions. Time in one that is called by another counts once."""
 
     def __init__(self):
         self.seconds, self.calls, self._inner = Counter(), Counter(), []
@@ -100,7 +100,7 @@ def watch_all(watched: Stages, codec: type, client: ReconClient) -> None:
 def make_asset(
     generator: Generator, client: ReconClient, key: jax.Array, cameras: Cameras, until_steps: tuple[int, ...]
 ) -> float:
-    """Makes an asset from the prompt and returns the seconds. Files are not written, as that is a CPU's work."""
+    """Makes an asset from the prompt, without its files, which are a CPU's work. Returns the seconds."""
     started = time.perf_counter()
     client.reset(cameras)
     asset_stages = stages.Stages()

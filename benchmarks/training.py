@@ -1,4 +1,4 @@
-"""What training costs: a step with and without frozen layers, its division over a mesh, data, saves, restarts.
+"""What training costs: steps with and without frozen layers, meshes, waiting for data, saves and restarts.
 
     python benchmarks/training.py                 # all parts, in some minutes on a CPU
     python benchmarks/training.py --parts steps   # one part: steps, loop or mesh
