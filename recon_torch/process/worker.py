@@ -107,7 +107,7 @@ class Worker:
 
     def _warm_up(self, command: Start) -> None:
         """A step of a small fit: compiles kernels and loads LPIPS while the parent still samples."""
-        self._load_kernels(command)
+        self.load_kernels(command)
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
         fit = Fit(cameras, settings, torch.device(command.device))
@@ -115,7 +115,8 @@ class Worker:
         fit.set_targets(views, views[..., :1])
         fit.run(1)
 
-    def _load_kernels(self, command: Start) -> None:
+    def load_kernels(self, command: Start) -> None:
+        """Loads gsplat's kernels if the fit needs them; tells the client if they have to be compiled."""
         settings = command.settings
         may_use_gsplat = settings.engine in (Engine.AUTO, Engine.GSPLAT)
         is_drawn_by_gsplat = settings.representation == Representation.GAUSSIANS and may_use_gsplat

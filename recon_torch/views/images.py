@@ -91,13 +91,13 @@ def resize(picture: Float[np.ndarray, "H W C"], width: int, height: int) -> Floa
 
 
 def contact_sheet(
-    rows: Sequence[Float[np.ndarray, "T H W 3"]],
+    rows: Sequence[Float[np.ndarray, "_ _ _ 3"]],
     row_labels: Sequence[str],
     *,
     tile_px: int = 96,
     gap_px: int = 2,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One image with a labelled row for each set of frames; rows may differ in length and image size.
+    """One image with a labelled row for each set of frames [T, H, W, 3]; rows may differ in length and image size.
 
     Frames lower than `tile_px` are enlarged by a whole factor, so that pixels stay square and sharp.
     """

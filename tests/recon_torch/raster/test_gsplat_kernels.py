@@ -1,4 +1,4 @@
-"""What the user hears about gsplat's kernels, told by packages that stand in for gsplat."""
+"""What the user hears about gsplat's kernels, with small packages in the place of gsplat."""
 
 import fcntl
 import sys
@@ -12,7 +12,7 @@ from recon_torch.errors import UserError
 from recon_torch.process import protocol, worker
 from recon_torch.process.client import ReconClient
 from recon_torch.raster import gsplat_kernels
-from recon_torch.settings import FitSettings
+from recon_torch.settings import FitSettings, Representation
 
 COMPILES = """
     import os, pathlib
@@ -23,7 +23,7 @@ COMPILES = """
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Replaces gsplat by a package with this `cuda._backend` and, of ready kernels, this `csrc`."""
+    """Replaces gsplat by a package with this `cuda._backend`, and this `csrc` if its kernels are built."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.syspath_prepend(tmp_path / "site")
     for name in loaded_of_gsplat():
@@ -32,7 +32,7 @@ def install(tmp_path, monkeypatch):
     def install(backend, csrc=None):
         package = tmp_path / "site" / "gsplat"
         (package / "cuda").mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").write_text("rasterization = 'rasterization'")
+        (package / "__init__.py").write_text("def rasterization():\n    return 'rasterized'")
         (package / "cuda" / "__init__.py").touch()
         (package / "cuda" / "_backend.py").write_text(textwrap.dedent(backend))
         if csrc is not None:
@@ -44,7 +44,7 @@ def install(tmp_path, monkeypatch):
 
 
 def restart():
-    """As in a new process."""
+    """Forgets what was imported, as a new process would."""
     gsplat_kernels.load.cache_clear()
     for name in loaded_of_gsplat():
         del sys.modules[name]
@@ -56,13 +56,13 @@ def loaded_of_gsplat():
 
 def test_kernels_that_are_there_are_loaded_in_silence(install, capsys):
     install("_C = 'kernels'", csrc="")
-    assert gsplat_kernels.load() == "rasterization"
+    assert gsplat_kernels.load()() == "rasterized"
     assert capsys.readouterr().err == ""
 
 
 def test_compiling_is_announced_once_and_says_where(install, capsys, tmp_path):
     install(COMPILES)
-    assert gsplat_kernels.load() == gsplat_kernels.load() == "rasterization"
+    assert gsplat_kernels.load() is gsplat_kernels.load()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("im3d: gsplat compiles its CUDA kernels now")
     assert str(tmp_path / "extensions" / "gsplat_cuda") in line and "TORCH_EXTENSIONS_DIR" in line
@@ -139,8 +139,8 @@ def test_the_worker_gives_notice_and_the_client_has_patience(monkeypatch, capsys
     sent, asked = [], []
     monkeypatch.setattr(gsplat_kernels, "load", lambda announce: announce("compiles"))
     child = worker.Worker(SimpleNamespace(send=sent.append))
-    for device, settings in [("cpu", {}), ("cuda", {"representation": "nerf"}), ("cuda", {})]:
-        child._load_kernels(protocol.Start(None, FitSettings(**settings), device, "", 0.0))
+    for device, settings in [("cpu", {}), ("cuda", {"representation": Representation.NERF}), ("cuda", {})]:
+        child.load_kernels(protocol.Start(None, FitSettings(**settings), device, "", 0.0))
     assert sent == [protocol.Notice("compiles", gsplat_kernels.COMPILE_TIMEOUT_S)]
 
     replies = iter([protocol.Beat(), *sent, protocol.Beat(), protocol.Done(0, 0, [], {})])

@@ -62,7 +62,7 @@ def test_edges_are_soft_and_free_of_the_background(background):
     on_white = shade * coverage + 1 - coverage
 
     found = background_masks(image)
-    hard = threshold_masks(image, background)
+    hard = threshold_masks(image, np.float32(background))
     edge = (coverage > 0) & (coverage < 1)
     assert np.abs(found - coverage)[edge].mean() < 0.03 < 0.2 < np.abs(hard - coverage)[edge].mean()
     colour_error = np.abs(masks.over_white(image, found) - on_white).max(-1, keepdims=True)[edge]
