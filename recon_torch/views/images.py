@@ -97,7 +97,7 @@ def contact_sheet(
     tile_px: int = 96,
     gap_px: int = 2,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One image with a labelled row for each set of frames [T, H, W, 3]; rows may differ in length and image size.
+    """One image with a labelled row for each set of frames; rows may differ in length and image size.
 
     Frames lower than `tile_px` are enlarged by a whole factor, so that pixels stay square and sharp.
     """
