@@ -1,4 +1,4 @@
-"""The whole method at the paper's size, from a prompt to fitted Gaussians: where its time goes, and its floor.
+"""The whole method at the paper's size, from a prompt to fitted Gaussians: where its time goes, and a floor.
 
     python benchmarks/gpu_pipeline.py --json pipeline.json
     python benchmarks/gpu_pipeline.py --small                   # the same code on a CPU
