@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compiles gsplat's CUDA kernels where there is a compiler but no GPU, so that no GPU time goes into compiling.
+# Compiles gsplat's CUDA kernels on a machine with a compiler and no GPU, so that no GPU time is spent on it.
 #
-#   launch/gpu_kernels.sh OUT_DIR      # -> OUT_DIR/csrc.so, to be put beside gsplat's __init__.py
+#   launch/gpu_kernels.sh OUT_DIR      # makes OUT_DIR/csrc.so, which belongs beside gsplat's __init__.py
 #
-# Needs CUDA 13 (CUDA_HOME), g++, python3.12 with its headers, and 2 GB of disk under SCRATCH for the headers and libraries of
-# the same torch that the GPU machine has. They are linked against and not loaded, so nothing of CUDA is needed
-# at run time. A stopped run goes on where it was.
+# It needs CUDA 13 (CUDA_HOME), g++, python3.12 with its headers, and 2 GB of disk under SCRATCH for the headers and
+# libraries of the torch version that the GPU machine has. The libraries are linked against and never loaded, so
+# this machine needs no CUDA driver. A run that was stopped continues where it was.
 set -euo pipefail
 
 out=$(mkdir -p "${1:?usage: gpu_kernels.sh OUT_DIR}" && cd "$1" && pwd)

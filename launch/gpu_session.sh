@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All that this project measures on one GPU, in order of worth, within a budget of wall-clock time.
+# Measures on one GPU all that this project measures there, the most important first, within a budget of time.
 #
 #   launch/gpu_wheels.sh; launch/gpu_kernels.sh .wheels/kernels      # before, where there is a network
 #   launch/gpu_session.sh SECONDS [PART...]                          # on the GPU machine; default: all parts
 #
-# Each part has its own time limit and log, and a failed one does not stop the next. What is done is known by
-# RESULTS/PART.json or .done (default runs/gpu) and not done again. After each part, OUT (default out/gpu) gets
-# logs.tar.gz with all results, and summary.txt; training adds its weights. SMALL=1 tries the same on a CPU.
+# Each part has its own time limit and log, and a part that fails does not stop the next. RESULTS (default
+# runs/gpu) gets PART.json with the numbers and PART.done, which keeps the part from being done again. After each
+# part, OUT (default out/gpu) gets summary.txt, and logs.tar.gz with all results. SMALL=1 tries the same on a CPU.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ site=${SITE:-/tmp/im3d_site}
 began=$SECONDS
 mkdir -p "$results" "$out"
 
-install() {  # the packages that are missing here, and gsplat's kernels if they were compiled before
+install() {  # installs the packages that this machine lacks, and gsplat's kernels if they were compiled before
   [[ -d .wheels && ! -d $site ]] || return 0
   python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" .wheels/*.whl
   [[ -f .wheels/kernels/csrc.so ]] && cp .wheels/kernels/csrc.so "$site/gsplat/"
@@ -54,11 +54,16 @@ install || echo "packages: not installed" | tee -a "$results/summary.txt"
 export PYTHONPATH=$site:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/$results/xla_cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=2
-export TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=16  # if gsplat has to compile after all
+export TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=16  # used only if gsplat has to compile
 
 bench() { echo python3 "benchmarks/gpu_$1.py" $small --json "$results/$1.json" "${@:2}"; }
-cuda_tests=(tests/im3d_jax/test_bridge.py tests/recon_torch/test_{rasterize,rasterize_together,client,fit}.py
-  tests/im3d_jax/data/test_procedural.py)
+cuda_tests=(
+  tests/im3d_jax/test_bridge.py
+  tests/im3d_jax/data/test_procedural.py
+  tests/recon_torch/raster
+  tests/recon_torch/process/test_client.py
+  tests/recon_torch/fit/test_optimization.py
+)
 
 part machine 120 $(bench machine)
 part kernels 420 python3 -c 'import time; t = time.time(); from gsplat.cuda._backend import _C

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Collects the packages that a GPU machine without a network lacks, as wheels for its Python 3.12.
+# Collects, as wheels for Python 3.12, the packages that a GPU machine without a network lacks.
 #
-#   launch/gpu_wheels.sh [OUT_DIR]     # default .wheels
+#   launch/gpu_wheels.sh [OUT_DIR]     # default: .wheels
 #
-# That machine has jax, flax, optax, orbax, torch, torchvision, transformers, numba and the like of its own, built
-# for its CUDA: none of them is collected, and so no dependencies either. tensorflow-datasets, trimesh and embreex
-# stay away because nothing that runs there needs them.
+# That machine already has jax, flax, optax, orbax, torch, torchvision, transformers and numba, built for its CUDA.
+# These are not collected, and neither are dependencies. tensorflow-datasets, trimesh and embreex are left out
+# because nothing that runs there needs them.
 set -euo pipefail
 
 out=${1:-.wheels}
@@ -19,6 +19,6 @@ for glibc in 2_28 2_27 2_17; do
 done
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
   "${platforms[@]}" --platform manylinux2014_x86_64 --dest "$out" "${packages[@]}"
-# Its wheels hold 29 MB of ffmpeg, which only videos need; what is built from its source does not.
+# The published wheel contains 29 MB of ffmpeg, which only videos need. A wheel built from source does not.
 "$python" -m pip wheel --quiet --no-deps --no-binary=:all: --wheel-dir "$out" imageio-ffmpeg==0.6.0
 du -ch "$out"/*.whl

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# One chunk of training the 128 px model on one GPU; call it again, and it goes on where it stopped.
+# Trains the 128 px model on one GPU for a limited time. Called again, it continues where it stopped.
 #
-#   launch/train_tiny_gpu.sh SECONDS        # of this chunk, at most
+#   launch/train_tiny_gpu.sh SECONDS        # at most, in this call
 #
-# Stage 1 is text to image, stage 2 turntables. Each first times some steps and then takes as many as its time
-# allows: IMAGE_SECONDS (default 200) and TURNTABLE_SECONDS (default 600) over all chunks, the last quarter of the
-# steps with a falling rate. RUNS (default runs) holds the runs with their checkpoints. OUT (default out/gpu) gets
-# each stage's newest weights in pieces of 15 MiB, for `cat turntable.part_* > weights.safetensors`, and logs with the
-# evaluation's tables and pictures. On another machine, without the checkpoints, a stage whose
-# RUNS/tiny_128_STAGE/weights.safetensors has been brought along starts from these weights, or is done if a file
-# `done` lies beside them. TRY=FLAGS, such as --config.train.streams.image.batch_size=2, is added to the flags.
+# Stage 1 is text to image, stage 2 turntables. Each stage first times some steps, and then makes as many steps as
+# fit into its time: IMAGE_SECONDS (default 200) and TURNTABLE_SECONDS (default 600), over all calls. The learning
+# rate falls in the last quarter of the steps. RUNS (default runs) holds the runs with their checkpoints. OUT
+# (default out/gpu) gets the newest weights of each stage in pieces of 15 MiB, which
+# `cat turntable.part_* > weights.safetensors` joins, and the logs with the tables and pictures of the evaluation.
+#
+# On another machine, which has no checkpoints, a stage starts from RUNS/tiny_128_STAGE/weights.safetensors if it
+# is there, and counts as done if there is a file `done` beside it. TRY=FLAGS adds flags to `im3d train`, such as
+# --config.train.streams.image.batch_size=2.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
@@ -23,7 +25,7 @@ mkdir -p "$runs" "$out"
 
 left() { echo $((budget - SECONDS)); }
 
-im3d_train() { # STAGE SECONDS FLAGS...: exit code of `im3d train`, which saves when its time is over
+im3d_train() { # STAGE SECONDS FLAGS...: runs `im3d train`, which saves when its time is over, and returns its exit code
   local stage=$1 limit=$2
   shift 2
   # shellcheck disable=SC2086
@@ -33,7 +35,7 @@ im3d_train() { # STAGE SECONDS FLAGS...: exit code of `im3d train`, which saves 
   return "${PIPESTATUS[0]}"
 }
 
-steps_for() { # STAGE SECONDS: how many steps fit, by the rate of the newest lines of its metrics
+steps_for() { # STAGE SECONDS: prints how many steps fit, by the rate in the newest lines of the stage's metrics
   python3 - "$runs/tiny_128_$1/metrics.jsonl" "$2" "$timed_steps" <<'PYTHON'
 import json, statistics, sys
 lines = [json.loads(line) for line in open(sys.argv[1])]
@@ -42,11 +44,11 @@ print(int(sys.argv[3]) + int(rate * float(sys.argv[2])))
 PYTHON
 }
 
-stage() { # STAGE SECONDS FLAGS...: returns whether it is done
+stage() { # STAGE SECONDS FLAGS...: trains a stage; returns 0 if it is done
   local stage=$1 seconds=$2 workdir=$runs/tiny_128_$1 status=0 steps
   shift 2
   [[ -e $workdir/done ]] && return 0
-  if [[ -s $workdir/weights.safetensors && ! -d $workdir/checkpoints ]]; then # brought from another machine
+  if [[ -s $workdir/weights.safetensors && ! -d $workdir/checkpoints ]]; then # weights that were brought from another machine
     mv "$workdir/weights.safetensors" "$runs/$stage.start.safetensors"
   fi
   [[ -s $runs/$stage.start.safetensors ]] && set -- "--config.train.init_from=$runs/$stage.start.safetensors"
@@ -63,7 +65,7 @@ stage() { # STAGE SECONDS FLAGS...: returns whether it is done
   return "$status"
 }
 
-bring() { # what can be carried away
+bring() { # puts weights and logs into OUT
   for stage in text_to_image turntable; do
     local weights=$runs/tiny_128_$stage/weights.safetensors
     [[ -s $weights ]] && split --bytes=15M "$weights" "$out/$stage.part_"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# `im3d train` as N processes on this machine, each with a GPU of its own where there are any.
+# Runs `im3d train` as N processes on this machine, each with a GPU of its own where there are GPUs.
 #
 #     launch/local/train.sh 8 runs/logs --config=configs/tiny_turntable.py --workdir=runs/turntable
 #
-# Writes LOGS/process-I.log. SIGTERM, SIGUSR1 and Ctrl-C save and stop; a run that stopped otherwise with exit code 75
-# starts again; if one process fails the others are ended. Exits as the processes did.
+# Writes LOGS/process-I.log. On SIGTERM, SIGUSR1 and Ctrl-C the run saves and stops. A run that exits with 75 for
+# another reason is started again. If one process fails, the others are ended. The exit code is that of the processes.
 
 set -euo pipefail
 
@@ -31,7 +31,8 @@ start_all() {
   done
 }
 
-# The first exit code that is neither 0 nor 75 decides, and ends the others when they too had time to report.
+# The first exit code that is neither 0 nor 75 becomes that of the run. The other processes are killed 5 seconds
+# later, when they too have had time to report.
 wait_for_all() {
   status=0
   while true; do

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Proves train.sbatch without a cluster: SLURM itself on loopback, one node, a job of two tasks that is preempted once.
+# Tests train.sbatch without a cluster: SLURM on loopback, one node, and a job of two tasks that is preempted once.
 #
 #     apt-get install slurm-wlm munge        # Debian, Ubuntu; nothing is installed by this script
 #     launch/slurm/try_on_one_machine.sh     # as root; `im3d` on the PATH; some minutes
 #
-# Starts munged, slurmctld and slurmd in a temporary directory, submits train.sbatch with the tiny config, runs
-# `scontrol requeue` once it has made a few steps, waits until it has finished, and shows that it resumed from what it
-# had saved and made every step once. Ends its daemons. Exits with 0 only if all of that came true.
+# It starts munged, slurmctld and slurmd in a temporary directory and submits train.sbatch with the tiny config. When
+# the job has made a few steps, it runs `scontrol requeue` and waits until the job has finished. It exits with 0 only
+# if the job resumed from what it had saved and made every step exactly once. It ends its daemons in any case.
 
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -43,7 +43,7 @@ fail() {
   exit 1
 }
 
-# wait_until SECONDS COMMAND...: polls.
+# wait_until SECONDS COMMAND...: runs the command once a second until it succeeds; fails after so many seconds.
 wait_until() {
   local deadline=$((SECONDS + $1))
   shift
@@ -62,7 +62,7 @@ daemons+=($!)
 
 host=$(hostname -s)
 export SLURM_CONF=$dir/slurm.conf
-# cred_expire is also how long a requeued job waits; KillWait how long a preempted one may save.
+# A requeued job also waits for cred_expire seconds. A preempted job may save for KillWait seconds.
 cat >"$SLURM_CONF" <<EOF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -100,14 +100,14 @@ daemons+=($!)
 wait_until 30 sh -c 'sinfo -h -o %T | grep -q idle' || fail "the node is not idle"
 
 # ---- The job, preempted once ----
-# Compiling takes most of the time here, so with little optimisation, and the second start finds it done.
+# Compiling takes most of the time, so there is little optimisation, and the second start uses the first one's cache.
 export JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=$dir/compiled
 job=$(sbatch --parsable --ntasks-per-node=2 --gpus-per-node=0 --cpus-per-task=1 --output="$log" \
   launch/slurm/train.sbatch --config=configs/tiny_text_to_image.py --workdir="$run" \
   --config.train.num_steps=$STEPS --config.train.checkpoint.every=1000 --config.train.log_every=1)
 echo "job $job submitted"
 
-# What task 0 has written of each step, in the order of the log.
+# The steps that task 0 has logged, in the order of the log.
 steps_made() {
   grep -oE '^0: step [0-9]+/' "$log" | grep -oE '[0-9]+/' | tr '/\n' ' ' | tr -s ' '
 }

@@ -1,4 +1,4 @@
-"""The session on a GPU machine, with a stand-in for python3: what fails, what is done, what has no time."""
+"""The session on a GPU machine, run with a stand-in for python3: parts that fail, are done or lack time."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "launch/gpu_session.sh"
 
 @pytest.fixture
 def session(tmp_path):
-    """A function that runs the script, in which the benchmark `fit` fails; what was run is in calls.txt."""
+    """A function that runs the script and returns the calls of python3. The benchmark `fit` fails."""
     python = tmp_path / "bin/python3"
     python.parent.mkdir()
     python.write_text(
@@ -37,7 +37,7 @@ def session(tmp_path):
     return run
 
 
-def test_a_part_that_fails_stops_no_other_and_comes_again(session, tmp_path):
+def test_a_failed_part_stops_no_other_part_and_is_tried_again(session, tmp_path):
     first = session("600", "machine", "fit", "pipeline")
     assert [line.split()[0] for line in first] == [
         f"benchmarks/gpu_{n}.py" for n in ("machine", "fit", "pipeline")
@@ -49,6 +49,12 @@ def test_a_part_that_fails_stops_no_other_and_comes_again(session, tmp_path):
     assert (tmp_path / "out/logs.tar.gz").stat().st_size > 0
 
 
-def test_without_time_nothing_begins(session, tmp_path):
+def test_its_tests_exist(session):
+    (call,) = session("600", "tests")
+    paths = [word for word in call.split() if word.startswith("tests/")]
+    assert paths and all((SCRIPT.parents[1] / path).exists() for path in paths)
+
+
+def test_no_part_is_begun_without_time(session, tmp_path):
     assert session("20", "machine") == []
     assert "machine: not begun" in (tmp_path / "out/summary.txt").read_text()

@@ -1,4 +1,4 @@
-"""The launchers, with stand-ins for `im3d`, `srun` and `scontrol`; what their YAML must agree with."""
+"""The launchers, run with stand-ins for `im3d`, `srun` and `scontrol`, and their YAML compared with the code."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ JOBSETS = sorted(ROOT.glob("launch/gke/*.yaml"))
 
 @pytest.fixture
 def commands(tmp_path):
-    """A function that makes a command of a shell script, and the environment in which it is found."""
+    """A function that makes commands of shell scripts, and returns an environment in which they are found."""
     directory = tmp_path / "bin"
     directory.mkdir()
 
@@ -39,7 +39,7 @@ def run(*command, **environment):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_sound(path):
+def test_scripts_pass_the_shell_s_check(path):
     checker = ["shellcheck"] if shutil.which("shellcheck") else ["bash", "-n"]
     result = run(*checker, str(path), **os.environ)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -58,7 +58,7 @@ def test_scripts_are_sound(path):
         (hosts.EXIT_HUNG, 10, False),
     ],
 )
-def test_what_slurm_starts_again(code, start, is_requeued, commands, tmp_path):
+def test_slurm_requeues_by_exit_code_and_number_of_starts(code, start, is_requeued, commands, tmp_path):
     environment = commands(
         srun=f'echo "$@" >> srun.txt; exit {code}', scontrol='echo "$@" >> scontrol.txt', date="echo now"
     )
@@ -86,11 +86,11 @@ def test_what_slurm_starts_again(code, start, is_requeued, commands, tmp_path):
         (137, 10, False),
     ],
 )
-def test_of_a_job_array_one_task_starts_again(code, start, is_requeued, commands, tmp_path):
+def test_of_a_job_array_only_the_task_is_requeued(code, start, is_requeued, commands, tmp_path):
     environment = commands(
         srun=f'echo "$@" >> srun.txt; exit {code}', scontrol='echo "$@" >> scontrol.txt', date="echo now"
     )
-    # As of the last task, whose own number is that of the array.
+    # The last task of an array, whose own job number is that of the array.
     environment |= dict(SLURM_JOB_ID="7", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
     environment |= dict(SLURM_JOB_NODELIST="n1", SLURM_RESTART_COUNT=str(start - 1))
     script = str(ROOT / "launch/slurm/batch.sbatch")
@@ -123,7 +123,7 @@ def test_a_run_that_saved_and_stopped_starts_again(commands, tmp_path):
     assert result.stdout.count("starts again") == 2
 
 
-def test_one_process_that_fails_ends_the_others(commands, tmp_path):
+def test_a_process_that_fails_ends_the_others(commands, tmp_path):
     fails = '[[ "$*" != *--process-id=1* ]] || exit 70'
     environment = commands(im3d=f"{fails}; echo waits; exec sleep 100")
     result = run(LOCAL, "2", str(tmp_path / "logs"), **environment)
@@ -132,8 +132,8 @@ def test_one_process_that_fails_ends_the_others(commands, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signals_reach_all_and_end_the_run(number, commands, tmp_path):
-    """The processes save for a while, as `im3d train` does; then nothing starts again."""
+def test_signals_reach_all_processes_and_end_the_run(number, commands, tmp_path):
+    """The processes take a while to save, as `im3d train` does. The run is not started again afterwards."""
     saves = 'trap "sleep 1; echo saved; exit 75" TERM; echo ready; sleep 60 & wait'
     process = subprocess.Popen([LOCAL, "2", str(tmp_path / "logs")], env=commands(im3d=saves))
     logs = [tmp_path / "logs" / f"process-{i}.log" for i in range(2)]
