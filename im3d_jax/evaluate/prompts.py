@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from im3d_jax.evaluate.scores import Pictures, change_between_neighbours
+from im3d_jax.evaluate.scores import FirstViews, change_between_neighbours
 from im3d_jax.evaluate.truth import Truth
 from im3d_jax.evaluate.views import BATCH, for_sheet, turntables
 from im3d_jax.generator import Generator
@@ -43,7 +43,7 @@ def measure(
     return {"objects": rows}
 
 
-def images(generator: Generator, prompts: list[str], seed: int) -> Pictures:
+def images(generator: Generator, prompts: list[str], seed: int) -> FirstViews:
     """Pictures of B prompts: (rgb [B, H, W, 3], alpha [B, H, W, 1])."""
     made = []
     starts = range(0, len(prompts), BATCH)

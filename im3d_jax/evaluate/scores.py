@@ -1,7 +1,8 @@
-"""How well views agree with the truth, and what generated views are compared with."""
+"""How well views agree with the true ones, and with their neighbours on the orbit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +12,18 @@ from jaxtyping import Float
 from recon_torch.losses import metrics
 from recon_torch.losses.lpips import PerceptualDistance
 
-MAX_PSNR_DB = 99.0  # of equal pictures, so that means exist
+MAX_PSNR_DB = 99.0
+"""PSNR is capped here, so that equal pictures do not make means infinite."""
 
 Pictures = tuple[Float[np.ndarray, "K H W 3"], Float[np.ndarray, "K H W 1"]]
-"""(rgb over white, alpha) of K views, in [0, 1]."""
+"""(rgb over white, alpha) of the K views of one object, in [0, 1]."""
+
+FirstViews = tuple[Float[np.ndarray, "B H W 3"], Float[np.ndarray, "B H W 1"]]
+"""(rgb over white, alpha) of view 0 of B objects, in [0, 1]."""
 
 
 class Score(NamedTuple):
-    """Means over the views. PSNR in dB, capped at 99; foreground: weighted by the true coverage."""
+    """Means over the views. PSNRs are in dB and at most 99; in the foreground pixels count by their coverage."""
 
     psnr: float
     psnr_foreground: float
@@ -27,9 +32,9 @@ class Score(NamedTuple):
 
 
 class Judge:
-    """Scores pictures against one object's true views, whose LPIPS features are computed once."""
+    """Scores pictures against the true views of one object, whose LPIPS features are computed once."""
 
-    def __init__(self, truth: Pictures, perceptual: PerceptualDistance):
+    def __init__(self, truth: Pictures, perceptual: PerceptualDistance) -> None:
         self._rgb, self._alpha = (torch.from_numpy(np.asarray(x, np.float32)) for x in truth)
         self._perceptual = perceptual
         with torch.no_grad():
@@ -50,7 +55,7 @@ class Judge:
 
 @torch.no_grad()
 def change_between_neighbours(rgb: Float[np.ndarray, "K H W 3"], perceptual: PerceptualDistance) -> float:
-    """Mean LPIPS between each view and the next around the orbit: high where views flicker."""
+    """The mean LPIPS between each view and the next one around the orbit, which is high where views flicker."""
     features = perceptual.features(torch.from_numpy(np.array(rgb, np.float32)))
     turned = [feature.roll(-1, 0) for feature in features]
     return float(
@@ -58,6 +63,6 @@ def change_between_neighbours(rgb: Float[np.ndarray, "K H W 3"], perceptual: Per
     )
 
 
-def mean(scores: list[dict[str, float]]) -> Score:
-    """The mean over objects of scores as `results.json` keeps them."""
+def mean(scores: Sequence[Mapping[str, float]]) -> Score:
+    """The mean over objects of scores as results.json holds them."""
     return Score(*(float(np.mean([score[name] for score in scores])) for name in Score._fields))

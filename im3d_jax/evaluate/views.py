@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import torch
 
-from im3d_jax.evaluate.scores import Judge, Pictures
+from im3d_jax.evaluate.scores import FirstViews, Judge, Pictures
 from im3d_jax.evaluate.truth import Truth
 from im3d_jax.generator import Generator
 from im3d_jax.random_streams import stream
@@ -87,7 +87,7 @@ def measure(
 
 
 def turntables(
-    generator: Generator, captions: list[str], images: Pictures, seed: int, what: str
+    generator: Generator, captions: list[str], images: FirstViews, seed: int, what: str
 ) -> list[Pictures]:
     """Generated turntables (rgb, alpha) of B objects from their captions and first views.
 

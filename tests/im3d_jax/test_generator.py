@@ -29,8 +29,13 @@ def make_stub(config):
     calls = []
 
     class Network:
-        latent_shape, prediction_type, traceable = LATENT, "x0", True
+        latent_shape, num_views, prediction_type, traceable = LATENT, None, "x0", True
+        temporal_pattern, partition_rules = "", ()
         empty_conditioning = staticmethod(made.model.empty_conditioning)
+
+        @staticmethod
+        def init(key):
+            raise AssertionError("its parameters are given")
 
         @staticmethod
         def apply(params, noisy, timestep, given):

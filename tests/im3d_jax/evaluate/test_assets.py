@@ -1,4 +1,4 @@
-"""The part `assets` with a worker whose pictures are the camera's position as a colour."""
+"""The part `assets` with a worker that paints each view in a colour that tells the position of its camera."""
 
 import contextlib
 
@@ -10,6 +10,7 @@ import torch
 from im3d_jax.autoencoders.patches import Patches
 from im3d_jax.evaluate import assets
 from im3d_jax.evaluate.truth import Truth
+from im3d_jax.generator import Generator
 from im3d_jax.settings import RoundSettings, VideoSettings
 
 NUM_VIEWS, SIZE, INDEX = 4, 32, 7
@@ -35,7 +36,10 @@ def truth_at(azimuths_deg):
 
 
 class Worker:
-    """Has the interface of `ReconClient`. Every render writes into the same memory."""
+    """A `ReconstructionClient` that paints what it renders, always into the same memory."""
+
+    inspect = export = close = None  # are not asked for
+    step, num_gaussians, notes = 0, 0, []
 
     def __init__(self):
         self.views, self.renders = torch.zeros(2, NUM_VIEWS, SIZE, SIZE, 3)
@@ -58,8 +62,11 @@ class Worker:
         return self.renders, self.alphas
 
 
-class Generator:
-    """Its videos are grey; refining darkens what it is given."""
+class Darkening(Generator):
+    """A generator whose videos are grey and which darkens what it refines. It loads nothing."""
+
+    def __init__(self):
+        pass
 
     codec = Patches(patch=4)
     turn = contextlib.nullcontext()
@@ -89,7 +96,7 @@ def run(perceptual, tmp_path_factory):
     worker, directory = Worker(), tmp_path_factory.mktemp("assets")
     truth, between = truth_at([0, 90, 180, 270]), truth_at([45, 135, 225, 315])
     kept = dict(directory=directory, key="key")
-    result = assets.measure(Generator(), worker, estimator, truth, between, perceptual, **SETTINGS, **kept)
+    result = assets.measure(Darkening(), worker, estimator, truth, between, perceptual, **SETTINGS, **kept)
     return result, worker, directory
 
 

@@ -59,5 +59,5 @@ def test_change_between_neighbours_goes_around_the_orbit(perceptual):
 
 
 def test_mean_is_over_objects():
-    rows = [scores.Score(10, 5, 0.5, 0.1)._asdict(), scores.Score(20, 15, 1.0, 0.3)._asdict()]
+    rows = [scores.Score(10.0, 5.0, 0.5, 0.1)._asdict(), scores.Score(20.0, 15.0, 1.0, 0.3)._asdict()]
     assert scores.mean(rows) == pytest.approx((15, 10, 0.75, 0.2))

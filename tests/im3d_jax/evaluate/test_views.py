@@ -6,6 +6,7 @@ import pytest
 from im3d_jax.autoencoders.patches import Patches
 from im3d_jax.evaluate import prompts, views
 from im3d_jax.evaluate.truth import Truth, azimuths_between_rad, mean_turntable
+from im3d_jax.generator import Generator
 from im3d_jax.settings import TextToImageSettings, VideoSettings
 from recon_torch.views.images import read_image
 
@@ -13,8 +14,8 @@ OBJECTS, NUM_VIEWS, SIZE = 5, 4, 32  # one object more than a batch
 CAPTIONS = [f"object {i}" for i in range(OBJECTS)]
 
 
-class Oracle:
-    """Knows the turntable that belongs to a first view and caption; draws black without the caption."""
+class Oracle(Generator):
+    """A generator that loads nothing. It knows the turntable that belongs to a first view and caption; draws black without the caption."""
 
     codec = Patches(patch=4)
     video, image = VideoSettings(num_steps=1), TextToImageSettings(num_steps=1)
