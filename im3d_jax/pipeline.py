@@ -53,7 +53,7 @@ class Pipeline:
     generator: Generator
     estimator: ElevationEstimator
     settings: AssetSettings
-    _client: ReconClient | None = field(default=None, init=False)
+    _client: ReconstructionClient | None = field(default=None, init=False)
     _one_at_a_time: Any = field(default_factory=threading.Lock, init=False)
 
     def make(
@@ -151,7 +151,7 @@ class Pipeline:
             self._client = self._client or self.start_client()
             yield self._client
 
-    def start_client(self) -> ReconClient:
+    def start_client(self) -> ReconstructionClient:
         """Another 3D worker, which the caller closes. It gets ready while the first video is sampled."""
         settings = self.settings
         return ReconClient(orbit(settings.num_views, INITIAL_ELEVATION_RAD, settings.size), settings.fit)

@@ -25,7 +25,7 @@ def columns(x: Float[Array, "B K h w c"]) -> Float[Array, "B*h*w K c"]:
     return x.reshape(b, k, h * w, c).swapaxes(1, 2).reshape(b * h * w, k, c)
 
 
-def from_columns(tokens: Float[Array, "B*h*w K d"], shape) -> Float[Array, "B K h w d"]:
+def from_columns(tokens: Float[Array, "N K d"], shape) -> Float[Array, "B K h w d"]:
     """The inverse of `columns` of an array of `shape`, whatever the channels have become."""
     b, k, h, w, _ = shape
     return tokens.reshape(b, h * w, k, -1).swapaxes(1, 2).reshape(b, k, h, w, -1)

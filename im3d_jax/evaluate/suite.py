@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class Suite:
 
     def measure_assets(self) -> dict[str, Any]:
         count, settings = self.num_asset_objects, self.pipeline.settings
-        with self.pipeline.start_client() as client:
+        with closing(self.pipeline.start_client()) as client:
             azimuths_rad = truths.azimuths_between_rad(settings.num_views)
             return assets.measure(
                 self.pipeline.generator,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
@@ -21,7 +21,6 @@ from im3d_jax.jobs.resume import clear
 from im3d_jax.jobs.stop import Stop, Stopped
 from im3d_jax.stages import Show
 from recon_torch.process import ReconstructionClient
-from recon_torch.process.client import ReconClient
 
 SIGNAL_PERIOD_S = 0.5
 """How often a waiting batch looks for signals: one that comes just before a wait does not end it."""
@@ -34,7 +33,7 @@ class Maker(Protocol):
     def warnings(self, prompt: str) -> list[str]:
         """What the model does not understand of a prompt."""
 
-    def start_client(self) -> ReconClient:
+    def start_client(self) -> ReconstructionClient:
         """A 3D worker for one lane, which is closed after use."""
 
     def make_best(
@@ -75,7 +74,7 @@ def make_all(
     with ExitStack() as stack:
         # Started by this thread, because a worker ends with the thread that starts it.
         for _ in range(min(num_lanes, len(requests))):
-            idle.put(stack.enter_context(maker.start_client()))
+            idle.put(stack.enter_context(closing(maker.start_client())))
         lanes = stack.enter_context(ThreadPoolExecutor(num_lanes))
         stop.in_lanes = True
         try:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from im3d_jax.autoencoders.patches import Patches
+from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.evaluate import assets
 from im3d_jax.evaluate.truth import Truth
 from im3d_jax.generator import Generator
@@ -38,8 +39,12 @@ def truth_at(azimuths_deg):
 class Worker:
     """A `ReconstructionClient` that paints what it renders, always into the same memory."""
 
-    inspect = export = close = None  # are not asked for
     step, num_gaussians, notes = 0, 0, []
+
+    def inspect(self, *_):
+        raise AssertionError("an evaluation needs neither verdicts nor files")
+
+    export = close = inspect
 
     def __init__(self):
         self.views, self.renders = torch.zeros(2, NUM_VIEWS, SIZE, SIZE, 3)
@@ -75,16 +80,23 @@ class Darkening(Generator):
 
     def condition(self, captions, rgb, alpha):
         assert captions == ["a mug"]
-        return self.codec.encode(rgb, alpha)
+        return Conditioning(self.codec.encode(rgb, alpha), jnp.ones(1), (), ())
 
     def decode(self, latents):
         return self.codec.decode(latents)
 
     def turntable(self, given, key, on_step):
-        return jnp.zeros((1, NUM_VIEWS, *given.shape[1:]))
+        return jnp.zeros((1, NUM_VIEWS, *given.image.shape[1:]))
 
     def refine(self, renders, given, key, on_step):
         return renders - 0.125
+
+
+class Empty(Generator):
+    """A generator that cannot do anything."""
+
+    def __init__(self):
+        pass
 
 
 def estimator(frames):
@@ -127,7 +139,7 @@ def test_rounds_refine_the_turntable_and_not_the_unseen_views(run):
 def test_a_second_run_keeps_what_was_measured(run, perceptual):
     result, _, directory = run
     truth = truth_at([0, 90, 180, 270])
-    models = None, None, None, truth, truth, perceptual
+    models = Empty(), Worker(), estimator, truth, truth, perceptual
     again = assets.measure(*models, **SETTINGS, directory=directory, key="key")
     assert again == result
     with pytest.raises(AttributeError):  # under another key it would measure
