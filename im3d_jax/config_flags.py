@@ -15,7 +15,7 @@ import json
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -133,6 +133,17 @@ def _message(error: Exception) -> str:
     """The first line of an error; of ml_collections, whose message may be no more than the missing key."""
     text = first_line(error).strip("'\"").split(" Other fields present")[0]
     return f"the config has no key {text!r}" if text.isidentifier() else text
+
+
+def with_overrides(config: str | Path | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The config of a file, or a copy of a config, with other values for some of its dotted keys.
+
+    Raises UserError as `load` does, and for an unknown key or a value of another type.
+    """
+    made = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load(config)
+    for key, value in overrides.items():
+        override(made, key, value if isinstance(value, str) else repr(value))
+    return made
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
