@@ -70,11 +70,13 @@ class Stopwatch:
 
 
 def watch_stages(watch: Callable) -> None:
-    watch(project_cpu._Project, "forward", "projection forward")
-    watch(project_cpu._Project, "backward", "projection backward")
+    """Has `watch` time the stages of a step on a CPU."""
+    projection, blending = project_cpu._Project, composite_cpu._Composite  # noqa: SLF001 - a look inside
+    watch(projection, "forward", "projection forward")
+    watch(projection, "backward", "projection backward")
     watch(composite_cpu, "_bin", "sort and bin")
-    watch(composite_cpu._Composite, "forward", "blend forward")
-    watch(composite_cpu._Composite, "backward", "blend backward")
+    watch(blending, "forward", "blend forward")
+    watch(blending, "backward", "blend backward")
     watch(PerceptualDistance, "distance", "LPIPS forward", "LPIPS backward")
     watch(loss, "ms_ssim", "MS-SSIM forward", "MS-SSIM backward")
     watch(loss, "mask_loss", "mask forward", "mask backward")

@@ -1,12 +1,12 @@
 """Quality gates: what speaks against a finished fit, in numbers, each with a threshold (docs/gates.md).
 
-Generators fail in a few known ways: bits that float in the air, a ground that belonged to the picture, views
-that contradict one another, a face on either side. A gate looks for one of them.
+Generators of views fail in a few known ways: bits that float in the air, a ground that belonged to the
+picture, views that contradict one another, a face on either side. Each gate looks for one of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,41 +15,62 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
+from recon_torch.fit.loss import Targets
 from recon_torch.losses.metrics import psnr
+from recon_torch.raster import Render
 from recon_torch.settings import GateSettings, Level, Verdict
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.masks import problem
 
-if TYPE_CHECKING:
-    from recon_torch.fit.optimization import Fit
-
 HALF_WIDTH, NUM_CELLS = 1.2, 60  # of the cube that is searched; an object is 25 cells wide
-SHEET_CELLS = 3  # thickness of a floor at most
-CROP_PX = 32  # side of what the Janus gate compares
+SHEET_CELLS = 3  # the most that a floor is thick
+CROP_PX = 32  # side of the pictures that the Janus gate compares
 QUARTER_TURNS = 4
 
 
 class Finding(NamedTuple):
-    """What speaks against a fit. A hint leaves the verdict alone."""
+    """What speaks against a fit. A hint does not change the verdict."""
 
     level: Level
     text: str
 
 
-Judged = tuple[dict[str, float], Finding | None]  # what a gate has measured, and what it makes of that
+Judged = tuple[dict[str, float], Finding | None]  # what a gate has measured, and what follows from it
+
+
+class Searchable(Protocol):
+    """The part of a `Scene` that gates search for floaters and floors."""
+
+    def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]: ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """What gates ask of a `Fit`, which has targets."""
+
+    cameras: Cameras
+    targets: Targets
+
+    @property
+    def scene(self) -> Searchable: ...
+
+    def render(self, cameras: Cameras) -> Render: ...
 
 
 def inspect(
-    fit: Fit, around: Cameras, up: Float[np.ndarray, "3"] | None = None, settings: GateSettings | None = None
+    fit: Fitted,
+    around: Cameras,
+    up: Float[np.ndarray, "3"] | None = None,
+    settings: GateSettings | None = None,
 ) -> dict[str, Any]:
-    """Runs all gates on a fit that has targets.
+    """Runs all gates on a fit.
 
     Args:
         around: cameras on a closed orbit, view 0 first.
-        up: of the fit's world; default +Z.
+        up: of the fit's world; default: +Z.
 
     Returns:
-        What report.json says: "verdict" (good, suspect or bad), "reasons" for it, "hints" and "numbers".
+        What report.json says: the "verdict" (`Verdict`), "reasons" for it, "hints" and "numbers".
     """
     settings = settings or GateSettings()
     grid = np.asarray(fit.scene.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
@@ -80,10 +101,10 @@ def _verdict(findings: list[Finding]) -> Verdict:
 
 
 def floaters_gate(grid: Float[np.ndarray, "n n n"], cameras: Cameras, settings: GateSettings) -> Judged:
-    """Small pieces apart from the object, which may have several large ones.
+    """Finds small pieces that float apart from the object, which may consist of several large ones.
 
-    They must be apart in one of the views, too: where none shows how parts are joined, as of a tree and its
-    trunk from above, there is a gap in 3D.
+    A piece counts only if it is apart in one of the views, too. Where no view shows how two parts are joined,
+    such as a treetop and its trunk seen from above, a gap in 3D is no fault.
     """
     pieces, count = ndimage.label(grid > settings.cell_opacity, np.ones((3, 3, 3)))
     labels = np.arange(1, count + 1)
@@ -102,7 +123,7 @@ def floaters_gate(grid: Float[np.ndarray, "n n n"], cameras: Cameras, settings: 
 
 
 def _shadows(inside: Bool[np.ndarray, "n n n"], cameras: Cameras) -> Bool[np.ndarray, "K m m"]:
-    """Which pixels the cells' centres fall into, as each camera sees them; pixels are as wide as cells."""
+    """The silhouettes of the cells that are inside, on pixels about as wide as a cell at the origin."""
     cell, num_pixels = 2 * HALF_WIDTH / len(inside), 2 * len(inside)
     points = (np.argwhere(inside) + 0.5) * cell - HALF_WIDTH
     shadows = np.zeros((len(cameras), num_pixels, num_pixels), bool)
@@ -116,7 +137,7 @@ def _shadows(inside: Bool[np.ndarray, "n n n"], cameras: Cameras) -> Bool[np.nda
 
 
 def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judged:
-    """A sheet as the lowest layer, much wider than what is above. The grid's last axis is up."""
+    """Finds a sheet as the lowest layer that is much wider than what is above. The grid's last axis is up."""
     areas = (grid > settings.cell_opacity).sum((0, 1)) * (2 * HALF_WIDTH / len(grid)) ** 2
     filled = np.flatnonzero(areas > 0)
     if not len(filled):
@@ -133,7 +154,7 @@ def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judg
 
 
 def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> Judged:
-    """Renders in which there is nothing, or nothing else, or which are cut off."""
+    """Finds renders that the object does not appear in, fills, or leaves at the border."""
     problems = [problem(alpha.cpu().numpy()) for alpha in alphas]
     numbers = {"coverage": float((alphas > 0.5).float().mean())}
     wrong = [k for k, each in enumerate(problems) if each]
@@ -148,7 +169,10 @@ def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> J
 def agreement_gate(
     shape: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings
 ) -> Judged:
-    """Renders unlike the views that they were fitted to: those contradict the others."""
+    """Finds renders unlike the views that they were fitted to: such views contradict the others.
+
+    shape, psnr_db: `shape_score` and PSNR of the foreground of each render and its view.
+    """
     psnr_db = psnr_db.nan_to_num(99, posinf=99)  # of views without foreground, and of equal ones
     numbers = {"worst_view_shape": float(shape.min()), "worst_view_psnr": float(psnr_db.min())}
     wrong = torch.nonzero((shape < settings.view_shape) | (psnr_db < settings.view_psnr))[:, 0].tolist()
@@ -160,7 +184,7 @@ def agreement_gate(
 
 
 def shape_score(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
-    """F-score of silhouettes: pixels of either that are at most one away from the other."""
+    """The share of the pixels of two silhouettes that are at most one pixel away from the other silhouette."""
     first, second = ((image.permute(0, 3, 1, 2) >= 0.5).float() for image in (alphas, masks))
     wide = [F.max_pool2d(image, 3, stride=1, padding=1) for image in (first, second)]
     shared = (first * wide[1] + second * wide[0]).sum((1, 2, 3))
@@ -171,7 +195,10 @@ def shape_score(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"
 def janus_gate(
     rgb: Float[Tensor, "4 H W 3"], alpha: Float[Tensor, "4 H W 1"], settings: GateSettings
 ) -> Judged:
-    """A back that looks like the front while the sides do not. Tables and cars do so by right: a hint."""
+    """Finds a back that looks like the front while the sides do not.
+
+    This is only a hint, as tables and cars are meant so. rgb, alpha: renders at quarter turns, the front first.
+    """
     crops = torch.stack([_crop(*view) for view in zip(rgb, alpha, strict=True)]).flatten(1)
     sides_1, back, sides_2 = (crops[1:] @ crops[0]).tolist()
     gap = back - max(sides_1, sides_2)
@@ -183,7 +210,7 @@ def janus_gate(
 
 
 def upright(grid: Float[np.ndarray, "n n n"], up: Float[np.ndarray, "3"] | None) -> np.ndarray:
-    """The grid with its last axis along `up`, one of the world's axes or its opposite."""
+    """The grid with its last axis along `up`, which is an axis of the world or the opposite of one."""
     if up is None:
         return grid
     axis = int(np.abs(up).argmax())
@@ -192,7 +219,7 @@ def upright(grid: Float[np.ndarray, "n n n"], up: Float[np.ndarray, "3"] | None)
 
 
 def _crop(rgb: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W 1"]) -> Float[Tensor, "3 c c"]:
-    """The object alone, in its bounding box and grey, without its mean colour, of norm 1."""
+    """The object alone in its bounding box, less its mean colour and normalised, for correlations."""
     inside = torch.nonzero(alpha[..., 0] > 0.5)
     if not len(inside):
         return torch.zeros(3, CROP_PX, CROP_PX)
@@ -204,7 +231,7 @@ def _crop(rgb: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W 1"]) -> Float[T
     return F.normalize(small.flatten(), dim=0).view_as(small)
 
 
-def _render(fit: Fit, cameras: Cameras) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
+def _render(fit: Fitted, cameras: Cameras) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"]]:
     renders = [fit.render(cameras[k]) for k in range(len(cameras))]
     rgb = torch.cat([render.rgb.clamp(0, 1).cpu() for render in renders])
     return rgb, torch.cat([render.alpha.cpu() for render in renders])

@@ -192,7 +192,7 @@ class ReconClient:
         self.step = self.num_gaussians = 0
         self._fit_notes: list[str] = []
         self._deaths: list[str] = []
-        self._snapshot_path.unlink(missing_ok=True)
+        self.snapshot_path.unlink(missing_ok=True)
         with contextlib.suppress(_Gone):  # the first call that needs the worker finds out again, and copes
             self._start()
 
@@ -201,7 +201,8 @@ class ReconClient:
         return tensor if tensor.shape == shape else _shared_zeros(shape, self._device)
 
     @property
-    def _snapshot_path(self) -> Path:
+    def snapshot_path(self) -> Path:
+        """Where the worker keeps the state of the fit, for the next worker if it dies."""
         return Path(self._directory.name, "snapshot.pt")
 
     def _call(
@@ -230,7 +231,7 @@ class ReconClient:
                 self._cameras,
                 self._settings,
                 str(self._device),
-                str(self._snapshot_path),
+                str(self.snapshot_path),
                 self._progress_period_s,
             )
         )

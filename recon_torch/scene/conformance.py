@@ -41,7 +41,7 @@ def has_all_members(make: MakeScene) -> None:
 
 
 def renders_images(make: MakeScene) -> None:
-    """Renders have the shape of the cameras, finite colours and an opacity in [0, 1], and repeat themselves."""
+    """Renders fit the cameras, have finite colours and an opacity in [0, 1], and repeat themselves."""
     scene = make(CAMERAS)
     first, again = (_render(scene) for _ in range(2))
     shape = (len(CAMERAS), CAMERAS.height, CAMERAS.width)

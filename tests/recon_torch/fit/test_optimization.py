@@ -293,17 +293,18 @@ def test_number_of_gaussians_stays_below_the_cap():
 
 
 def test_the_last_places_go_to_the_largest_gradients():
-    strategy = CappedStrategy(grow_grad2d=0.5)
+    strategy = CappedStrategy(grow_grad2d=0.5, refine_start_iter=0, refine_every=1)
     strategy.max_gaussians = 6
     tensors = dict(means=torch.zeros(4, 3), quats=torch.ones(4, 4), scales=torch.full((4, 3), -9.0))
     tensors |= dict(opacities=torch.zeros(4), sh0=torch.arange(12.0).reshape(4, 3))
     params = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
     optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
-    state = strategy.initialize_state() | {
-        "grad2d": torch.tensor([0.6, 0.9, 0.4, 0.8]),
-        "count": torch.ones(4),
-    }
-    assert strategy._grow_gs(params, optimizers, state, 1) == (2, 0)
+    means2d = torch.zeros(1, 4, 2)
+    means2d.grad = torch.zeros(1, 4, 2)
+    means2d.grad[0, :, 0] = torch.tensor([0.6, 0.9, 0.4, 0.8])
+    info = dict(means2d=means2d, radii=torch.ones(1, 4, 2), width=2, height=2, n_cameras=1, gaussian_ids=None)
+    strategy.step_post_backward(params, optimizers, strategy.initialize_state(), 1, info)
+    assert len(params["means"]) == 6
     assert params["sh0"][4:, 0].tolist() == [3.0, 9.0] and strategy.grow_grad2d == 0.5
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from recon_torch.fit.loss import Targets
 from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import floor_gate, inspect, upright
 from recon_torch.raster.gaussians import Gaussians
@@ -83,8 +84,11 @@ def fitted(scene: Gaussians, views: torch.Tensor | None = None, masks: torch.Ten
     image = render(scene, CAMERAS)
     return SimpleNamespace(
         cameras=CAMERAS,
-        targets=SimpleNamespace(
-            views=image.rgb if views is None else views, masks=image.alpha if masks is None else masks
+        targets=Targets(
+            image.rgb if views is None else views,
+            image.alpha if masks is None else masks,
+            torch.device("cpu"),
+            lambda views: [],
         ),
         render=lambda cameras: render(scene, cameras),
         scene=SimpleNamespace(opacity_grid=lambda *cube: opacity_grid(scene, *cube)),

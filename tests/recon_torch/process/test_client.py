@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,19 +181,19 @@ def test_a_radiance_field_is_fitted_judged_and_exported_as_in_this_process(clien
 
 def test_only_small_messages_go_through_the_pipe(client, monkeypatch):
     sizes = []
-    send, receive = Connection._send_bytes, Connection._recv_bytes
+    dumps, loads = ForkingPickler.dumps, ForkingPickler.loads  # by which the pipe writes and reads
 
-    def counted_send(pipe, message):
-        sizes.append(len(message))
-        send(pipe, message)
+    def counted_dumps(message):
+        content = dumps(message)
+        sizes.append(len(content))
+        return content
 
-    def counted_receive(pipe, *limit):
-        message = receive(pipe, *limit)
-        sizes.append(len(message.getbuffer()))
-        return message
+    def counted_loads(content):
+        sizes.append(len(content))
+        return loads(content)
 
-    monkeypatch.setattr(Connection, "_send_bytes", counted_send)
-    monkeypatch.setattr(Connection, "_recv_bytes", counted_receive)
+    monkeypatch.setattr(ForkingPickler, "dumps", counted_dumps)
+    monkeypatch.setattr(ForkingPickler, "loads", counted_loads)
     begin_asset(client)
     client.fit(10)
     renders = client.render()[0]
@@ -230,11 +230,11 @@ def test_a_fit_that_keeps_failing_crosses_as_one_line_and_leaves_the_worker_at_w
 def test_a_full_disk_costs_the_snapshots_and_not_the_fit(client, tmp_path):
     begin_asset(client)
     client.fit(5)
-    client._snapshot_path.unlink()
-    client._snapshot_path.mkdir()  # so that no file can take this name
+    client.snapshot_path.unlink()
+    client.snapshot_path.mkdir()  # so that no file can take this name
     client.fit(60)
     assert client.step == 60 and sum("cannot write" in note for note in client.notes) == 1
-    client._snapshot_path.rmdir()
+    client.snapshot_path.rmdir()
 
     client.export(tmp_path / "asset.ply")
     before = (tmp_path / "asset.ply").read_bytes()
