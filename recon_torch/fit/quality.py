@@ -38,6 +38,7 @@ class Finding(NamedTuple):
 Judged = tuple[dict[str, float], Finding | None]  # what a gate has measured, and what follows from it
 
 
+@runtime_checkable
 class Searchable(Protocol):
     """The part of a `Scene` that gates search for floaters and floors."""
 
@@ -184,7 +185,7 @@ def agreement_gate(
 
 
 def shape_score(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
-    """The share of the pixels of two silhouettes that are at most one pixel away from the other silhouette."""
+    """The share of pixels of two silhouettes that are at most one pixel away from the other one."""
     first, second = ((image.permute(0, 3, 1, 2) >= 0.5).float() for image in (alphas, masks))
     wide = [F.max_pool2d(image, 3, stride=1, padding=1) for image in (first, second)]
     shared = (first * wide[1] + second * wide[0]).sum((1, 2, 3))
@@ -197,7 +198,7 @@ def janus_gate(
 ) -> Judged:
     """Finds a back that looks like the front while the sides do not.
 
-    This is only a hint, as tables and cars are meant so. rgb, alpha: renders at quarter turns, the front first.
+    This is only a hint, as tables and cars are meant so. The renders are at quarter turns, the front first.
     """
     crops = torch.stack([_crop(*view) for view in zip(rgb, alpha, strict=True)]).flatten(1)
     sides_1, back, sides_2 = (crops[1:] @ crops[0]).tolist()
