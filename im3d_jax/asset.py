@@ -312,11 +312,9 @@ def remove_files(directory: Path) -> None:
     """Removes an asset's files, the report first. Whatever else is in the directory stays."""
     for path in reversed(list(files_of(directory))):
         path.unlink()
-        if path.parent != directory and not any(path.parent.iterdir()):
-            path.parent.rmdir()
-    for folder in directory.glob("views_*"):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for name in list(path.relative_to(directory).parents)[:-1]:  # the last one is the directory itself
+            if not any((directory / name).iterdir()):
+                (directory / name).rmdir()
 
 
 def move_into(source: Path, target: Path) -> None:

@@ -1,8 +1,8 @@
-"""jax.Array <-> the worker's shared tensors, by DLPack: nothing is copied that need not be.
+"""jax.Array <-> the tensors shared with the worker, by DLPack, without needless copies.
 
 Torch owns the memory, because CUDA refuses to export what recent JAX allocates. The worker and this process
-write into it, which JAX, whose arrays never change, does not know. So there are two ways to read a tensor: a
-view for what is used up before anybody writes there again, and a copy for what is kept.
+write into it, while JAX takes its arrays to be constant. So there are two ways to read a tensor: a view, for
+what is used up before anybody writes there again, and a copy, for what is kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def as_jax(tensor: Shaped[Tensor, "..."]) -> Shaped[Array, "..."]:
 
 
 def copy_to_jax(tensor: Shaped[Tensor, "..."]) -> Shaped[Array, "..."]:
-    """A JAX array of its own, done when this returns: the tensor may be written to at once.
+    """A JAX array with memory of its own; when this returns, the tensor may be written to.
 
     `from_dlpack(copy=True)` and `device_put` do not serve here: both may alias aligned CPU memory.
     """

@@ -1,11 +1,12 @@
-"""What has been measured: kept on disk from run to run, and laid out as tables in Markdown."""
+"""Results: kept on disk from run to run, and laid out as tables in Markdown."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +14,23 @@ from im3d_jax.evaluate import scores, views
 from im3d_jax.evaluate.scores import Score
 from recon_torch.files import write_json
 
+Part = dict[str, Any]
+"""The result of a part of the evaluation, as its JSON file holds it; "objects" has a row for each object."""
+
 SCORE_COLUMNS = ["PSNR, dB", "foreground PSNR, dB", "silhouette IoU", "LPIPS"]
 
 
-def kept(path: Path, key: str, make: Callable[[], dict]) -> dict:
-    """What `make()` returned in an earlier run with the same `key`, or else returns now, and its seconds."""
+def kept(path: Path, key: str, make: Callable[[], Part]) -> Part:
+    """What `make()` has returned in an earlier run with the same `key`, or returns now; "seconds" is added.
+
+    path: keeps the result. Another key there means that it is of another model or of other objects.
+    """
     if not path.is_file() or json.loads(path.read_text())["key"] != key:
         start = time.monotonic()
         made = make()
         write_json(path, {"key": key, **made, "seconds": round(time.monotonic() - start, 1)})
-    return json.loads(path.read_text())  # also what was just made, so that both runs hold the same numbers
+    # What was just made is read back, too, so that this run and the next hold the same numbers.
+    return json.loads(path.read_text())
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -31,15 +39,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def report(parts: dict[str, dict], about: list[str]) -> str:
-    """The whole of `table.md`. `parts` may lack any part; `about` is a list of remarks."""
+def report(parts: Mapping[str, Part], about: Sequence[str]) -> str:
+    """The content of table.md, of the parts that there are. about: remarks to begin with."""
     sections = [tables(parts[name]) for name, tables in SECTIONS.items() if name in parts]
     if "elevation" in parts or "views" in parts:
         sections.append(elevation_section(parts))
     return "\n".join(["# Evaluation on test objects\n", *(f"- {line}" for line in about), "", *sections])
 
 
-def views_section(part: dict) -> str:
+def views_section(part: Part) -> str:
     rows = part["objects"]
     names = list(rows[0]["scores"])
     overall = [[name, *_format(scores.mean([row["scores"][name] for row in rows]))] for name in names]
@@ -54,7 +62,7 @@ def views_section(part: dict) -> str:
     )
 
 
-def _category_table(rows: list[dict]) -> str:
+def _category_table(rows: list[Part]) -> str:
     lines = []
     for category in sorted({row["category"] for row in rows}):
         members = [row["scores"] for row in rows if row["category"] == category]
@@ -67,7 +75,7 @@ def _category_table(rows: list[dict]) -> str:
     return table(["category", "objects", *SCORE_COLUMNS, "PSNR, first view", "PSNR, training mean"], lines)
 
 
-def assets_section(part: dict) -> str:
+def assets_section(part: Part) -> str:
     rows, lines = part["objects"], []
     for name in rows[0]["fits"]:
         for number in range(len(rows[0]["fits"][name]["rounds"])):
@@ -82,7 +90,7 @@ def assets_section(part: dict) -> str:
     )
 
 
-def prompts_section(part: dict) -> str:
+def prompts_section(part: Part) -> str:
     rows = part["objects"]
     generated, true = (np.mean([row[f"{kind}neighbour_lpips"] for row in rows]) for kind in ("", "true_"))
     return "\n".join(
@@ -97,7 +105,7 @@ def prompts_section(part: dict) -> str:
     )
 
 
-def elevation_section(parts: dict[str, dict]) -> str:
+def elevation_section(parts: Mapping[str, Part]) -> str:
     lines = []
     for name, what in (("elevation", "true views"), ("views", "generated views")):
         if name in parts:

@@ -23,7 +23,7 @@ FirstViews = tuple[Float[np.ndarray, "B H W 3"], Float[np.ndarray, "B H W 1"]]
 
 
 class Score(NamedTuple):
-    """Means over the views. PSNRs are in dB and at most 99; in the foreground pixels count by their coverage."""
+    """Means over the views. PSNRs are in dB and at most 99; the foreground's is weighted by coverage."""
 
     psnr: float
     psnr_foreground: float
@@ -55,7 +55,7 @@ class Judge:
 
 @torch.no_grad()
 def change_between_neighbours(rgb: Float[np.ndarray, "K H W 3"], perceptual: PerceptualDistance) -> float:
-    """The mean LPIPS between each view and the next one around the orbit, which is high where views flicker."""
+    """The mean LPIPS between each view and the next around the orbit: high where views flicker."""
     features = perceptual.features(torch.from_numpy(np.array(rgb, np.float32)))
     turned = [feature.roll(-1, 0) for feature in features]
     return float(

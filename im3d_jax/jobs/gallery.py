@@ -1,7 +1,7 @@
-"""What a batch has made, in numbers (summary.json) and to look at (gallery.html), of all shards.
+"""What all shards of a batch have made, in numbers (summary.json) and to look at (gallery.html).
 
-The pages are static and work from a disk: relative links, no scripts, and nothing of the user's that is not
-escaped. The verdicts are filtered by radio buttons and CSS.
+
+wrote is escaped. Radio buttons and CSS filter them by verdict.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ ASSETS_PER_PAGE = 200
 KINDS = (*Verdict, FAILED)
 
 
-class Asset(NamedTuple):
-    """A directory of the batch: its number, `KINDS` member, and report.json or error.json."""
+class Entry(NamedTuple):
+    """What one directory of the batch holds.
+
+    Attributes:
+        name: of the directory, a number.
+        kind: the verdict on the asset, or `FAILED`.
+        told: the content of its report.json or error.json.
+    """
 
     name: str
     kind: str
@@ -34,26 +40,26 @@ class Asset(NamedTuple):
 
     @property
     def reasons(self) -> list[str]:
-        """What speaks against it."""
+        """What speaks against the asset."""
         if self.kind == FAILED:
             return [self.told["error"]]
         return [*self.told["quality"]["reasons"], *self.told["quality"]["hints"]]
 
     @property
     def psnr(self) -> float:
-        """To the views of the last round, in dB. Of whole assets only, as are the seconds."""
+        """In dB, of the renders to the views of the last round. Only whole assets have it."""
         return float(self.told["rounds"][-1]["psnr"])
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By stage, and in total."""
+        """By stage, and in total. Only whole assets have them."""
         return {stage: float(seconds) for stage, seconds in self.told["seconds"].items()}
 
 
 def write(out: Path) -> str:
-    """Writes summary.json and gallery.html, gallery_2.html, ... Returns where to look.
+    """Writes summary.json and gallery.html, gallery_2.html, ... of a batch, and says where they are.
 
-    Raises UserError if `out` is no batch.
+    Raises UserError if `out` is not the directory of a batch.
     """
     assets = collect(out)
     write_json(out / SUMMARY, summary(assets))
@@ -71,7 +77,7 @@ def page_name(number: int) -> str:
     return f"gallery_{number + 1}.html" if number else "gallery.html"
 
 
-def collect(out: Path) -> list[Asset]:
+def collect(out: Path) -> list[Entry]:
     """The assets that are whole or have failed, in the order of their numbers."""
     if not (out / ASSETS).is_dir():
         raise UserError(f"no batch in {out}; give a directory that `im3d batch --out` wrote")
@@ -80,12 +86,12 @@ def collect(out: Path) -> list[Asset]:
     return [asset for asset in found if asset]
 
 
-def read(directory: Path) -> Asset | None:
-    """None for what has neither a whole report nor a reason for its failure."""
+def read(directory: Path) -> Entry | None:
+    """The entry of a directory; None if it has neither a whole report nor a reason for a failure."""
     for name in (REPORT, ERROR):
         try:
             told = json.loads((directory / name).read_text())
-            asset = Asset(directory.name, FAILED if name == ERROR else told["quality"]["verdict"], told)
+            asset = Entry(directory.name, FAILED if name == ERROR else told["quality"]["verdict"], told)
             _ = asset.reasons, asset.kind == FAILED or (asset.psnr, asset.seconds["total"])
             if asset.kind in KINDS:
                 return asset
@@ -94,8 +100,8 @@ def read(directory: Path) -> Asset | None:
     return None
 
 
-def summary(assets: list[Asset]) -> dict[str, Any]:
-    """What summary.json says. Means are over whole assets; an hour is one of a single lane, loading aside."""
+def summary(assets: list[Entry]) -> dict[str, Any]:
+    """The content of summary.json. Means are over whole assets; assets_per_hour counts one lane."""
     made = [asset for asset in assets if asset.kind != FAILED]
     stages = sorted({stage for asset in made for stage in asset.seconds})
     seconds = {stage: fmean(asset.seconds.get(stage, 0.0) for asset in made) for stage in stages}
@@ -125,8 +131,13 @@ article p { margin: 4px 0 } small { color: #666 } label { margin-right: 1em; cur
 FILTERS = "".join(f"#show-{kind}:checked ~ main article:not(.{kind}) {{ display: none }}\n" for kind in KINDS)
 
 
-def render(page: list[Asset], name: str, names: list[str], assets: list[Asset]) -> str:
-    """One page. names: of all pages. assets: of all pages, which the counts above are of."""
+def render(page: list[Entry], name: str, names: list[str], assets: list[Entry]) -> str:
+    """The HTML of one page.
+
+    Args:
+        page: the entries of this page. name: its file.
+        names: the files of all pages. assets: the entries of all pages, which are counted above.
+    """
     counts = Counter(asset.kind for asset in assets)
     radios = "".join(
         f'<input type="radio" name="show" id="show-{kind}"{" checked" * (kind == "all")}>'
@@ -151,8 +162,8 @@ def render(page: list[Asset], name: str, names: list[str], assets: list[Asset]) 
 """
 
 
-def card(asset: Asset) -> str:
-    """An asset's front, which links to its turntable, and what is to be said of it."""
+def card(asset: Entry) -> str:
+    """The HTML of one asset: its front view, which links to its turntable, its prompt and its verdict."""
     place = f"{ASSETS}/{asset.name}"
     if asset.kind == FAILED:
         picture, numbers, links = "", "", f'<a href="{place}/{ERROR}">error</a>'

@@ -1,8 +1,8 @@
-"""Files of prompts, for `im3d batch`: .txt, .json or .jsonl.
+"""Files of prompts for `im3d batch`: .txt, .json or .jsonl.
 
     a red mushroom with a beige stem                               .txt: a prompt on each line
-    {"prompt": "a blue car", "image": "car.png", "seed": 3}        .jsonl: an object or string on each line
-    ["a green duck", {"image": "duck.png", "elevation_deg": 20}]   .json: a list of such
+    {"prompt": "a blue car", "image": "car.png", "seed": 3}        .jsonl: an object or a string on each line
+    ["a green duck", {"image": "duck.png", "elevation_deg": 20}]   .json: a list of them
 
 An image's path is relative to the file. Blank lines are skipped.
 """
@@ -19,11 +19,15 @@ from typing import Any, NamedTuple
 from recon_torch.errors import UserError
 
 MAX_SEED = 2**31 - 1
+
 BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
 class Entry(NamedTuple):
-    """One line. Either the prompt or the image (a path) may be empty, not both; None: nothing is said."""
+    """One prompt of a file. Either the prompt or the image (a path) may be empty, but not both.
+
+    seed and elevation_deg are None where the file does not give them.
+    """
 
     prompt: str = ""
     image: str = ""
@@ -56,7 +60,7 @@ def _text(path: Path) -> str:
 
 
 def _prompts(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(), which also splits at characters that a prompt may hold.
+    # splitlines() would also split at characters that a prompt may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line.strip()
@@ -71,7 +75,7 @@ def _items(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     items = _parsed(text, path, 1)
     if not isinstance(items, list):
         raise _wrong(path, 1, "is no list; write [...] around the prompts, or name the file .jsonl")
-    # A second time and one by one, as only this says where each begins.
+    # The items are parsed a second time, one by one, because only this tells on which line each begins.
     position, line, decoder = text.index("[") + 1, 1 + text[: text.index("[")].count("\n"), json.JSONDecoder()
     for item in items:
         start = BETWEEN_ITEMS.match(text, position).end()
@@ -91,7 +95,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 
 
 def _entry(value: Any, path: Path, line: int) -> Entry:
-    """A string or an object as an entry, with the image's path from here."""
+    """The entry of a string or an object; its image's path is made relative to the working directory."""
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
@@ -109,7 +113,7 @@ def _entry(value: Any, path: Path, line: int) -> Entry:
 
 
 def _problem(entry: Entry) -> str:
-    """What is wrong with an entry; "" if nothing is."""
+    """Says what is wrong with an entry; "" if nothing is."""
     for name in ("prompt", "image"):
         if not isinstance(getattr(entry, name), str):
             return f"{name!r} is no string"
