@@ -233,6 +233,8 @@ def draw_pictures(
     from im3d_jax.conditions import text_to_image  # needs the extra "hosted"
 
     how, asked = settings.text_to_image, [request for request in requests if not request.image]
+    if not asked:
+        return list(requests)
     with show("images", how.num_steps * len(asked)) as bar:
         drawn = text_to_image.draw(
             how.pipeline,

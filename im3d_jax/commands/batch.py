@@ -83,8 +83,7 @@ def check(flags: Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(flags, name)}, needs at least {least}")
 
 
-# The rest is imported after the flags are parsed, so that a mistake in them, or --help, does not wait for JAX
-# and torch.
+# The rest is imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
 
 
 def summarize(out: Path) -> int:

@@ -67,8 +67,7 @@ def parse_parts(text: str) -> list[Part]:
 
 def run(config: ConfigDict, flags: Namespace, parts: list[Part]) -> None:
     """Loads the model, measures the parts and prints their tables."""
-    # Imported after the flags are parsed, so that a mistake in them, or --help, does not wait for JAX and
-    # torch.
+    # Imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
     from im3d_jax import pipeline
     from im3d_jax.evaluate.suite import Suite, evaluate
 

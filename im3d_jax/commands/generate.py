@@ -85,8 +85,7 @@ def check(flags: Namespace) -> None:
 
 def generate(config: ConfigDict, flags: Namespace) -> None:
     """Makes the assets one after the other with one generator and one worker, and prints a line for each."""
-    # Imported after the flags are parsed, so that a mistake in them, or --help, does not wait for JAX and
-    # torch.
+    # Imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
     from im3d_jax import pipeline
     from im3d_jax.asset import Request, read_picture
     from recon_torch.files import make_directory

@@ -1,7 +1,7 @@
 """What all shards of a batch have made, in numbers (summary.json) and to look at (gallery.html).
 
-
-wrote is escaped. Radio buttons and CSS filter them by verdict.
+The pages are static and can be opened from a disk: their links are relative, they have no scripts, and all
+that users wrote is escaped. Radio buttons and CSS filter them by verdict.
 """
 
 from __future__ import annotations

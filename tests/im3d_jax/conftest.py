@@ -1,4 +1,4 @@
-"""Tiny random models in the layout of public checkpoints, weights drawn at once, a fit without worker."""
+"""What tests share: tiny random models in public layouts, small configs, and a fit without a worker."""
 
 import json
 import math
@@ -169,7 +169,7 @@ def diffusers_svd():
 
 @pytest.fixture(scope="module")
 def quick_init():
-    """Random weights drawn by NumPy: to compile JAX's generators, for each parameter anew, takes seconds."""
+    """Random weights drawn by NumPy, because compiling JAX's generators for each parameter takes seconds."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -248,7 +248,7 @@ def local_client(quick_init):
 
 @pytest.fixture(scope="session")
 def shrunk():
-    """A shipped training config with 8 px views, a tiny network without attention, no warm-up or decay."""
+    """A shipped training config with views of 8 px, a tiny network, no warm-up and no decay."""
 
     def make(name="tiny_turntable.py", **settings):
         config = config_flags.load(ROOT / "configs" / name)
@@ -277,7 +277,7 @@ def shrunk():
 
 @pytest.fixture(scope="session")
 def random_params(shrunk):
-    """Parameters of `shrunk`, by path; random also where they start at zero, so that every gradient flows."""
+    """Parameters of `shrunk` by path, random also where they start at zero, so that every gradient flows."""
     model = backbones.build("emu_video", shrunk().backbone.kwargs.to_dict())
     rng = np.random.default_rng(0)
     shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
@@ -290,7 +290,7 @@ def random_params(shrunk):
 
 @pytest.fixture(scope="session")
 def random_weights(random_params, tmp_path_factory):
-    """A file of them."""
+    """A file of `random_params`."""
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     checkpoint.save_weights(path, traverse_util.unflatten_dict(random_params, sep="/"), {})
     return str(path)
@@ -298,7 +298,7 @@ def random_weights(random_params, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def write_shrunk():
-    """Writes the shipped config, shrunk and with changes (indented lines), and says where its weights go."""
+    """Writes a small copy of the shipped config with changes (indented lines) and names its weights."""
 
     def write(directory: Path, changes: str) -> tuple[Path, Path]:
         path, weights = directory / "shrunk.py", directory / "w.safetensors"
@@ -311,7 +311,7 @@ def write_shrunk():
 
 @pytest.fixture(scope="session")
 def write_runnable(write_shrunk):
-    """Writes such a config together with a file of random weights for its network."""
+    """Writes a small copy of the shipped config together with random weights for its network."""
 
     def write(directory: Path, changes: str = "") -> Path:
         path, weights = write_shrunk(directory, changes)

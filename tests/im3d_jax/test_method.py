@@ -1,4 +1,4 @@
-"""Prompt or image to files, with random weights and the fit in this process; and what is refused."""
+"""From a prompt or a picture to files, with random weights and a fit in this process, and what is refused."""
 
 import json
 from importlib.metadata import version

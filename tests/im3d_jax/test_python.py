@@ -26,7 +26,8 @@ from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
 def main():
-    with ReconClient(orbit(1, size=32), FitSettings(num_gaussians=50, lpips_net="squeeze"), device="cpu") as client:
+    settings = FitSettings(num_gaussians=50, lpips_net="squeeze")
+    with ReconClient(orbit(1, size=32), settings, device="cpu") as client:
         print("rendered", client.render()[0].shape)
 """
 

@@ -1,4 +1,4 @@
-"""Batches: the same assets as `im3d generate` makes, whatever fails, stops, or runs beside them."""
+"""Batches make the same assets as `im3d generate`, whatever fails, stops, or runs beside them."""
 
 import json
 import os

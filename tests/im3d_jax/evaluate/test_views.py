@@ -15,7 +15,7 @@ CAPTIONS = [f"object {i}" for i in range(OBJECTS)]
 
 
 class Oracle(Generator):
-    """A generator that loads nothing. It knows the turntable that belongs to a first view and caption; draws black without the caption."""
+    """A generator that knows the turntable of a first view and caption, and draws black without a caption."""
 
     codec = Patches(patch=4)
     video, image = VideoSettings(num_steps=1), TextToImageSettings(num_steps=1)
