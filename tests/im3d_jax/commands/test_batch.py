@@ -13,7 +13,7 @@ from PIL import Image
 from im3d_jax import asset, config_flags, main, pipeline
 from im3d_jax.asset import Asset
 from im3d_jax.conditions import text_to_image
-from im3d_jax.jobs import outcomes, shards
+from im3d_jax.jobs import outcomes
 from recon_torch.errors import UserError
 from recon_torch.process.client import WorkerDied, WorkerFailed
 from recon_torch.views.cameras import orbit
@@ -330,38 +330,6 @@ def test_ctrl_c_ends_lanes_within_their_assets(command, quick, tmp_path):
 
 
 # ---- Shards ----
-
-ARRAY = {
-    f"SLURM_ARRAY_TASK_{name}": value
-    for name, value in dict(ID="6", MIN="4", MAX="8", COUNT="3", STEP="2").items()
-}
-SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
-
-
-@pytest.mark.parametrize(
-    "flag, environment, shard",
-    [
-        ("", {}, (0, 1)),
-        ("2/5", ARRAY, (2, 5)),
-        ("", ARRAY, (1, 3)),
-        ("", SRUN, (3, 4)),
-        ("", ARRAY | SRUN, (7, 12)),
-        ("", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a script outside srun is alone
-    ],
-)
-def test_shards_by_flag_and_by_slurm(flag, environment, shard):
-    assert shards.read_shard(flag, environment) == shard
-
-
-@pytest.mark.parametrize("flag", ["1", "3/3", "a/3", "-1/3", "1/2/3", "0/0"])
-def test_shards_that_cannot_be(flag):
-    with pytest.raises(UserError, match="--shard is"):
-        shards.read_shard(flag, {})
-
-
-def test_an_uneven_job_array_is_refused():
-    with pytest.raises(UserError, match="not evenly spaced"):
-        shards.read_shard("", ARRAY | {"SLURM_ARRAY_TASK_MAX": "10"})
 
 
 def test_shards_are_disjoint_and_together_all(command, quick, tmp_path):
