@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -18,6 +19,9 @@ from recon_torch.errors import UserError, first_line
 from recon_torch.files import replacing
 
 END_BYTES = 2**20  # of a file's start, which has the names and shapes of a safetensors file, and of its end
+
+
+Renew = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class Checkpoints:
@@ -112,11 +116,12 @@ def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
         save_file(arrays, temporary, metadata={"im3d": json.dumps(metadata)})
 
 
-def load_weights(path: str | Path, like) -> tuple[dict, dict]:
+def load_weights(path: str | Path, like, renew: Renew | None = None) -> tuple[dict, dict]:
     """(parameters in float32 on the host, metadata) of a file of `save_weights`.
 
     Args:
         like: tree of arrays or ShapeDtypeStructs, such as `jax.eval_shape(model.init, key)`.
+        renew: gives the tensors of an older file their present names and shapes.
 
     Raises UserError that names a missing, extra or wrongly shaped tensor, or says that the file is damaged.
     """
@@ -129,6 +134,8 @@ def load_weights(path: str | Path, like) -> tuple[dict, dict]:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"weights {path} are damaged ({error}); fetch or train them again") from None
+    if renew:
+        flat = renew(flat)
     expected = traverse_util.flatten_dict(like, sep="/")
     _check(path, flat, expected)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}

@@ -18,7 +18,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from im3d_jax import autoencoders, backbones, checkpoint
+from im3d_jax import autoencoders, backbones
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.backbones import Backbone
 from im3d_jax.conditions import conditioning
@@ -342,7 +342,7 @@ def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place:
     if named in ("", "random"):
         return backbones.init(model, jax.random.key(config.seed))
     path = Path(named) if Path(named).is_file() else ROOT / named
-    params, metadata = checkpoint.load_weights(path, shapes)
+    params, metadata = backbones.load_weights(model, path)
     # Another vocabulary of the same size has parameters of the same shapes, and means other words by them.
     if metadata.get("words", []) != list(text.words):
         raise UserError(f"weights {path} were trained on other words than config.text's; train again")

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from im3d_jax import checkpoint
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.registry import Registry
 from im3d_jax.sharding import PartitionRules
@@ -99,6 +100,14 @@ class PublicBackbone(Backbone, Protocol):
         """The tensors of the public checkpoint's layout by name, without those that it has no place for."""
 
 
+@runtime_checkable
+class RenamedBackbone(Backbone, Protocol):
+    """A backbone that also reads weights files in which its parameters have older names."""
+
+    def renew(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors of a weights file, old or new, by today's names and in today's shapes."""
+
+
 REGISTRY = Registry(
     key="config.backbone.name",
     attribute="Model",
@@ -127,3 +136,13 @@ def small_kwargs(name: str) -> dict[str, Any]:
 def init(model: Backbone, key: PRNGKeyArray) -> Params:
     """The initial parameters of a model, drawn by one compiled program."""
     return model.init(key)
+
+
+def load_weights(model: Backbone, path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """(parameters in float32 on the host, metadata) of a weights file of this model.
+
+    Raises UserError that names a missing, extra or wrongly shaped tensor, or says that the file is damaged.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    renew = model.renew if isinstance(model, RenamedBackbone) else None
+    return checkpoint.load_weights(path, shapes, renew)

@@ -6,31 +6,56 @@ start as the identity, so at initialisation a video is K separate images; and fo
 skipped, so that the same parameters without time are the text-to-image model. The conditioning image enters
 as frame 0's latent, with zeros elsewhere and a mask, on extra input channels whose weights start at zero.
 
-The network is `emu_video_network`; the tiny model and the paper's size are this code with other arguments.
-Every temporal parameter's path contains "temporal", which is what `TEMPORAL` matches and fine-tuning trains.
-`emu_video_checkpoints` reads and writes Stable Diffusion's weights.
+The tiny model and the paper's size are this code with other arguments. The path of every temporal parameter
+contains "temporal", which is what `TEMPORAL` matches and fine-tuning trains. Spatial parameters have the
+names of diffusers' UNet2DConditionModel; `emu_video_checkpoints` reads and writes its weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import arguments, emu_video_checkpoints
-from im3d_jax.backbones.emu_video_network import UNet
-from im3d_jax.backbones.layers import PARTITION_RULES
+from im3d_jax.backbones import Params, emu_video_checkpoints
+from im3d_jax.backbones.attention import (
+    Attention,
+    FeedForward,
+    TransformerBlock,
+    columns,
+    frame_tokens,
+    from_columns,
+)
+from im3d_jax.backbones.layers import (
+    ZEROS,
+    Embedding,
+    FrameEmbeddings,
+    Frames,
+    ResBlock,
+    TemporalConv,
+    append_image,
+    group_norm,
+    input_conv,
+    layer_norm,
+    remat,
+    sinusoids,
+)
+from im3d_jax.backbones.unet import UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
-from recon_torch.errors import UserError
+from im3d_jax.conditions.words import WordEncoder
 
 TEMPORAL = "temporal"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
+
+GROUPS = 32
+"""Groups of channels that are normalised together, as in Stable Diffusion."""
 
 SMALL = dict(
     latent_shape=(8, 8, 4),
@@ -44,22 +69,31 @@ SMALL = dict(
 """Arguments of a model that checks and benchmarks can run anywhere."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """A denoiser under the backbone contract.
+class Span(enum.StrEnum):
+    """What a place of a frame attends to across frames."""
+
+    PIXEL = "pixel"
+    """The same place in every frame (Emu Video)."""
+    FIRST = "first"
+    """All places of frame 0."""
+    VIDEO = "video"
+    """All places of every frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(UNetModel):
+    """A denoiser under the backbone contract; see `UNetModel` for the arguments that are not listed.
 
     Args:
-        latent_shape: (h, w, c) of one frame's latent.
         model_channels, channel_mult, num_res_blocks: width of the UNet's levels, and their residual blocks.
         attention_levels: levels with attention; level l has latents of side h / 2^l. The middle of the UNet
             has it as well, as in latent diffusion, on which Emu builds.
         head_dim, num_transformer_layers, ff_mult: size of the heads, and depth and feed-forward width of
             every attention block.
-        num_heads: if set, of every level, whatever the size that they then have, as in Stable Diffusion 1.
-        temporal_span: level -> what temporal attention sees: "pixel", the same place in every frame (Emu
-            Video); "first", all of frame 0; "video", all of every frame. Paper: "pixel". The tiny model uses
-            the others, because with few layers content has no other way to move across the image from one
-            view to the next.
+        num_heads: if set, the number of heads in every level, of whatever size, as in Stable Diffusion 1.
+        temporal_span: the `Span` of each level's temporal attention. Paper: "pixel". The tiny model uses the
+            others, because with few layers content has no other way to move across the image from one view to
+            the next.
         closed_orbit: temporal convolutions wrap around. Unspecified in the paper; a turntable's last view is
             next to its first.
         clean_first_view: view 0 comes in without noise where the image is given. Paper: noised as the others.
@@ -72,12 +106,8 @@ class Model:
             number.
         vocabulary: if set, text is word indices below it and the model carries its own `WordEncoder` of
             `text_dims[0]`.
+        max_words: tokens of the empty prompt.
         prediction_type: of the trained network, see `diffusion`.
-        dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
-        remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
-            `jax.checkpoint_policies` that says what is kept inside the blocks, where most memory goes.
-        query_chunk: how many places of each frame attend to the others at a time, a divisor of their number;
-            0 for all. At 64x64 places the weights of all at once take 64 MB for each frame and head.
     """
 
     latent_shape: Sequence[int] = (64, 64, 8)
@@ -89,7 +119,7 @@ class Model:
     num_heads: int = 0
     num_transformer_layers: int = 2
     ff_mult: int = 4
-    temporal_span: Sequence[str] = ("pixel", "pixel", "pixel", "pixel")
+    temporal_span: Sequence[str] = (Span.PIXEL,) * 4
     closed_orbit: bool = False
     clean_first_view: bool = False
     image_in_every_view: bool = False
@@ -98,54 +128,26 @@ class Model:
     vocabulary: int = 0
     max_words: int = 16
     prediction_type: str = "v"
-    dtype: Any = "float32"
-    remat: str = ""
-    query_chunk: int = 0
-    net: nn.Module = field(init=False, repr=False, compare=False)
 
-    num_views = None
-    temporal_pattern = TEMPORAL
-    partition_rules = PARTITION_RULES
-    traceable = True
+    choices: ClassVar = {"temporal_span": Span}
+    temporal_pattern: ClassVar[str] = TEMPORAL
 
-    def __post_init__(self):
-        arguments.freeze(self)
-        for problem in self._problems():
-            raise UserError(f"emu_video: {problem}")
-        object.__setattr__(self, "net", UNet(self))
-
-    def _problems(self) -> Iterator[str]:
-        """What arguments are wrong, and why."""
-        yield from arguments.problems(self.latent_shape, len(self.channel_mult), self.remat, self.query_chunk)
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.copy_gate and self.prediction_type != "x0":
             yield f"copy_gate blends clean views; it cannot predict {self.prediction_type!r}"
 
-    def init(self, key) -> dict:
-        """Parameters, with every temporal layer at the identity."""
-        noisy = jnp.zeros((1, 2, *self.latent_shape))
-        return self.net.init(key, noisy, jnp.zeros(1), self.empty_conditioning(1))["params"]
+    @property
+    def num_levels(self) -> int:
+        return len(self.channel_mult)
 
-    def apply(
-        self,
-        params,
-        noisy: Float[Array, "B K h w c"],
-        timestep: Float[Array, " B"],
-        conditioning: Conditioning,
-    ) -> Float[Array, "B K h w c"]:
-        """The network's prediction, float32, of type `prediction_type`."""
-        return self.net.apply({"params": params}, noisy, timestep, conditioning)
+    @property
+    def net(self) -> UNet:
+        return UNet(self)
 
     def num_heads_of(self, channels: int) -> int:
         """Attention heads of a level that is `channels` wide."""
         return self.num_heads or max(1, channels // self.head_dim)
-
-    def from_pretrained(self, path: str | Path, params) -> dict:
-        """`params` with the spatial layers of a Stable Diffusion; see `emu_video_checkpoints`."""
-        return emu_video_checkpoints.from_pretrained(self, path, params)
-
-    def to_pretrained(self, params) -> dict[str, np.ndarray]:
-        """The spatial layers in the layout of a Stable Diffusion; see `emu_video_checkpoints`."""
-        return emu_video_checkpoints.to_pretrained(self, params)
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image and the empty prompt."""
@@ -155,3 +157,237 @@ class Model:
             text = tuple(jnp.zeros((batch, self.max_words, dim)) for dim in self.text_dims)
         mask = tuple(jnp.zeros((batch, self.max_words)).at[:, 0].set(1) for _ in text)
         return Conditioning(jnp.zeros((batch, *self.latent_shape)), jnp.zeros(batch), text, mask)
+
+    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+        """`params` with the spatial layers of a Stable Diffusion; see `emu_video_checkpoints`."""
+        heads = [self.num_heads_of(mult * self.model_channels) for mult in self.channel_mult]
+        channels, convolves = self.latent_shape[-1], bool(self.num_heads)
+        return emu_video_checkpoints.from_pretrained(path, params, channels, heads, convolves)
+
+    def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
+        """The spatial layers in the layout of a Stable Diffusion; see `emu_video_checkpoints`."""
+        return emu_video_checkpoints.to_pretrained(params, self.latent_shape[-1], bool(self.num_heads))
+
+    def renew(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors of a weights file, also of one from before the layers had diffusers' names."""
+        return emu_video_checkpoints.renew(tensors, self.num_levels)
+
+
+# ---- The network ----
+
+
+class UNet(nn.Module):
+    """The whole network; `spec` is the `Model` whose sizes it has."""
+
+    spec: Model
+
+    @nn.compact
+    def __call__(
+        self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning
+    ) -> Float[Array, "B K h w c"]:
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        width, parts, num_frames = spec.model_channels, EmuParts(self.spec), noisy.shape[1]
+        text = self._text(conditioning)
+        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))
+        emb = FrameEmbedding(name="temporal_embedding")(emb, num_frames)
+
+        x = with_image(noisy, conditioning, spec).astype(dtype)
+        x = parts.after_conv(input_conv(x, width, noisy.shape[-1], dtype), "conv_in")
+        x = down_and_up(parts, x, emb, text)
+        features = nn.silu(group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
+        x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=ZEROS, dtype=dtype, name="conv_out")(features)
+        x = parts.after_conv(x, "conv_out")
+        if spec.copy_gate and num_frames > 1:
+            x = CopyGate(dtype, name="temporal_copy_gate")(features, x, conditioning)
+        return x.astype(jnp.float32)
+
+    def _text(self, conditioning: Conditioning) -> Text:
+        if not self.spec.vocabulary:
+            return list(zip(conditioning.text, conditioning.text_mask, strict=True))
+        encoder = WordEncoder(self.spec.vocabulary, self.spec.text_dims[0], name="text_encoder")
+        (words,), (mask,) = conditioning.text, conditioning.text_mask
+        return [(encoder(words, mask), mask)]
+
+
+Text = list[tuple[Float[Array, "B L d"], Float[Array, "B L"]]]
+"""(tokens, mask) of each text encoder."""
+
+
+@dataclass(frozen=True)
+class EmuParts:
+    """The `unet.Parts` of this network: with several frames, temporal layers follow the spatial ones."""
+
+    spec: Model
+
+    @property
+    def num_blocks(self) -> Sequence[int]:
+        return self.spec.num_res_blocks
+
+    @property
+    def attention_levels(self) -> Sequence[int]:
+        return self.spec.attention_levels
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.spec.dtype)
+
+    def after_conv(self, x: Frames, name: str) -> Frames:
+        """The temporal convolution that follows the spatial one of this name."""
+        if x.shape[1] == 1:
+            return x
+        conv = TemporalConv(self.dtype, _identity_in_time, self.spec.closed_orbit, name=f"{name}_temporal")
+        return conv(x)
+
+    def residual(
+        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    ) -> Float[Array, "B K h w out"]:
+        channels, block = self.spec.channel_mult[level] * self.spec.model_channels, self._remat(ResBlock)
+        return block(channels, GROUPS, 1e-5, self.dtype, self.after_conv, name=f"resnets_{index}")(x, emb)
+
+    def attention(self, x: Frames, context: Text, level: int, index: int) -> Frames:
+        spec = self.spec
+        x = self._remat(SpatialTransformer)(spec, name=f"attentions_{index}")(x, context)
+        if x.shape[1] == 1:
+            return x
+        name = f"temporal_attentions_{index}"
+        return self._remat(TemporalTransformer)(spec, spec.temporal_span[level], name=name)(x)
+
+    def _remat(self, module: type[nn.Module]) -> type[nn.Module]:
+        return remat(module, self.spec.remat)
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention within each frame and cross-attention to the text."""
+
+    spec: Model
+
+    @nn.compact
+    def __call__(self, x: Frames, text: Text) -> Frames:
+        spec, c, dtype = self.spec, x.shape[-1], jnp.dtype(self.spec.dtype)
+        sizes = dict(**_heads(spec, c), query_chunk=spec.query_chunk, ff_mult=spec.ff_mult)
+        tokens = frame_tokens(group_norm(x, GROUPS, 1e-6, "norm"))
+        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(tokens)
+        for layer in range(spec.num_transformer_layers):
+            words, mask = text[layer % len(text)]
+            block = TransformerBlock(**sizes, name=f"transformer_blocks_{layer}")
+            tokens = block(tokens, words.astype(dtype), mask)
+        return x + nn.Dense(c, dtype=dtype, name="proj_out")(tokens).reshape(x.shape)
+
+
+# ---- Temporal layers: the identity at initialisation, skipped for a single frame ----
+
+
+class FrameEmbedding(nn.Module):
+    """Adds a frame's azimuth to the noise level's embedding; zero at initialisation.
+
+    Paper: no camera input. Here: none either, since the azimuth follows from the frame's number.
+    """
+
+    @nn.compact
+    def __call__(self, emb: Float[Array, "B d"], num_frames: int) -> Float[Array, "B {num_frames} d"]:
+        emb = jnp.broadcast_to(emb[:, None], (emb.shape[0], num_frames, emb.shape[-1]))
+        if num_frames == 1:
+            return emb
+        project = nn.Dense(emb.shape[-1], use_bias=False, kernel_init=ZEROS, dtype=emb.dtype)
+        return emb + project(frame_azimuths(num_frames).astype(emb.dtype))[None]
+
+
+class CopyGate(nn.Module):
+    """Blends the image that is given into every view; almost closed at initialisation."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, features: Frames, drawn: Float[Array, "B K h w d"], conditioning: Conditioning
+    ) -> Float[Array, "B K h w d"]:
+        init = {"kernel_init": ZEROS, "bias_init": nn.initializers.constant(-3.0)}
+        gate = nn.sigmoid(nn.Conv(drawn.shape[-1], (3, 3), dtype=self.dtype, name="conv", **init)(features))
+        gate *= conditioning.image_mask[:, None, None, None, None].astype(self.dtype)
+        return gate * conditioning.image[:, None].astype(self.dtype) + (1 - gate) * drawn
+
+
+class TemporalTransformer(nn.Module):
+    """Attention across frames, to the places in them that `span` says."""
+
+    spec: Model
+    span: Span
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        spec, (h, w, c), dtype = self.spec, x.shape[2:], jnp.dtype(self.spec.dtype)
+        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(group_norm(x, GROUPS, 1e-6, "norm"))
+        azimuths = frame_azimuths(x.shape[1]).astype(dtype)
+        tokens += nn.Dense(c, dtype=dtype, name="azimuth")(azimuths)[None, :, None, None]
+        if self.span != Span.PIXEL:
+            tokens += self.param("place", _places, (h, w, c)).astype(dtype)[None, None]
+        for layer in range(spec.num_transformer_layers):
+            tokens = TemporalBlock(spec, self.span, name=f"transformer_blocks_{layer}")(tokens)
+        return x + nn.Dense(c, kernel_init=ZEROS, dtype=dtype, name="proj_out")(tokens)
+
+
+class TemporalBlock(nn.Module):
+    """Attention across frames and a feed-forward layer, each around a residual."""
+
+    spec: Model
+    span: Span
+
+    @nn.compact
+    def __call__(self, tokens: Frames) -> Frames:
+        heads, shape = _heads(self.spec, tokens.shape[-1]), tokens.shape
+        y = layer_norm(tokens, "norm1")
+        if self.span == Span.PIXEL:
+            y = columns(y)
+            tokens += from_columns(Attention(**heads, name="attn1")(y, y), shape)
+        else:
+            everything = y.reshape(len(y), -1, shape[-1])
+            context = everything[:, : shape[2] * shape[3]] if self.span == Span.FIRST else everything
+            # Across places, a token first looks at its likes: queries and keys are the tokens themselves.
+            attention = Attention(**heads, qk_init=_identity, name="attn1")
+            tokens += attention(everything, context).reshape(shape)
+        y = layer_norm(tokens, "norm2")
+        return tokens + FeedForward(jnp.dtype(self.spec.dtype), self.spec.ff_mult, name="ff")(y)
+
+
+def _heads(spec: Model, channels: int) -> dict[str, Any]:
+    """Arguments of attention in a layer that is `channels` wide."""
+    heads = spec.num_heads_of(channels)
+    return dict(num_heads=heads, head_dim=channels // heads, dtype=spec.dtype)
+
+
+def _identity(key, shape, dtype=jnp.float32) -> Float[Array, "c d"]:
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def _identity_in_time(key, shape, dtype=jnp.float32) -> Float[Array, "3 c c"]:
+    return jnp.zeros(shape, dtype).at[1].set(jnp.eye(shape[-1], dtype=dtype))
+
+
+def _places(key, shape, dtype=jnp.float32) -> Float[Array, "h w c"]:
+    """Sinusoids of row and column, of unit size: small random ones would take long to tell apart."""
+    height, width, channels = shape
+    waves = np.pi / np.geomspace(1, 16, channels // 4)
+    place = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+    phases = (place[..., None] * waves).reshape(height, width, -1)
+    features = np.sqrt(2) * np.concatenate([np.sin(phases), np.cos(phases)], -1)
+    return jnp.asarray(np.pad(features, ((0, 0), (0, 0), (0, channels - features.shape[-1]))), dtype)
+
+
+# ---- What the network is shown ----
+
+
+def frame_azimuths(num_frames: int, harmonics: int = 4) -> Float[np.ndarray, "K features"]:
+    """Cosines and sines of the multiples up to `harmonics` of the azimuth 2 pi k / K of each frame k."""
+    angles = 2 * np.pi * np.arange(num_frames) / num_frames
+    phases = angles[:, None] * np.arange(1, harmonics + 1)
+    return np.concatenate([np.cos(phases), np.sin(phases)], -1).astype(np.float32)
+
+
+def with_image(
+    noisy: Float[Array, "B K h w c"], conditioning: Conditioning, spec: Model
+) -> Float[Array, "B K h w 2*c+1"]:
+    """Appends the image and its mask; with `clean_first_view` it also takes the place of the noisy view 0."""
+    if spec.clean_first_view:
+        given = conditioning.image_mask[:, None, None, None]
+        noisy = noisy.at[:, 0].set(noisy[:, 0] * (1 - given) + conditioning.image * given)
+    return append_image(noisy, conditioning, spec.image_in_every_view)

@@ -2,36 +2,52 @@
 
 SVD (Blattmann et al. 2023, arXiv 2311.15127) puts a temporal residual block after every spatial one and a
 temporal transformer after every spatial one, and blends each pair with a learned weight. SV3D (Voleti et al.
-2024, arXiv 2403.12008) is SVD fine-tuned to 21 frames around an object, at SV3D_p with the cameras told to
-the network. The picture is shown to every frame, as a latent on extra channels and as a CLIP embedding to
-attend to; there is no text. IM-3D's own generator is not public: these are the open ones that do its part
-(Sec. 3.1).
+2024, arXiv 2403.12008) is SVD fine-tuned to 21 frames around an object, and SV3D_p is also told the cameras.
+The picture is shown to every frame, as a latent on extra channels and as a CLIP embedding to attend to; there
+is no text. IM-3D's own generator is not public: these are the public ones that do its part (Sec. 3.1).
 
-Both were trained with EDM (Karras et al. 2022): use `diffusion.make_schedule(kind="edm")`, in whose terms
-they predict "v". The network is `svd_network`; `svd_checkpoints` reads and writes both projects' weights.
+Both were trained with EDM (Karras et al. 2022): use `config.schedule.kind = "edm"`, in whose terms they
+predict "v". Parameters have the names of diffusers' UNetSpatioTemporalConditionModel; `svd_checkpoints` reads
+and writes its weights and those in the layout of Stability's own files.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from im3d_jax.backbones import arguments, svd_checkpoints
-from im3d_jax.backbones.layers import PARTITION_RULES, sinusoids
-from im3d_jax.backbones.svd_network import UNet
+from im3d_jax.backbones import Params, svd_checkpoints
+from im3d_jax.backbones.attention import TransformerBlock, columns, frame_tokens, from_columns
+from im3d_jax.backbones.layers import (
+    ZEROS,
+    AfterConv,
+    Embedding,
+    FrameEmbeddings,
+    Frames,
+    Mixer,
+    ResBlock,
+    TemporalResBlock,
+    group_norm,
+    remat,
+    sinusoids,
+    unchanged,
+)
+from im3d_jax.backbones.unet import UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
-from recon_torch.errors import UserError
 
 TEMPORAL = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
 
-VECTORS = ("svd", "sv3d_u", "sv3d_p")
+GROUPS = 32
+"""Groups of channels that are normalised together."""
 
 SMALL = dict(
     latent_shape=(4, 4, 4),
@@ -46,35 +62,46 @@ SMALL = dict(
 """Arguments of a model that checks and benchmarks can run anywhere."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """A denoiser under the backbone contract; the defaults are SVD-XT's.
+class Vector(enum.StrEnum):
+    """What every frame is told, as sinusoids; numbers that a published model was trained with."""
+
+    SVD = "svd"
+    """Frames per second less one, the amount of motion and the noise of the picture."""
+    SV3D_U = "sv3d_u"
+    """The noise of the picture."""
+    SV3D_P = "sv3d_p"
+    """The noise of the picture and, twice as wide, the camera's polar angle and azimuth."""
+
+
+class InputView(enum.StrEnum):
+    """The frame that is the picture's view, which is view 0 of the contract."""
+
+    FIRST = "first"
+    """SVD."""
+    LAST = "last"
+    """SV3D: frame i stands at azimuth 2 pi (i + 1) / K."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(UNetModel):
+    """A denoiser under the backbone contract, by default SVD-XT; see `UNetModel` for arguments not listed.
 
     Args:
-        latent_shape: (h, w, c) of one frame's latent; h and w are multiples of 2^(levels - 1).
         block_out_channels, layers_per_block: channels of the levels, in 32 groups; residual blocks of each.
         attention_levels: levels with attention; level l has latents of side h / 2^l.
         num_attention_heads: of each level.
         cross_attention_dim: of the image's embedding.
         num_views: frames that the weights were trained for: 14 (SVD), 25 (SVD-XT), 21 (SV3D); None for any.
-        vector: what every frame is told, as sinusoids of `addition_time_embed_dim`: "svd" `fps` - 1,
-            `motion_bucket` and `noise_aug`; "sv3d_u" `noise_aug`; "sv3d_p" also, twice as wide, the camera's
-            polar angle and azimuth.
+        vector: the `Vector` that every frame is told, each number as `addition_time_embed_dim` sinusoids.
         fps, motion_bucket: frames per second, and amount of motion in [0, 255].
         noise_aug: standard deviation of the noise that the picture is said to have; none is added here.
-        input_view: frame that is the picture's view, "first" (SVD) or "last" (SV3D: frame i stands at azimuth
-            2 pi (i + 1) / K). View 0 is that frame.
+        input_view: the `InputView`.
         orbit_direction: 1 if the frames' azimuths grow counter-clockwise seen from above, -1 if clockwise.
             SV3D's published examples turn counter-clockwise.
         latent_scale: factor of noisy latents that the picture's latent, on the extra channels, is without.
         groupnorm_eps: of the residual blocks that have 1e-6 in diffusers: on the way down in levels with
             attention, on the way up in all. Stability's own code, which the weights were trained with, has
             1e-5 there as everywhere.
-        dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
-        remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
-            `jax.checkpoint_policies` that says what is kept inside the blocks.
-        query_chunk: how many places of each frame attend to the others at a time, a divisor of their number;
-            0 for all.
     """
 
     latent_shape: Sequence[int] = (72, 72, 4)
@@ -85,62 +112,41 @@ class Model:
     cross_attention_dim: int = 1024
     addition_time_embed_dim: int = 256
     num_views: int | None = 25
-    vector: str = "svd"
+    vector: str = Vector.SVD
     fps: int = 7
     motion_bucket: int = 127
     noise_aug: float = 0.02
-    input_view: str = "first"
+    input_view: str = InputView.FIRST
     orbit_direction: int = 1
     latent_scale: float = 0.18215
     groupnorm_eps: float = 1e-6
-    dtype: Any = "float32"
-    remat: str = ""
-    query_chunk: int = 0
-    net: nn.Module = field(init=False, repr=False, compare=False)
 
-    prediction_type = "v"
-    temporal_pattern = TEMPORAL
-    partition_rules = PARTITION_RULES
-    traceable = True
+    choices: ClassVar = {"vector": Vector, "input_view": InputView}
+    prediction_type: ClassVar[str] = "v"
+    temporal_pattern: ClassVar[str] = TEMPORAL
 
-    def __post_init__(self):
-        arguments.freeze(self)
-        for problem in self._problems():
-            raise UserError(f"svd: {problem}")
-        object.__setattr__(self, "net", UNet(self))
-
-    def _problems(self) -> Iterator[str]:
-        """What arguments are wrong, and why."""
-        levels = len(self.block_out_channels)
-        yield from arguments.problems(self.latent_shape, levels, self.remat, self.query_chunk)
-        if any(channels % 32 for channels in self.block_out_channels):
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if any(channels % GROUPS for channels in self.block_out_channels):
             yield f"block_out_channels {self.block_out_channels} are not multiples of 32, the norms' groups"
-        if self.vector not in VECTORS:
-            yield f"no vector {self.vector!r}; there is {', '.join(VECTORS)}"
-        if self.input_view not in ("first", "last"):
-            yield f"input_view {self.input_view!r} is not 'first' or 'last'"
         if self.orbit_direction not in (1, -1):
             yield f"orbit_direction {self.orbit_direction} is not 1 or -1"
 
-    def init(self, key) -> dict:
-        """Parameters, with every temporal layer at the identity."""
-        noisy, empty = jnp.zeros((1, 2, *self.latent_shape)), self.empty_conditioning(1)
-        inputs = self._image(empty), self._tokens(empty), self._vector(empty, 2)
-        return self.net.init(key, noisy, jnp.zeros(1), *inputs)["params"]
+    @property
+    def num_levels(self) -> int:
+        return len(self.block_out_channels)
 
-    def apply(
-        self,
-        params,
-        noisy: Float[Array, "B K h w c"],
-        timestep: Float[Array, " B"],
-        conditioning: Conditioning,
-    ) -> Float[Array, "B K h w c"]:
-        """The network's "v", float32. `timestep` is EDM's c_noise = ln(sigma) / 4."""
-        order = self.frame_order(noisy.shape[1])
-        vector = self._vector(conditioning, len(order))
-        inputs = self._image(conditioning), self._tokens(conditioning), vector
-        frames = self.net.apply({"params": params}, noisy[:, order], timestep, *inputs)
-        return frames[:, np.argsort(order)]
+    @property
+    def net(self) -> UNet:
+        return UNet(self)
+
+    def frame_order(self, num_views: int) -> Int[np.ndarray, " K"]:
+        """The view that each of the network's own frames shows."""
+        return self.orbit_direction * self.frame_steps(num_views) % num_views
+
+    def frame_steps(self, num_views: int) -> Int[np.ndarray, " K"]:
+        """Steps that each of the network's own frames stands from the picture along its orbit."""
+        return (np.arange(num_views) + (self.input_view == InputView.LAST)) % num_views
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image. SV3D_p is told that its cameras are level with the object. There is no text."""
@@ -150,51 +156,149 @@ class Model:
             text=(),
             text_mask=(),
             image_tokens=jnp.zeros((batch, 1, self.cross_attention_dim)),
-            elevation_rad=jnp.zeros(batch) if self.vector == "sv3d_p" else None,
+            elevation_rad=jnp.zeros(batch) if self.vector == Vector.SV3D_P else None,
         )
 
-    def from_pretrained(self, path, params) -> dict:
+    def from_pretrained(self, path: str | Path, params: Params) -> Params:
         """See `svd_checkpoints.from_pretrained`."""
-        return svd_checkpoints.from_pretrained(self, path, params)
+        return svd_checkpoints.from_pretrained(path, params, self._layout, self.num_attention_heads)
 
-    def to_pretrained(self, params) -> dict[str, np.ndarray]:
+    def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of diffusers' UNetSpatioTemporalConditionModel."""
         return svd_checkpoints.to_pretrained(params)
 
-    def to_stability(self, params) -> dict[str, np.ndarray]:
+    def to_stability(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of Stability's own files."""
-        return svd_checkpoints.to_stability(self, params)
+        return svd_checkpoints.to_stability(params, self._layout)
 
-    def frame_order(self, num_views: int) -> np.ndarray:
-        """The view that each of the network's own frames shows, [K]."""
-        return self.orbit_direction * self._places(num_views) % num_views
+    @property
+    def _layout(self) -> svd_checkpoints.Layout:
+        return svd_checkpoints.Layout(self.num_levels, self.layers_per_block, tuple(self.attention_levels))
 
-    def _places(self, num_views: int) -> np.ndarray:
-        """Steps that each of the network's own frames stands from the picture along its orbit, [K]."""
-        return (np.arange(num_views) + (self.input_view == "last")) % num_views
 
-    def _image(self, conditioning: Conditioning) -> Float[Array, "B h w c"]:
-        return conditioning.image * conditioning.image_mask[:, None, None, None] / self.latent_scale
+# ---- The network ----
 
-    def _tokens(self, conditioning: Conditioning) -> Float[Array, "B L d"]:
-        tokens = conditioning.image_tokens
-        if tokens is None:
-            tokens = jnp.zeros((len(conditioning.image), 1, self.cross_attention_dim))
-        return tokens * conditioning.image_mask[:, None, None]
 
-    def _vector(self, conditioning: Conditioning, num_views: int) -> Float[Array, "B K d"]:
-        """What each of the network's own frames is told."""
-        batch, dim = len(conditioning.image), self.addition_time_embed_dim
-        numbers = [self.noise_aug]
-        if self.vector == "svd":  # trained with the frame rate less one
-            numbers = [self.fps - 1, self.motion_bucket, self.noise_aug]
-        parts = [sinusoids(jnp.array(numbers), dim).reshape(1, 1, -1)]
-        if self.vector == "sv3d_p":
-            elevation = conditioning.elevation_rad
-            polar = jnp.pi / 2 - (jnp.zeros(batch) if elevation is None else elevation)
-            azimuth = jnp.asarray(2 * np.pi * self._places(num_views) / num_views)
-            parts += [sinusoids(polar, 2 * dim)[:, None], sinusoids(azimuth, 2 * dim)[None]]
-        return jnp.concatenate([jnp.broadcast_to(p, (batch, num_views, p.shape[-1])) for p in parts], -1)
+class UNet(nn.Module):
+    """The whole network; `spec` is the `Model` whose sizes it has.
+
+    `timestep` is EDM's c_noise = ln(sigma) / 4. Inside, frames are in the network's own order.
+    """
+
+    spec: Model
+
+    @nn.compact
+    def __call__(self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning) -> Frames:
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        order, width = spec.frame_order(noisy.shape[1]), spec.block_out_channels[0]
+        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))[:, None]
+        emb += Embedding(4 * width, name="add_embedding")(frame_vectors(spec, conditioning, len(order)))
+        tokens = image_tokens(spec, conditioning).astype(dtype)
+
+        noisy = noisy[:, order]
+        image = conditioning.image * conditioning.image_mask[:, None, None, None] / spec.latent_scale
+        x = jnp.concatenate([noisy, jnp.broadcast_to(image[:, None], noisy.shape)], -1).astype(dtype)
+        x = nn.Conv(width, (3, 3), dtype=dtype, name="conv_in")(x)
+        x = down_and_up(SvdParts(spec), x, emb, tokens)
+        x = nn.silu(group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
+        x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
+        return x.astype(jnp.float32)[:, np.argsort(order)]
+
+
+def image_tokens(spec: Model, conditioning: Conditioning) -> Float[Array, "B L d"]:
+    """What the network attends to: the picture's embedding, or zeros."""
+    tokens = conditioning.image_tokens
+    if tokens is None:
+        tokens = jnp.zeros((len(conditioning.image), 1, spec.cross_attention_dim))
+    return tokens * conditioning.image_mask[:, None, None]
+
+
+def frame_vectors(spec: Model, conditioning: Conditioning, num_views: int) -> Float[Array, "B K d"]:
+    """What each of the network's own frames is told; see `Vector`."""
+    batch, dim = len(conditioning.image), spec.addition_time_embed_dim
+    numbers = [spec.noise_aug]
+    if spec.vector == Vector.SVD:  # trained with the frame rate less one
+        numbers = [spec.fps - 1, spec.motion_bucket, spec.noise_aug]
+    parts = [sinusoids(jnp.array(numbers), dim).reshape(1, 1, -1)]
+    if spec.vector == Vector.SV3D_P:
+        elevation = conditioning.elevation_rad
+        polar = jnp.pi / 2 - (jnp.zeros(batch) if elevation is None else elevation)
+        azimuth = jnp.asarray(2 * np.pi * spec.frame_steps(num_views) / num_views)
+        parts += [sinusoids(polar, 2 * dim)[:, None], sinusoids(azimuth, 2 * dim)[None]]
+    return jnp.concatenate([jnp.broadcast_to(p, (batch, num_views, p.shape[-1])) for p in parts], -1)
+
+
+@dataclass(frozen=True)
+class SvdParts:
+    """The `unet.Parts` of this network: spatial layers blended with temporal ones."""
+
+    spec: Model
+    after_conv: AfterConv = unchanged
+
+    @property
+    def num_blocks(self) -> Sequence[int]:
+        return [self.spec.layers_per_block] * self.spec.num_levels
+
+    @property
+    def attention_levels(self) -> Sequence[int]:
+        return self.spec.attention_levels
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.spec.dtype)
+
+    def residual(
+        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    ) -> Float[Array, "B K h w out"]:
+        """As diffusers has it: with `groupnorm_eps` on the way up, and on the way down beside attention."""
+        spec, block = self.spec, remat(SpatioTemporalResBlock, self.spec.remat)
+        ours = way is Way.UP or (way is Way.DOWN and level in self.attention_levels)
+        epsilon = spec.groupnorm_eps if ours else 1e-5
+        return block(spec.block_out_channels[level], epsilon, spec.dtype, name=f"resnets_{index}")(x, emb)
+
+    def attention(self, x: Frames, context: Float[Array, "B L d"], level: int, index: int) -> Frames:
+        spec, block = self.spec, remat(SpatioTemporalTransformer, self.spec.remat)
+        heads = spec.num_attention_heads[level]
+        return block(heads, spec.query_chunk, spec.dtype, name=f"attentions_{index}")(x, context)
+
+
+class SpatioTemporalResBlock(nn.Module):
+    """A residual block on each frame, blended with one on the frames of each place."""
+
+    channels: int
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Frames, emb: FrameEmbeddings) -> Float[Array, "B K h w out"]:
+        x = ResBlock(self.channels, GROUPS, self.epsilon, self.dtype, name="spatial_res_block")(x, emb)
+        y = TemporalResBlock(GROUPS, self.epsilon, self.dtype, ZEROS, name="temporal_res_block")(x, emb)
+        return Mixer(name="time_mixer")(x, y)
+
+
+class SpatioTemporalTransformer(nn.Module):
+    """Attention within each frame and to the image's embedding, blended with attention across frames."""
+
+    num_heads: int
+    query_chunk: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Frames, context: Float[Array, "B L d"]) -> Frames:
+        (k, c), dtype = (x.shape[1], x.shape[-1]), self.dtype
+        sizes = dict(num_heads=self.num_heads, head_dim=c // self.num_heads, dtype=dtype)
+        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(group_norm(x, GROUPS, 1e-6, "norm"))
+        within = TransformerBlock(**sizes, query_chunk=self.query_chunk, name="transformer_blocks_0")
+        tokens = within(frame_tokens(tokens), context).reshape(x.shape)
+        place = Embedding(4 * c, c, ZEROS, name="time_pos_embed")(sinusoids(jnp.arange(k), c))
+        placed = columns(tokens + place.astype(dtype)[None, :, None, None])
+        name = "temporal_transformer_blocks_0"
+        across = TransformerBlock(**sizes, out_init=ZEROS, ff_first=True, name=name)
+        tokens = Mixer(name="time_mixer")(tokens, from_columns(across(placed, context), x.shape))
+        return x + nn.Dense(c, dtype=dtype, name="proj_out")(tokens)
+
+
+# ---- Guidance ----
 
 
 def triangular(

@@ -8,11 +8,17 @@ autoencoder and the image encoder too.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from im3d_jax import pretrained
-from im3d_jax.pretrained import Source
+from im3d_jax.backbones import Params
+from im3d_jax.pretrained import Source, SourceOf
+
+FAMILY = "UNetSpatioTemporalConditionModel"
 
 STABILITY_PREFIX = "model.diffusion_model."
 OTHER_MODELS = ("first_stage_model.", "conditioner.")
@@ -47,19 +53,27 @@ RENAMED_IN_ATTENTION = (
 )
 
 
-def from_pretrained(spec, path, params) -> dict:
+class Layout(NamedTuple):
+    """What says how layers are numbered: levels, residual blocks of each, and the levels with attention."""
+
+    num_levels: int
+    layers_per_block: int
+    attention_levels: tuple[int, ...]
+
+
+def from_pretrained(path: str | Path, params: Params, layout: Layout, num_heads: Sequence[int]) -> Params:
     """The parameters of a public checkpoint, float32.
 
     Args:
-        spec: the `svd.Model`.
+        num_heads: attention heads of each level.
         path: a .safetensors file or diffusers directory in diffusers' layout, or a file in Stability's, whole
             or of the denoiser alone.
         params: tree of the parameters' shapes.
 
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
-    directory's config.json that `spec` does not have.
+    directory's config.json that the model does not have.
     """
-    pretrained.check_config(path, _settings(spec))
+    pretrained.check_config(path, _settings(layout, num_heads))
     tensors = pretrained.read(path)
     if any(name.startswith(STABILITY_PREFIX) for name in tensors):
         tensors = {
@@ -68,23 +82,22 @@ def from_pretrained(spec, path, params) -> dict:
             if not name.startswith(OTHER_MODELS)
         }
     if any(name.startswith("input_blocks.") for name in tensors):
-        return pretrained.to_params(tensors, params, _stability_source(spec), f"{path} (Stability's SVD)")
-    what = f"{path} (UNetSpatioTemporalConditionModel)"
-    return pretrained.to_params(tensors, params, _diffusers_source, what)
+        return pretrained.to_params(tensors, params, _stability_source(layout), f"{path} (Stability's SVD)")
+    return pretrained.to_params(tensors, params, _diffusers_source, f"{path} ({FAMILY})")
 
 
-def to_pretrained(params) -> dict[str, np.ndarray]:
+def to_pretrained(params: Params) -> dict[str, np.ndarray]:
     """The parameters as a UNetSpatioTemporalConditionModel's tensors."""
     return pretrained.to_tensors(params, _diffusers_source)
 
 
-def to_stability(spec, params) -> dict[str, np.ndarray]:
+def to_stability(params: Params, layout: Layout) -> dict[str, np.ndarray]:
     """The parameters as Stability's tensors, with the prefix that they have in its files."""
-    tensors = pretrained.to_tensors(params, _stability_source(spec))
+    tensors = pretrained.to_tensors(params, _stability_source(layout))
     return {STABILITY_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
-def stability_name(spec, name: str) -> str:
+def stability_name(layout: Layout, name: str) -> str:
     """The name that a tensor of diffusers' has in Stability's layout, without the prefix.
 
     Stability numbers the layers of all levels through. A layer is a list: residual block, attention if the
@@ -94,15 +107,15 @@ def stability_name(spec, name: str) -> str:
     renamed = RENAMED
     if found:
         way, block, kind, layer = found[1], int(found[2] or 0), found[3], int(found[4])
-        name = _layer(spec, way, block, kind, layer) + name[found.end() :]
+        name = _layer(layout, way, block, kind, layer) + name[found.end() :]
         renamed = RENAMED_IN_ATTENTION if kind == "attentions" else RENAMED
     for theirs, stability in renamed:
         name = re.sub(theirs, stability, name)
     return name
 
 
-def _layer(spec, way: str, block: int, kind: str, layer: int) -> str:
-    layers, part = spec.layers_per_block + 1, int(kind == "attentions")
+def _layer(layout: Layout, way: str, block: int, kind: str, layer: int) -> str:
+    layers, part = layout.layers_per_block + 1, int(kind == "attentions")
     if way == "mid":
         return f"middle_block.{2 * layer + part}"
     if kind == "downsamplers":
@@ -110,8 +123,8 @@ def _layer(spec, way: str, block: int, kind: str, layer: int) -> str:
     if way == "down":
         return f"input_blocks.{1 + block * layers + layer}.{part}"
     if kind == "upsamplers":
-        level = len(spec.block_out_channels) - 1 - block
-        return f"output_blocks.{block * layers + layers - 1}.{1 + (level in spec.attention_levels)}"
+        level = layout.num_levels - 1 - block
+        return f"output_blocks.{block * layers + layers - 1}.{1 + (level in layout.attention_levels)}"
     return f"output_blocks.{block * layers + layer}.{part}"
 
 
@@ -119,17 +132,17 @@ def _diffusers_source(path: str) -> Source:
     return Source(pretrained.torch_name(path))
 
 
-def _stability_source(spec):
-    return lambda path: Source(stability_name(spec, _diffusers_source(path).name))
+def _stability_source(layout: Layout) -> SourceOf:
+    return lambda path: Source(stability_name(layout, _diffusers_source(path).name))
 
 
-def _settings(spec) -> dict:
+def _settings(layout: Layout, num_heads: Sequence[int]) -> dict[str, object]:
     """What the model is in words of diffusers' config.json, where shapes do not show it."""
-    levels = range(len(spec.block_out_channels))
-    down = ["CrossAttnDown" if level in spec.attention_levels else "Down" for level in levels]
+    levels = range(layout.num_levels)
+    down = ["CrossAttnDown" if level in layout.attention_levels else "Down" for level in levels]
     return {
-        "_class_name": "UNetSpatioTemporalConditionModel",
-        "num_attention_heads": list(spec.num_attention_heads),
+        "_class_name": FAMILY,
+        "num_attention_heads": list(num_heads),
         "down_block_types": [f"{kind}BlockSpatioTemporal" for kind in down],
         "transformer_layers_per_block": 1,
     }

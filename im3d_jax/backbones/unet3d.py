@@ -6,32 +6,50 @@ of its own (Wang et al. 2023, arXiv 2308.06571). ModelScope sees text alone; fin
 extra input channels it is conditioned as Emu Video is. I2VGen-XL (Zhang et al. 2023, arXiv 2311.04145) sees
 the image as a latent on extra channels, as tokens beside the text's, and as a CLIP embedding.
 
-The network is `unet3d_network`; `unet3d_checkpoints` reads and writes the weights of diffusers'
-UNet3DConditionModel and I2VGenXLUNet.
+Parameters have the names of diffusers' UNet3DConditionModel and I2VGenXLUNet; `unet3d_checkpoints` reads and
+writes their weights.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import arguments, unet3d_checkpoints
-from im3d_jax.backbones.layers import PARTITION_RULES
-from im3d_jax.backbones.unet3d_network import UNet
+from im3d_jax.backbones import Params, unet3d_checkpoints
+from im3d_jax.backbones.attention import Attention, TransformerBlock, columns, frame_tokens, from_columns
+from im3d_jax.backbones.layers import (
+    RANDOM,
+    ZEROS,
+    AfterConv,
+    Embedding,
+    FrameEmbeddings,
+    Frames,
+    ResBlock,
+    TemporalConv,
+    append_image,
+    group_norm,
+    input_conv,
+    layer_norm,
+    remat,
+    sinusoids,
+    unchanged,
+)
+from im3d_jax.backbones.unet import UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
-from recon_torch.errors import UserError
 
 TEMPORAL = "temp_convs|temp_attentions|transformer_in"
 """Pattern of the parameter paths that Sec. 3.1 trains."""
 
-IMAGES = ("none", "channels", "i2vgen")
+POOLED_SIDE = 32
+"""Side of the grid to which I2VGen-XL averages the image's latent before it makes tokens of it."""
 
 SMALL = dict(
     latent_shape=(8, 8, 4),
@@ -46,27 +64,35 @@ SMALL = dict(
 """Arguments of a model that checks and benchmarks can run anywhere."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """A denoiser under the backbone contract; the defaults are ModelScope's and I2VGen-XL's sizes.
+class ImageInput(enum.StrEnum):
+    """How the picture enters the network."""
+
+    NONE = "none"
+    """Not at all (ModelScope)."""
+    CHANNELS = "channels"
+    """As Emu Video does, for a ModelScope that is fine-tuned here: its latent at frame 0 and a mask are on
+    input channels whose weights start at zero."""
+    I2VGEN = "i2vgen"
+    """As in I2VGen-XL, which also asks for `Conditioning.image_tokens`, one CLIP embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(UNetModel):
+    """A denoiser under the backbone contract; see `UNetModel` for the arguments that are not listed.
+
+    The defaults are the sizes of ModelScope and of I2VGen-XL.
 
     Args:
-        latent_shape: (h, w, c) of one frame's latent; h and w are multiples of 2^(levels - 1).
         block_out_channels, layers_per_block: channels of the levels, and their residual blocks. All levels
             but the last have attention.
         norm_num_groups, head_dim: groups of channels that are normalised together; size of attention heads.
         cross_attention_dim, max_words: of the text's embedding, which is CLIP's.
-        image: how the picture enters. "none": not at all (ModelScope); "channels": its latent at frame 0 and
-            a mask, on input channels whose weights start at zero (Emu Video's way, for a ModelScope
-            fine-tuned here); "i2vgen": as in I2VGen-XL, which also asks for `Conditioning.image_tokens`, one
-            CLIP embedding.
+        image: the `ImageInput`.
         fps: what I2VGen-XL is told of the frame rate. It was trained at 16 frames, 8 to 16 a second.
         prediction_type: of the trained network: "epsilon" for ModelScope, "v" for I2VGen-XL.
-        dtype: of the computation; normalisation, softmax and the embedding of the noise level stay float32.
-        remat: what the backward pass computes again instead of keeping: "" for nothing, or a policy of
-            `jax.checkpoint_policies` that says what is kept inside the blocks.
-        query_chunk: how many places of each frame attend to the others at a time, a divisor of their number;
-            0 for all.
+
+    The public networks were trained to attend to the padding of their prompts as well: give them a text mask
+    of ones.
     """
 
     latent_shape: Sequence[int] = (32, 32, 4)
@@ -76,66 +102,240 @@ class Model:
     head_dim: int = 64
     cross_attention_dim: int = 1024
     max_words: int = 77
-    image: str = "none"
+    image: str = ImageInput.NONE
     fps: float = 16.0
     prediction_type: str = "epsilon"
-    dtype: Any = "float32"
-    remat: str = ""
-    query_chunk: int = 0
-    net: nn.Module = field(init=False, repr=False, compare=False)
 
-    num_views = None
-    temporal_pattern = TEMPORAL
-    partition_rules = PARTITION_RULES
-    traceable = True
+    choices: ClassVar = {"image": ImageInput}
+    temporal_pattern: ClassVar[str] = TEMPORAL
 
-    def __post_init__(self):
-        arguments.freeze(self)
-        for problem in self._problems():
-            raise UserError(f"unet3d: {problem}")
-        object.__setattr__(self, "net", UNet(self))
-
-    def _problems(self) -> Iterator[str]:
-        """What arguments are wrong, and why."""
-        levels = len(self.block_out_channels)
-        yield from arguments.problems(self.latent_shape, levels, self.remat, self.query_chunk)
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         for name, size in (("norm_num_groups", self.norm_num_groups), ("head_dim", self.head_dim)):
             if any(channels % size for channels in self.block_out_channels):
                 yield f"block_out_channels {self.block_out_channels} are not multiples of {name} {size}"
-        if self.image not in IMAGES:
-            yield f"no image {self.image!r}; there is {', '.join(IMAGES)}"
 
-    def init(self, key) -> dict:
-        """Parameters, with every temporal layer at the identity."""
-        noisy = jnp.zeros((1, 2, *self.latent_shape))
-        return self.net.init(key, noisy, jnp.zeros(1), self.empty_conditioning(1))["params"]
+    @property
+    def num_levels(self) -> int:
+        return len(self.block_out_channels)
 
-    def apply(
-        self,
-        params,
-        noisy: Float[Array, "B K h w c"],
-        timestep: Float[Array, " B"],
-        conditioning: Conditioning,
-    ) -> Float[Array, "B K h w c"]:
-        """The network's prediction, float32, of type `prediction_type`.
-
-        The public networks were trained to attend to the padding of their prompts as well: give them a text
-        mask of ones.
-        """
-        return self.net.apply({"params": params}, noisy, timestep, conditioning)
+    @property
+    def net(self) -> UNet:
+        return UNet(self)
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image and the empty prompt."""
         text = jnp.zeros((batch, self.max_words, self.cross_attention_dim))
         mask = jnp.zeros((batch, self.max_words)).at[:, 0].set(1)
-        tokens = jnp.zeros((batch, 1, self.cross_attention_dim)) if self.image == "i2vgen" else None
+        told = self.image == ImageInput.I2VGEN
+        tokens = jnp.zeros((batch, 1, self.cross_attention_dim)) if told else None
         image = jnp.zeros((batch, *self.latent_shape))
         return Conditioning(image, jnp.zeros(batch), (text,), (mask,), tokens)
 
-    def from_pretrained(self, path: str | Path, params) -> dict:
+    def from_pretrained(self, path: str | Path, params: Params) -> Params:
         """The parameters of a checkpoint of diffusers; see `unet3d_checkpoints`."""
-        return unet3d_checkpoints.from_pretrained(self, path, params)
+        settings = {"attention_head_dim": self.head_dim, "norm_num_groups": self.norm_num_groups}
+        return unet3d_checkpoints.from_pretrained(path, params, self._family, self.latent_shape[-1], settings)
 
-    def to_pretrained(self, params) -> dict[str, np.ndarray]:
+    def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of diffusers' class; see `unet3d_checkpoints`."""
         return unet3d_checkpoints.to_pretrained(params)
+
+    @property
+    def _family(self) -> str:
+        """The class of diffusers whose parameters the network has."""
+        return "I2VGenXLUNet" if self.image == ImageInput.I2VGEN else "UNet3DConditionModel"
+
+
+# ---- The network ----
+
+
+class Context(NamedTuple):
+    """What spatial transformers attend to: tokens [B, L, d] where mask [B, L] is 1."""
+
+    tokens: Float[Array, "B L d"]
+    mask: Float[Array, "B L"]
+
+
+class UNet(nn.Module):
+    """The whole network; `spec` is the `Model` whose sizes it has."""
+
+    spec: Model
+
+    @nn.compact
+    def __call__(self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning) -> Frames:
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        width = spec.block_out_channels[0]
+        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))
+        (text,), (mask,) = conditioning.text, conditioning.text_mask
+        context, x = Context(text.astype(dtype), mask), noisy.astype(dtype)
+        if spec.image == ImageInput.CHANNELS:
+            x = append_image(x, conditioning)
+        elif spec.image == ImageInput.I2VGEN:
+            emb += self._frame_rate(width)
+            context = self._with_image_tokens(context, conditioning)
+            x = jnp.concatenate([x, self._image_frames(conditioning, noisy.shape[1])], -1)
+
+        x = input_conv(x, width, noisy.shape[-1], dtype)
+        x = TemporalTransformer(spec, 8 * spec.head_dim, name="transformer_in")(x)
+        x = down_and_up(Unet3dParts(spec), x, emb[:, None], context)  # one embedding for all frames
+        x = nn.silu(group_norm(x, spec.norm_num_groups, 1e-5, "conv_norm_out"))
+        x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
+        return x.astype(jnp.float32)
+
+    # ---- What I2VGen-XL makes of its image ----
+
+    def _frame_rate(self, width: int) -> Float[Array, "1 d"]:
+        """Embedding of the frames per second."""
+        x = nn.Dense(4 * width, name="fps_embedding_0")(sinusoids(jnp.array([self.spec.fps]), width))
+        return nn.Dense(4 * width, name="fps_embedding_2")(nn.silu(x))
+
+    def _with_image_tokens(self, context: Context, conditioning: Conditioning) -> Context:
+        """Appends an 8x8 grid of tokens of the image's latent, and c tokens of its CLIP embedding."""
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        channels, dim = spec.latent_shape[-1], spec.cross_attention_dim
+        given = conditioning.image_mask[:, None, None]
+        conv = dict(kernel_size=(3, 3), padding=1, dtype=dtype)
+        halve = dict(conv, strides=(2, 2))
+        image = (conditioning.image * given[..., None]).astype(dtype)
+        x = nn.silu(nn.Conv(8 * channels, name="image_latents_context_embedding_0", **conv)(image))
+        x = averages(x, POOLED_SIDE)
+        x = nn.silu(nn.Conv(16 * channels, name="image_latents_context_embedding_3", **halve)(x))
+        x = nn.Conv(dim, name="image_latents_context_embedding_5", **halve)(x)
+        grid = x.reshape(len(x), -1, dim)
+
+        tokens = conditioning.image_tokens
+        tokens = jnp.zeros((len(x), 1, dim), dtype) if tokens is None else (tokens * given).astype(dtype)
+        width = 4 * spec.block_out_channels[0]
+        x = nn.silu(nn.Dense(width, dtype=dtype, name="context_embedding_0")(tokens))
+        x = nn.Dense(channels * dim, dtype=dtype, name="context_embedding_2")(x)
+        tokens = jnp.concatenate([context.tokens, grid, x.reshape(len(x), -1, dim)], 1)
+        seen = jnp.ones((len(tokens), tokens.shape[1] - context.tokens.shape[1]))
+        return Context(tokens, jnp.concatenate([context.mask, seen], 1))
+
+    def _image_frames(
+        self, conditioning: Conditioning, num_frames: int
+    ) -> Float[Array, "B {num_frames} h w c"]:
+        """Features of the image at frame 0 and, at the others, of how far a frame is from it."""
+        dtype, channels = jnp.dtype(self.spec.dtype), self.spec.latent_shape[-1]
+        image = conditioning.image
+        distance = jnp.linspace(0, 1, num_frames)[None, :, None, None, None]
+        frames = jnp.broadcast_to(distance, (len(image), num_frames, *image.shape[1:])).at[:, 0].set(image)
+        x = (frames * conditioning.image_mask[:, None, None, None, None]).astype(dtype)
+        x = nn.silu(nn.Conv(4 * channels, (3, 3), dtype=dtype, name="image_latents_proj_in_0")(x))
+        x = nn.silu(nn.Conv(4 * channels, (3, 3), dtype=dtype, name="image_latents_proj_in_2")(x))
+        x = nn.Conv(channels, (3, 3), dtype=dtype, name="image_latents_proj_in_4")(x)
+        return ImageFrames(dtype, name="image_latents_temporal_encoder")(x)
+
+
+def averages(x: Float[Array, "B h w c"], side: int) -> Float[Array, "B {side} {side} c"]:
+    """Means over a grid of `side` x `side` cells that cover each picture, whatever its size."""
+    rows, columns = (jnp.asarray(_cells(size, side), x.dtype) for size in x.shape[1:3])
+    return jnp.einsum("pi,qj,bijc->bpqc", rows, columns, x)
+
+
+def _cells(size: int, number: int) -> Float[np.ndarray, "{number} {size}"]:
+    """Weights of the places in each cell. Cells overlap where they do not divide evenly."""
+    cell, place = np.arange(number)[:, None], np.arange(size)[None]
+    inside = (place >= cell * size // number) & (place < -(-(cell + 1) * size // number))
+    return inside / inside.sum(1, keepdims=True)
+
+
+class ImageFrames(nn.Module):
+    """Attention across frames, as wide as the latent, on what is given of the image."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        channels, dtype, tokens = x.shape[-1], self.dtype, columns(x)
+        y = layer_norm(tokens, "norm1")
+        tokens += Attention(2, channels, dtype, name="attn1")(y, y)
+        hidden = nn.gelu(nn.Dense(4 * channels, dtype=dtype, name="ff_in")(tokens), approximate=False)
+        tokens += nn.Dense(channels, dtype=dtype, name="ff_out")(hidden)
+        return from_columns(tokens, x.shape)
+
+
+# ---- Its parts ----
+
+
+@dataclass(frozen=True)
+class Unet3dParts:
+    """The `unet.Parts` of this network: temporal layers follow spatial ones, on residuals of their own."""
+
+    spec: Model
+    after_conv: AfterConv = unchanged
+
+    @property
+    def num_blocks(self) -> Sequence[int]:
+        return [self.spec.layers_per_block] * self.spec.num_levels
+
+    @property
+    def attention_levels(self) -> Sequence[int]:
+        return range(self.spec.num_levels - 1)
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.spec.dtype)
+
+    def residual(
+        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    ) -> Float[Array, "B K h w out"]:
+        spec = self.spec
+        block, convs = remat(ResBlock, spec.remat), remat(TemporalConvs, spec.remat)
+        sizes = spec.block_out_channels[level], spec.norm_num_groups
+        x = block(*sizes, 1e-5, spec.dtype, name=f"resnets_{index}")(x, emb)
+        return convs(spec, name=f"temp_convs_{index}")(x)
+
+    def attention(self, x: Frames, context: Context, level: int, index: int) -> Frames:
+        spec = self.spec
+        spatial, temporal = remat(SpatialTransformer, spec.remat), remat(TemporalTransformer, spec.remat)
+        x = spatial(spec, name=f"attentions_{index}")(x, context)
+        return temporal(spec, x.shape[-1], name=f"temp_attentions_{index}")(x)
+
+
+class TemporalConvs(nn.Module):
+    """Four convolutions over frames, each normalised over all of them; the identity at initialisation."""
+
+    spec: Model
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        spec, h = self.spec, x
+        for i, init in enumerate((RANDOM, RANDOM, RANDOM, ZEROS), start=1):
+            h = nn.silu(group_norm(h, spec.norm_num_groups, 1e-5, f"conv{i}_0", over_frames=True))
+            # diffusers counts the layers of a list, and from the second on there is dropout in it.
+            h = TemporalConv(spec.dtype, init, name=f"conv{i}_{2 if i == 1 else 3}")(h)
+        return x + h
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention within each frame and cross-attention to the context."""
+
+    spec: Model
+
+    @nn.compact
+    def __call__(self, x: Frames, context: Context) -> Frames:
+        spec, c = self.spec, x.shape[-1]
+        sizes = c // spec.head_dim, spec.head_dim, spec.dtype, spec.query_chunk
+        tokens = frame_tokens(group_norm(x, spec.norm_num_groups, 1e-6, "norm"))
+        tokens = nn.Dense(c, dtype=spec.dtype, name="proj_in")(tokens)
+        tokens = TransformerBlock(*sizes, name="transformer_blocks_0")(tokens, *context)
+        return x + nn.Dense(c, dtype=spec.dtype, name="proj_out")(tokens).reshape(x.shape)
+
+
+class TemporalTransformer(nn.Module):
+    """Self-attention across the frames of each place, twice; the identity at initialisation."""
+
+    spec: Model
+    inner_channels: int
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        spec, inner = self.spec, self.inner_channels
+        sizes = inner // spec.head_dim, spec.head_dim, spec.dtype
+        tokens = columns(group_norm(x, spec.norm_num_groups, 1e-6, "norm", over_frames=True))
+        tokens = nn.Dense(inner, dtype=spec.dtype, name="proj_in")(tokens)
+        tokens = TransformerBlock(*sizes, name="transformer_blocks_0")(tokens)
+        project = nn.Dense(x.shape[-1], dtype=spec.dtype, kernel_init=ZEROS, name="proj_out")
+        return x + from_columns(project(tokens), x.shape)

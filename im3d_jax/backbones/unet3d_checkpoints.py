@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 
 from im3d_jax import pretrained
+from im3d_jax.backbones import Params
 from im3d_jax.pretrained import Source
 
-FAMILIES = {"none": "UNet3DConditionModel", "channels": "UNet3DConditionModel", "i2vgen": "I2VGenXLUNet"}
-"""How the image enters -> the class of diffusers whose parameters the network has."""
 
-
-def from_pretrained(spec, path, params) -> dict:
+def from_pretrained(
+    path: str | Path, params: Params, family: str, latent_channels: int, settings: Mapping[str, object]
+) -> Params:
     """The parameters of a checkpoint of diffusers, float32.
 
     Args:
-        spec: the `unet3d.Model`.
         path: a .safetensors file or a diffusers directory.
-        params: their shapes. With `spec.image` "channels" and a checkpoint that knows no image, the weights
-            of the image's channels are theirs: zero after `spec.init`.
+        params: tree of the parameters' shapes. A checkpoint may know no image where the model takes it on
+            channels of its own: their weights are those of `params`, zero after `Model.init`.
+        family: the class of diffusers.
+        latent_channels: of the noisy latent, which the first convolution has before those of the image.
+        settings: the model's, by their names in the directory's config.json.
 
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
-    directory's config.json that `spec` does not have.
+    directory's config.json that the model does not have.
     """
-    settings = {
-        "_class_name": FAMILIES[spec.image],
-        "attention_head_dim": spec.head_dim,
-        "norm_num_groups": spec.norm_num_groups,
-    }
-    pretrained.check_config(path, settings)
-    tensors = pretrained.read(path)
-    width, channels = spec.block_out_channels[0], spec.latent_shape[-1]
+    pretrained.check_config(path, {"_class_name": family, **settings})
+    tensors, ours = pretrained.read(path), params["conv_in"]["kernel"]
     kernel = tensors.get("conv_in.weight")
-    if spec.image == "channels" and kernel is not None and kernel.shape == (width, channels, 3, 3):
-        image = np.asarray(params["conv_in"]["kernel"])[:, :, channels:].transpose(3, 2, 0, 1)
+    knows_image = kernel is None or kernel.shape != (ours.shape[-1], latent_channels, 3, 3)
+    if not knows_image and ours.shape[2] == 2 * latent_channels + 1:
+        image = np.asarray(ours)[:, :, latent_channels:].transpose(3, 2, 0, 1)
         tensors["conv_in.weight"] = np.concatenate([kernel, image], 1)
-    return pretrained.to_params(tensors, params, source_of, f"{path} ({FAMILIES[spec.image]})")
+    return pretrained.to_params(tensors, params, source_of, f"{path} ({family})")
 
 
-def to_pretrained(params) -> dict[str, np.ndarray]:
-    """The parameters as tensors of diffusers' class; "channels" is one of 2 c + 1 input channels."""
+def to_pretrained(params: Params) -> dict[str, np.ndarray]:
+    """The parameters as tensors of diffusers' class; one with an image on channels has 2 c + 1 of them."""
     return pretrained.to_tensors(params, source_of)
 
 

@@ -41,7 +41,7 @@ def to_checkpoint(config, source: Path, target: Path, dtype, layout: str) -> int
     """Writes weights for `config.backbone` in a public layout. Returns the number of its parameters."""
     method = LAYOUTS[layout]
     model = _build(config, method)
-    params, _ = checkpoint.load_weights(source, jax.eval_shape(model.init, jax.random.key(0)))
+    params, _ = backbones.load_weights(model, source)
     tensors = {name: x.astype(dtype) for name, x in getattr(model, method)(params).items()}
     with replacing(target) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

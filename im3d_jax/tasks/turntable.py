@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from im3d_jax import checkpoint, costs, generator, sharding
+from im3d_jax import backbones, checkpoint, costs, generator, sharding
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import pictures as pictures_module
 from im3d_jax.conditions.conditioning import Conditioning
@@ -69,7 +69,7 @@ class TurntableTask:
 
     def load(self, path: str) -> dict:
         """Parameters of a file of `checkpoint.save_weights`, on the host. UserError if they do not fit."""
-        return checkpoint.load_weights(path, jax.eval_shape(self.model.init, jax.random.key(0)))[0]
+        return backbones.load_weights(self.model, path)[0]
 
     def stream(self, name: str) -> Stream:
         settings = self.settings.streams[name]

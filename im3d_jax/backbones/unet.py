@@ -1,0 +1,223 @@
+"""What the UNets of this package share: arguments, the members of the contract that follow, and the levels.
+
+A UNet (Ronneberger et al. 2015, in the layout of Rombach et al. 2022) goes down through levels of ever
+smaller latents, through a middle, and up again, where each residual block also sees an output of the way
+down. What a
+residual block and an attention layer are differs from one network to the next: those are its `Parts`.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from im3d_jax.backbones import Params
+from im3d_jax.backbones.layers import PARTITION_RULES, AfterConv, FrameEmbeddings, Frames, Resample, upsample
+from im3d_jax.conditions.conditioning import Conditioning
+from recon_torch.errors import UserError, choice
+
+WHAT = "config.backbone.kwargs"
+"""Where a user sets the arguments of a model, for errors."""
+
+
+class Remat(enum.StrEnum):
+    """What the backward pass keeps of a block; but for the first, policies of `jax.checkpoint_policies`."""
+
+    KEEP_ALL = ""
+    NOTHING = "nothing_saveable"
+    DOTS = "dots_saveable"
+    DOTS_WITH_NO_BATCH_DIMS = "dots_with_no_batch_dims_saveable"
+    EVERYTHING = "everything_saveable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetModel(abc.ABC):
+    """The arguments and members that all UNets have behind the backbone contract.
+
+    A subclass adds its arguments, their check, its network `net` and its conditions. Lists are made tuples
+    and
+    strings members of their enums, so that a model is hashable: it is a static argument of `jax.jit`.
+
+    Args:
+        latent_shape: (h, w, c) of one frame's latent; h and w are multiples of 2^(levels - 1).
+        dtype: of the computation, as JAX names it. Normalisation, softmax and the embedding of the noise
+            level stay float32.
+        remat: what the backward pass keeps of each block; it computes the rest again, which saves memory.
+        query_chunk: how many places of a frame attend to the others at a time, a divisor of their number; 0
+            for all at once, which at 64x64 places takes 64 MB for each frame and head.
+    """
+
+    latent_shape: Sequence[int]
+    dtype: str = "float32"
+    remat: str = Remat.KEEP_ALL
+    query_chunk: int = 0
+
+    choices: ClassVar[dict[str, type[enum.StrEnum]]] = {}
+    """The arguments of the subclass that are members of an enum, or sequences of such."""
+
+    num_views: ClassVar[int | None] = None
+    partition_rules: ClassVar = PARTITION_RULES
+    traceable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        kinds = {"remat": Remat, **self.choices}
+        for name in (field.name for field in fields(self)):
+            value, kind, where = getattr(self, name), kinds.get(name), f"{WHAT}.{name}"
+            if isinstance(value, (list, tuple)):
+                value = tuple(choice(kind, each, where) if kind else each for each in value)
+            elif kind:
+                value = choice(kind, value, where)
+            object.__setattr__(self, name, value)
+        for problem in self.problems():
+            raise UserError(f"{WHAT}: {problem}")
+
+    @property
+    @abc.abstractmethod
+    def num_levels(self) -> int:
+        """How many sizes of latents the network goes through."""
+
+    @property
+    @abc.abstractmethod
+    def net(self) -> nn.Module:
+        """The network, a function of (noisy, timestep, conditioning)."""
+
+    @abc.abstractmethod
+    def empty_conditioning(self, batch: int) -> Conditioning:
+        """See `Backbone.empty_conditioning`."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the arguments, and why."""
+        height, width = self.latent_shape[:2]
+        divisor = 2 ** (self.num_levels - 1)
+        if height % divisor or width % divisor:
+            yield f"latent_shape {self.latent_shape} is not divisible by {divisor}; change config.size"
+        places = [height * width // 4**level for level in range(self.num_levels)]
+        if any(count > self.query_chunk > 0 and count % self.query_chunk for count in places):
+            yield f"query_chunk {self.query_chunk} does not divide the places {places}"
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Parameters, with every temporal layer at the identity."""
+        noisy = jnp.zeros((1, 2, *self.latent_shape))
+        return self.net.init(key, noisy, jnp.zeros(1), self.empty_conditioning(1))["params"]
+
+    def apply(
+        self, params: Params, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning
+    ) -> Frames:
+        """The network's prediction, float32, of type `prediction_type`."""
+        return self.net.apply({"params": params}, noisy, timestep, conditioning)
+
+
+# ---- The levels ----
+
+
+class Way(enum.Enum):
+    """Where in a UNet a block stands."""
+
+    DOWN = enum.auto()
+    MIDDLE = enum.auto()
+    UP = enum.auto()
+
+
+class Parts(Protocol):
+    """What the levels of one UNet are made of.
+
+    The methods apply layers: they create submodules, named by `index`, of the module that is being traced.
+    """
+
+    @property
+    def num_blocks(self) -> Sequence[int]:
+        """Residual blocks of each level on the way down; on the way up there is one more."""
+
+    @property
+    def attention_levels(self) -> Collection[int]:
+        """Levels with attention after each residual block. The middle has it in any case."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the computation."""
+
+    @property
+    def after_conv(self) -> AfterConv:
+        """What follows the convolution that changes the size."""
+
+    def residual(
+        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    ) -> Float[Array, "B K h w out"]:
+        """A residual block, with as many channels as its level has."""
+
+    def attention(self, x: Frames, context: Any, level: int, index: int) -> Frames:
+        """Attention within the frames, to `context`, and across the frames."""
+
+
+def down_and_up(parts: Parts, x: Frames, emb: FrameEmbeddings, context: Any) -> Float[Array, "B K h w out"]:
+    """Takes the output of the first convolution through all levels; `context` is what attention is given."""
+    num_levels, skips = len(parts.num_blocks), [x]
+    for level in range(num_levels):
+        x, outputs = DownBlock(parts, level, name=f"down_blocks_{level}")(x, emb, context)
+        skips += outputs
+    x = MidBlock(parts, name="mid_block")(x, emb, context)
+    for i, level in enumerate(reversed(range(num_levels))):
+        taken = parts.num_blocks[level] + 1
+        x = UpBlock(parts, level, name=f"up_blocks_{i}")(x, skips[-taken:], emb, context)
+        skips = skips[:-taken]
+    return x
+
+
+class DownBlock(nn.Module):
+    """One level on the way down. Returns its result and the outputs of all its layers, for the way up."""
+
+    parts: Parts
+    level: int
+
+    @nn.compact
+    def __call__(self, x: Frames, emb: FrameEmbeddings, context: Any) -> tuple[Array, list[Array]]:
+        parts, outputs = self.parts, []
+        for i in range(parts.num_blocks[self.level]):
+            x = parts.residual(x, emb, self.level, i, Way.DOWN)
+            if self.level in parts.attention_levels:
+                x = parts.attention(x, context, self.level, i)
+            outputs.append(x)
+        if self.level + 1 < len(parts.num_blocks):
+            x = Resample(2, parts.dtype, parts.after_conv, name="downsamplers_0")(x)
+            outputs.append(x)
+        return x, outputs
+
+
+class MidBlock(nn.Module):
+    """The middle of the network: a residual block, attention, a residual block."""
+
+    parts: Parts
+
+    @nn.compact
+    def __call__(self, x: Frames, emb: FrameEmbeddings, context: Any) -> Frames:
+        level = len(self.parts.num_blocks) - 1
+        x = self.parts.residual(x, emb, level, 0, Way.MIDDLE)
+        x = self.parts.attention(x, context, level, 0)
+        return self.parts.residual(x, emb, level, 1, Way.MIDDLE)
+
+
+class UpBlock(nn.Module):
+    """One level on the way up; takes `skips` from the way down, the last one first."""
+
+    parts: Parts
+    level: int
+
+    @nn.compact
+    def __call__(
+        self, x: Frames, skips: Sequence[Float[Array, "B K h w _"]], emb: FrameEmbeddings, context: Any
+    ) -> Float[Array, "B K h2 w2 out"]:
+        for i, skip in enumerate(reversed(skips)):
+            x = self.parts.residual(jnp.concatenate([x, skip], -1), emb, self.level, i, Way.UP)
+            if self.level in self.parts.attention_levels:
+                x = self.parts.attention(x, context, self.level, i)
+        if self.level:
+            after = self.parts.after_conv
+            x = Resample(1, self.parts.dtype, after, name="upsamplers_0")(upsample(x))
+        return x
