@@ -4,8 +4,8 @@
 by the rule of `im3d_jax.registry`; its `Model(**config.backbone.kwargs)` must satisfy `Backbone`. A module
 may also have `SMALL`, a dictionary of arguments that make a model small enough to be checked anywhere.
 
-How a model holds its parameters is its own affair: nothing outside a backbone depends on Flax. `im3d
-check-backbone NAME` tests all that is said here, for a model of ours or of yours (`conformance`).
+Nothing outside a backbone depends on Flax. `im3d check-backbone NAME` tests all that is said here, for a
+model of ours or of yours (`conformance`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax import checkpoint
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.registry import Registry
 from im3d_jax.sharding import PartitionRules
 
-Params = PyTree
-"""The parameters of a model: a tree of arrays of the model's own structure; Flax's is nested dictionaries."""
+Params = dict[str, Any]
+"""The parameters of a model: nested dictionaries of arrays. The keys that lead to a parameter, joined by "/",
+are its path. A model that keeps its weights elsewhere has none."""
 
 
 @runtime_checkable

@@ -1,67 +1,92 @@
-"""`im3d check-backbone`: the backbone contract (`im3d_jax/backbones/__init__.py`) as a table of checks.
+"""The backbone contract, `im3d_jax.backbones.Backbone`, as checks of a model: of ours or of a user's.
 
-    im3d check-backbone emu_video
-    im3d check-backbone my_pkg.my_model
-    im3d check-backbone --config=configs/tiny.py
-
-A name alone is checked at the size of the module's `SMALL` arguments (its defaults, if it has none); a config
-at the size that it gives, which takes the memory of that size.
+`check` runs them all. Each is a function of a `Subject`, whose name says what holds if it passes; it returns
+a detail worth showing, or raises `Failed` or `Skipped` with the reason. `im3d check-backbone` prints the
+table.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
-from im3d_jax import backbones, sharding
+from im3d_jax import backbones, checkpoint, sharding
+from im3d_jax.backbones import Backbone, Params, PublicBackbone
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions.conditioning import Conditioning
-from im3d_jax.diffusion import objective
+from im3d_jax.diffusion.objective import PredictionType
+from im3d_jax.registry import missing_members
 from recon_torch.errors import first_line
 
-NUM_DEVICES = 2  # that the sharded check wants; on a CPU they are virtual
+NUM_DEVICES = 2
+"""Devices over which the model is sharded; on a CPU they are virtual."""
 
-TOLERANCE = 2e-4  # of differences relative to the largest value; float32 sums in another order
+TOLERANCE = 2e-4
+"""The greatest difference, relative to the largest value, that counts as none: float32 sums in another
+order.
+"""
 
 BFLOAT16_TOLERANCE = 5e-2
+"""The same for models that compute in bfloat16."""
 
-MAX_VIEWS = 4  # of a model that takes any number
+MAX_VIEWS = 4
+"""Views that a model which takes any number is given."""
+
+TIMESTEPS = np.array([0.3, 0.6], np.float32)
+"""Noise levels of the two assets."""
+
+
+class Outcome(enum.StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Result(NamedTuple):
+    """What came of one check; `detail` is a measurement, or the reason why it failed or was skipped."""
+
+    check: str
+    outcome: Outcome
+    detail: str
 
 
 class Failed(Exception):
-    """The contract is broken; says how."""
+    """The model breaks the contract; the message says how."""
 
 
 class Skipped(Exception):
-    """The check does not apply; says why."""
+    """The check does not apply to the model; the message says why."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """A model with weights and inputs to check it on.
 
-    trainable: pattern of the parameters that the config trains.
+    model: what is said to be a backbone. trainable: pattern of the parameters that the config trains.
     """
 
-    model: object
+    model: Any
     trainable: str
 
     @cached_property
-    def initial(self):
+    def initial(self) -> Params:
         return backbones.init(self.model, jax.random.key(0))
 
     @cached_property
-    def params(self):
+    def params(self) -> Params:
         """The initial parameters moved a little, so that no layer that starts at zero hides a mistake."""
         leaves, tree = jax.tree.flatten(self.initial)
         keys = jax.random.split(jax.random.key(1), max(len(leaves), 1))
@@ -71,7 +96,8 @@ class Subject:
         return jax.tree.unflatten(tree, moved)
 
     @cached_property
-    def flat(self) -> dict[str, jax.Array]:
+    def flat(self) -> dict[str, Array]:
+        """The initial parameters by their paths."""
         return traverse_util.flatten_dict(self.initial, sep="/")
 
     @property
@@ -79,11 +105,13 @@ class Subject:
         return self.model.num_views or MAX_VIEWS
 
     @cached_property
-    def noisy(self):
+    def noisy(self) -> Float[Array, "B K h w c"]:
         shape = (2, self.num_views, *self.model.latent_shape)
         return jax.random.normal(jax.random.key(2), shape)
 
-    timestep = np.array([0.3, 0.6], np.float32)
+    @cached_property
+    def timestep(self) -> Float[Array, " B"]:
+        return jnp.asarray(TIMESTEPS)
 
     @cached_property
     def given(self) -> Conditioning:
@@ -108,11 +136,11 @@ class Subject:
         )
 
     @cached_property
-    def apply(self) -> Callable:
+    def apply(self) -> Callable[..., Array]:
         return jax.jit(self.model.apply) if self.model.traceable else self.model.apply
 
     @cached_property
-    def prediction(self):
+    def prediction(self) -> Array:
         return self.apply(self.params, self.noisy, self.timestep, self.given)
 
     @property
@@ -120,12 +148,46 @@ class Subject:
         return BFLOAT16_TOLERANCE if "bfloat16" in str(getattr(self.model, "dtype", "")) else TOLERANCE
 
 
-def same(subject: Subject, found, expected, what: str) -> str:
+# ---- What checks are made of ----
+
+
+def same(subject: Subject, found: Array, expected: Array, what: str) -> str:
     """The relative difference, as text. Raises Failed if it is too large."""
     difference = float(jnp.abs(found - expected).max() / jnp.maximum(jnp.abs(expected).max(), 1e-12))
     if not difference <= subject.tolerance:
         raise Failed(f"{what}: relative difference {difference:.1e}, at most {subject.tolerance:.0e}")
     return f"{difference:.0e}"
+
+
+def differs(found: Array, other: Array, what: str) -> str:
+    """The absolute difference, as text. Raises Failed if there is none."""
+    difference = float(jnp.abs(found - other).max())
+    if not difference > 1e-6:
+        raise Failed(f"{what} changes nothing in the prediction")
+    return f"by {difference:.1e}"
+
+
+def matching(subject: Subject, pattern: str) -> list[str]:
+    """Paths of the parameters in which a pattern is found. Raises Skipped if the weights are elsewhere."""
+    if not subject.flat:
+        raise Skipped("its weights are not JAX arrays")
+    return [path for path in subject.flat if re.search(pattern, path)]
+
+
+# ---- The checks ----
+
+
+def members_are_those_of_the_contract(subject: Subject) -> str:
+    if lacking := missing_members(subject.model, Backbone):
+        raise Failed(f"it lacks {', '.join(lacking)}")
+    shape, views = subject.model.latent_shape, subject.model.num_views
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise Failed(f"latent_shape {shape} is not (h, w, c)")
+    if views is not None and not (isinstance(views, int) and views > 0):
+        raise Failed(f"num_views {views!r} is neither None nor a number of views")
+    if not isinstance(subject.model.traceable, bool):
+        raise Failed(f"traceable {subject.model.traceable!r} is not a bool")
+    return f"latents of {tuple(shape)}, {views or 'any number of'} views"
 
 
 def prediction_has_the_views_shape(subject: Subject) -> str:
@@ -140,8 +202,8 @@ def prediction_has_the_views_shape(subject: Subject) -> str:
 
 
 def prediction_type_is_known(subject: Subject) -> str:
-    if subject.model.prediction_type not in list(objective.PredictionType):
-        known = ", ".join(objective.PredictionType)
+    if subject.model.prediction_type not in list(PredictionType):
+        known = ", ".join(PredictionType)
         raise Failed(f"prediction_type {subject.model.prediction_type!r} is none of {known}")
     return subject.model.prediction_type
 
@@ -220,7 +282,7 @@ def sharded_equals_unsharded(subject: Subject) -> str:
 
 
 def temporal_pattern_matches(subject: Subject) -> str:
-    temporal = _matching(subject, subject.model.temporal_pattern)
+    temporal = matching(subject, subject.model.temporal_pattern)
     if not temporal:
         raise Failed(f"temporal_pattern {subject.model.temporal_pattern!r} matches no parameter")
     if len(temporal) == len(subject.flat):
@@ -230,19 +292,19 @@ def temporal_pattern_matches(subject: Subject) -> str:
 
 
 def config_trains_what_there_is(subject: Subject) -> str:
-    if not _matching(subject, subject.trainable):
+    if not matching(subject, subject.trainable):
         raise Failed(f"config.train.trainable {subject.trainable!r} matches no parameter")
     return repr(subject.trainable)
 
 
 def starts_as_separate_images(subject: Subject) -> str:
     """With its temporal layers at the identity, a video is K images."""
-    _matching(subject, subject.model.temporal_pattern)
+    matching(subject, subject.model.temporal_pattern)
     if subject.given.elevation_rad is not None:
         raise Skipped("is told each view's camera")
     # Spatial layers that start at zero would hide a difference, so they are moved.
     moved = traverse_util.flatten_dict(subject.params, sep="/")
-    temporal = set(_matching(subject, subject.model.temporal_pattern))
+    temporal = set(matching(subject, subject.model.temporal_pattern))
     params = {path: subject.flat[path] if path in temporal else x for path, x in moved.items()}
     params = traverse_util.unflatten_dict(params, sep="/")
     empty = subject.model.empty_conditioning(1)
@@ -263,7 +325,7 @@ def gradients_reach_temporal_layers(subject: Subject) -> str:
         return jnp.square(subject.model.apply(params, subject.noisy, subject.timestep, subject.given)).mean()
 
     gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(subject.params), sep="/")
-    for path in _matching(subject, subject.model.temporal_pattern):
+    for path in matching(subject, subject.model.temporal_pattern):
         if not jnp.isfinite(gradients[path]).all():
             raise Failed(f"the gradient of {path} is not finite")
         if not gradients[path].any():
@@ -272,9 +334,9 @@ def gradients_reach_temporal_layers(subject: Subject) -> str:
 
 
 def partition_rules_match(subject: Subject) -> str:
-    _matching(subject, "")
+    matching(subject, "")
     for pattern, axes in subject.model.partition_rules:
-        paths = _matching(subject, pattern)
+        paths = matching(subject, pattern)
         if not paths:
             raise Failed(f"partition rule {pattern!r} matches no parameter")
         short = [path for path in paths if subject.flat[path].ndim < len(axes)]
@@ -283,8 +345,23 @@ def partition_rules_match(subject: Subject) -> str:
     return f"{len(subject.model.partition_rules)} rules"
 
 
+def weights_files_go_there_and_back(subject: Subject) -> str:
+    """The parameters that are read from a weights file are those that were written to it."""
+    matching(subject, "")
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "weights.safetensors"
+        checkpoint.save_weights(file, subject.params, {}, np.float32)
+        loaded, _ = backbones.load_weights(subject.model, file)
+    back = traverse_util.flatten_dict(loaded, sep="/")
+    for path, value in traverse_util.flatten_dict(subject.params, sep="/").items():
+        if not np.array_equal(back[path], value):
+            raise Failed(f"parameter {path} comes back changed")
+    return f"{len(back)} parameters"
+
+
 def checkpoints_go_there_and_back(subject: Subject) -> str:
-    if not hasattr(subject.model, "to_pretrained"):
+    """A public checkpoint that is written and read again is written as the same."""
+    if not isinstance(subject.model, PublicBackbone):
         raise Skipped("has no public ancestor")
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
@@ -299,6 +376,7 @@ def checkpoints_go_there_and_back(subject: Subject) -> str:
 
 
 CHECKS = (
+    members_are_those_of_the_contract,
     model_is_hashable,
     prediction_type_is_known,
     prediction_has_the_views_shape,
@@ -315,35 +393,27 @@ CHECKS = (
     starts_as_separate_images,
     gradients_reach_temporal_layers,
     partition_rules_match,
+    weights_files_go_there_and_back,
     checkpoints_go_there_and_back,
 )
+"""In the order in which `check` runs them."""
 
 
-def differs(found, other, what: str) -> str:
-    difference = float(jnp.abs(found - other).max())
-    if not difference > 1e-6:
-        raise Failed(f"{what} changes nothing in the prediction")
-    return f"by {difference:.1e}"
+def check(model: Any, trainable: str) -> list[Result]:
+    """Runs every check on a model. An error inside the model is a failure, with its first line.
 
-
-def _matching(subject: Subject, pattern: str) -> list[str]:
-    """Paths of the parameters that a pattern matches. Raises Skipped if the weights are not JAX arrays."""
-    if not subject.flat:
-        raise Skipped("its weights are not JAX arrays")
-    return [path for path in subject.flat if re.search(pattern, path)]
-
-
-def check(model, trainable: str) -> list[tuple[str, str, str]]:
-    """(check, "passed", "failed" or "skipped", detail) of every check; an error in the model is a failure."""
-    subject, rows = Subject(model, trainable), []
+    trainable: pattern of the parameters that the config trains, ".*" for all.
+    """
+    subject, results = Subject(model, trainable), []
     for run in CHECKS:
         name = run.__name__.replace("_", " ")
         try:
-            rows.append((name, "passed", run(subject)))
+            results.append(Result(name, Outcome.PASSED, run(subject)))
         except Skipped as reason:
-            rows.append((name, "skipped", str(reason)))
+            results.append(Result(name, Outcome.SKIPPED, str(reason)))
         except Failed as reason:
-            rows.append((name, "failed", str(reason)))
+            results.append(Result(name, Outcome.FAILED, str(reason)))
         except Exception as error:
-            rows.append((name, "failed", f"{type(error).__name__}: {first_line(error, 120)}"))
-    return rows
+            detail = f"{type(error).__name__}: {first_line(error, 120)}"
+            results.append(Result(name, Outcome.FAILED, detail))
+    return results

@@ -1,4 +1,12 @@
-"""`im3d check-backbone`."""
+"""`im3d check-backbone`: tests whether a network keeps the backbone contract.
+
+    im3d check-backbone emu_video
+    im3d check-backbone my_pkg.my_model
+    im3d check-backbone --config=configs/tiny.py
+
+A name alone is checked at the size of the module's `SMALL` arguments (its defaults, if it has none), a config
+at the size that it gives, which takes the memory of that size. The contract is told in docs/backbones.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +15,7 @@ import contextlib
 import jax
 
 from im3d_jax import backbones, config_flags
-from im3d_jax.backbones.conformance import NUM_DEVICES, check
+from im3d_jax.backbones.conformance import NUM_DEVICES, Outcome, check
 from recon_torch.errors import CommandParser, UserError
 
 
@@ -17,7 +25,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that takes time here
     parser = CommandParser("check-backbone", __doc__)
     parser.add_argument(
-        "name", nargs="?", default="", help="a backbone of im3d_jax, or any importable module"
+        "name", nargs="?", default="", help="a backbone of im3d_jax, or an importable module of your own"
     )
     configured = any(argument.startswith("--config") for argument in argv)
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
@@ -29,11 +37,11 @@ def main(argv: list[str]) -> None:
     else:
         name, trainable = flags.name, ".*"
         kwargs = backbones.small_kwargs(name)
-    rows = check(backbones.build(name, kwargs), trainable)
-    width = max(len(row[0]) for row in rows)
-    for what, result, detail in rows:
-        print(f"{what:<{width}}  {result:<8} {detail}".rstrip())
-    failed = sum(result == "failed" for _, result, _ in rows)
+    results = check(backbones.build(name, kwargs), trainable)
+    width = max(len(result.check) for result in results)
+    for result in results:
+        print(f"{result.check:<{width}}  {result.outcome:<8} {result.detail}".rstrip())
+    failed = sum(result.outcome == Outcome.FAILED for result in results)
     if failed:
-        raise UserError(f"{name} fails {failed} of {len(rows)} checks of the backbone contract")
+        raise UserError(f"{name} fails {failed} of {len(results)} checks of the backbone contract")
     print(f"{name} keeps the backbone contract")

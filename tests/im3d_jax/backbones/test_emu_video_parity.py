@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from im3d_jax.backbones import emu_video, emu_video_network
+from im3d_jax.backbones import emu_video, layers
 from recon_torch import hosting
 
 hosting.declare()
@@ -32,7 +32,7 @@ def conv(module):
 
 
 def norm(module):
-    return {"norm": {"scale": module.weight.detach().numpy(), "bias": module.bias.detach().numpy()}}
+    return {"scale": module.weight.detach().numpy(), "bias": module.bias.detach().numpy()}
 
 
 def attention(module):
@@ -40,7 +40,7 @@ def attention(module):
         "to_q": linear(module.to_q),
         "to_k": linear(module.to_k),
         "to_v": linear(module.to_v),
-        "to_out": linear(module.to_out[0]),
+        "to_out_0": linear(module.to_out[0]),
     }
 
 
@@ -71,27 +71,26 @@ def test_residual_block(channels, out_channels):
     params = {
         "norm1": norm(theirs.norm1),
         "conv1": conv(theirs.conv1),
-        "emb": linear(theirs.time_emb_proj),
+        "time_emb_proj": linear(theirs.time_emb_proj),
         "norm2": norm(theirs.norm2),
         "conv2": conv(theirs.conv2),
     }
     if channels != out_channels:
-        params["shortcut"] = linear(theirs.conv_shortcut)
-    spec = emu_video.Model()
-    ours = emu_video_network.ResBlock(spec, out_channels, emu_video_network.Block(spec, None))
+        params["conv_shortcut"] = conv(theirs.conv_shortcut)
+    ours = layers.ResBlock(out_channels, emu_video.GROUPS, 1e-5, "float32")
     x, emb = torch.randn(BATCH, channels, SIDE, SIDE), torch.randn(BATCH, 48)
     output = jax.jit(ours.apply)({"params": params}, frames_first(x), jnp.asarray(emb.numpy())[:, None])
     compare(output, theirs(x, emb))
 
 
 def test_spatial_transformer_with_masked_text():
-    heads, head_dim, layers, text_dim, words = 2, 16, 2, 24, 5
+    heads, head_dim, depth, text_dim, words = 2, 16, 2, 24, 5
     theirs = randomised(
         Transformer2DModel(
             num_attention_heads=heads,
             attention_head_dim=head_dim,
             in_channels=heads * head_dim,
-            num_layers=layers,
+            num_layers=depth,
             cross_attention_dim=text_dim,
             use_linear_projection=True,
             norm_num_groups=32,
@@ -103,14 +102,16 @@ def test_spatial_transformer_with_masked_text():
         "proj_out": linear(theirs.proj_out),
     }
     for i, block in enumerate(theirs.transformer_blocks):
-        params |= {f"norm{n}_{i}": norm(getattr(block, f"norm{n}")) for n in (1, 2, 3)}
-        params[f"self_{i}"], params[f"cross_{i}"] = attention(block.attn1), attention(block.attn2)
-        params[f"ff_{i}"] = {"ff_in": linear(block.ff.net[0].proj), "ff_out": linear(block.ff.net[2])}
-    spec = emu_video.Model(head_dim=head_dim, num_transformer_layers=layers, text_dims=(text_dim,))
+        feed_forward = {"net_0": {"proj": linear(block.ff.net[0].proj)}, "net_2": linear(block.ff.net[2])}
+        params[f"transformer_blocks_{i}"] = {
+            **{f"norm{n}": norm(getattr(block, f"norm{n}")) for n in (1, 2, 3)},
+            "attn1": attention(block.attn1),
+            "attn2": attention(block.attn2),
+            "ff": feed_forward,
+        }
+    spec = emu_video.Model(head_dim=head_dim, num_transformer_layers=depth, text_dims=(text_dim,))
     x, text = torch.randn(BATCH, heads * head_dim, SIDE, SIDE), torch.randn(BATCH, words, text_dim)
     mask = torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     ours = [(jnp.asarray(text.numpy()), jnp.asarray(mask.numpy()))]
-    output = jax.jit(emu_video_network.SpatialTransformer(spec).apply)(
-        {"params": params}, frames_first(x), ours
-    )
+    output = jax.jit(emu_video.SpatialTransformer(spec).apply)({"params": params}, frames_first(x), ours)
     compare(output, theirs(x, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False)[0])

@@ -1,6 +1,5 @@
 """SVD and SV3D against diffusers' UNetSpatioTemporalConditionModel with the same random weights."""
 
-import re
 from pathlib import Path
 
 import jax
@@ -8,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import traverse_util
 
 from im3d_jax import backbones, config_flags
-from im3d_jax.backbones import svd, svd_network
+from im3d_jax.backbones import svd, unet
 from im3d_jax.diffusion import objective, sampler, schedules
 from recon_torch.errors import UserError
 
@@ -162,7 +160,7 @@ def small(*shape, seed=0):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_down_block(model, params, theirs, embedding, context, level):
-    x, block = small(BATCH, VIEWS, SIDE, SIDE, 32), svd_network.DownBlock(model, level)
+    x, block = small(BATCH, VIEWS, SIDE, SIDE, 32), unet.DownBlock(svd.SvdParts(model), level)
     ours, skips = jax.jit(block.apply)(
         {"params": params[f"down_blocks_{level}"]}, x, embedding[0], context[0]
     )
@@ -179,7 +177,7 @@ def test_up_block(model, params, theirs, embedding, context, level):
     x = small(BATCH, VIEWS, SIDE, SIDE, 64)
     channels = [(32, 32), (32, 64)][level]
     skips = [small(BATCH, VIEWS, SIDE, SIDE, c, seed=i) for i, c in enumerate(channels, start=1)]
-    block, weights = svd_network.UpBlock(model, level), {"params": params[f"up_blocks_{1 - level}"]}
+    block, weights = unet.UpBlock(svd.SvdParts(model), level), {"params": params[f"up_blocks_{1 - level}"]}
     ours = jax.jit(block.apply)(weights, x, skips, embedding[0], context[0])
     attended = {"encoder_hidden_states": context[1]} if level == 0 else {}
     inputs = torch_frames(x), tuple(map(torch_frames, skips)), embedding[1]
@@ -190,7 +188,7 @@ def test_up_block(model, params, theirs, embedding, context, level):
 def test_middle_block_and_its_gradients(model, params, theirs, embedding, context):
     x = small(BATCH, VIEWS, SIDE, SIDE, 64)
     cotangent = random(BATCH, VIEWS, SIDE, SIDE, 64, seed=1)
-    block = svd_network.MidBlock(model)
+    block = unet.MidBlock(svd.SvdParts(model))
 
     @jax.jit
     def value_and_gradients(params, x, emb, tokens):
@@ -222,7 +220,7 @@ def test_middle_block_and_its_gradients(model, params, theirs, embedding, contex
 def test_bfloat16_stays_near(params, theirs, embedding, context):
     x, block = (
         random(BATCH, VIEWS, SIDE, SIDE, 64),
-        svd_network.MidBlock(svd.Model(**SMALL, dtype="bfloat16")),
+        unet.MidBlock(svd.SvdParts(svd.Model(**SMALL, dtype="bfloat16"))),
     )
     inputs = jnp.asarray(x, jnp.bfloat16), embedding[0], jnp.asarray(context[0], jnp.bfloat16)
     ours = jax.jit(block.apply)({"params": params["mid_block"]}, *inputs)
@@ -232,36 +230,6 @@ def test_bfloat16_stays_near(params, theirs, embedding, context):
 
 
 # ---- Properties ----
-
-
-def initial_params(model):
-    """Random ones, but for the last layers of the temporal blocks, which make them the identity."""
-    temporal = re.compile(
-        "temporal_res_block/conv2|temporal_transformer_blocks_0/.*(to_out_0|net_2)|time_pos_embed/linear_2"
-    )
-
-    def chosen(key):
-        flat = traverse_util.flatten_dict(model.init(key), sep="/")
-        return {path: x for path, x in flat.items() if temporal.search(path)}
-
-    key = jax.random.key(0)
-    shapes = traverse_util.flatten_dict(jax.eval_shape(model.init, key), sep="/")
-    drawn = {path: 0.1 * random(*leaf.shape, seed=i) for i, (path, leaf) in enumerate(shapes.items())}
-    return traverse_util.unflatten_dict(drawn | jax.jit(chosen)(key), sep="/")
-
-
-def test_at_initialisation_16_frames_are_16_single_images():
-    """One level has all kinds of layers. SV3D_p is told each frame's camera, so its images differ."""
-    sizes = dict(block_out_channels=(32,), num_attention_heads=(2,), num_views=None)
-    model = svd.Model(**SMALL | sizes | dict(vector="sv3d_u", input_view="last"))
-    params = initial_params(model)
-    video, conditioning = random(1, 16, SIDE, SIDE, 4), given(model)
-    many = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (16, *x.shape[1:])), conditioning)
-    one = jax.tree.map(lambda x: x[:1], conditioning)
-    apply = jax.jit(model.apply)
-    together = apply(params, video, TIMESTEP[:1], one)
-    single = apply(params, video.swapaxes(0, 1), np.repeat(TIMESTEP[:1], 16), many)
-    compare(together, np.asarray(single).swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("input_view, step", [("first", 0), ("last", 1)])
@@ -302,7 +270,7 @@ def test_v_prediction_on_the_edm_schedule_is_karras_denoiser(sigma):
 def test_rematerialisation_takes_the_same_parameters(model, params, embedding, context):
     again = svd.Model(**SMALL, remat="nothing_saveable")
     args = {"params": params["mid_block"]}, random(BATCH, VIEWS, SIDE, SIDE, 64), embedding[0], context[0]
-    traced = [jax.make_jaxpr(svd_network.MidBlock(spec).apply)(*args) for spec in (model, again)]
+    traced = [jax.make_jaxpr(unet.MidBlock(svd.SvdParts(spec)).apply)(*args) for spec in (model, again)]
     recomputed = [sum("remat" in str(eqn.primitive) for eqn in jaxpr.eqns) for jaxpr in traced]
     assert recomputed == [0, 3]
 
@@ -310,7 +278,8 @@ def test_rematerialisation_takes_the_same_parameters(model, params, embedding, c
 def test_attention_within_a_frame_is_in_chunks(model, params, embedding, context):
     chunked, x = svd.Model(**SMALL, query_chunk=4), random(BATCH, VIEWS, SIDE, SIDE, 64)
     args = {"params": params["mid_block"]}, x, embedding[0], context[0]
-    traced = [str(jax.make_jaxpr(svd_network.MidBlock(spec).apply)(*args)) for spec in (model, chunked)]
+    blocks = [unet.MidBlock(svd.SvdParts(spec)) for spec in (model, chunked)]
+    traced = [str(jax.make_jaxpr(block.apply)(*args)) for block in blocks]
     assert [jaxpr.count("scan[") for jaxpr in traced] == [0, 1]
 
 
@@ -341,12 +310,12 @@ def test_shipped_configs_sample_as_stabilitys_do(name, vector, num_steps):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(vector="sv4d"), "no vector 'sv4d'"),
-        (dict(input_view="middle"), "input_view 'middle'"),
+        (dict(vector="sv4d"), "vector is 'sv4d'; choose one of svd, sv3d_u"),
+        (dict(input_view="middle"), "input_view is 'middle'"),
         (dict(orbit_direction=2), "orbit_direction 2"),
         (dict(latent_shape=(70, 72, 4)), "not divisible by 8"),
         (dict(block_out_channels=(48, 96)), "multiples of 32"),
-        (dict(remat="all"), "remat 'all'"),
+        (dict(remat="all"), "remat is 'all'"),
         (dict(query_chunk=500), "query_chunk 500"),
     ],
 )

@@ -65,12 +65,13 @@ def test_full_size_has_diffusers_sizes_and_stabilitys_names():
     from diffusers import UNetSpatioTemporalConditionModel
 
     model = svd.Model()
+    layout = svd_checkpoints.Layout(num_levels=4, layers_per_block=2, attention_levels=(0, 1, 2))
     parameters = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     with torch.device("meta"):
         theirs = UNetSpatioTemporalConditionModel().state_dict()
     assert len(parameters) == len(theirs)
     assert sum(x.size for x in parameters) == sum(x.numel() for x in theirs.values())
-    names = {svd_checkpoints.stability_name(model, name): tuple(x.shape) for name, x in theirs.items()}
+    names = {svd_checkpoints.stability_name(layout, name): tuple(x.shape) for name, x in theirs.items()}
     assert len(names) == len(theirs)
     assert STABILITY.items() <= names.items()
 

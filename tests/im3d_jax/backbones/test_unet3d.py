@@ -12,7 +12,8 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from im3d_jax import backbones, pretrained
-from im3d_jax.backbones import layers, unet3d, unet3d_checkpoints, unet3d_network
+from im3d_jax.backbones import layers, unet3d, unet3d_checkpoints
+from im3d_jax.backbones.unet import DownBlock
 from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch import hosting
 from recon_torch.errors import UserError
@@ -32,10 +33,6 @@ FILE = "diffusion_pytorch_model.safetensors"
 
 def flatten(tree):
     return traverse_util.flatten_dict(tree, sep="/")
-
-
-def unflatten(flat):
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def draw(*shape, seed=1):
@@ -83,15 +80,6 @@ def zeros(model):
     """Parameters that a checkpoint replaces."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def initial_values(model, pattern):
-    """Some parameters at initialisation: drawing the others would take most of this file's time."""
-
-    def chosen(key):
-        return {path: x for path, x in flatten(model.init(key)).items() if re.search(pattern, path)}
-
-    return jax.jit(chosen)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -145,23 +133,6 @@ def test_the_whole_network_is_diffusers(image, frames, unets, loaded):
         assert ours.dtype == jnp.float32 and relative(ours, theirs) < 1e-4
 
 
-def test_sixteen_frames_are_sixteen_images_at_initialisation(loaded):
-    """Whatever all but the last of their temporal layers hold, and with an image, which is not seen yet."""
-    model, frames = dataclasses.replace(MODELS["none"], image="channels"), 16
-    initial = initial_values(
-        model, r"temp_convs_./conv4_3|(temp_attentions_.|transformer_in)/proj_out|conv_in"
-    )
-    assert len(initial) == 2 * (8 + 5 + 1)
-    params = unflatten(flatten(loaded["none"]) | initial)
-    noisy, timestep = draw(B, frames, *model.latent_shape), np.array([3.0, 700.0], np.float32)
-    apply = jax.jit(model.apply)
-    video = apply(params, noisy, timestep, conditioning(model, B, (1.0, 1.0)))
-    separate = noisy.reshape(B * frames, 1, *model.latent_shape), timestep.repeat(frames)
-    images = apply(params, *separate, conditioning(model, B * frames, np.zeros(B * frames, np.float32)))
-    assert np.std(images) > 0.01
-    assert relative(video.reshape(images.shape), images) < 1e-5
-
-
 # ---- Blocks, forwards and backwards ----
 
 K, SIDE, WIDTH = 3, 4, 32
@@ -196,15 +167,15 @@ BLOCKS = {  # name among the modules of "none" -> (their call, our module and th
         layers.ResBlock(WIDTH, SPEC.norm_num_groups, 1e-5, SPEC.dtype),
         lambda x, other: (x, other[:, None]),
     ),
-    "temp_convs_0": (temporal_convs, unet3d_network.TemporalConvs(SPEC), lambda x, other: (x,)),
+    "temp_convs_0": (temporal_convs, unet3d.TemporalConvs(SPEC), lambda x, other: (x,)),
     "attentions_0": (
         spatial_transformer,
-        unet3d_network.SpatialTransformer(SPEC),
-        lambda x, other: (x, unet3d_network.Context(other.reshape(B, 4, TEXT), jnp.ones((B, 4)))),
+        unet3d.SpatialTransformer(SPEC),
+        lambda x, other: (x, unet3d.Context(other.reshape(B, 4, TEXT), jnp.ones((B, 4)))),
     ),
     "temp_attentions_0": (
         temporal_transformer,
-        unet3d_network.TemporalTransformer(SPEC, WIDTH),
+        unet3d.TemporalTransformer(SPEC, WIDTH),
         lambda x, other: (x,),
     ),
 }
@@ -246,10 +217,10 @@ def test_values_and_gradients_of_a_block(name, unets, loaded):
 
 def test_recomputation_is_of_every_layer_and_changes_no_name(loaded):
     x, emb = draw(B, K, SIDE, SIDE, WIDTH), draw(B, 1, 4 * WIDTH)
-    context = unet3d_network.Context(draw(B, 4, TEXT), jnp.ones((B, 4)))
+    context = unet3d.Context(draw(B, 4, TEXT), jnp.ones((B, 4)))
 
     def num_recomputed(remat):
-        block = unet3d_network.DownBlock(dataclasses.replace(SPEC, remat=remat), 0)
+        block = DownBlock(unet3d.Unet3dParts(dataclasses.replace(SPEC, remat=remat)), 0)
 
         def loss(params):
             return block.apply({"params": params}, x, emb, context)[0].sum()
@@ -261,13 +232,13 @@ def test_recomputation_is_of_every_layer_and_changes_no_name(loaded):
 
 
 def test_masked_words_have_no_influence(loaded):
-    block, x = unet3d_network.SpatialTransformer(SPEC), draw(B, K, SIDE, SIDE, WIDTH)
+    block, x = unet3d.SpatialTransformer(SPEC), draw(B, K, SIDE, SIDE, WIDTH)
     mask = jnp.array([[1.0, 1, 0, 0], [1, 0, 0, 0]])
 
     @jax.jit
     def apply(words):
         params = loaded["none"]["down_blocks_0"]["attentions_0"]
-        return block.apply({"params": params}, x, unet3d_network.Context(words, mask))
+        return block.apply({"params": params}, x, unet3d.Context(words, mask))
 
     words = jnp.asarray(draw(B, 4, TEXT))
     before, padded = apply(words), apply(jnp.where(mask[..., None] > 0, words, 9.0))
@@ -278,7 +249,7 @@ def test_masked_words_have_no_influence(loaded):
 @pytest.mark.parametrize("size, number", [(8, 32), (40, 32), (64, 32), (32, 32)])
 def test_averages_are_adaptive_pooling(size, number):
     x = draw(2, size, size + 8, 3)
-    ours = unet3d_network._average(jnp.asarray(x), number)
+    ours = unet3d.averages(jnp.asarray(x), number)
     theirs = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x).permute(0, 3, 1, 2), number)
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), atol=1e-6)
 
@@ -338,10 +309,10 @@ def test_checkpoints_of_another_family_or_size_are_named(loaded, directories, tm
 @pytest.mark.parametrize(
     "kwargs, words",
     [
-        (dict(image="frames"), "no image 'frames'"),
+        (dict(image="frames"), "image is 'frames'; choose one of none, channels"),
         (dict(latent_shape=(8, 9, 4)), "not divisible by 2"),
         (dict(block_out_channels=(32, 44)), "multiples of norm_num_groups 8"),
-        (dict(remat="everything"), "remat 'everything'"),
+        (dict(remat="everything"), "remat is 'everything'"),
         (dict(query_chunk=7), "query_chunk 7"),
     ],
 )

@@ -212,7 +212,7 @@ def test_the_config_is_the_papers():
     counts = plan.count_parameters(params, model.temporal_pattern)
     assert counts["spatial"] == pytest.approx(2.7e9, rel=0.02)
     assert counts["temporal"] == pytest.approx(1.7e9, rel=0.2)
-    assert params["conv_in/conv/kernel"].shape[2] == 17 and math.prod(model.latent_shape) == 64 * 64 * 8
+    assert params["conv_in/kernel"].shape[2] == 17 and math.prod(model.latent_shape) == 64 * 64 * 8
     assert (config.train.learning_rate, config.train.streams.turntable.batch_size) == (1e-5, 240)
     assert (config.video.w_image, config.video.w_text) == (2.0, 7.5)
     assert config.schedule.zero_terminal_snr and model.prediction_type == "v"
