@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,30 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import Params, emu_video_checkpoints
-from im3d_jax.backbones.attention import (
-    Attention,
-    FeedForward,
-    TransformerBlock,
-    columns,
-    frame_tokens,
-    from_columns,
-)
-from im3d_jax.backbones.layers import (
-    ZEROS,
-    Embedding,
-    FrameEmbeddings,
-    Frames,
-    ResBlock,
-    TemporalConv,
-    append_image,
-    group_norm,
-    input_conv,
-    layer_norm,
-    remat,
-    sinusoids,
-)
-from im3d_jax.backbones.unet import UNetModel, Way, down_and_up
+from im3d_jax.backbones import Params, attention, emu_video_checkpoints, layers
+from im3d_jax.backbones.layers import ZEROS, FrameEmbeddings, Frames
+from im3d_jax.backbones.unet import Parts, UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.words import WordEncoder
 
@@ -186,17 +166,17 @@ class UNet(nn.Module):
         self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning
     ) -> Float[Array, "B K h w c"]:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
-        width, parts, num_frames = spec.model_channels, EmuParts(self.spec), noisy.shape[1]
+        width, num_frames = spec.model_channels, noisy.shape[1]
         text = self._text(conditioning)
-        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))
+        emb = layers.Embedding(4 * width, name="time_embedding")(layers.sinusoids(timestep, width))
         emb = FrameEmbedding(name="temporal_embedding")(emb, num_frames)
 
         x = with_image(noisy, conditioning, spec).astype(dtype)
-        x = parts.after_conv(input_conv(x, width, noisy.shape[-1], dtype), "conv_in")
-        x = down_and_up(parts, x, emb, text)
-        features = nn.silu(group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
+        x = temporal_conv(spec, layers.input_conv(x, width, noisy.shape[-1], dtype), "conv_in")
+        x = down_and_up(parts(spec), x, emb, text)
+        features = nn.silu(layers.group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=ZEROS, dtype=dtype, name="conv_out")(features)
-        x = parts.after_conv(x, "conv_out")
+        x = temporal_conv(spec, x, "conv_out")
         if spec.copy_gate and num_frames > 1:
             x = CopyGate(dtype, name="temporal_copy_gate")(features, x, conditioning)
         return x.astype(jnp.float32)
@@ -209,51 +189,43 @@ class UNet(nn.Module):
         return [(encoder(words, mask), mask)]
 
 
-Text = list[tuple[Float[Array, "B L d"], Float[Array, "B L"]]]
-"""(tokens, mask) of each text encoder."""
+Text = list[tuple[Float[Array, "B _ _"], Float[Array, "B _"]]]
+"""(tokens [B, L, d], mask [B, L]) of each text encoder; L and d differ from one to the next."""
 
 
-@dataclass(frozen=True)
-class EmuParts:
-    """The `unet.Parts` of this network: with several frames, temporal layers follow the spatial ones."""
+def parts(spec: Model) -> Parts:
+    """The levels of this network: with several frames, temporal layers follow the spatial ones."""
+    blocks, levels = tuple(spec.num_res_blocks), tuple(spec.attention_levels)
+    functions = partial(_residual, spec), partial(_attention, spec), partial(temporal_conv, spec)
+    return Parts(blocks, levels, jnp.dtype(spec.dtype), *functions)
 
-    spec: Model
 
-    @property
-    def num_blocks(self) -> Sequence[int]:
-        return self.spec.num_res_blocks
+def temporal_conv(spec: Model, x: Frames, name: str) -> Frames:
+    """The temporal convolution that follows the spatial one of this name, where there are several frames."""
+    if x.shape[1] == 1:
+        return x
+    dtype = jnp.dtype(spec.dtype)
+    return layers.TemporalConv(dtype, _identity_in_time, spec.closed_orbit, name=f"{name}_temporal")(x)
 
-    @property
-    def attention_levels(self) -> Sequence[int]:
-        return self.spec.attention_levels
 
-    @property
-    def dtype(self) -> Any:
-        return jnp.dtype(self.spec.dtype)
+def _residual(
+    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+) -> Float[Array, "B K h w out"]:
+    block, channels = (
+        layers.remat(layers.ResBlock, spec.remat),
+        spec.channel_mult[level] * spec.model_channels,
+    )
+    settings = channels, GROUPS, 1e-5, jnp.dtype(spec.dtype), partial(temporal_conv, spec)
+    return block(*settings, name=f"resnets_{index}")(x, emb)
 
-    def after_conv(self, x: Frames, name: str) -> Frames:
-        """The temporal convolution that follows the spatial one of this name."""
-        if x.shape[1] == 1:
-            return x
-        conv = TemporalConv(self.dtype, _identity_in_time, self.spec.closed_orbit, name=f"{name}_temporal")
-        return conv(x)
 
-    def residual(
-        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
-    ) -> Float[Array, "B K h w out"]:
-        channels, block = self.spec.channel_mult[level] * self.spec.model_channels, self._remat(ResBlock)
-        return block(channels, GROUPS, 1e-5, self.dtype, self.after_conv, name=f"resnets_{index}")(x, emb)
-
-    def attention(self, x: Frames, context: Text, level: int, index: int) -> Frames:
-        spec = self.spec
-        x = self._remat(SpatialTransformer)(spec, name=f"attentions_{index}")(x, context)
-        if x.shape[1] == 1:
-            return x
-        name = f"temporal_attentions_{index}"
-        return self._remat(TemporalTransformer)(spec, spec.temporal_span[level], name=name)(x)
-
-    def _remat(self, module: type[nn.Module]) -> type[nn.Module]:
-        return remat(module, self.spec.remat)
+def _attention(spec: Model, x: Frames, context: Text, level: int, index: int) -> Frames:
+    spatial = layers.remat(SpatialTransformer, spec.remat)
+    temporal = layers.remat(TemporalTransformer, spec.remat)
+    x = spatial(spec, name=f"attentions_{index}")(x, context)
+    if x.shape[1] == 1:
+        return x
+    return temporal(spec, spec.temporal_span[level], name=f"temporal_attentions_{index}")(x)
 
 
 class SpatialTransformer(nn.Module):
@@ -265,11 +237,11 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: Frames, text: Text) -> Frames:
         spec, c, dtype = self.spec, x.shape[-1], jnp.dtype(self.spec.dtype)
         sizes = dict(**_heads(spec, c), query_chunk=spec.query_chunk, ff_mult=spec.ff_mult)
-        tokens = frame_tokens(group_norm(x, GROUPS, 1e-6, "norm"))
+        tokens = attention.frame_tokens(layers.group_norm(x, GROUPS, 1e-6, "norm"))
         tokens = nn.Dense(c, dtype=dtype, name="proj_in")(tokens)
         for layer in range(spec.num_transformer_layers):
             words, mask = text[layer % len(text)]
-            block = TransformerBlock(**sizes, name=f"transformer_blocks_{layer}")
+            block = attention.TransformerBlock(**sizes, name=f"transformer_blocks_{layer}")
             tokens = block(tokens, words.astype(dtype), mask)
         return x + nn.Dense(c, dtype=dtype, name="proj_out")(tokens).reshape(x.shape)
 
@@ -316,7 +288,7 @@ class TemporalTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Frames) -> Frames:
         spec, (h, w, c), dtype = self.spec, x.shape[2:], jnp.dtype(self.spec.dtype)
-        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(group_norm(x, GROUPS, 1e-6, "norm"))
+        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(layers.group_norm(x, GROUPS, 1e-6, "norm"))
         azimuths = frame_azimuths(x.shape[1]).astype(dtype)
         tokens += nn.Dense(c, dtype=dtype, name="azimuth")(azimuths)[None, :, None, None]
         if self.span != Span.PIXEL:
@@ -335,18 +307,18 @@ class TemporalBlock(nn.Module):
     @nn.compact
     def __call__(self, tokens: Frames) -> Frames:
         heads, shape = _heads(self.spec, tokens.shape[-1]), tokens.shape
-        y = layer_norm(tokens, "norm1")
+        y = layers.layer_norm(tokens, "norm1")
         if self.span == Span.PIXEL:
-            y = columns(y)
-            tokens += from_columns(Attention(**heads, name="attn1")(y, y), shape)
+            y = attention.columns(y)
+            tokens += attention.from_columns(attention.Attention(**heads, name="attn1")(y, y), shape)
         else:
             everything = y.reshape(len(y), -1, shape[-1])
             context = everything[:, : shape[2] * shape[3]] if self.span == Span.FIRST else everything
             # Across places, a token first looks at its likes: queries and keys are the tokens themselves.
-            attention = Attention(**heads, qk_init=_identity, name="attn1")
-            tokens += attention(everything, context).reshape(shape)
-        y = layer_norm(tokens, "norm2")
-        return tokens + FeedForward(jnp.dtype(self.spec.dtype), self.spec.ff_mult, name="ff")(y)
+            attend = attention.Attention(**heads, qk_init=_identity, name="attn1")
+            tokens += attend(everything, context).reshape(shape)
+        y = layers.layer_norm(tokens, "norm2")
+        return tokens + attention.FeedForward(jnp.dtype(self.spec.dtype), self.spec.ff_mult, name="ff")(y)
 
 
 def _heads(spec: Model, channels: int) -> dict[str, Any]:
@@ -390,4 +362,4 @@ def with_image(
     if spec.clean_first_view:
         given = conditioning.image_mask[:, None, None, None]
         noisy = noisy.at[:, 0].set(noisy[:, 0] * (1 - given) + conditioning.image * given)
-    return append_image(noisy, conditioning, spec.image_in_every_view)
+    return layers.append_image(noisy, conditioning, spec.image_in_every_view)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,23 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from im3d_jax.backbones import Params, svd_checkpoints
-from im3d_jax.backbones.attention import TransformerBlock, columns, frame_tokens, from_columns
-from im3d_jax.backbones.layers import (
-    ZEROS,
-    AfterConv,
-    Embedding,
-    FrameEmbeddings,
-    Frames,
-    Mixer,
-    ResBlock,
-    TemporalResBlock,
-    group_norm,
-    remat,
-    sinusoids,
-    unchanged,
-)
-from im3d_jax.backbones.unet import UNetModel, Way, down_and_up
+from im3d_jax.backbones import Params, attention, layers, svd_checkpoints
+from im3d_jax.backbones.layers import FrameEmbeddings, Frames
+from im3d_jax.backbones.unet import Parts, UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
 
 TEMPORAL = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
@@ -191,16 +178,18 @@ class UNet(nn.Module):
     def __call__(self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning) -> Frames:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         order, width = spec.frame_order(noisy.shape[1]), spec.block_out_channels[0]
-        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))[:, None]
-        emb += Embedding(4 * width, name="add_embedding")(frame_vectors(spec, conditioning, len(order)))
+        emb = layers.Embedding(4 * width, name="time_embedding")(layers.sinusoids(timestep, width))[:, None]
+        emb += layers.Embedding(4 * width, name="add_embedding")(
+            frame_vectors(spec, conditioning, len(order))
+        )
         tokens = image_tokens(spec, conditioning).astype(dtype)
 
         noisy = noisy[:, order]
         image = conditioning.image * conditioning.image_mask[:, None, None, None] / spec.latent_scale
         x = jnp.concatenate([noisy, jnp.broadcast_to(image[:, None], noisy.shape)], -1).astype(dtype)
         x = nn.Conv(width, (3, 3), dtype=dtype, name="conv_in")(x)
-        x = down_and_up(SvdParts(spec), x, emb, tokens)
-        x = nn.silu(group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
+        x = down_and_up(parts(spec), x, emb, tokens)
+        x = nn.silu(layers.group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
         return x.astype(jnp.float32)[:, np.argsort(order)]
 
@@ -219,47 +208,35 @@ def frame_vectors(spec: Model, conditioning: Conditioning, num_views: int) -> Fl
     numbers = [spec.noise_aug]
     if spec.vector == Vector.SVD:  # trained with the frame rate less one
         numbers = [spec.fps - 1, spec.motion_bucket, spec.noise_aug]
-    parts = [sinusoids(jnp.array(numbers), dim).reshape(1, 1, -1)]
+    told = [layers.sinusoids(jnp.array(numbers), dim).reshape(1, 1, -1)]
     if spec.vector == Vector.SV3D_P:
         elevation = conditioning.elevation_rad
         polar = jnp.pi / 2 - (jnp.zeros(batch) if elevation is None else elevation)
         azimuth = jnp.asarray(2 * np.pi * spec.frame_steps(num_views) / num_views)
-        parts += [sinusoids(polar, 2 * dim)[:, None], sinusoids(azimuth, 2 * dim)[None]]
-    return jnp.concatenate([jnp.broadcast_to(p, (batch, num_views, p.shape[-1])) for p in parts], -1)
+        told += [layers.sinusoids(polar, 2 * dim)[:, None], layers.sinusoids(azimuth, 2 * dim)[None]]
+    return jnp.concatenate([jnp.broadcast_to(p, (batch, num_views, p.shape[-1])) for p in told], -1)
 
 
-@dataclass(frozen=True)
-class SvdParts:
-    """The `unet.Parts` of this network: spatial layers blended with temporal ones."""
+def parts(spec: Model) -> Parts:
+    """The levels of this network: spatial layers blended with temporal ones."""
+    blocks = (spec.layers_per_block,) * spec.num_levels
+    dtype, levels = jnp.dtype(spec.dtype), tuple(spec.attention_levels)
+    return Parts(blocks, levels, dtype, partial(_residual, spec), partial(_attention, spec))
 
-    spec: Model
-    after_conv: AfterConv = unchanged
 
-    @property
-    def num_blocks(self) -> Sequence[int]:
-        return [self.spec.layers_per_block] * self.spec.num_levels
+def _residual(
+    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+) -> Float[Array, "B K h w out"]:
+    """As diffusers has it: with `groupnorm_eps` on the way up, and on the way down beside attention."""
+    block = layers.remat(SpatioTemporalResBlock, spec.remat)
+    ours = way is Way.UP or (way is Way.DOWN and level in spec.attention_levels)
+    epsilon = spec.groupnorm_eps if ours else 1e-5
+    return block(spec.block_out_channels[level], epsilon, spec.dtype, name=f"resnets_{index}")(x, emb)
 
-    @property
-    def attention_levels(self) -> Sequence[int]:
-        return self.spec.attention_levels
 
-    @property
-    def dtype(self) -> Any:
-        return jnp.dtype(self.spec.dtype)
-
-    def residual(
-        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
-    ) -> Float[Array, "B K h w out"]:
-        """As diffusers has it: with `groupnorm_eps` on the way up, and on the way down beside attention."""
-        spec, block = self.spec, remat(SpatioTemporalResBlock, self.spec.remat)
-        ours = way is Way.UP or (way is Way.DOWN and level in self.attention_levels)
-        epsilon = spec.groupnorm_eps if ours else 1e-5
-        return block(spec.block_out_channels[level], epsilon, spec.dtype, name=f"resnets_{index}")(x, emb)
-
-    def attention(self, x: Frames, context: Float[Array, "B L d"], level: int, index: int) -> Frames:
-        spec, block = self.spec, remat(SpatioTemporalTransformer, self.spec.remat)
-        heads = spec.num_attention_heads[level]
-        return block(heads, spec.query_chunk, spec.dtype, name=f"attentions_{index}")(x, context)
+def _attention(spec: Model, x: Frames, context: Float[Array, "B L d"], level: int, index: int) -> Frames:
+    block, heads = layers.remat(SpatioTemporalTransformer, spec.remat), spec.num_attention_heads[level]
+    return block(heads, spec.query_chunk, spec.dtype, name=f"attentions_{index}")(x, context)
 
 
 class SpatioTemporalResBlock(nn.Module):
@@ -271,9 +248,11 @@ class SpatioTemporalResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Frames, emb: FrameEmbeddings) -> Float[Array, "B K h w out"]:
-        x = ResBlock(self.channels, GROUPS, self.epsilon, self.dtype, name="spatial_res_block")(x, emb)
-        y = TemporalResBlock(GROUPS, self.epsilon, self.dtype, ZEROS, name="temporal_res_block")(x, emb)
-        return Mixer(name="time_mixer")(x, y)
+        x = layers.ResBlock(self.channels, GROUPS, self.epsilon, self.dtype, name="spatial_res_block")(x, emb)
+        y = layers.TemporalResBlock(
+            GROUPS, self.epsilon, self.dtype, layers.ZEROS, name="temporal_res_block"
+        )(x, emb)
+        return layers.Mixer(name="time_mixer")(x, y)
 
 
 class SpatioTemporalTransformer(nn.Module):
@@ -287,14 +266,20 @@ class SpatioTemporalTransformer(nn.Module):
     def __call__(self, x: Frames, context: Float[Array, "B L d"]) -> Frames:
         (k, c), dtype = (x.shape[1], x.shape[-1]), self.dtype
         sizes = dict(num_heads=self.num_heads, head_dim=c // self.num_heads, dtype=dtype)
-        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(group_norm(x, GROUPS, 1e-6, "norm"))
-        within = TransformerBlock(**sizes, query_chunk=self.query_chunk, name="transformer_blocks_0")
-        tokens = within(frame_tokens(tokens), context).reshape(x.shape)
-        place = Embedding(4 * c, c, ZEROS, name="time_pos_embed")(sinusoids(jnp.arange(k), c))
-        placed = columns(tokens + place.astype(dtype)[None, :, None, None])
+        tokens = nn.Dense(c, dtype=dtype, name="proj_in")(layers.group_norm(x, GROUPS, 1e-6, "norm"))
+        within = attention.TransformerBlock(
+            **sizes, query_chunk=self.query_chunk, name="transformer_blocks_0"
+        )
+        tokens = within(attention.frame_tokens(tokens), context).reshape(x.shape)
+        place = layers.Embedding(4 * c, c, layers.ZEROS, name="time_pos_embed")(
+            layers.sinusoids(jnp.arange(k), c)
+        )
+        placed = attention.columns(tokens + place.astype(dtype)[None, :, None, None])
         name = "temporal_transformer_blocks_0"
-        across = TransformerBlock(**sizes, out_init=ZEROS, ff_first=True, name=name)
-        tokens = Mixer(name="time_mixer")(tokens, from_columns(across(placed, context), x.shape))
+        across = attention.TransformerBlock(**sizes, out_init=layers.ZEROS, ff_first=True, name=name)
+        tokens = layers.Mixer(name="time_mixer")(
+            tokens, attention.from_columns(across(placed, context), x.shape)
+        )
         return x + nn.Dense(c, dtype=dtype, name="proj_out")(tokens)
 
 

@@ -8,6 +8,7 @@ width. To train such weights, convert them with `im3d convert`.
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import torch
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from torch import Tensor
 
 from im3d_jax import bridge
+from im3d_jax.backbones import Params
+from im3d_jax.backbones.layers import Frames
+from im3d_jax.backbones.unet import WHAT
 from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch import hosting
-from recon_torch.errors import UserError
-
-WHAT = "config.backbone.kwargs"
+from recon_torch.errors import UserError, choice
 
 SMALL = dict(
     diffusers_class="I2VGenXLUNet",
@@ -45,12 +47,29 @@ SMALL = dict(
 """Arguments of a network that runs anywhere at once."""
 
 
+class DiffusersClass(enum.StrEnum):
+    """The classes of diffusers that can be hosted; `FAMILIES` says how each is told its conditions."""
+
+    UNET_3D = "UNet3DConditionModel"
+    MOTION = "UNetMotionModel"
+    I2VGEN = "I2VGenXLUNet"
+    SVD = "UNetSpatioTemporalConditionModel"
+
+
+class Dtype(enum.StrEnum):
+    """What a network may compute in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
 @dataclass(frozen=True)
 class Model:
     """A torch module behind the backbone contract. It has no parameters on this side: `init` gives {}.
 
     Args:
-        diffusers_class: a key of `FAMILIES`.
+        diffusers_class: one of `DiffusersClass`.
         path: directory of the weights, such as `unet` of a diffusers pipeline; "random" for random ones.
         kwargs: arguments of the class, for random weights.
         latent_shape: (h, w, c) of one frame's latent.
@@ -60,7 +79,7 @@ class Model:
         fps: frames per second that I2VGen-XL is told.
         added_time_ids: what SVD is told: frames per second less one, motion bucket, noise in the image.
         latent_scale: factor of noisy latents that the picture's latent, as SVD takes it, is without.
-        dtype: of the computation.
+        dtype: one of `Dtype`, of the computation.
     """
 
     diffusers_class: str = ""
@@ -73,21 +92,22 @@ class Model:
     fps: int = 16
     added_time_ids: Sequence[float] = (6, 127, 0.02)
     latent_scale: float = 0.18215
-    dtype: str = "float32"
+    dtype: str = Dtype.FLOAT32
 
     partition_rules = ()
     traceable = False
 
-    def __post_init__(self):
-        if self.diffusers_class not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise UserError(f"{WHAT}.diffusers_class: no {self.diffusers_class!r}; there is {known}")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"{WHAT}.dtype: {self.dtype!r} is not float32, bfloat16 or float16")
+    def __post_init__(self) -> None:
+        family = choice(DiffusersClass, self.diffusers_class, f"{WHAT}.diffusers_class")
         kwargs = self.kwargs.items() if isinstance(self.kwargs, Mapping) else self.kwargs
-        frozen = {name: tuple(vars(self)[name]) for name in ("latent_shape", "added_time_ids")}
-        frozen["kwargs"] = tuple((name, _hashable(value)) for name, value in sorted(kwargs))
-        frozen["prediction_type"] = self.prediction_type or self._family.prediction_type
+        frozen = dict(
+            diffusers_class=family,
+            dtype=choice(Dtype, self.dtype, f"{WHAT}.dtype"),
+            latent_shape=tuple(self.latent_shape),
+            added_time_ids=tuple(self.added_time_ids),
+            kwargs=tuple((name, _hashable(value)) for name, value in sorted(kwargs)),
+            prediction_type=self.prediction_type or FAMILIES[family].prediction_type,
+        )
         for name, value in frozen.items():  # a model is hashable
             object.__setattr__(self, name, value)
         self._check_channels()
@@ -97,17 +117,13 @@ class Model:
         """Of torch's parameter names, for information: nothing trains here."""
         return self._family.temporal_pattern
 
-    def init(self, key) -> dict:
+    def init(self, key: PRNGKeyArray) -> Params:
         """No parameters: they live in `module`."""
         return {}
 
     def apply(
-        self,
-        params,
-        noisy: Float[Array, "B K h w c"],
-        timestep: Float[Array, " B"],
-        conditioning: Conditioning,
-    ) -> Float[Array, "B K h w c"]:
+        self, params: Params, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning
+    ) -> Frames:
         """The network's prediction, float32, of type `prediction_type`.
 
         Text is attended to with its padding: these classes take no mask. Raises UserError where JAX traces,
@@ -227,22 +243,26 @@ class Family(NamedTuple):
     takes_text: bool
     takes_image_tokens: bool
     in_channels: Callable[[int], tuple[int, ...]]
-    call: Callable
+    call: Callable[[Model, Videos, Levels, Conditioning], Videos]
 
 
-def _call_unet_3d(model: Model, noisy: Tensor, timestep: Tensor, given: Conditioning) -> Tensor:
+Videos = Float[Tensor, "B K h w c"]
+Levels = Float[Tensor, " B"]
+
+
+def _call_unet_3d(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
     sample = _channels_first(_with_image(model, noisy, given))
     (text,) = given.text
     return _channels_last(model.module(sample, timestep, text, return_dict=False)[0])
 
 
-def _call_motion(model: Model, noisy: Tensor, timestep: Tensor, given: Conditioning) -> Tensor:
+def _call_motion(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
     sample = _channels_first(_with_image(model, noisy, given))
     text = given.text[0].repeat_interleave(noisy.shape[1], 0)  # this class wants it for each frame
     return _channels_last(model.module(sample, timestep, text, return_dict=False)[0])
 
 
-def _call_i2vgen(model: Model, noisy: Tensor, timestep: Tensor, given: Conditioning) -> Tensor:
+def _call_i2vgen(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
     """Frame 0 is told the image's latent, the others their place in time, from 0 to 1, in all channels."""
     place = torch.linspace(0, 1, noisy.shape[1], device=noisy.device, dtype=noisy.dtype)
     image = place[:, None, None, None].expand_as(noisy).clone()
@@ -260,7 +280,7 @@ def _call_i2vgen(model: Model, noisy: Tensor, timestep: Tensor, given: Condition
     return _channels_last(prediction)
 
 
-def _call_svd(model: Model, noisy: Tensor, timestep: Tensor, given: Conditioning) -> Tensor:
+def _call_svd(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
     """The image is told to all frames. This class has the frames before the channels."""
     image = (_image(given) / model.latent_scale)[:, None].expand_as(noisy)
     sample = torch.cat([noisy, image], -1).permute(0, 1, 4, 2, 3)
@@ -276,10 +296,11 @@ def _image(given: Conditioning) -> Float[Tensor, "B h w c"]:
 
 
 def _image_tokens(given: Conditioning) -> Float[Tensor, "B L d"]:
+    """The image's embedding, zeros where it is dropped."""
     return given.image_tokens * given.image_mask[:, None, None]
 
 
-def _with_image(model: Model, noisy: Tensor, given: Conditioning) -> Tensor:
+def _with_image(model: Model, noisy: Videos, given: Conditioning) -> Float[Tensor, "B K h w channels"]:
     """With the image and a mask at view 0, if the network has channels for them, as Emu Video has."""
     if model.module.config.in_channels == noisy.shape[-1]:
         return noisy
@@ -304,12 +325,12 @@ _MODELSCOPE = "temp_convs|temp_attentions|transformer_in"
 _SVD = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
 
 FAMILIES = {
-    "UNet3DConditionModel": Family(
+    DiffusersClass.UNET_3D: Family(
         "epsilon", _MODELSCOPE, True, False, lambda c: (c, 2 * c + 1), _call_unet_3d
     ),
-    "UNetMotionModel": Family(
+    DiffusersClass.MOTION: Family(
         "epsilon", "motion_modules", True, False, lambda c: (c, 2 * c + 1), _call_motion
     ),
-    "I2VGenXLUNet": Family("v", _MODELSCOPE, True, True, lambda c: (c,), _call_i2vgen),
-    "UNetSpatioTemporalConditionModel": Family("v", _SVD, False, True, lambda c: (2 * c,), _call_svd),
+    DiffusersClass.I2VGEN: Family("v", _MODELSCOPE, True, True, lambda c: (c,), _call_i2vgen),
+    DiffusersClass.SVD: Family("v", _SVD, False, True, lambda c: (2 * c,), _call_svd),
 }

@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax.backbones import Params
-from im3d_jax.backbones.layers import PARTITION_RULES, AfterConv, FrameEmbeddings, Frames, Resample, upsample
+from im3d_jax.backbones.layers import (
+    PARTITION_RULES,
+    AfterConv,
+    FrameEmbeddings,
+    Frames,
+    Resample,
+    unchanged,
+    upsample,
+)
 from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError, choice
 
@@ -125,35 +133,40 @@ class Way(enum.Enum):
     UP = enum.auto()
 
 
-class Parts(Protocol):
+@runtime_checkable
+class Residual(Protocol):
+    """Applies a residual block, with as many channels as its level has, to frames and their embeddings."""
+
+    def __call__(
+        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    ) -> Float[Array, "B K h w out"]: ...
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """Applies attention within the frames, to a context, and across the frames."""
+
+    def __call__(self, x: Frames, context: Any, level: int, index: int) -> Frames: ...
+
+
+@dataclass(frozen=True)
+class Parts:
     """What the levels of one UNet are made of.
 
-    The methods apply layers: they create submodules, named by `index`, of the module that is being traced.
+    The functions create submodules, whose names end in `index`, of the module that is being traced.
+
+    Attributes:
+        num_blocks: residual blocks of each level on the way down; on the way up there is one more.
+        attention_levels: levels with attention after each residual block. The middle has it in any case.
+        after_conv: what follows the convolution that changes the size.
     """
 
-    @property
-    def num_blocks(self) -> Sequence[int]:
-        """Residual blocks of each level on the way down; on the way up there is one more."""
-
-    @property
-    def attention_levels(self) -> Collection[int]:
-        """Levels with attention after each residual block. The middle has it in any case."""
-
-    @property
-    def dtype(self) -> Any:
-        """Of the computation."""
-
-    @property
-    def after_conv(self) -> AfterConv:
-        """What follows the convolution that changes the size."""
-
-    def residual(
-        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
-    ) -> Float[Array, "B K h w out"]:
-        """A residual block, with as many channels as its level has."""
-
-    def attention(self, x: Frames, context: Any, level: int, index: int) -> Frames:
-        """Attention within the frames, to `context`, and across the frames."""
+    num_blocks: tuple[int, ...]
+    attention_levels: tuple[int, ...]
+    dtype: Any
+    residual: Residual
+    attention: Attend
+    after_conv: AfterConv = unchanged
 
 
 def down_and_up(parts: Parts, x: Frames, emb: FrameEmbeddings, context: Any) -> Float[Array, "B K h w out"]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,26 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import Params, unet3d_checkpoints
-from im3d_jax.backbones.attention import Attention, TransformerBlock, columns, frame_tokens, from_columns
-from im3d_jax.backbones.layers import (
-    RANDOM,
-    ZEROS,
-    AfterConv,
-    Embedding,
-    FrameEmbeddings,
-    Frames,
-    ResBlock,
-    TemporalConv,
-    append_image,
-    group_norm,
-    input_conv,
-    layer_norm,
-    remat,
-    sinusoids,
-    unchanged,
-)
-from im3d_jax.backbones.unet import UNetModel, Way, down_and_up
+from im3d_jax.backbones import Params, attention, layers, unet3d_checkpoints
+from im3d_jax.backbones.layers import RANDOM, ZEROS, FrameEmbeddings, Frames
+from im3d_jax.backbones.unet import Parts, UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
 
 TEMPORAL = "temp_convs|temp_attentions|transformer_in"
@@ -166,20 +150,20 @@ class UNet(nn.Module):
     def __call__(self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning) -> Frames:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         width = spec.block_out_channels[0]
-        emb = Embedding(4 * width, name="time_embedding")(sinusoids(timestep, width))
+        emb = layers.Embedding(4 * width, name="time_embedding")(layers.sinusoids(timestep, width))
         (text,), (mask,) = conditioning.text, conditioning.text_mask
         context, x = Context(text.astype(dtype), mask), noisy.astype(dtype)
         if spec.image == ImageInput.CHANNELS:
-            x = append_image(x, conditioning)
+            x = layers.append_image(x, conditioning)
         elif spec.image == ImageInput.I2VGEN:
             emb += self._frame_rate(width)
             context = self._with_image_tokens(context, conditioning)
             x = jnp.concatenate([x, self._image_frames(conditioning, noisy.shape[1])], -1)
 
-        x = input_conv(x, width, noisy.shape[-1], dtype)
+        x = layers.input_conv(x, width, noisy.shape[-1], dtype)
         x = TemporalTransformer(spec, 8 * spec.head_dim, name="transformer_in")(x)
-        x = down_and_up(Unet3dParts(spec), x, emb[:, None], context)  # one embedding for all frames
-        x = nn.silu(group_norm(x, spec.norm_num_groups, 1e-5, "conv_norm_out"))
+        x = down_and_up(parts(spec), x, emb[:, None], context)  # one embedding for all frames
+        x = nn.silu(layers.group_norm(x, spec.norm_num_groups, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
@@ -187,7 +171,7 @@ class UNet(nn.Module):
 
     def _frame_rate(self, width: int) -> Float[Array, "1 d"]:
         """Embedding of the frames per second."""
-        x = nn.Dense(4 * width, name="fps_embedding_0")(sinusoids(jnp.array([self.spec.fps]), width))
+        x = nn.Dense(4 * width, name="fps_embedding_0")(layers.sinusoids(jnp.array([self.spec.fps]), width))
         return nn.Dense(4 * width, name="fps_embedding_2")(nn.silu(x))
 
     def _with_image_tokens(self, context: Context, conditioning: Conditioning) -> Context:
@@ -248,50 +232,37 @@ class ImageFrames(nn.Module):
 
     @nn.compact
     def __call__(self, x: Frames) -> Frames:
-        channels, dtype, tokens = x.shape[-1], self.dtype, columns(x)
-        y = layer_norm(tokens, "norm1")
-        tokens += Attention(2, channels, dtype, name="attn1")(y, y)
+        channels, dtype, tokens = x.shape[-1], self.dtype, attention.columns(x)
+        y = layers.layer_norm(tokens, "norm1")
+        tokens += attention.Attention(2, channels, dtype, name="attn1")(y, y)
         hidden = nn.gelu(nn.Dense(4 * channels, dtype=dtype, name="ff_in")(tokens), approximate=False)
         tokens += nn.Dense(channels, dtype=dtype, name="ff_out")(hidden)
-        return from_columns(tokens, x.shape)
+        return attention.from_columns(tokens, x.shape)
 
 
 # ---- Its parts ----
 
 
-@dataclass(frozen=True)
-class Unet3dParts:
-    """The `unet.Parts` of this network: temporal layers follow spatial ones, on residuals of their own."""
+def parts(spec: Model) -> Parts:
+    """The levels of this network: temporal layers follow spatial ones, on residuals of their own."""
+    blocks, levels = (spec.layers_per_block,) * spec.num_levels, tuple(range(spec.num_levels - 1))
+    return Parts(blocks, levels, jnp.dtype(spec.dtype), partial(_residual, spec), partial(_attention, spec))
 
-    spec: Model
-    after_conv: AfterConv = unchanged
 
-    @property
-    def num_blocks(self) -> Sequence[int]:
-        return [self.spec.layers_per_block] * self.spec.num_levels
+def _residual(
+    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+) -> Float[Array, "B K h w out"]:
+    block, convs = layers.remat(layers.ResBlock, spec.remat), layers.remat(TemporalConvs, spec.remat)
+    sizes = spec.block_out_channels[level], spec.norm_num_groups
+    x = block(*sizes, 1e-5, spec.dtype, name=f"resnets_{index}")(x, emb)
+    return convs(spec, name=f"temp_convs_{index}")(x)
 
-    @property
-    def attention_levels(self) -> Sequence[int]:
-        return range(self.spec.num_levels - 1)
 
-    @property
-    def dtype(self) -> Any:
-        return jnp.dtype(self.spec.dtype)
-
-    def residual(
-        self, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
-    ) -> Float[Array, "B K h w out"]:
-        spec = self.spec
-        block, convs = remat(ResBlock, spec.remat), remat(TemporalConvs, spec.remat)
-        sizes = spec.block_out_channels[level], spec.norm_num_groups
-        x = block(*sizes, 1e-5, spec.dtype, name=f"resnets_{index}")(x, emb)
-        return convs(spec, name=f"temp_convs_{index}")(x)
-
-    def attention(self, x: Frames, context: Context, level: int, index: int) -> Frames:
-        spec = self.spec
-        spatial, temporal = remat(SpatialTransformer, spec.remat), remat(TemporalTransformer, spec.remat)
-        x = spatial(spec, name=f"attentions_{index}")(x, context)
-        return temporal(spec, x.shape[-1], name=f"temp_attentions_{index}")(x)
+def _attention(spec: Model, x: Frames, context: Context, level: int, index: int) -> Frames:
+    spatial = layers.remat(SpatialTransformer, spec.remat)
+    temporal = layers.remat(TemporalTransformer, spec.remat)
+    x = spatial(spec, name=f"attentions_{index}")(x, context)
+    return temporal(spec, x.shape[-1], name=f"temp_attentions_{index}")(x)
 
 
 class TemporalConvs(nn.Module):
@@ -303,9 +274,9 @@ class TemporalConvs(nn.Module):
     def __call__(self, x: Frames) -> Frames:
         spec, h = self.spec, x
         for i, init in enumerate((RANDOM, RANDOM, RANDOM, ZEROS), start=1):
-            h = nn.silu(group_norm(h, spec.norm_num_groups, 1e-5, f"conv{i}_0", over_frames=True))
+            h = nn.silu(layers.group_norm(h, spec.norm_num_groups, 1e-5, f"conv{i}_0", over_frames=True))
             # diffusers counts the layers of a list, and from the second on there is dropout in it.
-            h = TemporalConv(spec.dtype, init, name=f"conv{i}_{2 if i == 1 else 3}")(h)
+            h = layers.TemporalConv(spec.dtype, init, name=f"conv{i}_{2 if i == 1 else 3}")(h)
         return x + h
 
 
@@ -318,9 +289,9 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: Frames, context: Context) -> Frames:
         spec, c = self.spec, x.shape[-1]
         sizes = c // spec.head_dim, spec.head_dim, spec.dtype, spec.query_chunk
-        tokens = frame_tokens(group_norm(x, spec.norm_num_groups, 1e-6, "norm"))
+        tokens = attention.frame_tokens(layers.group_norm(x, spec.norm_num_groups, 1e-6, "norm"))
         tokens = nn.Dense(c, dtype=spec.dtype, name="proj_in")(tokens)
-        tokens = TransformerBlock(*sizes, name="transformer_blocks_0")(tokens, *context)
+        tokens = attention.TransformerBlock(*sizes, name="transformer_blocks_0")(tokens, *context)
         return x + nn.Dense(c, dtype=spec.dtype, name="proj_out")(tokens).reshape(x.shape)
 
 
@@ -334,8 +305,8 @@ class TemporalTransformer(nn.Module):
     def __call__(self, x: Frames) -> Frames:
         spec, inner = self.spec, self.inner_channels
         sizes = inner // spec.head_dim, spec.head_dim, spec.dtype
-        tokens = columns(group_norm(x, spec.norm_num_groups, 1e-6, "norm", over_frames=True))
+        tokens = attention.columns(layers.group_norm(x, spec.norm_num_groups, 1e-6, "norm", over_frames=True))
         tokens = nn.Dense(inner, dtype=spec.dtype, name="proj_in")(tokens)
-        tokens = TransformerBlock(*sizes, name="transformer_blocks_0")(tokens)
+        tokens = attention.TransformerBlock(*sizes, name="transformer_blocks_0")(tokens)
         project = nn.Dense(x.shape[-1], dtype=spec.dtype, kernel_init=ZEROS, name="proj_out")
-        return x + from_columns(project(tokens), x.shape)
+        return x + attention.from_columns(project(tokens), x.shape)

@@ -57,15 +57,16 @@ def names(found, outcome):
 # ---- Every backbone of this package, at sizes that have each kind of layer (torch_hosted: in its own tests)
 # ----
 
-ONE_LEVEL = dict(latent_shape=(4, 4, 4), block_out_channels=(32,))
+SHALLOW = dict(latent_shape=(4, 4, 4), layers_per_block=0)
 EMU = dict(
     latent_shape=(4, 4, 4),
-    model_channels=16,
+    model_channels=64,  # groups of norms need two channels, or they take the noise level out again
     channel_mult=(1,),
-    num_res_blocks=(1,),
+    num_res_blocks=(0,),
     attention_levels=(0,),
     num_transformer_layers=1,
-    head_dim=8,
+    head_dim=32,
+    text_dims=(8,),
 )
 TINY = dict(
     temporal_span=("video",),
@@ -73,24 +74,23 @@ TINY = dict(
     clean_first_view=True,
     image_in_every_view=True,
     copy_gate=True,
-    text_dims=(8,),
     vocabulary=9,
     prediction_type="x0",
 )
-SVD = dict(num_attention_heads=(2,), num_views=3)
+ORBIT = SHALLOW | dict(block_out_channels=(64,), num_attention_heads=(2,), input_view="last")
 SHIPPED = {
-    "emu_video": ("emu_video", dict(num_transformer_layers=1)),
+    "emu_video": ("emu_video", dict(num_res_blocks=(1, 0))),
     "emu_video with the arguments of the tiny model": ("emu_video", EMU | TINY),
     "emu_video with the heads of Stable Diffusion 1": (
         "emu_video",
-        EMU | dict(num_heads=2, temporal_span=("first",), text_dims=(8,)),
+        EMU | dict(num_heads=4, temporal_span=("first",)),
     ),
     "svd": ("svd", {}),
-    "sv3d_u": ("svd", ONE_LEVEL | SVD | dict(vector="sv3d_u", input_view="last")),
-    "sv3d_p": ("svd", ONE_LEVEL | SVD | dict(vector="sv3d_p", input_view="last", orbit_direction=-1)),
-    "unet3d as ModelScope": ("unet3d", ONE_LEVEL | dict(image="none")),
-    "unet3d with the image on channels": ("unet3d", ONE_LEVEL | dict(image="channels")),
-    "unet3d as I2VGen-XL": ("unet3d", dict(image="i2vgen")),
+    "sv3d_u": ("svd", ORBIT | dict(vector="sv3d_u")),
+    "sv3d_p": ("svd", ORBIT | dict(vector="sv3d_p", orbit_direction=-1)),
+    "unet3d as ModelScope": ("unet3d", SHALLOW | dict(block_out_channels=(32,), image="none")),
+    "unet3d with the image on channels": ("unet3d", SHALLOW | dict(image="channels")),
+    "unet3d as I2VGen-XL": ("unet3d", SHALLOW | dict(block_out_channels=(32,), image="i2vgen")),
 }
 
 

@@ -160,7 +160,7 @@ def small(*shape, seed=0):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_down_block(model, params, theirs, embedding, context, level):
-    x, block = small(BATCH, VIEWS, SIDE, SIDE, 32), unet.DownBlock(svd.SvdParts(model), level)
+    x, block = small(BATCH, VIEWS, SIDE, SIDE, 32), unet.DownBlock(svd.parts(model), level)
     ours, skips = jax.jit(block.apply)(
         {"params": params[f"down_blocks_{level}"]}, x, embedding[0], context[0]
     )
@@ -177,7 +177,7 @@ def test_up_block(model, params, theirs, embedding, context, level):
     x = small(BATCH, VIEWS, SIDE, SIDE, 64)
     channels = [(32, 32), (32, 64)][level]
     skips = [small(BATCH, VIEWS, SIDE, SIDE, c, seed=i) for i, c in enumerate(channels, start=1)]
-    block, weights = unet.UpBlock(svd.SvdParts(model), level), {"params": params[f"up_blocks_{1 - level}"]}
+    block, weights = unet.UpBlock(svd.parts(model), level), {"params": params[f"up_blocks_{1 - level}"]}
     ours = jax.jit(block.apply)(weights, x, skips, embedding[0], context[0])
     attended = {"encoder_hidden_states": context[1]} if level == 0 else {}
     inputs = torch_frames(x), tuple(map(torch_frames, skips)), embedding[1]
@@ -188,7 +188,7 @@ def test_up_block(model, params, theirs, embedding, context, level):
 def test_middle_block_and_its_gradients(model, params, theirs, embedding, context):
     x = small(BATCH, VIEWS, SIDE, SIDE, 64)
     cotangent = random(BATCH, VIEWS, SIDE, SIDE, 64, seed=1)
-    block = unet.MidBlock(svd.SvdParts(model))
+    block = unet.MidBlock(svd.parts(model))
 
     @jax.jit
     def value_and_gradients(params, x, emb, tokens):
@@ -220,7 +220,7 @@ def test_middle_block_and_its_gradients(model, params, theirs, embedding, contex
 def test_bfloat16_stays_near(params, theirs, embedding, context):
     x, block = (
         random(BATCH, VIEWS, SIDE, SIDE, 64),
-        unet.MidBlock(svd.SvdParts(svd.Model(**SMALL, dtype="bfloat16"))),
+        unet.MidBlock(svd.parts(svd.Model(**SMALL, dtype="bfloat16"))),
     )
     inputs = jnp.asarray(x, jnp.bfloat16), embedding[0], jnp.asarray(context[0], jnp.bfloat16)
     ours = jax.jit(block.apply)({"params": params["mid_block"]}, *inputs)
@@ -270,7 +270,7 @@ def test_v_prediction_on_the_edm_schedule_is_karras_denoiser(sigma):
 def test_rematerialisation_takes_the_same_parameters(model, params, embedding, context):
     again = svd.Model(**SMALL, remat="nothing_saveable")
     args = {"params": params["mid_block"]}, random(BATCH, VIEWS, SIDE, SIDE, 64), embedding[0], context[0]
-    traced = [jax.make_jaxpr(unet.MidBlock(svd.SvdParts(spec)).apply)(*args) for spec in (model, again)]
+    traced = [jax.make_jaxpr(unet.MidBlock(svd.parts(spec)).apply)(*args) for spec in (model, again)]
     recomputed = [sum("remat" in str(eqn.primitive) for eqn in jaxpr.eqns) for jaxpr in traced]
     assert recomputed == [0, 3]
 
@@ -278,7 +278,7 @@ def test_rematerialisation_takes_the_same_parameters(model, params, embedding, c
 def test_attention_within_a_frame_is_in_chunks(model, params, embedding, context):
     chunked, x = svd.Model(**SMALL, query_chunk=4), random(BATCH, VIEWS, SIDE, SIDE, 64)
     args = {"params": params["mid_block"]}, x, embedding[0], context[0]
-    blocks = [unet.MidBlock(svd.SvdParts(spec)) for spec in (model, chunked)]
+    blocks = [unet.MidBlock(svd.parts(spec)) for spec in (model, chunked)]
     traced = [str(jax.make_jaxpr(block.apply)(*args)) for block in blocks]
     assert [jaxpr.count("scan[") for jaxpr in traced] == [0, 1]
 

@@ -226,12 +226,15 @@ def test_weights_come_from_a_directory_and_nothing_is_left_random(tmp_path):
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        (dict(diffusers_class="UNet2DModel"), "no 'UNet2DModel'; there is UNet3DConditionModel"),
+        (
+            dict(diffusers_class="UNet2DModel"),
+            "diffusers_class is 'UNet2DModel'; choose one of UNet3DConditionModel",
+        ),
         (dict(path="nowhere", kwargs={}), "no config.json in 'nowhere'"),
         (dict(kwargs=KWARGS["UNet3DConditionModel"] | dict(depth=3)), "takes no depth"),
         (dict(kwargs=KWARGS["UNet3DConditionModel"] | dict(in_channels=7)), "need 4 or 9 and 4"),
         (dict(latent_shape=(8, 8, 5)), "latents of 5"),
-        (dict(dtype="int8"), "is not float32"),
+        (dict(dtype="int8"), "dtype is 'int8'; choose one of float32"),
     ],
 )
 def test_mistakes_are_one_line(wrong, words):

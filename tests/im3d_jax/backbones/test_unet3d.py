@@ -220,7 +220,7 @@ def test_recomputation_is_of_every_layer_and_changes_no_name(loaded):
     context = unet3d.Context(draw(B, 4, TEXT), jnp.ones((B, 4)))
 
     def num_recomputed(remat):
-        block = DownBlock(unet3d.Unet3dParts(dataclasses.replace(SPEC, remat=remat)), 0)
+        block = DownBlock(unet3d.parts(dataclasses.replace(SPEC, remat=remat)), 0)
 
         def loss(params):
             return block.apply({"params": params}, x, emb, context)[0].sum()
