@@ -71,7 +71,7 @@ class Stopwatch:
 
 def watch_stages(watch: Callable) -> None:
     """Has `watch` time the stages of a step on a CPU."""
-    projection, blending = project_cpu._Project, composite_cpu._Composite  # noqa: SLF001 - a look inside
+    projection, blending = project_cpu.Project, composite_cpu.Composite
     watch(projection, "forward", "projection forward")
     watch(projection, "backward", "projection backward")
     watch(composite_cpu, "_bin", "sort and bin")

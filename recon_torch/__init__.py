@@ -1,4 +1,5 @@
-"""The 3D half of IM-3D in PyTorch: Gaussians, rasteriser, losses, direct fit (Sec. 3.2, 3.3). Useful alone.
+"""The 3D half of IM-3D in PyTorch (Sec. 3.2, 3.3): Gaussians, a rasteriser, losses, and the fit of views.
 
-Nothing here imports jax. `recon_torch.process.client` is the handle by which another process drives a fit.
+It never imports jax and is useful alone: `im3d fit` and `im3d render` are its commands. Another process
+drives a fit through `recon_torch.process.client`.
 """

@@ -1,4 +1,4 @@
-"""Files are whole or absent: written under a temporary name, then renamed."""
+"""Writing files so that each is whole or absent: under a temporary name first, which is then renamed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ from typing import Any
 from recon_torch.errors import UserError
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# Read once, because the system lets a process read its mask only by changing it, for all threads.
+FILE_MODE = 0o666 & ~_umask()
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix, that takes its name if the block succeeds.
+    """Yields a temporary path beside `path`, with its suffix, which is renamed to it if the block succeeds.
 
     Makes the parent folders. Raises UserError where the system refuses to write.
     """
@@ -29,7 +39,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(FILE_MODE)  # mkstemp makes files that only their owner can read
+        temporary.chmod(FILE_MODE)  # because mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
@@ -38,7 +48,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def make_directory(path: str | Path) -> Path:
-    """Makes an output directory if there is none. Raises UserError if it cannot be made or written to."""
+    """Makes a directory for output, if there is none. Raises UserError if it cannot be made or written to."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,16 +59,10 @@ def make_directory(path: str | Path) -> Path:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes JSON, indented. NumPy scalars and arrays become numbers and lists; NaN is a ValueError."""
+    """Writes indented JSON, with NumPy scalars and arrays as numbers and lists.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
     text = json.dumps(content, indent=2, allow_nan=False, default=lambda value: value.tolist())
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-FILE_MODE = 0o666 & ~_umask()  # read once: to read it is to change it, for all threads

@@ -1,8 +1,8 @@
-"""How this package compiles loops and spreads them over threads.
+"""How loops are compiled and spread over threads.
 
-Kernels are plain numba functions over a range of tasks that write to disjoint places. Numba's own parallel
-loops would bring a second OpenMP runtime beside torch's: two pools that spin on the same cores, and a barrier
-that waits for every thread even where another process holds its core.
+A kernel is a numba function over a range of tasks, which write to disjoint places. Numba's own parallel loops
+would bring a second OpenMP runtime beside torch's: two pools of threads that spin on the same cores, and a
+barrier that waits for every thread even while another process holds its core.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-# The compiler may reorder sums and fuse products, but NaN and infinity keep their meaning.
+# Lets the compiler reorder sums and fuse products; NaN and infinity keep their meaning.
 FAST_MATH = {"contract", "reassoc", "nsz", "arcp"}
 CHUNKS_PER_THREAD = 4
 
 _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernel")
 
 
-def kernel(**options) -> Callable:
+def kernel(**options: Any) -> Callable[[Callable], Callable]:
     """`numba.njit` with its cache on disk, or without one where there is no folder that can be written."""
     options |= {"nogil": True, "error_model": "numpy"}
 
@@ -38,10 +39,10 @@ def kernel(**options) -> Callable:
     return decorate
 
 
-def run(function: Callable, num_tasks: int, *arguments, grain: int = 1) -> None:
-    """Calls function(begin, end, *arguments) for chunks of at least `grain` that make up [0, num_tasks).
+def run(function: Callable, num_tasks: int, *arguments: Any, grain: int = 1) -> None:
+    """Calls function(begin, end, *arguments) for chunks of at least `grain` tasks, until all are done.
 
-    Uses as many threads as torch does. The caller takes part and never waits for a thread that has not begun.
+    Uses as many threads as torch does. The caller works, too, and waits for no thread that has not begun.
     """
     num_threads = torch.get_num_threads()
     size = max(grain, -(-num_tasks // (CHUNKS_PER_THREAD * num_threads)))
@@ -59,14 +60,14 @@ def run(function: Callable, num_tasks: int, *arguments, grain: int = 1) -> None:
 
 
 def gradient_arrays(gradients: Sequence[Tensor | None], like: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Gradients as `arrays`, zeros for those that do not matter to the loss.
+    """Gradients as NumPy arrays, with zeros for outputs that the loss does not depend on.
 
-    For `ctx.set_materialize_grads(False)`: torch would fill such zeros with all its threads.
+    Use it with `ctx.set_materialize_grads(False)`: torch would write those zeros with all of its threads.
     """
     pairs = zip(gradients, like, strict=True)
     return [np.zeros_like(array) if v is None else arrays(v)[0] for v, array in pairs]
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """CPU tensors as contiguous NumPy arrays, of the same memory where they are contiguous already."""
+    """CPU tensors as contiguous NumPy arrays, which share the memory of tensors that are contiguous."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]

@@ -1,1 +1,1 @@
-"""Files that hold an asset, in the layouts of other tools."""
+"""Files that hold an asset, in the layouts that other tools read."""

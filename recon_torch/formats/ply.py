@@ -1,4 +1,8 @@
-"""The .ply of 3D Gaussian splatting (Kerbl et al. 2023)."""
+"""The .ply of 3D Gaussian splatting (Kerbl et al. 2023), written for its viewers and read from its trainers.
+
+A row has the mean, a normal that is all zero, the constant spherical harmonic of the colour, the logit of the
+opacity, the logarithms of the scales, and a quaternion wxyz.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ PLY_NAMES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
-
+# numpy's types by the names of the .ply format, which has two for each.
 PLY_TYPES = {
     **dict.fromkeys(("float", "float32"), "<f4"),
     **dict.fromkeys(("double", "float64"), "<f8"),
@@ -28,12 +32,11 @@ PLY_TYPES = {
     **dict.fromkeys(("uint", "uint32"), "<u4"),
     **dict.fromkeys(("int", "int32"), "<i4"),
 }
-
 MAX_PLY_HEADER_BYTES = 65536
 
 
 def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
-    """Writes the layout that 3DGS viewers read: log scales, opacity logits, wxyz, normals all zero."""
+    """Writes Gaussians in float32, with quaternions of length 1."""
     arrays = [tensor.detach().cpu().float().numpy() for tensor in gaussians]
     means, quats, log_scales, opacity_logits, sh0 = arrays
     quats = quats / np.linalg.norm(quats, axis=-1, keepdims=True)
@@ -47,10 +50,11 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
 
 
 def load_ply(path: str | os.PathLike) -> Gaussians:
-    """Reads a 3DGS .ply (binary, little endian). Spherical harmonics above degree 0 are left out.
+    """Reads the .ply of a 3DGS trainer, binary and little endian, without its harmonics above degree 0.
 
     Raises:
-        UserError: the file is missing or cut short, is not a .ply of Gaussians, or holds NaN or infinity.
+        UserError: the file is missing or cut short, is not a .ply of Gaussians, or has values that are not
+            finite.
     """
     path = Path(path)
     try:
@@ -59,7 +63,7 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
             num, row_type, header_bytes = _parse_header(path, head)
             available = path.stat().st_size - header_bytes
             needed = num * row_type.itemsize
-            if needed > available:  # checked before anything of that size is allocated
+            if needed > available:  # checked before memory of that size is allocated
                 raise UserError(
                     f"{path} is cut short: {num} Gaussians are {needed} bytes, it has {available}"
                 )
@@ -69,7 +73,7 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     def columns(*names: str) -> Tensor:
-        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and are refused as such
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, which is refused below
             values = np.stack([rows[name].astype(np.float32) for name in names], -1)
         if not np.isfinite(values).all():
             raise UserError(f"{path}: {names[0]} has values that are not finite")
@@ -85,7 +89,7 @@ def load_ply(path: str | os.PathLike) -> Gaussians:
 
 
 def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype, int]:
-    """The number of vertices, the type of one row, and where the rows start."""
+    """The number of vertices, the type of a row, and the number of bytes before the first row."""
     text, end, _ = head.partition(b"end_header\n")
     lines = [line.split() for line in text.decode("ascii", "replace").splitlines()]
     if not end or not lines or lines[0] != ["ply"]:

@@ -1,8 +1,4 @@
-"""What the renders are compared by (Sec. 3.3): LPIPS, MS-SSIM and a mask loss (10, 0.2 and 1 in the fit).
-
-All images are float32 [K,H,W,3] in [0, 1]. LPIPS is Zhang et al. 2018 with the lpips package's networks and
-heads; MS-SSIM is Wang et al. 2003.
-"""
+"""LPIPS (Zhang et al. 2018), the fit's main loss (Sec. 3.3), with the lpips package's networks and heads."""
 
 from __future__ import annotations
 
@@ -30,24 +26,29 @@ RANDOM_BACKBONE_SEED = 0
 
 
 class PerceptualDistance:
-    """LPIPS with the targets' features computed once: targets change only at the method's restarts.
+    """LPIPS that computes the features of its targets once, because they change only between rounds.
 
     Attributes:
-        random_weights: no backbone weights were found, so its convolutions are random (seeded, the same every
-            run). The distance is then still a loss that tells shapes apart, but not the published metric.
-        num_stages: the backbone's stages: five, or seven of squeeze.
+        random_weights: whether no backbone weights were found, so that its convolutions are random (from a
+            fixed seed). The distance is then still a loss that tells shapes apart, but not the published
+            metric.
+        stages: the stages of the backbone's convolutions: five, or seven for "squeeze".
     """
+
+    stages: list[torch.nn.Module]
 
     def __init__(
         self,
         net: str = "vgg",
         weights: str | os.PathLike = "auto",
         device: torch.device | str = "cpu",
-    ):
-        """Args:
+    ) -> None:
+        """Loads the network.
+
+        Args:
             net: "vgg", "alex" or "squeeze".
-            weights: a file of the backbone's in torchvision's naming (.pth, .safetensors); "random"; or
-                "auto": torchvision's cache, and random ones where that has none.
+            weights: a file of backbone weights with torchvision's names (.pth or .safetensors); "random"; or
+                "auto" for the file in torchvision's cache, or random weights where there is none.
 
         Raises:
             UserError: an unknown net, or a weights file that is missing or does not fit the net.
@@ -61,23 +62,27 @@ class PerceptualDistance:
         self.random_weights = weights == "random"
         if not self.random_weights:
             _load_backbone(model.net, Path(weights), net)
-        self.num_stages = model.L
         self._scale_input = model.scaling_layer.to(device)
         stages = [getattr(model.net, f"slice{index + 1}") for index in range(model.L)]
-        self._stages = [stage.to(device, memory_format=torch.channels_last) for stage in stages]
+        self.stages = [stage.to(device, memory_format=torch.channels_last) for stage in stages]
         heads = [head.model[-1].weight.detach() for head in model.lins]
-        # The heads' weights are not negative, so their root can go into the features.
+        # The heads' weights are not negative, so that the features can be multiplied by their square root.
         self._root_weights = [head.clamp_min(0).sqrt().flatten().to(device) for head in heads]
 
     def rounded(self, dtype: torch.dtype, num_stages: int | None = None) -> PerceptualDistance:
-        """A copy of the first stages (default all) that convolves in another dtype; all else is float32."""
+        """A copy of the first stages, or of all, that convolves in another dtype and is float32 elsewhere."""
         copied = copy.copy(self)
-        copied._stages = [copy.deepcopy(stage).to(dtype) for stage in self._stages[:num_stages]]
-        copied.num_stages = len(copied._stages)
+        copied.stages = [copy.deepcopy(stage).to(dtype) for stage in self.stages[:num_stages]]
         return copied
 
-    def features(self, images: Float[Tensor, "K H W 3"], num_stages: int | None = None) -> list[Tensor]:
-        """One [K,C,h,w] tensor of each of the first stages (default all); LPIPS is the squared distance."""
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    def features(
+        self, images: Float[Tensor, "K H W 3"], num_stages: int | None = None
+    ) -> list[Float[Tensor, "K _ _ _"]]:
+        """Features [K,C,h,w] of the first stages, or of all. LPIPS is their mean squared distance."""
         activations = self._activations(images, num_stages)
         return [
             F.normalize(activation, eps=1e-10) * root_weight.view(-1, 1, 1)
@@ -85,19 +90,21 @@ class PerceptualDistance:
         ]
 
     def distance(
-        self, images: Float[Tensor, "K H W 3"], target_features: list[Tensor]
+        self, images: Float[Tensor, "K H W 3"], target_features: list[Float[Tensor, "K _ _ _"]]
     ) -> Float[Tensor, " K"]:
-        """LPIPS of each view; target_features are `features(targets)`; the stages they have are used."""
+        """LPIPS of each view, over the stages that `target_features`, the `features` of the targets, have."""
         activations = self._activations(images, len(target_features))
         stages = zip(activations, target_features, self._root_weights, strict=False)
         return sum(_stage_distance(*stage) for stage in stages)
 
-    def _activations(self, images: Float[Tensor, "K H W 3"], num_stages: int | None) -> list[Tensor]:
-        """float32 [K,C,h,w] of each of the first stages."""
-        activations, dtype = [], next(self._stages[0].parameters()).dtype
-        # Images with channels last make a network with channels last.
+    def _activations(
+        self, images: Float[Tensor, "K H W 3"], num_stages: int | None
+    ) -> list[Float[Tensor, "K _ _ _"]]:
+        """The outputs [K,C,h,w] of the first stages, as float32."""
+        activations, dtype = [], next(self.stages[0].parameters()).dtype
+        # Permuted like this, the images make the convolutions work with channels last.
         activation = self._scale_input(images.permute(0, 3, 1, 2) * 2 - 1).to(dtype)
-        for stage in self._stages[:num_stages]:
+        for stage in self.stages[:num_stages]:
             activation = stage(activation)
             activations.append(activation.float())
         return activations
@@ -105,7 +112,7 @@ class PerceptualDistance:
 
 @functools.cache
 def perceptual_distance(net: str, weights: str, device: torch.device) -> PerceptualDistance:
-    """Loaded once for all fits of a process; the warning thus comes once, too."""
+    """The network, loaded once for all fits of a process; so it warns once of missing weights, too."""
     distance = PerceptualDistance(net, weights, device)
     if distance.random_weights and weights != "random":
         warnings.warn(
@@ -116,7 +123,9 @@ def perceptual_distance(net: str, weights: str, device: torch.device) -> Percept
     return distance
 
 
-def _stage_distance(activation: Tensor, target: Tensor, root_weight: Tensor) -> Float[Tensor, " K"]:
+def _stage_distance(
+    activation: Float[Tensor, "K C h w"], target: Float[Tensor, "K C h w"], root_weight: Float[Tensor, " C"]
+) -> Float[Tensor, " K"]:
     if activation.device.type == "cpu":
         from recon_torch.losses.lpips_cpu import stage_distance  # numba takes a second to import
 
@@ -126,19 +135,19 @@ def _stage_distance(activation: Tensor, target: Tensor, root_weight: Tensor) -> 
 
 
 def _lpips_model(net: str) -> torch.nn.Module:
-    """lpips' network with its trained heads and a random backbone, whatever the global seed is."""
+    """The lpips package's network with trained heads and a random backbone that ignores the global seed."""
     hosting.declare()
     import lpips  # after the declaration: it imports torchvision
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision deprecates the arguments that lpips passes
+        warnings.simplefilter("ignore")  # lpips passes arguments that torchvision has deprecated
         torch.manual_seed(RANDOM_BACKBONE_SEED)
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     return model.requires_grad_(False)
 
 
 def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
-    """Fills lpips' slices (slice2.5.weight) from torchvision's names (features.5.weight)."""
+    """Fills the lpips package's slices (slice2.5.weight) from torchvision's names (features.5.weight)."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -148,7 +157,7 @@ def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"LPIPS weights {path} do not exist") from None
-    except Exception as error:  # the two loaders raise a dozen types for damaged files
+    except Exception as error:  # damaged files make the two loaders raise a dozen types of errors
         raise UserError(f"LPIPS weights {path} cannot be read: {first_line(error, 80)}") from None
     names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
     try:

@@ -1,7 +1,8 @@
 """A stage of LPIPS (Zhang et al. 2018) on the CPU: distance and gradient in one pass over the features.
 
-As plain torch operations a stage is a dozen passes over arrays larger than a core's cache, a quarter of the
-time of a fit. Here each pixel's channels are normalised, weighted, compared and differentiated while at hand.
+As torch operations a stage takes a dozen passes over arrays that are larger than a core's cache, which is a
+quarter of the time of a fit. This kernel normalises, weights, compares and differentiates the channels of a
+pixel while they are in cache.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from torch import Tensor
 from recon_torch.kernel import FAST_MATH, arrays, kernel, run
 
 ZERO, ONE = np.float32(0), np.float32(1)
-GRAIN = 256  # pixels worth handing to a thread
+GRAIN = 256  # least pixels for a thread
 
 
 def stage_distance(
     activation: Float[Tensor, "K C h w"], target: Float[Tensor, "K C h w"], root_weight: Float[Tensor, " C"]
 ) -> Float[Tensor, " K"]:
-    """Mean over the pixels of |root_weight * activation / |activation| - target|^2; all of them float32.
+    """Mean over the pixels of |root_weight * activation / |activation| - target|^2, in float32.
 
-    Differentiable by `activation`, with a gradient of 0 in pixels where all channels are 0. Quickest in the
-    memory format channels_last.
+    Differentiable by `activation`, with a gradient of 0 in pixels where all channels are 0. It is fastest for
+    tensors in the memory format channels_last.
     """
     return _StageDistance.apply(activation, target, root_weight)
 
@@ -48,7 +49,7 @@ class _StageDistance(torch.autograd.Function):
 
 @kernel(fastmath=FAST_MATH)
 def _compare(begin, end, activations, targets, gradients, root_weight, distances):
-    """Of pixels [begin, end): squared distances, and half of their gradients by the activations."""
+    """Squared distances of pixels [begin, end), and half of their gradients by the activations."""
     channels = activations.shape[1]
     for p in range(begin, end):
         square = ZERO

@@ -1,6 +1,6 @@
-"""How well renders agree with views: PSNR of the whole picture and of the foreground, SSIM, silhouette IoU.
+"""How well renders agree with views: PSNR of the whole image and of the foreground, SSIM, silhouette IoU.
 
-All take K views and give one number for each. LPIPS is `losses.PerceptualDistance`.
+LPIPS is `losses.lpips.PerceptualDistance`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def psnr(
     targets: Float[Tensor, "K H W 3"],
     masks: Float[Tensor, "K H W 1"] | None = None,
 ) -> Float[Tensor, " K"]:
-    """Peak signal-to-noise ratio in dB for pixels in [0, 1]; infinite where equal.
+    """Peak signal-to-noise ratio of each view in dB, for pixels in [0, 1]; infinite for equal images.
 
-    With masks, each pixel counts by its mask, so that the background of a small object does not flatter;
-    NaN where a mask is empty.
+    masks: weights of the pixels, so that an empty background cannot hide errors of a small object. The ratio
+    is NaN where a mask is empty. By default all pixels count alike.
     """
     squared = (images - targets).square().mean(-1, keepdim=True)
     weights = squared.new_ones(squared.shape) if masks is None else masks
@@ -30,7 +30,7 @@ def psnr(
 
 
 def silhouette_iou(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
-    """Intersection over union of the pixels that are at least half covered; 1 where both views are empty."""
+    """Intersection over union of the pixels that are at least half covered; 1 if there are none in either."""
     inside, expected = alphas >= 0.5, masks >= 0.5
     intersection = (inside & expected).sum((1, 2, 3))
     union = (inside | expected).sum((1, 2, 3))

@@ -1,9 +1,10 @@
-"""MS-SSIM (Wang et al. 2003) and its gradient on the CPU in one kernel; `losses` has the same in torch.
+"""MS-SSIM (Wang et al. 2003) and its gradient on the CPU in one kernel; `ssim` has the same in torch.
 
-As torch operations the scales of one view are some 300 calls on small arrays. Here a task takes one channel
-of one view through all scales, and a row of windows is blurred, compared and differentiated while in cache.
-SSIM depends on the means of x, x^2 and x y in a window, so its gradient by the image is that by these means,
-blurred by the transpose, times 1, 2 x and y.
+As torch operations the scales of one view are some 300 calls on small arrays. Here one task takes a channel
+of a view through all scales, and blurs, compares and differentiates a row of windows while it is in cache.
+
+SSIM depends on the means of x, x^2 and x y in each window. Its gradient by the image is therefore its
+gradient by these means, blurred by the transposed window and multiplied by 1, 2 x and y.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ def ms_ssim(
     weights: Float[Tensor, " scales"],
     constants: Float[Tensor, "3"],
 ) -> Float[Tensor, " K"]:
-    """Mean over the channels of the product of the scales' similarities to the power of their weights.
+    """MS-SSIM: the product over the scales of similarity ** weight, as a mean over the channels.
 
-    All are float32; differentiable by `images`. `window` fits into every scale. `constants` are SSIM's C1 and
-    C2, and what a scale's similarity counts as if it is lower.
+    It is differentiable by `images`.
+
+    Args:
+        images, targets: float32 like all other arguments.
+        window: weights of the pixels in a window, which must fit into every scale.
+        weights: of the scales, finest first.
+        constants: SSIM's C1 and C2, and the least value that the similarity of a scale counts as.
     """
     return _MsSsim.apply(images, targets, window, weights, constants)
 
@@ -72,7 +78,7 @@ def _channels(begin, end, images, targets, window, weights, constants, values, g
 
 @kernel()
 def _halved(image):
-    """Means of 2x2 pixels; an odd last row or column is left out."""
+    """Means of 2x2 pixels, without a last row or column that is odd."""
     half = np.empty((image.shape[0] // 2, image.shape[1] // 2), np.float32)
     for i in range(half.shape[0]):
         for j in range(half.shape[1]):
@@ -83,7 +89,7 @@ def _halved(image):
 
 @kernel()
 def _add_doubled(half, image, height, width):
-    """The transpose of `_halved`, for the [height, width] of half that are in use."""
+    """The transpose of `_halved`, for the first [height, width] entries of `half`."""
     for i in range(2 * height):
         for j in range(2 * width):
             image[i, j] += QUARTER * half[i // 2, j // 2]
@@ -91,7 +97,7 @@ def _add_doubled(half, image, height, width):
 
 @kernel(fastmath=FAST_MATH)
 def _similarity(x, y, window, with_luminance, constants, slope):
-    """Mean over the windows of SSIM, or of its contrast-structure part; slope becomes its gradient by x."""
+    """Mean of SSIM, or of its contrast-structure part, over the windows; `slope` gets the gradient by x."""
     height, width = x.shape[0] - len(window) + 1, x.shape[1] - len(window) + 1
     columns, means = np.empty((5, x.shape[1]), np.float32), np.empty((5, width), np.float32)
     spread, by_means = np.empty((3, x.shape[1]), np.float32), np.zeros((3, *x.shape), np.float32)
@@ -99,7 +105,7 @@ def _similarity(x, y, window, with_luminance, constants, slope):
     for i in range(height):
         _blur_columns(x, y, i, window, columns)
         _blur_row(columns, window, means)
-        total += _compare(means, with_luminance, constants)  # turns three of the means into gradients by them
+        total += _compare(means, with_luminance, constants)  # puts gradients in place of three of the means
         _spread_row(means, window, spread)
         for t in range(len(window)):
             for moment in range(3):
@@ -115,7 +121,7 @@ def _similarity(x, y, window, with_luminance, constants, slope):
 
 @kernel(fastmath=FAST_MATH)
 def _blur_columns(x, y, i, window, columns):
-    """For the row of windows that begins at row i: weighted sums over its rows of x, xx, xy, y, yy."""
+    """Weighted sums of x, xx, xy, y and yy over the rows of the row of windows that begins at row i."""
     columns[:] = ZERO
     for t in range(len(window)):
         for j in range(x.shape[1]):
@@ -148,7 +154,7 @@ def _spread_row(means, window, spread):
 
 @kernel(fastmath=FAST_MATH)
 def _compare(means, with_luminance, constants):
-    """Sum over a row of windows; their means of x, xx and xy become the gradients by these."""
+    """Sum of SSIM over a row of windows; the means of x, xx and xy are replaced by the gradients by them."""
     c1, c2 = constants[0], constants[1]
     total = ZERO
     for j in range(means.shape[1]):

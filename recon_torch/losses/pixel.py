@@ -1,4 +1,4 @@
-"""Losses on pixels and masks (Sec. 3.3, Table 2)."""
+"""Losses on pixels and foreground masks (Sec. 3.3, Table 2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -
 
 
 def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
-    """Mean squared difference of each view's pixels: what Table 2 puts in LPIPS's place."""
+    """Mean squared difference of the pixels of each view, which Table 2 tries in place of LPIPS."""
     return (rgb - target).square().mean((1, 2, 3))
 
 
@@ -24,9 +24,12 @@ def l1_loss(
     mask: Float[Tensor, "K H W 1"],
     background: float,
 ) -> Float[Tensor, " K"]:
-    """Mean absolute difference of colour times opacity, and of opacity, of views on that grey background.
+    """Mean absolute difference of premultiplied colours and of opacity, of each view.
 
-    Without the background, as the colours on it are the same for a haze of its own grey around the object.
+    The colours are compared without the background, because over it a haze of the background's own colour
+    around the object could not be seen.
+
+    background: grey level behind the views.
     """
     premultiplied = (rgb - target) + background * (alpha - mask)
     return torch.cat([premultiplied, alpha - mask], -1).abs().mean((1, 2, 3))

@@ -1,10 +1,11 @@
-"""Blending splats on the CPU: numba kernels with hand-written gradients, bit for bit repeatable.
+"""Blending of splats on the CPU: numba kernels with hand-written gradients that are repeatable bit for bit.
 
-Each view's splats are sorted by depth and binned into tiles. Then one task per tile walks its splats from
-near to far (far to near for the gradients) and, within a splat, runs of LANES pixels, each of which the
-compiler turns into a few vector instructions. Gradients go into one row per (tile, splat) and are added up in
-a fixed order, so neither the number of threads nor their timing changes a bit. The rest is as in
-`reference.composite`.
+The splats of each view are sorted by depth and binned into tiles. One task per tile then goes through its
+splats from near to far (from far to near for the gradients) and, within a splat, through runs of LANES
+pixels, each of which the compiler turns into a few vector instructions. Gradients are written into one row
+per tile and splat and are added up in a fixed order, so neither the number of threads nor their timing
+changes a bit.
+`reference.composite` has the formulas.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ TRANSMITTANCE_MIN = np.float32(reference.TRANSMITTANCE_MIN)
 SMALLEST_ALPHA = np.float32(reference.SMALLEST_ALPHA)
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
-LANES = 16  # pixels of a run; one AVX-512 register
+LANES = 16  # pixels in a run, which fill one AVX-512 register
 TILE_WIDTH, TILE_HEIGHT = 64, 16
-STRIDE = TILE_WIDTH + LANES  # a run may begin on the last column: pixels beyond are blended and never read
+STRIDE = TILE_WIDTH + LANES  # a run may begin in the last column; pixels beyond it are never read
 PLANE = STRIDE * TILE_HEIGHT
-# Where a tile's planes begin. Unsigned: else numba would look for negative indices in the innermost loop.
+# Where the planes of a tile begin. Unsigned, or numba would look for negative indices in the innermost loop.
 P1, P2, P3, P4, P5, P6 = (np.uint64(plane * PLANE) for plane in range(1, 7))
 
-LOOK_EVERY = 64  # splats between two looks at which pixels are finished
+LOOK_EVERY = 64  # splats between two searches for pixels that are finished
 
 # exp(x) = p(x / 8) ** 8 on [-6, 0], fitted by least squares in relative error: within 4e-7 of exp.
 LOWEST_EXPONENT = np.float32(-6)  # exp(-6) < ALPHA_MIN
@@ -45,10 +46,10 @@ def composite(
 ) -> tuple[Float[Tensor, "K H W 3"], Float[Tensor, "K H W 1"], Float[Tensor, "K H W 1"]]:
     """The same as `reference.composite`, in float32."""
     splats = (*projection[:4], gaussians.opacities, gaussians.colors)
-    return _Composite.apply(*splats, background, cameras.width, cameras.height)
+    return Composite.apply(*splats, background, cameras.width, cameras.height)
 
 
-class _Composite(torch.autograd.Function):
+class Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means2d, conics, depths, extents, opacities, colors, background, width, height):
         splats = arrays(means2d, conics, depths, extents, opacities, colors)
@@ -83,7 +84,7 @@ class _Composite(torch.autograd.Function):
 
 
 def _bin(means2d, conics, depths, extents, opacities, colors, width, height):
-    """The splats that reach each tile, near to far, tile by tile and view by view.
+    """The splats that reach each tile, from near to far, tile by tile and view by view.
 
     Returns their records [M,12] (mean x, y; conic xx, xy, yy; opacity; red, green, blue, depth; extent x, y),
     the Gaussian behind each [M], and where each tile's records begin [K * tiles + 1].
@@ -101,7 +102,7 @@ def _bin(means2d, conics, depths, extents, opacities, colors, width, height):
 
 @kernel()
 def _pixels(centre, extent, begin, end):
-    """First pixel, and one past the last, whose centre lies within the extent and in [begin, end)."""
+    """The first pixel whose centre lies within the extent and in [begin, end), and one past the last."""
     first = max(np.float32(begin), np.ceil(centre - extent - HALF))
     last = min(np.float32(end), np.floor(centre + extent - HALF) + ONE)
     return np.int64(first), np.int64(last)
@@ -119,7 +120,7 @@ def _tiles(means2d, extents, k, n, width, height):
 
 @kernel()
 def _sort(begin, end, means2d, depths, extents, width, height, order, found, counts):
-    """Per view: the Gaussians in sight from near to far, how many, and how many reach each tile."""
+    """For each view: its visible Gaussians from near to far, their number, and how many reach each tile."""
     columns = -(-width // TILE_WIDTH)
     for k in range(begin, end):
         bits, keys = depths[k].view(np.uint32), np.empty(depths.shape[1], np.uint32)
@@ -139,7 +140,7 @@ def _sort(begin, end, means2d, depths, extents, width, height, order, found, cou
 
 @kernel()
 def _radix_sort(keys, order):
-    """Sorts `order` by its keys, the bits of non-negative floats; stable; the keys are used up."""
+    """Sorts `order` by keys that are the bits of non-negative floats. Stable; overwrites the keys."""
     result, spare_keys, spare_order = order, np.empty_like(keys), np.empty_like(order)
     for shift in (0, 11, 22):
         begins = np.zeros(2049, np.int64)
@@ -184,7 +185,7 @@ def _fill(
 
 @kernel()
 def _tile_place(tile, width, height):
-    """View, and left, top, right and bottom pixel of a tile."""
+    """The view of a tile, and its left, top, right and bottom pixel."""
     columns, rows = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
     left, top = tile % columns * TILE_WIDTH, tile // columns % rows * TILE_HEIGHT
     right, bottom = min(left + TILE_WIDTH, width), min(top + TILE_HEIGHT, height)
@@ -193,7 +194,7 @@ def _tile_place(tile, width, height):
 
 @kernel()
 def _splat_place(records, m, box):
-    """Pixels [x0, x1) and [y0, y1) of the tile's box that a splat reaches."""
+    """The pixels [x0, x1) and [y0, y1) of a tile's box that a splat reaches."""
     left, top, right, bottom = box
     x0, x1 = _pixels(records[m, 0], records[m, 10], left, right)
     y0, y1 = _pixels(records[m, 1], records[m, 11], top, bottom)
@@ -202,7 +203,7 @@ def _splat_place(records, m, box):
 
 @kernel(fastmath=FAST_MATH)
 def _exp(x):
-    """exp on [-6, 0]; anything below counts as -6."""
+    """exp(x) for x in [-6, 0]; lower values count as -6."""
     y = max(x, LOWEST_EXPONENT) * EXP_SCALE
     p = E0 + y * (E1 + y * (E2 + y * (E3 + y * (E4 + y * (E5 + y * E6)))))
     p = p * p
@@ -212,7 +213,7 @@ def _exp(x):
 
 @kernel(fastmath=FAST_MATH)
 def _forward(begin, end, records, begins, background, rgb, alpha, depth, transmittance, last, reached):
-    """Fills the images, and for `_backward` each pixel's last splat (from 1) and which splats show at all."""
+    """Fills the images and, for `_backward`, each pixel's last splat (from 1) and which splats show."""
     height, width = rgb.shape[1:3]
     for tile in range(begin, end):
         k, box = _tile_place(tile, width, height)
@@ -241,7 +242,7 @@ def _forward(begin, end, records, begins, background, rgb, alpha, depth, transmi
 
 @kernel(fastmath=FAST_MATH)
 def _find_unfinished(state, unfinished):
-    """Which blocks of LANES pixels still have a pixel to blend into."""
+    """Finds the blocks of LANES pixels that have a pixel which is not finished."""
     for block in range(PLANE // LANES):
         most = -ONE
         for lane in range(LANES):
@@ -251,7 +252,7 @@ def _find_unfinished(state, unfinished):
 
 @kernel(fastmath=FAST_MATH)
 def _blend(records, m, number, state, unfinished, shown, box):
-    """Adds a splat to its tile; returns whether it shows. `shown` is working memory."""
+    """Blends a splat into its tile, and returns whether it shows. `shown` is working memory."""
     left, top = box[:2]
     mean_x, mean_y, opacity = records[m, 0], records[m, 1], records[m, 5]
     conic_xx, conic_xy, conic_yy = records[m, 2], records[m, 3], records[m, 4]
@@ -291,13 +292,13 @@ def _backward(
     begin, end, records, begins, background, depth, transmittance, last, reached,
     v_rgb, v_alpha, v_depth, rows,
 ):  # fmt: skip
-    """Fills rows [M,10], the gradients of the first ten entries of the records."""
+    """Fills `rows` [M,10] with the gradients by the first ten entries of the records."""
     height, width = v_rgb.shape[1:3]
     for tile in range(begin, end):
         k, box = _tile_place(tile, width, height)
         left, top, right, bottom = box
-        # Planes: gradients of red, green, blue and blended depth; last splat; transmittance in front of the
-        # splat at hand; what is behind it, dotted with the gradients.
+        # Planes: gradients by red, green, blue and blended depth; the last splat; the transmittance in front
+        # of the current splat; what lies behind it, multiplied by the gradients and summed.
         state, sums = np.zeros(7 * PLANE, np.float32), np.empty(7 * LANES, np.float32)
         for y in range(top, bottom):
             for x in range(left, right):
@@ -319,9 +320,10 @@ def _backward(
 
 @kernel(fastmath=FAST_MATH)
 def _unblend(records, m, number, state, sums, box, rows):
-    """Takes a splat off its tile again, and writes its gradients.
+    """Removes a splat from its tile again, and writes the gradients by it.
 
-    `sums` is working memory: by lane, gradients of sigma times 1, dy, dy^2, and of red, green, blue, depth.
+    `sums` is working memory for each lane: the gradient by sigma times 1, dy and dy^2, and the gradients by
+    red, green, blue and depth.
     """
     left, top = box[:2]
     mean_x, mean_y, opacity = records[m, 0], records[m, 1], records[m, 5]
@@ -362,7 +364,7 @@ def _unblend(records, m, number, state, sums, box, rows):
 
 @kernel(fastmath=FAST_MATH)
 def _add_run(records, m, dx0, sums, rows):
-    """From a column of runs to the splat's gradients; sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy."""
+    """Adds a column of runs to the gradients by a splat, where sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy."""
     total = x = y = xx = xy = yy = red = green = blue = depth = ZERO
     for lane in range(LANES):
         dx = dx0 - np.float32(lane)
@@ -392,7 +394,7 @@ def _add_run(records, m, dx0, sums, rows):
 def _sum_rows(
     begin, end, rows, owners, begins, reached, v_means2d, v_conics, v_depths, v_opacities, v_colors
 ):
-    """Adds up each Gaussian's rows within a view, in the order of the tiles."""
+    """Adds up the rows of each Gaussian within a view, in the order of the tiles."""
     views = len(v_means2d)
     tiles = (len(begins) - 1) // max(views, 1)
     for k in range(begin, end):

@@ -1,8 +1,8 @@
-"""gsplat's CUDA kernels, which its first user on a machine has to wait for: found, or compiled and said so.
+"""gsplat's CUDA kernels: loaded where they are built, otherwise compiled, which the user is told.
 
-gsplat 1.5.3 takes a `csrc*.so` beside its `__init__.py`, which a wheel with kernels has and
-`launch/gpu_kernels.sh` makes. Otherwise torch compiles them, for minutes and without a word, into its
-directory of extensions, where later processes find them.
+gsplat 1.5.3 takes a `csrc*.so` beside its `__init__.py`, which wheels with kernels have and which
+`launch/gpu_kernels.sh` makes. Without it torch compiles the kernels into its directory of extensions, where
+later processes find them. That takes minutes, during which torch says nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 
 from recon_torch.errors import UserError
 
+# A generous bound: two busy cores took 12 minutes for the 22 files of CUDA.
 COMPILE_TIMEOUT_S = 3600.0
-"""A generous bound: 22 files of CUDA took two busy cores 12 minutes."""
 
-LIBRARY = "gsplat_cuda"  # as gsplat names what torch compiles
+LIBRARY = "gsplat_cuda"  # gsplat's name for what torch compiles
 MAX_REASON = 200  # characters of a compiler's error
 
 
@@ -32,13 +32,13 @@ def _say(line: str) -> None:
 
 @functools.cache
 def load(announce: Callable[[str], None] = _say) -> Callable:
-    """gsplat's `rasterization`, with kernels. The first call loads them, or compiles them once for all runs.
+    """gsplat's `rasterization`. The first call loads its kernels, or compiles them once for all later runs.
 
-    announce: gets a line before they are compiled; by default it goes to stderr.
+    announce: is called with a line of text before kernels are compiled. By default it goes to stderr.
 
-    Raises UserError if there are none and they cannot be compiled here.
+    Raises UserError if there are no kernels and they cannot be compiled here.
     """
-    from gsplat import rasterization  # which by itself loads no kernels
+    from gsplat import rasterization  # this import alone loads no kernels
 
     try:
         importlib.import_module("gsplat.csrc")
@@ -57,10 +57,10 @@ def load(announce: Callable[[str], None] = _say) -> Callable:
 
 
 def _import_kernels() -> None:
-    """Raises UserError unless gsplat has loaded its kernels, compiled first if need be."""
+    """Has gsplat load its kernels, or compile them. Raises UserError if it cannot."""
     try:
         from gsplat.cuda._backend import _C
-    except (RuntimeError, OSError, ImportError, ValueError) as error:  # of torch's build, by what is wrong
+    except (RuntimeError, OSError, ImportError, ValueError) as error:  # torch's build raises any of these
         raise _no_kernels(_reason(error)) from error
     if _C is None:
         raise _no_kernels("there is no nvcc")
@@ -75,13 +75,13 @@ def _no_kernels(why: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of torch's build says, in one line: of a compiler's output, its first error."""
+    """What an error of torch's build says, in one line: the first error in a compiler's output."""
     if isinstance(error, ImportError) and isinstance(error.__context__, OSError):
-        error = error.__context__  # after which gsplat looks for what was not built
+        error = error.__context__  # gsplat then tries to import what was not built, which hides the reason
     template, *values = error.args or (type(error).__name__,)
     text = str(error)
     if isinstance(template, str) and values and template.count("%s") == len(values):
-        text = template % tuple(values)  # torch raises the parts of some of its messages
+        text = template % tuple(values)  # torch raises some messages as a template and its values
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     told = [line for line in lines[1:] if "error" in line.lower()]
     return (told or lines)[0][:MAX_REASON]
@@ -89,14 +89,15 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _build_directory() -> Iterator[Path]:
-    """Where torch compiles to, for one process at a time: gsplat first removes what another one has built.
+    """The directory that torch compiles into, for one process at a time: gsplat first removes what is there.
 
-    Raises UserError if it cannot be made.
+    Raises UserError if the directory cannot be made.
     """
     from torch.utils import cpp_extension  # slow to import
 
     try:
-        directory = Path(cpp_extension._get_build_directory(LIBRARY, verbose=False))
+        # torch has no public way to ask for this, and it depends on the versions of Python and CUDA.
+        directory = Path(cpp_extension._get_build_directory(LIBRARY, verbose=False))  # noqa: SLF001
         lock = open(directory.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(

@@ -1,9 +1,10 @@
-"""EWA projection on the CPU: one numba kernel forward, one with hand-written gradients backward.
+"""EWA projection on the CPU: a numba kernel forward, and one with hand-written gradients backward.
 
-A Gaussian's covariance is root root^T with root = rotation * scales, so with the slope J = d pixel / d world
-its 2D covariance is u u^T + EPS2D_PX2 for u = J root, two rows of three: no 3x3 covariance is ever formed.
-Vectors are tuples, matrices tuples of rows; `v_x` is the gradient of the loss by x. Each Gaussian walks the
-cameras in order, so gradients do not depend on the number of threads.
+A Gaussian's covariance is root root^T with root = rotation * scales. With the slope J = d pixel / d world its
+2D covariance is u u^T + EPS2D_PX2, where u = J root has two rows of three; no 3x3 covariance is ever formed.
+
+Vectors are tuples, and matrices are tuples of rows; `v_x` is the gradient of the loss by x. A thread takes a
+Gaussian through all cameras in order, so gradients do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ EPS2D_PX2 = np.float32(reference.EPS2D_PX2)
 NEAR_PLANE, FAR_PLANE = np.float32(reference.NEAR_PLANE), np.float32(reference.FAR_PLANE)
 MAX_SIGMAS, ALPHA_MIN = np.float32(reference.MAX_SIGMAS), np.float32(reference.ALPHA_MIN)
 FRUSTUM_MARGIN, LARGEST = np.float32(reference.FRUSTUM_MARGIN), np.float32(reference.LARGEST)
-GRAIN = 1024  # Gaussians worth handing to a thread
+GRAIN = 1024  # least Gaussians for a thread
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 
 
 def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     """The same as `reference.project`, in float32."""
     means, quats, scales, opacities, _ = gaussians
-    return Projection(*_Project.apply(means, quats, scales, opacities, *cameras))
+    return Projection(*Project.apply(means, quats, scales, opacities, *cameras))
 
 
-class _Project(torch.autograd.Function):
+class Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, w2c, intrinsics_px, width, height):
         shape = len(w2c), len(means)
@@ -62,7 +63,7 @@ def _forward(
     for n in range(begin, end):
         mean, scale, opacity = _row(means, n), _row(scales, n), opacities[n]
         root = _scaled(_rotation(quats, n)[0], scale)
-        sigmas = ZERO  # stays 0, and so the splat unseen, if the Gaussian cannot be drawn
+        sigmas = ZERO  # stays 0, which makes the splat invisible, if the Gaussian cannot be drawn
         if opacity >= ALPHA_MIN and opacity < math.inf and _within_limits(mean) and _within_limits(scale):
             sigmas = min(MAX_SIGMAS, math.sqrt(TWO * math.log(opacity / ALPHA_MIN)))
         for k in range(len(w2c)):
@@ -75,7 +76,7 @@ def _forward(
             y = focal[1] * point[1] / point[2] + centre[1]
             extent_x, extent_y = sigmas * math.sqrt(xx), sigmas * math.sqrt(yy)
             radius_x, radius_y, depth = np.ceil(extent_x), np.ceil(extent_y), point[2]
-            # Written so that a NaN makes it false.
+            # The comparisons are written so that a NaN makes them false.
             seen = (
                 sigmas > ZERO and det > ZERO and det < math.inf and depth >= NEAR_PLANE and depth <= FAR_PLANE
             )
@@ -264,7 +265,7 @@ def _clamp_tangent(tangent, focal, centre, size):
 
 @kernel()
 def _covariance_gradient(conic, v_conic, u):
-    """Gradient of u where conic = (u u^T + eps)^-1: with P = conic and V its gradient, -2 P V P u."""
+    """The gradient by u, where conic = (u u^T + eps)^-1: it is -2 P V P u with P = conic, V its gradient."""
     a, b, c = conic
     va, vb, vc = v_conic[0], HALF * v_conic[1], v_conic[2]  # v_conic[1] counts both off-diagonal entries
     pv_xx, pv_xy, pv_yx, pv_yy = a * va + b * vb, a * vb + b * vc, b * va + c * vb, b * vb + c * vc
@@ -275,7 +276,7 @@ def _covariance_gradient(conic, v_conic, u):
 
 @kernel()
 def _axis_gradient(x, z, focal, linearised_at, view_row, depth_row, v_slope, v_mean2d):
-    """Gradients of camera coordinates x and z, from those of the slope's row and of the 2D mean along x."""
+    """Gradients by the camera coordinates x and z, from those by a row of the slope and by the 2D mean."""
     tangent, scale = x / z, focal / z
     along, into = _dot(v_slope, view_row), _dot(v_slope, depth_row)
     v_tangent = focal * v_mean2d

@@ -1,8 +1,8 @@
 """Gaussian splatting as slow, obvious PyTorch, for tests to compare with (3DGS, Kerbl et al. 2023).
 
-Two stages with autograd's own backward, in any floating dtype: `project` (EWA splatting, Zwicker et al. 2001,
-with gsplat 1.5.3's conventions) and `composite` (front-to-back alpha blending). The constants here are
-gsplat's; the CPU engine imports them.
+It has two stages, in any floating dtype and differentiated by autograd: `project` (EWA splatting, Zwicker et
+al. 2001, with the conventions of gsplat 1.5.3) and `composite` (alpha blending from front to back). The
+constants are gsplat's, and the CPU engine imports them from here.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 from recon_torch.raster import CameraTensors, Projection
 from recon_torch.raster.gaussians import Activated
 
-EPS2D_PX2 = 0.3  # added to the 2D covariance's diagonal: no splat is thinner than a pixel
+EPS2D_PX2 = 0.3  # added to the diagonal of 2D covariances, so that no splat is thinner than a pixel
 NEAR_PLANE = 0.01
 FAR_PLANE = 1e10
-LARGEST = 1e6  # coordinates and scales beyond this overflow float32 on their way to the image
-MAX_SIGMAS = 3.33  # a splat ends here, or sooner where its alpha falls under ALPHA_MIN
+LARGEST = 1e6  # coordinates and scales beyond this overflow float32 in the projection
+MAX_SIGMAS = 3.33  # where a splat ends, unless its alpha falls below ALPHA_MIN before
 ALPHA_MIN = 1 / 255  # fainter contributions are skipped
 ALPHA_MAX = 0.999
-TRANSMITTANCE_MIN = 1e-4  # a pixel is finished before it gets darker than this
+TRANSMITTANCE_MIN = 1e-4  # a pixel is finished before its transmittance falls below this
 SMALLEST_ALPHA = 1e-10  # keeps the expected depth finite where alpha is 0
-FRUSTUM_MARGIN = 0.3  # the projection's slope is held constant this far (in half images) outside the image
+FRUSTUM_MARGIN = 0.3  # half images outside of the image from where on the projection's slope is constant
 TILE_PX = 16
 
 
@@ -46,7 +46,7 @@ def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     sane = sane & (quats != 0).any(-1) & (opacities >= ALPHA_MIN) & opacities.isfinite()
     in_camera = means @ w2c[:, :3, :3].mT + w2c[:, None, :3, 3]
     visible = sane & (in_camera[..., 2] >= NEAR_PLANE) & (in_camera[..., 2] <= FAR_PLANE)
-    # Culled ones are computed on harmless numbers, so that no NaN or infinity comes back in their gradients.
+    # Culled Gaussians get harmless numbers, so that their gradients hold no NaN or infinity.
     in_camera = torch.where(visible[..., None], in_camera, in_camera.new_tensor([0.0, 0.0, 1.0]))
     quats = torch.where(sane[:, None], quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
     scales = torch.where(sane[:, None], scales, 1.0)
@@ -67,7 +67,7 @@ def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
 def _projection_slope(
     in_camera: Float[Tensor, "K N 3"], intrinsics_px: Float[Tensor, "K 3 3"], width: int, height: int
 ) -> Float[Tensor, "K N 2 3"]:
-    """d pixel / d camera coordinates, taken no further outside the image than FRUSTUM_MARGIN."""
+    """d pixel / d camera coordinates; from FRUSTUM_MARGIN outside of the image on it stays constant."""
     depth = in_camera[..., 2]
     rows = []
     for axis, size in ((0, width), (1, height)):
@@ -86,7 +86,7 @@ def _projection_slope(
 def _extents(
     means2d: Tensor, variances: Tensor, opacities: Tensor, visible: Tensor, width: int, height: int
 ) -> Float[Tensor, "K N 2"]:
-    """Half sides in pixels of the box in which a splat can be seen, 0 where no part of it is in the image."""
+    """Half sides in pixels of the box in which a splat shows; 0 if no part of it is in the image."""
     sigmas = (2 * (opacities / ALPHA_MIN).clamp(min=1.0).log()).sqrt().clamp(max=MAX_SIGMAS)
     extents = sigmas[:, None] * variances.sqrt()
     size = torch.tensor([width, height], device=means2d.device)
@@ -119,7 +119,7 @@ def composite(
 def _composite_tile(
     splats: tuple[Tensor, ...], left: int, top: int, width: int, height: int
 ) -> Float[Tensor, "h w 5"]:
-    """Blended colour and depth, and transmittance, of one tile: every pixel against every splat near it."""
+    """Blended colour and depth, and transmittance, of a tile: every pixel with every splat near the tile."""
     means2d, conics, opacities, features, extents = splats
     right, bottom = min(left + TILE_PX, width), min(top + TILE_PX, height)
     near = (

@@ -1,6 +1,8 @@
-"""Cameras on disk: nerfstudio's transforms.json.
+"""Cameras on disk, in nerfstudio's transforms.json.
 
-In files a camera is an OpenGL camera-to-world matrix (x right, y up, z backward)."""
+In these files a camera is an OpenGL camera-to-world matrix: x right, y up, z backward. What a file asks for
+and a pinhole camera cannot do, such as lens distortion, is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,26 +23,22 @@ from recon_torch.views.cameras import Cameras
 from recon_torch.views.images import image_size
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for names that have none
 LENS_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
-
-PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")  # the last if its distortion is 0
-
-MAX_COORDINATE, MAX_INTRINSIC_PX = 1e8, 1e6
-
-QUOTED_CHARACTERS = 80
+PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")  # OPENCV is one where its distortion is 0
+MAX_COORDINATE, MAX_INTRINSIC_PX = 1e8, 1e6  # what is larger is a mistake in the file
+QUOTED_CHARACTERS = 80  # of a wrong value in a message
 
 
-def write_transforms(path: str | os.PathLike, cameras: Cameras, image_names: Sequence[str], **extra) -> None:
-    """Writes nerfstudio's transforms.json.
+def write_transforms(
+    path: str | os.PathLike, cameras: Cameras, image_names: Sequence[str], **extra: Any
+) -> None:
+    """Writes a transforms.json.
 
     Args:
-        path: the json file.
-        cameras: K cameras. Intrinsics that all share are written once, others on each frame.
-        image_names: K image paths relative to the json's folder.
-        extra: further top-level entries (JSON values).
+        cameras: K cameras. Intrinsics that all of them share are written once, others for each frame.
+        image_names: K paths of images, relative to the folder of the file.
+        extra: further top-level entries, as values that JSON has.
     """
     if len(image_names) != len(cameras):
         raise ValueError(f"{len(image_names)} image names for {len(cameras)} cameras")
@@ -57,20 +55,20 @@ def write_transforms(path: str | os.PathLike, cameras: Cameras, image_names: Seq
 
 
 class Frame(NamedTuple):
-    """One usable entry of a transforms.json; paths are relative to its folder."""
+    """A frame of a transforms.json that can be used. Paths are relative to the folder of the file."""
 
     image: Path
     mask: Path | None
-    w2c: Float[np.ndarray, "4 4"]  # float64: worlds may be large, and far from their origin
+    w2c: Float[np.ndarray, "4 4"]  # float64, because worlds may be large and far from their origin
     intrinsics_px: Float[np.ndarray, "3 3"]
     width: int
     height: int
 
 
 def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
-    """The cameras of a file whose images have one size, and each frame's image relative to the file's folder.
+    """The cameras of a file whose images have one size, and the image of each frame, relative to its folder.
 
-    Raises UserError as `read_frames` does, and if images differ in size.
+    Raises UserError as `read_frames` does, and for images of different sizes.
     """
     frames, _ = read_frames(path)
     sizes = {(frame.width, frame.height) for frame in frames}
@@ -84,13 +82,12 @@ def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
 
 
 def read_frames(path: str | os.PathLike, allow_missing: bool = False) -> tuple[list[Frame], list[str]]:
-    """Reads nerfstudio's transforms.json, or the original NeRF's (camera_angle_x, names without a suffix).
+    """Reads a transforms.json of nerfstudio, or of the original NeRF (camera_angle_x, names without suffix).
 
-    Each frame may have intrinsics, an image size and a mask_path of its own. Sizes that the file does not
-    give come from the images.
+    Each frame may have intrinsics, an image size and a mask_path of its own. A size that the file does not
+    give is that of the image.
 
     Args:
-        path: the file.
         allow_missing: leave out frames whose image does not exist.
 
     Returns:
@@ -117,12 +114,12 @@ def read_frames(path: str | os.PathLike, allow_missing: bool = False) -> tuple[l
 
 
 def load_transforms_json(path: Path) -> dict:
-    """The parsed file, with "frames" known to be a list of objects that is not empty."""
+    """Parses a transforms.json, whose "frames" must be a list of objects that is not empty."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; a directory of views needs a transforms.json") from None
-    except (OSError, ValueError, RecursionError) as error:  # the last for thousands of brackets
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError for thousands of brackets
         raise UserError(f"{path} cannot be read as JSON: {first_line(error)}") from None
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
@@ -131,9 +128,9 @@ def load_transforms_json(path: Path) -> dict:
 
 
 def parse_frame(folder: Path, entries: dict) -> Frame:
-    """A frame of a transforms.json in `folder`; `entries` are the file's, overridden by the frame's own.
+    """Makes a frame of the entries of a transforms.json in `folder`, and of those of the frame itself.
 
-    Raises UserError with all that is wrong with it, in one line that does not say where.
+    Raises UserError that tells all that is wrong with the frame in one line, but not which frame it is.
     """
     problems = []
 
@@ -154,9 +151,9 @@ def parse_frame(folder: Path, entries: dict) -> Frame:
 
 
 def find_image(folder: Path, name: str) -> Path | None:
-    """The image of a file_path, with or without its suffix, relative to the folder; None if missing."""
+    """The image that a file_path with or without a suffix means, relative to the folder; None if missing."""
     for candidate in (name, *(name + suffix for suffix in IMAGE_SUFFIXES)):
-        # Names that are too long, or hold a NUL, are an error for the system and missing for us.
+        # The system raises errors for names that are too long or hold a NUL; such images are missing.
         with contextlib.suppress(OSError, ValueError):
             if (folder / candidate).is_file():
                 return Path(candidate)
@@ -195,7 +192,7 @@ def _mask_path(folder: Path, entries: dict) -> Path | None:
 
 
 def _size_px(folder: Path, entries: dict, image: Path) -> tuple[int, int]:
-    """The image's (width, height), with which the file's own must agree, or intrinsics would mean nothing."""
+    """The (width, height) of the image. The file's must be the same, or its intrinsics would mean nothing."""
     found = image_size(folder / image)
     if "w" in entries and "h" in entries:
         given = _number(entries, "w"), _number(entries, "h")
@@ -209,7 +206,7 @@ def _size_px(folder: Path, entries: dict, image: Path) -> tuple[int, int]:
 
 def _number(entries: dict, key: str) -> float:
     value = entries.get(key)
-    with contextlib.suppress(OverflowError):  # of whole numbers with hundreds of digits
+    with contextlib.suppress(OverflowError):  # raised for whole numbers with hundreds of digits
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     raise UserError(f"{key} is {_quoted(value)}, not a finite number")
@@ -237,7 +234,7 @@ def _intrinsics(entries: dict, width: int, height: int) -> Float[np.ndarray, "3 
 
 
 def _focal_px(entries: dict, axis: str, side_px: int) -> float | None:
-    """fl_x or fl_y, or from camera_angle_x or _y; None if neither is given."""
+    """The focal length from fl_x or camera_angle_x (or _y); None if neither is given."""
     if f"fl_{axis}" in entries:
         return _number(entries, f"fl_{axis}")
     name = f"camera_angle_{axis}"

@@ -12,7 +12,6 @@ from recon_torch import hosting
 from recon_torch.errors import UserError
 from recon_torch.fit.optimization import Fit, run_together
 from recon_torch.losses.lpips import PerceptualDistance
-from recon_torch.losses.metrics import psnr, silhouette_iou
 from recon_torch.losses.ssim import ms_ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
@@ -368,16 +367,3 @@ def test_larger_views_densify_at_a_lower_threshold():
     small, large = (CappedStrategy.of(QUICK, size) for size in (64.0, 1024.0))
     assert small.grow_grad2d == pytest.approx(4 * large.grow_grad2d)
     assert CappedStrategy.of(QUICK, 128.0).grow_grad2d == QUICK.grow_grad2d
-
-
-def test_metrics_in_closed_form():
-    images, targets = torch.full((2, 8, 8, 3), 0.6), torch.full((2, 8, 8, 3), 0.5)
-    masks = torch.zeros(2, 8, 8, 1)
-    masks[:, :4] = 1
-    images[1, 4:] = 0.5
-    torch.testing.assert_close(psnr(images, targets), torch.tensor([20.0, 20 + 10 * math.log10(2)]))
-    torch.testing.assert_close(psnr(images, targets, masks), torch.tensor([20.0, 20.0]))
-    alphas = torch.zeros(2, 8, 8, 1)
-    alphas[0, 2:6] = 0.7
-    torch.testing.assert_close(silhouette_iou(alphas, masks), torch.tensor([1 / 3, 0.0]))
-    assert silhouette_iou(alphas[1:], alphas[1:]).item() == 1

@@ -1,13 +1,14 @@
 """Views from disk: every way to a mask, composition over white, and bad directories."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
-from recon_torch.views.directory import load_views
+from recon_torch.views.directory import load_views, write_views
 from recon_torch.views.images import write_image
 from recon_torch.views.transforms import write_transforms
 
@@ -180,3 +181,16 @@ def test_bad_directories(tmp_path):
     (tmp_path / "0.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"0\.png"):
         load_views(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_written_views_are_read_again(tmp_path, folder):
+    cameras = orbit(3, 0.3, SIZE)
+    alpha = np.random.default_rng(0).uniform(0.6, 0.9, (3, SIZE, SIZE, 1)).astype(np.float32)
+    rgba = np.concatenate([np.full((3, SIZE, SIZE, 3), 0.25, np.float32), alpha], -1)
+    write_views(tmp_path, cameras, rgba, folder)
+    views = load_views(tmp_path)
+    assert views.names == [str(Path(folder, f"{index:03d}.png")) for index in range(3)]
+    np.testing.assert_allclose(views.cameras.w2c, cameras.w2c, atol=1e-6)
+    np.testing.assert_allclose(views.masks, alpha, atol=1 / 255)
+    np.testing.assert_allclose(views.images, 0.25 * alpha + 1 - alpha + 0 * rgba[..., :3], atol=2 / 255)
