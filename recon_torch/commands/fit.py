@@ -1,4 +1,4 @@
-"""`im3d fit`: posed views, or a turntable video -> Gaussians, a turntable, a report (Sec. 3.3 alone)."""
+"""`im3d fit`: Gaussians, a turntable video and a report from views with known cameras (Sec. 3.3 alone)."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from recon_torch.views.video import load_video
 
 EXAMPLES = """examples:
   im3d fit --views out/views --out fitted
-  im3d fit --views captured --check                       # says what is wrong with each frame
-  im3d fit --views captured --held-out 8 --out fitted     # every 8th view is kept for testing
+  im3d fit --views captured --check                         # says what is wrong with each frame
+  im3d fit --views captured --held-out 8 --out fitted       # keeps every 8th view for testing
   im3d fit --views train --held-out test --out fitted --lpips-weights vgg16-397923af.pth
   im3d fit --views photos --isnet-weights isnet-general-use.onnx --normalize --out fitted
-  im3d fit --views captured/* --at-once 8 --out fitted      # many assets, to fitted/NAME; see also --resume
+  im3d fit --views captured/* --at-once 8 --out fitted      # many assets, each to fitted/NAME
   im3d fit --video turntable.mp4 --num-views 24 --elevation-deg 15 --out fitted
 
-A directory of views has images and nerfstudio's transforms.json. Foreground: the mask_path of a frame, or the
-image's alpha, or IS-Net, or else what differs from a plain background. docs/reconstruction.md says more.
+A directory of views has images and nerfstudio's transforms.json. The foreground of a frame is its mask_path,
+or the alpha of its image, or what IS-Net finds, or else what differs from a plain background.
+docs/reconstruction.md says more.
 """
 LOG_EVERY_STEPS = 200
 UP_AXES = {
@@ -237,51 +238,53 @@ def _run_with_progress(fits: list[Fit], num_steps: int) -> list[UserError | None
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = CommandParser("fit", "Fit 3D Gaussians to views of one object.")
+    """The flags. Raises UserError for those that do not go together."""
+    parser = CommandParser("fit", "Fits 3D Gaussians to views of an object whose cameras are known.")
     parser.epilog = EXAMPLES
-    add = parser.add_argument
-    add(
-        "--views",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="images and transforms.json; several: assets",
-    )
-    add("--video", type=Path, metavar="FILE", help="or a video of one turn of the object")
-    add("--out", type=Path, metavar="DIR", help="gets asset.ply, turntable.mp4, report.json ...")
-    add("--at-once", type=int, default=4, metavar="N", help="assets fitted together (default %(default)s)")
-    add("--resume", action="store_true", help="leave out assets whose report.json is there")
-    add("--check", action="store_true", help="say what is wrong with each frame of --views, and end")
+    default = " (default %(default)s)"
+
+    # fmt: off
+    add = parser.add_argument_group("views").add_argument
+    add("--views", type=Path, nargs="+", default=[], metavar="DIR",
+        help="a directory with images and a transforms.json; each further one is another asset")
+    add("--video", type=Path, metavar="FILE", help="a video of one turn of the object, in place of --views")
+    add("--check", action="store_true", help="say what is wrong with each frame of --views, and fit nothing")
     add("--allow-missing", action="store_true", help="leave out frames whose image does not exist")
-    add("--held-out", metavar="DIR|N", help="test views: another directory, or every N-th of the views")
-    add("--size", type=int, metavar="PX", help="fit to the views reduced to this height")
+    add("--size", type=int, metavar="PX", help="reduce the views to this height")
+    add("--held-out", metavar="DIR|N",
+        help="views to test with: another directory, or every N-th of the views, which is then not fitted")
+    add("--isnet-weights", type=Path, metavar="FILE", help="find foreground masks with IS-Net")
+
+    add = parser.add_argument_group("video").add_argument
+    add("--num-views", type=int, default=16, metavar="K", help="how many frames to fit" + default)
+    add("--elevation-deg", type=float, metavar="E", help="how high the camera is above the equator")
+    add("--fov-deg", type=float, default=33.8, help="vertical field of view" + default)
+    add("--clockwise", action="store_true", help="seen from above, the camera goes clockwise")
+
+    add = parser.add_argument_group("fit").add_argument
+    add("--steps", type=int, default=FitSettings.num_steps, help="optimisation steps" + default)
+    add("--seed", type=int, default=0, help="of all random numbers" + default)
+    add("--at-once", type=int, default=4, metavar="N", help="how many assets are fitted together" + default)
+    add("--representation", default=FitSettings.representation, choices=tuple(map(str, Representation)),
+        help="Gaussians or a radiance field" + default)
+    add("--engine", default=str(Engine.AUTO), help="rasteriser: auto, gsplat or cpu" + default)
+    add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze" + default)
+    add("--lpips-weights", default=FitSettings.lpips_weights, metavar="FILE",
+        help="the weights of that network as torchvision names them, or 'random'; by default those in "
+        "torchvision's cache, and where it has none, a loss without LPIPS")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="where asset.ply, turntable.mp4, report.json ... are written")
+    add("--resume", action="store_true", help="leave out assets that have a report.json")
     add("--normalize", action="store_true", help="find the object by its masks, and write it at unit size")
-    add("--up", choices=UP_AXES, help="axis of the turntable (default: up in the pictures)")
-    add(
-        "--num-views",
-        type=int,
-        default=16,
-        metavar="K",
-        help="frames of --video to use (default %(default)s)",
-    )
-    add("--elevation-deg", type=float, metavar="E", help="of the camera of --video")
-    add("--fov-deg", type=float, default=33.8, help="vertical, of --video (default %(default)s)")
-    add("--clockwise", action="store_true", help="the camera of --video goes so, seen from above")
-    add("--steps", type=int, default=FitSettings.num_steps, help="optimisation steps (default %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--isnet-weights", type=Path, metavar="FILE", help="cut out the foreground with IS-Net")
-    add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze (default %(default)s)")
-    add(
-        "--lpips-weights",
-        default=FitSettings.lpips_weights,
-        metavar="FILE",
-        help="its backbone weights as torchvision names them, or 'random' (default: torchvision's cache; "
-        "where that has none, the loss is without LPIPS)",
-    )
-    add("--representation", default=FitSettings.representation, choices=tuple(map(str, Representation)))
-    add("--engine", default="auto", help="rasteriser: auto, gsplat or cpu (default %(default)s)")
+    add("--up", choices=UP_AXES, help="axis of the turntable; by default the one that is up in the pictures")
+    # fmt: on
     flags = parser.parse_args(argv)
+    _refuse_conflicts(flags)
+    return flags
+
+
+def _refuse_conflicts(flags: argparse.Namespace) -> None:
     elevation_deg = flags.elevation_deg
     requirements = {
         "give either --views DIR or --video FILE": bool(flags.views) != (flags.video is not None),
@@ -298,4 +301,3 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for message, holds in requirements.items():
         if not holds:
             raise UserError(message)
-    return flags

@@ -1,4 +1,4 @@
-"""`im3d render`: a .ply of Gaussians -> views on an orbit, their transforms.json, and a turntable video."""
+"""`im3d render`: renders a .ply of Gaussians as views on an orbit with a transforms.json, and as a video."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The optimisation of a scene (Sec. 3.3, A.1): settings, steps, recovery from failures, quality gates."""
+"""The optimisation (Sec. 3.3, A.1), its recovery from setbacks, its quality gates, and the asset it makes."""

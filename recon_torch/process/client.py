@@ -1,4 +1,4 @@
-"""The handle on the process that owns the Gaussians: all that the diffusion side knows of the 3D side.
+"""The client of the worker process that owns the Gaussians: the diffusion side drives the 3D side by it.
 
     with ReconClient(cameras, FitSettings()) as client:    # returns at once; the worker loads meanwhile
         client.views.copy_(views)
@@ -43,8 +43,8 @@ WORKER_NAME = "recon_torch.process.worker"
 EXIT_UNGUARDED = 78
 """Exit code of a worker that runs the script of its parent again and would start a worker itself."""
 
-MAX_DEATHS = 2  # of workers, per asset
-QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # a crash quotes a whole Python stack
+MAX_DEATHS = 2  # of workers, before an asset is given up
+QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # of a dead worker's output; enough for a Python stack
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
 
@@ -52,19 +52,21 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerDied(RuntimeError):
-    """The worker died twice on one asset. The message says how, and quotes the last lines it printed."""
+    """The worker has died twice on one asset. The message says how, and quotes what it last printed."""
 
 
 class WorkerFailed(RuntimeError):
-    """An exception in the worker that no user caused. The message is its traceback."""
+    """The worker has raised an exception that no user caused. The message is its traceback."""
 
 
 class ReconClient:
-    """A worker process and the tensors shared with it. A context manager; calls block until they are done.
+    """A `ReconstructionClient` by a worker process, and the tensors that the two share.
+
+    It is a context manager that ends the worker. Calls block until the worker is done.
 
     Attributes:
-        views [K,H,W,3], masks [K,H,W,1]: the targets, float32 in [0, 1]; write them, then call `set_targets`.
-        renders [K2,H2,W2,3], alphas [K2,H2,W2,1]: what the last `render` wrote.
+        views, masks: the targets, float32 in [0, 1]; write them, then call `set_targets`.
+        renders, alphas: what the last `render` wrote.
         step, num_gaussians: of the fit, as last heard.
     """
 
@@ -91,11 +93,12 @@ class ReconClient:
             system's directory for temporary files.
         device: of the fit and the tensors; "auto" is "cuda" where there is one, otherwise "cpu".
         num_threads: of the worker; None is all cores, as this process idles while the worker fits.
-        progress_period_s: between two calls of `on_progress`; 0 reports every step.
-        stall_timeout_s: a worker silent for so long counts as dead. A healthy one is silent longest for the
-            LPIPS of all views, a minute or so at 512 px on a CPU.
-        startup_timeout_s: the same while it imports, compiles the CPU's kernels and loads LPIPS. If gsplat's
-            are to be compiled, that is said on stderr and may take `gsplat_kernels.COMPILE_TIMEOUT_S`.
+        progress_period_s: the least time between two calls of `on_progress`; 0 reports every step.
+        stall_timeout_s: a worker that is silent for so long counts as dead. A healthy one is silent longest
+            while it computes LPIPS of all views, for a minute or so at 512 px on a CPU.
+        startup_timeout_s: the same while the worker imports, compiles the CPU's kernels and loads LPIPS. If
+            gsplat's kernels must be compiled, a line on stderr says so, and the worker may be silent for
+            `gsplat_kernels.COMPILE_TIMEOUT_S`.
         Raises UserError if the snapshot directory cannot be made or shared memory is too small.
         """
         leave_if_worker()
@@ -130,14 +133,14 @@ class ReconClient:
     def reset(self, cameras: Cameras | None = None, settings: FitSettings | None = None) -> None:
         """Begins a new asset in the same process; what is not given stays as it was. Returns at once.
 
-        Take `views` and `masks` anew: they are other tensors if K, H or W changed.
+        `views` and `masks` are other tensors afterwards if the number of views or their size changed.
         """
         if self._process and not self._ready:
-            self._call(None)  # the answer about the old asset must not be taken for one about the new
+            self._call(None)  # its answer must not be taken for one about the new asset
         self._begin(cameras or self._cameras, settings or self._settings)
 
     def set_targets(self) -> None:
-        """Has the fit follow what `views` and `masks` hold now. Raises UserError where that is not finite."""
+        """Makes the fit follow what `views` and `masks` hold now. Raises UserError if that is not finite."""
         self._call(protocol.SetTargets(self.views, self.masks))
         self._has_targets = True
 
@@ -173,7 +176,7 @@ class ReconClient:
         return self._call(protocol.Inspect(around or self._cameras, settings)).result
 
     def export(self, path: str | os.PathLike) -> None:
-        """Writes a .ply in the layout of 3DGS; a radiance field, which fits in none, as .safetensors.
+        """Writes Gaussians as a .ply in the layout of 3DGS, and a radiance field as .safetensors.
 
         Raises UserError if it cannot be written.
         """
@@ -208,7 +211,7 @@ class ReconClient:
     def _call(
         self, command: protocol.Command | None, on_progress: Callable | None = None
     ) -> protocol.Done | None:
-        """Has a worker obey, after a death another one. Without a command it only waits for the start."""
+        """Has the worker obey, or the next one if it dies. Without a command it only waits for the start."""
         while True:
             try:
                 self._await_start()
@@ -222,7 +225,7 @@ class ReconClient:
         return self._accept(answer) if answer else None
 
     def _start(self) -> None:
-        """Sends `Start`, if need be to a new process. `_await_start` takes the answer."""
+        """Sends `Start`, to a new process if there is none. `_await_start` takes the answer."""
         self._ready = False
         if not self._process:
             self._process = _Process(self._directory.name, self._num_threads)
@@ -241,7 +244,7 @@ class ReconClient:
             self._start()
         if not self._ready:
             self._accept(self._await_answer(self.startup_timeout_s))
-            if self._has_targets:  # it takes the place of a dead one
+            if self._has_targets:  # this worker takes the place of a dead one
                 self._accept(self._exchange(protocol.SetTargets(self.views, self.masks)))
             self._ready = True
 
@@ -269,7 +272,7 @@ class ReconClient:
         return answer
 
     def _mourn(self, gone: _Gone) -> None:
-        """Says why the worker is gone, and raises after the second one."""
+        """Logs why the worker is gone. Raises WorkerDied if it was the asset's last."""
         self._stop()
         self._deaths.append(f"the 3D worker {gone.cause} at about step {self.step}")
         last_words = f"It last printed:\n{gone.log}" if gone.log else "It printed nothing."
@@ -285,7 +288,7 @@ class ReconClient:
 
 
 class _Gone(Exception):
-    """The worker died or stalled."""
+    """The worker has died, or has stalled and been killed."""
 
     def __init__(self, cause: str, log: str) -> None:
         super().__init__(cause)
@@ -294,14 +297,14 @@ class _Gone(Exception):
 
 
 class _Process:
-    """One life of the worker: its process, this end of its pipe, and what it prints."""
+    """One worker process, from its start to its end: our end of its pipe, and what it prints."""
 
     def __init__(self, directory: str, num_threads: int | None) -> None:
         log, self._log_path = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=directory)
         os.close(log)
         context = torch.multiprocessing.get_context("spawn")  # neither CUDA nor JAX survives a fork
         self._pipe, child_pipe = context.Pipe()
-        # The kernel's notice is of the end of the starting thread: the parent's only for the main one.
+        # The kernel tells of the end of the thread that started the child, not of the whole parent.
         follow_parent = threading.current_thread() is threading.main_thread()
         self._process = context.Process(
             target=child.main,

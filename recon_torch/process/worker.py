@@ -39,7 +39,7 @@ from recon_torch.raster import gsplat_kernels
 from recon_torch.settings import Engine, GateSettings, Representation
 from recon_torch.views.cameras import Cameras
 
-RENDER_CHUNK_VIEWS = 8  # one beat per chunk
+RENDER_CHUNK_VIEWS = 8  # views between two signs of life
 
 WARM_UP_GAUSSIANS = 64
 
@@ -54,11 +54,12 @@ class Pipe(Protocol):
 
 
 class Worker:
-    """One `Fit` after the other, driven by commands."""
+    """Obeys commands: one `Fit` after the other, each begun by a `Start`."""
+
+    _fit: Fit
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
-        self._fit: Fit | None = None
         self._notes: list[str] = []
         self._warm = False
         self._snapshot_path = ""
@@ -66,6 +67,7 @@ class Worker:
         self._last_progress_s = -math.inf
 
     def serve(self, commands: Iterator[Command]) -> None:
+        """Answers each command. No exception ends the worker."""
         for command in commands:
             try:
                 result = self._obey(command) or {}
@@ -106,7 +108,7 @@ class Worker:
             self._fit.load_state_dict(torch.load(self._snapshot_path, weights_only=True))
 
     def _warm_up(self, command: Start) -> None:
-        """A step of a small fit: compiles kernels and loads LPIPS while the parent still samples."""
+        """Takes a step of a small fit, which compiles kernels and loads LPIPS while the parent samples."""
         self.load_kernels(command)
         cameras = command.cameras[:1]
         settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
@@ -138,12 +140,12 @@ class Worker:
             self._pipe.send(Progress(step, {name: float(value) for name, value in losses.items()}))
 
     def _on_snapshot(self, state: dict[str, Any]) -> None:
-        content = io.BytesIO()  # torch.save itself has no error of its own for a full disk
+        content = io.BytesIO()  # for a full disk torch.save raises no error that could be told from others
         torch.save(state, content)
         try:
             with replacing(self._snapshot_path) as temporary:
                 temporary.write_bytes(content.getbuffer())
-        except UserError as error:  # a full disk; the fit itself needs none
+        except UserError as error:  # the disk is full, which the fit itself does not need
             note = f"a death of the 3D worker would have cost more than it should: {error}"
             if note not in self._notes:
                 self._notes.append(note)
@@ -156,5 +158,5 @@ class Worker:
             command.renders[chunk].copy_(render.rgb)
             command.alphas[chunk].copy_(render.alpha)
             if command.renders.is_cuda:
-                torch.cuda.synchronize()  # the other process does not wait for this one's stream
+                torch.cuda.synchronize()  # the client does not wait for this process's stream
             self._pipe.send(Beat())

@@ -10,7 +10,10 @@ THRESHOLD_SIZE_PX = 128  # of the views for which `grow_grad2d` is meant
 
 
 class CappedStrategy(DefaultStrategy):
-    """gsplat's densification that spends its last places on the Gaussians with the largest gradients."""
+    """gsplat's densification, up to a number of Gaussians.
+
+    When there is not enough room for all that would be added, the largest gradients come first.
+    """
 
     max_gaussians: int
 
@@ -28,9 +31,10 @@ class CappedStrategy(DefaultStrategy):
 
     @classmethod
     def of(cls, settings: FitSettings, size_px: float) -> CappedStrategy:
-        """The paper's schedule, from the first step on, without resets of the opacity.
+        """The paper's schedule: from the first step on, without resets of the opacity.
 
-        At one threshold for all sizes, fits to larger views end with fewer Gaussians and less detail.
+        size_px: of the views. With one threshold for all sizes, fits to larger views would end with fewer
+            Gaussians and less detail.
         """
         strategy = cls(
             prune_opa=settings.prune_opacity,

@@ -1,11 +1,11 @@
 """A radiance field instead of Gaussians (Mildenhall et al. 2020): the last row of the paper's Table 2.
 
 Unspecified in the paper: which field. Here: density and colour on a dense grid with its coarser octaves added
-(large parts form first, and quickly), as one object needs no hashing and it runs wherever PyTorch does.
-Colour does not depend on the view, as that of the Gaussians.
+(so that large parts form first, and quickly), because one object needs no hashing, and this runs wherever
+PyTorch does. Colour does not depend on the view, like that of the Gaussians.
 
-Each ray is cut into equal pieces inside a ball, and each piece is seen at one point: a random one while the
-field is fitted, its middle otherwise.
+Each ray is cut into equal pieces inside a ball, and each piece is sampled at one point: a random one while
+the field is fitted, its middle otherwise.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
-RADIUS = 0.55  # of the ball in which a field is not empty, and half the grid's width
-OCTAVES = (4, 2, 1)  # by which the number of cells is divided
-INITIAL_DENSITY = -6.0  # before softplus: a ray through the middle then loses a seventh of its light
-RAYS_AT_ONCE = 2**15  # bounds the memory; more of them are marched twice, for the gradient once more
-FINAL_RATE = 0.1  # of learning, as a share of the first
+RADIUS = 0.55  # of the ball outside of which a field is empty; also half the grid's width
+OCTAVES = (4, 2, 1)  # what the number of cells is divided by
+INITIAL_DENSITY = -6.0  # before softplus; a ray through the middle then loses a seventh of its light
+RAYS_AT_ONCE = 2**15  # bounds the memory; where there are more, they are marched again for the gradient
+FINAL_RATE = 0.1  # the last learning rate as a share of the first
 
 
 class Rays(NamedTuple):
@@ -59,7 +59,7 @@ class RadianceField:
         self.parameters = Parameters(empty, device)
 
     def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
-        """See `Scene`: a field starts as a thin fog everywhere."""
+        """See `Scene`. A field starts as a thin fog everywhere, whatever the masks are."""
         return ["a radiance field fits in no asset.ply: it is in asset.safetensors"]
 
     def rates(self, progress: float) -> dict[str, float]:
@@ -69,7 +69,7 @@ class RadianceField:
     def render_together(
         scenes: Sequence[RadianceField], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
-        """See `Scene`. The seed is that of the points at which a ray's pieces are seen."""
+        """See `Scene`. The seeds are those of the points at which rays are sampled."""
         return [scene.render(*rest) for scene, *rest in zip(scenes, cameras, seeds, strict=True)]
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class RadianceField:
         return Render(*(each.view(*shape, -1) for each in images), info={})
 
     def field(self) -> Float[Tensor, "1 4 n n n"]:
-        """The octaves' sum (density, red, green, blue; z, y, x), at the finest one's points."""
+        """The sum of the octaves at the points of the finest: density, red, green, blue, each by z, y, x."""
         field, *finer = self.parameters.tensors.values()
         for octave in finer:
             size = octave.shape[2:]
@@ -113,7 +113,7 @@ class RadianceField:
         return field
 
     def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
-        """Writes a .safetensors with the grid "field" [4,n,n,n] (z, y, x) and how to read it as metadata."""
+        """See `Scene`. A .safetensors holds the grid "field" [4,n,n,n]; its metadata say how to read it."""
         path = Path(path).with_suffix(".safetensors")
         scale, center = (world.scale, list(map(float, world.center))) if world else (1.0, [0.0] * 3)
         unit = _density_unit(self.settings.nerf_cells) * scale
@@ -145,7 +145,7 @@ class RadianceField:
 
 
 def cast_rays(cameras: Cameras, device: torch.device | str = "cpu") -> tuple[Rays, Tensor]:
-    """The rays of all pixels' centres that meet the ball, and which pixels [K*H*W] these are."""
+    """The rays through the centres of pixels that meet the ball, and whether each of K*H*W pixels does."""
     w2c = torch.from_numpy(cameras.w2c).to(device)
     inverse = torch.linalg.inv(torch.from_numpy(cameras.intrinsics_px).to(w2c))
     rows, columns = (torch.arange(size, device=device) + 0.5 for size in (cameras.height, cameras.width))
@@ -171,7 +171,10 @@ def march(
     far: Float[Tensor, " R"],
     jitter: Float[Tensor, "R S"],
 ) -> tuple[Float[Tensor, "R 3"], Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
-    """Colour times alpha, alpha, and expected depth of rays; jitter in [0, 1] is where each piece is seen."""
+    """Colour times alpha, alpha, and expected depth of rays.
+
+    jitter: where each of S pieces of a ray is sampled, from 0 (its near end) to 1.
+    """
     step = (far - near) / jitter.shape[-1]
     depth = near[:, None] + (torch.arange(jitter.shape[-1], device=near.device) + jitter) * step[:, None]
     points = origins[:, None] + depth[..., None] * directions[:, None]
@@ -191,7 +194,10 @@ def absorb(optical_depth: Float[Tensor, "R S"]) -> Float[Tensor, "R S"]:
 def evaluate(
     field: Float[Tensor, "1 4 n n n"], points: Float[Tensor, "R S 3"]
 ) -> tuple[Float[Tensor, "R S"], Float[Tensor, "R S 3"]]:
-    """Density, per unit of length, and RGB at points. The functions come last, so that surfaces are sharp."""
+    """Density, per unit of length, and RGB at points.
+
+    Softplus and sigmoid are taken after the interpolation, so that surfaces can be sharp within a cell.
+    """
     values = F.grid_sample(field, points[None, None] / RADIUS, padding_mode="border", align_corners=True)[
         0, :, 0
     ]

@@ -1,4 +1,4 @@
-"""Named tensors with an optimiser each."""
+"""The tensors that a fit optimises, each with an optimiser of its own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Parameters:
-    """Named tensors, each with an Adam of its own, as gsplat's densification wants them.
+    """Named tensors, each with an Adam of its own, as gsplat's densification needs them.
 
     Attributes:
-        tensors, optimizers: by name.
+        tensors, optimizers: by the names of the parameters.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device):
@@ -35,9 +35,11 @@ class Parameters:
             self.optimizers[name].zero_grad()
 
     def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
         return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
 
     def state_dict(self) -> dict[str, Any]:
+        """Copies of the tensors and of the optimisers' states."""
         return {
             "params": {name: tensor.detach().clone() for name, tensor in self.tensors.items()},
             "optimizers": {name: copy.deepcopy(each.state_dict()) for name, each in self.optimizers.items()},
@@ -45,6 +47,7 @@ class Parameters:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> Parameters:
+        """Parameters as they were when `state_dict` was called."""
         parameters = cls(state["params"], device)
         for name, optimizer in parameters.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))

@@ -1,4 +1,4 @@
-"""How much of each Gaussian the views see, so that a fit can drop what none of them holds in place."""
+"""How much of each Gaussian the views see, so that a fit can drop those that no view holds in place."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from recon_torch.views.cameras import Cameras
 
 @torch.enable_grad()
 def seen_px(gaussians: Gaussians, cameras: Cameras, engine: Engine = Engine.AUTO) -> Float[Tensor, " N"]:
-    """The pixels that each Gaussian fills, behind those before it: a mean over the views.
+    """The number of pixels that each Gaussian fills behind those in front of it, as a mean over the views.
 
-    Renders are linear in the colours, so this is the gradient of their sum by the colours.
+    Renders are linear in the colours, so this is the gradient of the renders' sum by the colours.
     """
     still = Gaussians(*(tensor.detach() for tensor in gaussians)).activated()
     colors = torch.zeros_like(still.colors, requires_grad=True)
