@@ -1,10 +1,12 @@
-"""The elevation of a turntable video, for cameras to fit with (Sec. 3.3).
+"""Estimates the elevation of a turntable video, which the fit needs for its cameras (Sec. 3.3).
 
-The paper's videos have one elevation each, drawn from U[0, pi/4], that the generator is not told. It is read
-off the views: features of 4 evenly spaced frames are averaged and a 2-layer MLP turns the mean into radians.
+Each video of the paper has one elevation, drawn from U[0, pi/4], which its generator is not told. It is
+estimated from the views: the features of 4 evenly spaced frames are averaged, and an MLP with two layers
+turns the mean into radians.
 
-Paper: DINO features. Here: those of a small convolutional encoder, trained together with the MLP and shipped,
-because the tiny generator's 64 px views are far from what DINO was trained on; DINO where weights are given.
+Paper: DINO features. Here: those of a small convolutional encoder, which is trained with the MLP and shipped,
+because the tiny generator's views of 64 px are far from what DINO was trained on. DINO is used where its
+weights are given.
 Paper: 4 frames. Here: the mean over all K / 4 sets of 4 evenly spaced frames, which costs little.
 """
 
@@ -23,16 +25,17 @@ from torch import Tensor, nn
 
 from recon_torch.elevation.dino import DinoEncoder
 from recon_torch.errors import UserError
+from recon_torch.files import replacing
 
 NUM_FRAMES = 4
 MAX_ELEVATION_RAD = math.pi / 4
 TINY_WEIGHTS = Path(__file__).parents[1] / "weights" / "elevation_tiny.safetensors"
 HIDDEN = 128
-ENCODER = "encoder"  # key of the files' metadata: whose features the weights are for
+ENCODER = "encoder"  # the key in a file's metadata that names the encoder whose features its weights take
 
 
 class TinyEncoder(nn.Module):
-    """Frames of any size, seen at 64 px, to features that keep a coarse layout of the picture."""
+    """Turns frames of any size, resized to 64 px, into features that keep the coarse layout of the image."""
 
     SIZE_PX = 64
     CHANNELS = (24, 48, 64, 96)
@@ -61,7 +64,7 @@ class TinyEncoder(nn.Module):
 
 
 class ElevationEstimator(nn.Module):
-    """Mean feature of 4 frames -> 2-layer MLP -> radians."""
+    """The mean of the features of some frames, and an MLP with two layers that turns it into radians."""
 
     def __init__(self, dino: str | Path | None = None) -> None:
         super().__init__()
@@ -71,14 +74,14 @@ class ElevationEstimator(nn.Module):
         )
 
     def forward(self, frames: Float[Tensor, "B T H W 3"]) -> Float[Tensor, " B"]:
-        """Elevations in radians, of any T frames of each video, in [0, 1]."""
+        """Elevations in radians from any T frames of each video, in [0, 1]."""
         batch, time = frames.shape[:2]
         features = self.encoder(frames.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (batch, time))
-        # Around the middle of the range, so that an untrained head is already there.
+        # The output is relative to the middle of the range, where an untrained head therefore starts.
         return MAX_ELEVATION_RAD / 2 * (1 + self.head(features.mean(1))[:, 0])
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The weights to save: all but those of a frozen encoder."""
+        """The weights to save: all of them, but for those of a frozen encoder."""
         frozen = isinstance(self.encoder, DinoEncoder)
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith("encoder."))}
 
@@ -93,7 +96,7 @@ class Estimator(Protocol):
 
 @torch.no_grad()
 def estimate(estimator: Estimator, views: Float[Tensor, "K H W 3"]) -> float:
-    """The elevation in radians, within [0, pi/4], of a video of K evenly spaced views in [0, 1].
+    """The elevation, in [0, pi/4] radians, of a video of K evenly spaced views in [0, 1].
 
     Raises UserError for fewer than 4 views.
     """
@@ -106,16 +109,18 @@ def estimate(estimator: Estimator, views: Float[Tensor, "K H W 3"]) -> float:
 
 def save(estimator: ElevationEstimator, path: str | Path) -> None:
     """Writes the trained weights as safetensors."""
-    from recon_torch.files import replacing
-
     with replacing(path) as temporary:
         save_file(estimator.trained_state(), temporary, metadata={ENCODER: estimator.encoder.identity})
 
 
 def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> ElevationEstimator:
-    """The shipped estimator, or that of `path`; `dino` is the directory of the encoder it was trained with.
+    """Loads an estimator; by default the one that is shipped.
 
-    Raises UserError if the file is missing, is not safetensors, or was trained with another encoder.
+    Args:
+        dino: the directory of the DINO model that it was trained with, if it was.
+
+    Raises:
+        UserError: the file is missing, is not safetensors, or was trained with another encoder.
     """
     estimator = ElevationEstimator(dino)
     try:

@@ -1,6 +1,6 @@
-"""`im3d fit --check`: what is wrong with each frame of a directory of views, in one line each.
+"""Looks for mistakes in a directory of views, frame by frame and between frames (`im3d fit --check`).
 
-Errors are what a fit refuses, or what cannot give a good one; remarks are what may be meant so.
+An error is what a fit refuses, or what cannot give a good fit. A remark is what may be intended.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from recon_torch.views.directory import read_frame
 from recon_torch.views.transforms import Frame, load_transforms_json, parse_frame
 
 FEWEST_VIEWS = 4
-CHECKED_PX = 128  # height at which pictures are looked at
-NARROWEST_DEG, WIDEST_DEG = 1.0, 150.0  # vertical field of view
-MOST_STRETCHED = 1.5  # fx / fy
-SAME_PLACE, SAME_WAY = 1e-4, 1 - 1e-7  # distance as a share of that to the focus; cosine
-NEAREST, FARTHEST = 0.1, 10.0  # distance to the focus as a share of the median
-# Shares of a mask that lie where the other masks allow the object. Of good views it is all; of swapped views
-# 85 to 98%, the less the more the object's sides differ.
+CHECKED_PX = 128  # height at which images are checked
+NARROWEST_DEG, WIDEST_DEG = 1.0, 150.0  # vertical fields of view that a lens may have
+MOST_STRETCHED = 1.5  # largest fx / fy
+# Two cameras are the same if they are closer than this share of the distance to the focus, and if the cosine
+# of the angle between their axes is larger than this.
+SAME_PLACE, SAME_WAY = 1e-4, 1 - 1e-7
+NEAREST, FARTHEST = 0.1, 10.0  # distances to the focus as shares of their median
+# Shares of a mask that lie where the other masks allow the object. Good views have all of it there; swapped
+# views 85 to 98%, less if the sides of the object differ more.
 CONTRADICTED, EXPLAINED = 0.93, 0.98
 
 
 class Finding(NamedTuple):
-    """What there is to say of one frame; nothing if all is well."""
+    """What is wrong with a frame, or with all of them together; nothing if all is well."""
 
     name: str
     errors: list[str]
@@ -43,10 +45,10 @@ class Finding(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What there is to say of a directory."""
+    """What is wrong with a directory of views."""
 
-    frames: list[Finding]  # of each frame
-    general: list[Finding]  # of all frames together; may be empty
+    frames: list[Finding]  # one for each frame
+    general: list[Finding]  # about all frames together; may be empty
 
     @property
     def has_errors(self) -> bool:
@@ -58,8 +60,16 @@ class Checked(NamedTuple):
         return f"{good} of {len(self.frames)} frames are good"
 
 
+class PoseError(NamedTuple):
+    """What is wrong with the camera of a frame beside the others."""
+
+    index: int  # of the frame
+    text: str
+    looks_away: bool = False  # from where the axes of the cameras meet
+
+
 def check(directory: str | os.PathLike) -> Checked:
-    """Looks at each frame in the transforms.json of a directory, and at all of them together.
+    """Checks each frame in the transforms.json of a directory, and all of them together.
 
     Raises UserError if the file is missing, is not JSON or has no frames.
     """
@@ -86,7 +96,7 @@ def check(directory: str | os.PathLike) -> Checked:
 
 
 def lens_errors(frame: Frame) -> list[str]:
-    """Intrinsics that no lens has, or that belong to another image."""
+    """Errors of intrinsics that no lens has, or that belong to another image."""
     (fx, _, cx), (_, fy, cy) = frame.intrinsics_px[:2]
     errors = []
     if not (0 <= cx <= frame.width and 0 <= cy <= frame.height):
@@ -100,28 +110,28 @@ def lens_errors(frame: Frame) -> list[str]:
 
 
 def mask_errors(picture: Float[np.ndarray, "H W 4"]) -> list[str]:
-    """A mask, the picture's last channel, with nothing in it or nothing outside of it."""
+    """Errors of the mask, the picture's last channel: nothing is in it, or nothing is outside of it."""
     problem = masks.problem(picture[..., 3:])
-    if problem == "covers everything":
-        return ["its mask covers everything; give masks or alpha, or use --isnet-weights"]
-    return ["its mask shows nothing"] if problem == "shows nothing" else []
+    if problem == masks.Problem.FULL:
+        return [f"its mask {problem}; give masks or alpha, or use --isnet-weights"]
+    return [f"its mask {problem}"] if problem == masks.Problem.EMPTY else []
 
 
 def remarks(frame: Frame, picture: Float[np.ndarray, "H W 4"]) -> list[str]:
-    """What may be right: an object that is cut off, pixels that are not square."""
+    """Remarks on what may be right: an object that is cut off, pixels that are not square."""
     found = []
-    if masks.problem(picture[..., 3:]) == "touches the border":
-        found.append("its mask touches the border")
+    if masks.problem(picture[..., 3:]) == masks.Problem.CUT_OFF:
+        found.append(f"its mask {masks.Problem.CUT_OFF}")
     ratio = frame.intrinsics_px[0, 0] / frame.intrinsics_px[1, 1]
     if not 1 / MOST_STRETCHED <= ratio <= MOST_STRETCHED:
         found.append(f"fl_x is {ratio:.3g} times fl_y")
     return found
 
 
-def pose_errors(frames: dict[int, Frame]) -> list[tuple[int, str]]:
-    """Pairs of a frame's index and what is wrong with its camera beside the others.
+def pose_errors(frames: dict[int, Frame]) -> list[PoseError]:
+    """What is wrong with cameras beside the others. Raises UserError if all of them look the same way.
 
-    Raises UserError if the cameras all look the same way.
+    frames: by their index.
     """
     cameras = _cameras(list(frames.values()))
     axes, positions = cameras.w2c[:, 2, :3], cameras.positions
@@ -132,23 +142,25 @@ def pose_errors(frames: dict[int, Frame]) -> list[tuple[int, str]]:
         near = np.linalg.norm(positions[:k] - positions[k], axis=-1) < SAME_PLACE * np.median(distances)
         twins = np.flatnonzero(near & (axes[:k] @ axes[k] > SAME_WAY))
         if len(twins):
-            errors.append((index, f"its camera is that of frame {list(frames)[twins[0]]}"))
+            errors.append(PoseError(index, f"its camera is that of frame {list(frames)[twins[0]]}"))
         share = distances[k] / np.median(distances)
         if not NEAREST <= share <= FARTHEST:
-            errors.append((index, f"it is {share:.2g} times as far from the cameras' focus as the median"))
+            text = f"it is {share:.2g} times as far from the cameras' focus as the median"
+            errors.append(PoseError(index, text))
         angle_deg = np.degrees(np.arccos(np.clip(axes[k] @ to_focus[k] / distances[k], -1, 1)))
         half_diagonal = (
             np.hypot(frame.width / frame.intrinsics_px[0, 0], frame.height / frame.intrinsics_px[1, 1]) / 2
         )
         if angle_deg > np.degrees(np.arctan(half_diagonal)):
-            errors.append((index, f"it looks {angle_deg:.0f} degrees away from the cameras' focus"))
+            text = f"it looks {angle_deg:.0f} degrees away from the cameras' focus"
+            errors.append(PoseError(index, text, looks_away=True))
     return errors
 
 
 def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, float]:
-    """For each frame's index how much of its mask lies where the other masks allow the object, in [0, 1].
+    """The share of each frame's mask that lies where the other masks allow the object, by the frame's index.
 
-    views: frame and picture, whose last channel is the mask, of cameras with a focus.
+    views: frames whose cameras have a focus, and pictures, whose last channel is the mask, by their index.
     """
     unit = world.of_cameras(_cameras([frame for frame, _ in views.values()]))
     points = hull.grid(world.SEARCHED_HALF_WIDTH, world.SEARCHED_CELLS)
@@ -166,6 +178,7 @@ def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, f
 
 
 def _picture(directory: Path, frame: Frame) -> Float[np.ndarray, "H W 4"]:
+    """The image of a frame over white and its mask, small."""
     height = min(frame.height, CHECKED_PX)
     picture = read_frame(directory, frame, max(1, round(frame.width * height / frame.height)), height)
     if np.isnan(picture[0, 0, 3]):
@@ -179,18 +192,19 @@ def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding
         general.remarks.append(f"{len(frames)} usable frames are few; give at least {FEWEST_VIEWS}")
     try:
         poses = pose_errors({index: frame for index, (frame, _) in frames.items()}) if len(frames) > 1 else []
-        good = {index: view for index, view in frames.items() if index not in dict(poses)}
+        faulty = {error.index for error in poses}
+        good = {index: view for index, view in frames.items() if index not in faulty}
         shares = silhouette_shares(good) if len(good) > 1 else {}
     except UserError as error:
         general.errors.append(str(error))
         return
-    for index, error in poses:
-        findings[index].errors.append(error)
+    for error in poses:
+        findings[error.index].errors.append(error.text)
     for index, share in shares.items():
         if share < EXPLAINED:
             told = findings[index].errors if share < CONTRADICTED else findings[index].remarks
             told.append(f"only {share:.0%} of its mask is where the other masks allow the object")
-    away = sum("degrees away" in error for _, error in poses)
+    away = sum(error.looks_away for error in poses)
     if away > len(frames) / 2:
         general.errors.append(
             f"{away} cameras look away from where their axes meet; "
@@ -215,8 +229,7 @@ def _explained(points: Float[np.ndarray, "N 3"], camera: Cameras, mask: Float[np
 
 
 def _cameras(frames: list[Frame]) -> Cameras:
-    """Their poses and intrinsics, at the first one's size."""
+    """The cameras of all frames, with intrinsics for the image size of the first one."""
     width, height = frames[0].width, frames[0].height
-    scale = [[[width / frame.width], [height / frame.height], [1.0]] for frame in frames]
-    intrinsics_px = np.stack([frame.intrinsics_px for frame in frames]) * np.array(scale)
+    intrinsics_px = np.stack([frame.intrinsics_at(width, height) for frame in frames])
     return Cameras(np.stack([frame.w2c for frame in frames]), intrinsics_px, width, height)

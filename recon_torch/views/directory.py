@@ -92,7 +92,7 @@ def load_views(
     pictures = [read_frame(directory, frame, width, height) for frame in frames]
     cameras = Cameras(
         np.stack([frame.w2c for frame in frames]),
-        np.stack([_resized_intrinsics(frame, width, height) for frame in frames]),
+        np.stack([frame.intrinsics_at(width, height) for frame in frames]).astype(np.float32),
         width,
         height,
     )
@@ -160,11 +160,6 @@ def _common_size(frames: list[Frame], height: int | None) -> tuple[int, int]:
     if height < 1:
         raise UserError(f"views cannot have a height of {height} px")
     return max(1, round(common[0] * height / common[1])), height
-
-
-def _resized_intrinsics(frame: Frame, width: int, height: int) -> Float[np.ndarray, "3 3"]:
-    scale = np.array([[width / frame.width], [height / frame.height], [1.0]])
-    return (frame.intrinsics_px * scale).astype(np.float32)
 
 
 def read_frame(directory: Path, frame: Frame, width: int, height: int) -> Float[np.ndarray, "H W 4"]:

@@ -64,6 +64,10 @@ class Frame(NamedTuple):
     width: int
     height: int
 
+    def intrinsics_at(self, width: int, height: int) -> Float[np.ndarray, "3 3"]:
+        """The intrinsics for the image resized to another size."""
+        return self.intrinsics_px * np.array([[width / self.width], [height / self.height], [1.0]])
+
 
 def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
     """The cameras of a file whose images have one size, and the image of each frame, relative to its folder.

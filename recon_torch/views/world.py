@@ -1,6 +1,6 @@
-"""The world of a fit: the object is in the ball of radius 0.5, whatever the views' own world is.
+"""The world that a fit works in, where the object lies in the ball of radius 0.5, and where views say it is.
 
-x in the views' world is scale * (x - center) here. Axes stay, so what is up does, too.
+A point x of the views' own world is scale * (x - center) in the world of the fit. Axes keep their directions.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from recon_torch.errors import UserError
 from recon_torch.views import hull
 from recon_torch.views.cameras import Cameras, orbit
 
-HALF_WIDTH = 2.0 * np.tan(np.radians(33.8 / 2))  # of what this project's own orbits see at the object
-FOCUS_ROUNDS = 20  # of reweighting; the focus then moves by less than 1e-3 of its distance
-SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # of the cube in which an object is looked for
-REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half a cell's diagonal
-OBJECT_RADIUS = 0.45  # of the masks' hull after `of_masks`
-SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25  # of the masks' hull that `of_cameras` gives
+HALF_WIDTH = 2.0 * np.tan(np.radians(33.8 / 2))  # half of what `cameras.orbit` sees at the origin
+FOCUS_ROUNDS = 20  # rounds of reweighting, after which the focus moves by less than 1e-3 of its distance
+SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # of the cube in which the object is searched
+REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half of a cell's diagonal
+OBJECT_RADIUS = 0.45  # of the hull of the masks, in the world that `of_masks` makes
+# Bounds on the hull of the masks in the world that `of_cameras` makes; beyond them `of_views` adds a note.
+SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25
 
 
 class World(NamedTuple):
-    """Where the views' world has the object, and what makes it of unit size."""
+    """Where the object lies in the views' world, and the scale that gives it unit size."""
 
     center: Float[np.ndarray, "3"]
     scale: float
 
     def cameras(self, cameras: Cameras) -> Cameras:
-        """Cameras of the views' world as cameras of the fit's, in float32."""
+        """Cameras of the views' world as cameras of the fit's world, in float32."""
         w2c = cameras.w2c.astype(np.float64)
         w2c[:, :3, 3] = self.scale * (w2c[:, :3, :3] @ self.center + w2c[:, :3, 3])
         return Cameras(w2c.astype(np.float32), cameras.intrinsics_px, cameras.width, cameras.height)
 
 
 def of_cameras(cameras: Cameras) -> World:
-    """From the cameras alone: their focus is the origin, and what they see there is as wide as in our orbits.
+    """Made from the cameras alone: their focus is the origin, where they see as much as `orbit`'s cameras do.
 
     Raises:
         UserError: the axes are parallel, so they meet nowhere.
@@ -48,7 +49,7 @@ def of_cameras(cameras: Cameras) -> World:
 
 
 def focus(cameras: Cameras) -> Float[np.ndarray, "3"]:
-    """The point with the least sum of distances to the optical axes, which one stray camera moves but little.
+    """The point with the least sum of distances to the optical axes, which a stray camera hardly moves.
 
     Raises:
         UserError: the axes are parallel, so they meet nowhere.
@@ -57,9 +58,10 @@ def focus(cameras: Cameras) -> Float[np.ndarray, "3"]:
     off_axis = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     if np.linalg.cond(off_axis.sum(0)) > 1e6:
         raise UserError("the cameras all look the same way; give views from around the object")
-    middle = positions.mean(0)  # near it numbers are small
+    middle = positions.mean(0)  # positions relative to it are small numbers, wherever the world's origin is
     weights = np.ones(len(axes))
-    for _ in range(FOCUS_ROUNDS):  # Weiszfeld's: weighted least squares until the weights are 1 / distance
+    # Weiszfeld's algorithm: least squares whose weights become 1 / distance.
+    for _ in range(FOCUS_ROUNDS):
         system = np.einsum("k,kij->ij", weights, off_axis)
         center = np.linalg.solve(system, np.einsum("k,kij,kj->i", weights, off_axis, positions - middle))
         apart = np.linalg.norm(positions - middle - center, axis=-1)
@@ -69,7 +71,10 @@ def focus(cameras: Cameras) -> Float[np.ndarray, "3"]:
 
 
 def hull_of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> Float[np.ndarray, "N 3"]:
-    """Points of the fit's world inside the visual hull of the object. May be none."""
+    """The points of a grid that lie inside the visual hull of the object; there may be none.
+
+    cameras: in the world of a fit.
+    """
     points = hull.grid(SEARCHED_HALF_WIDTH, SEARCHED_CELLS)
     return points[hull.hull(hull.verdicts(points, cameras, masks, REACH))]
 
@@ -81,10 +86,10 @@ def ball_around(points: Float[np.ndarray, "N 3"]) -> tuple[Float[np.ndarray, "3"
 
 
 def of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> World:
-    """From what the masks leave of the space around the cameras' focus: its middle is the origin.
+    """Made from the visual hull of the masks around the cameras' focus: the middle of the hull is the origin.
 
     Raises:
-        UserError: they leave nothing; the cameras have no focus.
+        UserError: the hull is empty, or the cameras have no focus.
     """
     coarse = of_cameras(cameras)
     points = hull_of_masks(coarse.cameras(cameras), masks)
@@ -97,7 +102,9 @@ def of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> World:
 def of_views(
     cameras: Cameras, masks: Float[np.ndarray, "K H W 1"], normalize: bool
 ) -> tuple[World, list[str]]:
-    """The world to fit in, by the masks (`normalize`) or by the cameras, and what speaks against it.
+    """The world to fit in, and notes on what speaks against it.
+
+    normalize: make it from the masks, otherwise from the cameras.
 
     Raises:
         UserError: see `of_masks` and `of_cameras`.
@@ -121,10 +128,10 @@ def of_views(
 
 
 def up_axis(cameras: Cameras) -> Float[np.ndarray, "3"]:
-    """The axis of the world (+X, -X, +Y, ...) that is nearest to up in the pictures; +Z if none is."""
+    """The axis of the world (+X, -X, +Y, ...) that is nearest to up in the images; +Z if none is near."""
     up = -cameras.w2c[:, 1, :3].mean(0)
     axis = np.zeros(3)
-    if np.linalg.norm(up) < 0.1:  # they look straight down, from all sides
+    if np.linalg.norm(up) < 0.1:  # the cameras look straight down, from all sides
         axis[2] = 1.0
     else:
         axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()])
@@ -132,7 +139,7 @@ def up_axis(cameras: Cameras) -> Float[np.ndarray, "3"]:
 
 
 def turntable(cameras: Cameras, up: Float[np.ndarray, "3"], num_frames: int) -> Cameras:
-    """A full circle around `up` at the mean height, distance and field of view of `cameras`."""
+    """A full circle around `up` with the mean elevation, distance and field of view of `cameras`."""
     positions = cameras.positions
     distance = np.linalg.norm(positions, axis=-1)
     elevation_rad = np.arcsin(positions @ up / distance).mean()
