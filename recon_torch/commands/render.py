@@ -6,19 +6,24 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-import torch
-
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.formats.ply import load_ply
-from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.render import render_images
-from recon_torch.views.cameras import orbit
-from recon_torch.views.directory import write_views
-from recon_torch.views.video import write_video
 
 
 def main(argv: list[str]) -> None:
-    flags = _parse(argv)
+    render(_parse(argv))
+
+
+def render(flags: Namespace) -> None:
+    """Renders the asset that the flags name, and writes the files."""
+    import torch  # it takes seconds, for which --help need not wait
+
+    from recon_torch.formats.ply import load_ply
+    from recon_torch.raster.gaussians import Gaussians
+    from recon_torch.raster.render import render_images
+    from recon_torch.views.cameras import orbit
+    from recon_torch.views.directory import write_views
+    from recon_torch.views.video import write_video
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asset = Gaussians(*(tensor.to(device) for tensor in load_ply(flags.asset)))
     elevation_rad = math.radians(flags.elevation_deg)
@@ -31,14 +36,35 @@ def main(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> Namespace:
     parser = CommandParser("render", "Renders a .ply of Gaussians from an orbit around the origin.")
-    parser.add_argument("--asset", type=Path, required=True, metavar="FILE", help="a .ply in the 3DGS layout")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    parser.add_argument("--num-views", type=int, default=16, help="evenly spaced azimuths (16)")
-    parser.add_argument("--elevation-deg", type=float, default=15.0, help="above the equator (15)")
-    parser.add_argument("--size", type=int, default=256, help="side of the square images in pixels (256)")
-    parser.add_argument("--fov-deg", type=float, default=33.8, help="field of view (33.8)")
-    parser.add_argument("--radius", type=float, default=2.0, help="distance to the origin (2)")
-    parser.add_argument("--background", type=float, default=1.0, help="grey from 0 black to 1 white (1)")
+    parser.add_argument(
+        "--asset", type=Path, required=True, metavar="FILE", help="a .ply in the layout of 3DGS"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where views, transforms.json and turntable.mp4 are written",
+    )
+    parser.add_argument(
+        "--num-views", type=int, default=16, help="number of views, at evenly spaced azimuths (default 16)"
+    )
+    parser.add_argument(
+        "--elevation-deg",
+        type=float,
+        default=15.0,
+        help="height of the cameras above the equator (default 15)",
+    )
+    parser.add_argument(
+        "--size", type=int, default=256, help="side of the square images in pixels (default 256)"
+    )
+    parser.add_argument("--fov-deg", type=float, default=33.8, help="field of view (default 33.8)")
+    parser.add_argument(
+        "--radius", type=float, default=2.0, help="distance of the cameras to the origin (default 2)"
+    )
+    parser.add_argument(
+        "--background", type=float, default=1.0, help="grey level from 0, black, to 1, white (default 1)"
+    )
     flags = parser.parse_args(argv)
     ranges = {
         "--num-views must be at least 1": flags.num_views >= 1,

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from recon_torch.commands import fit as fit_views
+from recon_torch.commands.fit import run
 from recon_torch.errors import UserError
 from recon_torch.fit import asset
 from recon_torch.fit.optimization import Fit
@@ -117,7 +118,7 @@ def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tm
 def test_every_nth_view_is_held_out(tmp_path):
     write_views(tmp_path, CAMERAS)
     flags = fit_views.parse(["--views", str(tmp_path), "--out", "x", "--held-out", "3"])
-    train, held_out, _ = fit_views.read_views(flags, flags.views[0])
+    train, held_out, _ = run.read_views(flags, flags.views[0])
     np.testing.assert_allclose(held_out.cameras.w2c, CAMERAS.w2c[[2, 5]], atol=1e-6)
     np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
 
@@ -156,7 +157,7 @@ def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks
         write_image(tmp_path / f"{index}.png", np.repeat(1 - mask, 3, -1))
     write_transforms(tmp_path / "transforms.json", cameras, [f"{index}.png" for index in range(8)])
     flags = fit_views.parse(["--views", str(tmp_path), "--out", "x"])
-    train, _, notes = fit_views.read_views(flags, flags.views[0])
+    train, _, notes = run.read_views(flags, flags.views[0])
     assert notes == []
     _, (note,) = world.of_views(train.cameras, train.masks, normalize=False)
     # In a world whose views are 2.3 times as wide as this project's own.

@@ -1,0 +1,106 @@
+"""`im3d fit`: Gaussians, a turntable video and a report from views with known cameras (Sec. 3.3 alone).
+
+The flags are here; `run` does the work, and is imported once they are known to be good.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recon_torch.errors import CommandParser, UserError
+from recon_torch.settings import Engine, FitSettings, Representation
+
+EXAMPLES = """examples:
+  im3d fit --views out/views --out fitted
+  im3d fit --views captured --check                         # says what is wrong with each frame
+  im3d fit --views captured --held-out 8 --out fitted       # keeps every 8th view for testing
+  im3d fit --views train --held-out test --out fitted --lpips-weights vgg16-397923af.pth
+  im3d fit --views photos --isnet-weights isnet-general-use.onnx --normalize --out fitted
+  im3d fit --views captured/* --at-once 8 --out fitted      # many assets, each to fitted/NAME
+  im3d fit --video turntable.mp4 --num-views 24 --elevation-deg 15 --out fitted
+
+A directory of views has images and nerfstudio's transforms.json. The foreground of a frame is its mask_path,
+or the alpha of its image, or what IS-Net finds, or else what differs from a plain background.
+docs/reconstruction.md says more.
+"""
+UP_AXES = {
+    **{"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)},
+    **{"-x": (-1.0, 0.0, 0.0), "-y": (0.0, -1.0, 0.0), "-z": (0.0, 0.0, -1.0)},
+}
+
+
+def main(argv: list[str]) -> None:
+    flags = parse(argv)
+    from recon_torch.commands.fit import run  # torch and gsplat take seconds, for which --help need not wait
+
+    if flags.check:
+        run.check_all(flags.views)
+    else:
+        run.fit_all(flags)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags. Raises UserError for those that do not go together."""
+    parser = CommandParser("fit", "Fits 3D Gaussians to views of an object whose cameras are known.")
+    parser.epilog = EXAMPLES
+    default = " (default %(default)s)"
+
+    # fmt: off
+    add = parser.add_argument_group("views").add_argument
+    add("--views", type=Path, nargs="+", default=[], metavar="DIR",
+        help="a directory with images and a transforms.json; each further one is another asset")
+    add("--video", type=Path, metavar="FILE", help="a video of one turn of the object, in place of --views")
+    add("--check", action="store_true", help="say what is wrong with each frame of --views, and fit nothing")
+    add("--allow-missing", action="store_true", help="leave out frames whose image does not exist")
+    add("--size", type=int, metavar="PX", help="reduce the views to this height")
+    add("--held-out", metavar="DIR|N",
+        help="views to test with: another directory, or every N-th of the views, which is then not fitted")
+    add("--isnet-weights", type=Path, metavar="FILE", help="find foreground masks with IS-Net")
+
+    add = parser.add_argument_group("video").add_argument
+    add("--num-views", type=int, default=16, metavar="K", help="how many frames to fit" + default)
+    add("--elevation-deg", type=float, metavar="E", help="how high the camera is above the equator")
+    add("--fov-deg", type=float, default=33.8, help="vertical field of view" + default)
+    add("--clockwise", action="store_true", help="seen from above, the camera goes clockwise")
+
+    add = parser.add_argument_group("fit").add_argument
+    add("--steps", type=int, default=FitSettings.num_steps, help="optimisation steps" + default)
+    add("--seed", type=int, default=0, help="of all random numbers" + default)
+    add("--at-once", type=int, default=4, metavar="N", help="how many assets are fitted together" + default)
+    add("--representation", default=FitSettings.representation, choices=tuple(map(str, Representation)),
+        help="Gaussians or a radiance field" + default)
+    add("--engine", default=str(Engine.AUTO), help="rasteriser: auto, gsplat or cpu" + default)
+    add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze" + default)
+    add("--lpips-weights", default=FitSettings.lpips_weights, metavar="FILE",
+        help="the weights of that network as torchvision names them, or 'random'; by default those in "
+        "torchvision's cache, and where it has none, a loss without LPIPS")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="DIR", help="where asset.ply, turntable.mp4, report.json ... are written")
+    add("--resume", action="store_true", help="leave out assets that have a report.json")
+    add("--normalize", action="store_true", help="find the object by its masks, and write it at unit size")
+    add("--up", choices=UP_AXES, help="axis of the turntable; by default the one that is up in the pictures")
+    # fmt: on
+    flags = parser.parse_args(argv)
+    _refuse_conflicts(flags)
+    return flags
+
+
+def _refuse_conflicts(flags: argparse.Namespace) -> None:
+    elevation_deg = flags.elevation_deg
+    requirements = {
+        "give either --views DIR or --video FILE": bool(flags.views) != (flags.video is not None),
+        "--check needs --views DIR": not flags.check or bool(flags.views),
+        "give --out DIR": flags.check or flags.out is not None,
+        "--video needs --elevation-deg, between -90 and 90": flags.video is None
+        or (elevation_deg is not None and -90 < elevation_deg < 90),
+        f"--fov-deg {flags.fov_deg} must lie between 0 and 180": 0 < flags.fov_deg < 180,
+        f"--steps {flags.steps} must be at least 1": flags.steps >= 1,
+        f"--at-once {flags.at_once} must be at least 1": flags.at_once >= 1,
+        "with several --views, --held-out is N": len(flags.views) < 2 or (flags.held_out or "2").isdecimal(),
+        f"--seed {flags.seed} must be at least 0": flags.seed >= 0,
+    }
+    for message, holds in requirements.items():
+        if not holds:
+            raise UserError(message)
