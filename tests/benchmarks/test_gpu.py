@@ -1,4 +1,4 @@
-"""The arithmetic of the GPU benchmarks, which nobody sees to be wrong in a table of times."""
+"""The arithmetic of the GPU benchmarks, whose mistakes would not show in a table of times."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ def test_a_floor_is_the_slower_of_arithmetic_and_memory():
     assert Stage("host", 1.0).record(rates)["ratio"] is None
 
 
-def test_a_stage_does_not_count_what_lies_within_it():
+def test_a_stage_leaves_out_the_stages_within_it():
     from gpu_pipeline import Stages
 
     thing = SimpleNamespace(inner=lambda: time.sleep(0.05))
@@ -50,7 +50,7 @@ def test_a_stage_does_not_count_what_lies_within_it():
     assert sum(stages.seconds.values()) == pytest.approx(elapsed, rel=0.02)
 
 
-def test_fit_flops_grow_with_the_pixels_as_they_were_counted_at_full_size():
+def test_fit_flops_are_proportional_to_the_pixels():
     from gpu_pipeline import fit_step_flops
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -80,7 +80,7 @@ def test_random_parameters_are_random_in_every_leaf():
     assert scale.std() > 0
 
 
-def test_the_papers_config_without_what_its_user_brings(tmp_path):
+def test_the_papers_config_with_random_embeddings(tmp_path):
     import gpu_paper
 
     config = gpu_paper.load_config(tmp_path, small=False)

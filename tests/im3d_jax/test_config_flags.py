@@ -1,4 +1,4 @@
-"""Config files and overrides: types are kept, and every mistake is one clear line."""
+"""Config files and overrides: types are kept, and every mistake is reported in one line."""
 
 import hashlib
 import os
@@ -179,7 +179,7 @@ def test_digest_depends_on_content_only():
 
 
 def test_shipped_configs_load_from_anywhere(tmp_path):
-    """They build on one another, so they must be importable where the package is installed."""
+    """They import one another, so they must be importable wherever the package is installed."""
     names = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))
     code = f"from im3d_jax import config_flags\nfor name in {names!r}: config_flags.load('configs/' + name)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -1,4 +1,4 @@
-"""The launchers, run with stand-ins for `im3d`, `srun` and `scontrol`, and their YAML compared with the code."""
+"""The launchers with stand-ins for `im3d`, `srun` and `scontrol`, and their YAML compared with the code."""
 
 import os
 import shutil

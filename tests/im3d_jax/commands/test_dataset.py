@@ -1,4 +1,4 @@
-"""`im3d dataset`: from objects to the records of training, resumed, split, encoded; what is left out."""
+"""`im3d dataset`, from objects to the records of training: resumed, split, encoded; what is skipped."""
 
 import shutil
 
@@ -10,8 +10,7 @@ from im3d_jax import config_flags, main
 from im3d_jax.autoencoders import patches
 from im3d_jax.commands import dataset
 from im3d_jax.conditions.encoders import ImageEncoder, PretrainedText
-from im3d_jax.data import building, mesh_rendering, objects, procedural, views
-from im3d_jax.data.captions import read_captions
+from im3d_jax.data import mesh_rendering, objects, procedural, views
 from im3d_jax.data.turntables import TurntableSource, read_splits
 from recon_torch.errors import UserError
 from recon_torch.views import cameras
@@ -75,7 +74,7 @@ def test_records_are_the_procedural_objects(rendered, tmp_path):
         np.testing.assert_allclose(example["alpha"], truth.views.alpha[0], atol=0.51 / 255)
 
 
-def test_rendering_goes_on_where_it_stopped(copied, capsys):
+def test_rendering_continues_where_it_stopped(copied, capsys):
     before = files(copied)
     lost = copied / f"{FIRST + 2:08d}"
     shutil.rmtree(lost)
@@ -89,7 +88,7 @@ def test_rendering_goes_on_where_it_stopped(copied, capsys):
         run("render", *PROCEDURAL, "--num-views", 2, "--out", copied)
 
 
-def test_what_is_not_ours_is_not_overwritten(tmp_path):
+def test_files_of_others_are_not_overwritten(tmp_path):
     (tmp_path / f"{FIRST:08d}").mkdir()
     (tmp_path / f"{FIRST:08d}" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=f"cannot write .*{FIRST:08d}.*; choose another place"):
@@ -97,7 +96,7 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path):
     assert (tmp_path / f"{FIRST:08d}" / "notes.txt").read_text() == "mine"
 
 
-def test_parts_are_disjoint_and_make_the_whole(rendered, tmp_path):
+def test_parts_are_disjoint_and_cover_all_objects(rendered, tmp_path):
     names = []
     for part in range(2):
         out = tmp_path / str(part)
@@ -160,7 +159,7 @@ def spoil(rendered):
     (third / "transforms.json").write_text(frames)
 
 
-def test_unfit_objects_are_named_and_left_out(copied, tmp_path, capsys):
+def test_unfit_objects_are_named_and_skipped(copied, tmp_path, capsys):
     spoil(copied)
     source = build(copied, tmp_path / "data", "--max-skipped", 3)
     printed = capsys.readouterr()
@@ -173,7 +172,7 @@ def test_unfit_objects_are_named_and_left_out(copied, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "views"]
 
 
-def test_objects_of_another_size_are_left_out(copied, tmp_path, capsys):
+def test_objects_of_another_size_are_skipped(copied, tmp_path, capsys):
     rgba = np.zeros((2, SIZE, SIZE, 4))
     rgba[:, 4:12, 4:12] = 1
     views.write_object(copied / "zz", rgba, cameras.orbit(2, 0.1, SIZE), "", 0.1)
@@ -190,17 +189,7 @@ def test_splits_hold_each_object_once(rendered, tmp_path):
     assert sorted(names) == [f"{FIRST + n:08d}" for n in range(OBJECTS)]
 
 
-def test_splits_have_their_shares():
-    shares = dataset.parse_shares("train=0.9,validation=0.04,test=0.06")
-    placed = [building.split_of(f"object {n}", shares) for n in range(20_000)]
-    for name, share in shares.items():
-        assert placed.count(name) / 20_000 == pytest.approx(
-            share, abs=5 * np.sqrt(share * (1 - share) / 20_000)
-        )
-    assert building.split_of("a", {"train": 1.0, "test": 0.0}) == "train"
-
-
-def test_what_encoders_make_is_kept(rendered, tmp_path, clip, clip_vision):
+def test_what_encoders_make_is_stored(rendered, tmp_path, clip, clip_vision):
     text = dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)
     vision = clip_vision(24)
     (tmp_path / "config.py").write_text(
@@ -270,18 +259,12 @@ def test_mistakes_are_named(mistake, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_log_gets_plain_lines(capsys, monkeypatch):
+def test_progress_in_a_log_is_plain_lines(capsys, monkeypatch):
     monkeypatch.setattr(dataset, "LOG_EVERY_S", 0)
     assert list(dataset.progress("abc", 5, initial=2)) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("/s")[0].rsplit(" ", 1)[0] for line in lines] == [f"objects {n}/5" for n in (3, 4, 5)]
     assert lines[-1].endswith("ETA 00:00")
-
-
-def test_captions_that_are_no_table_are_refused(tmp_path):
-    (tmp_path / "captions.csv").write_text("a,one\nb,two, three\n")
-    with pytest.raises(UserError, match="row 2: not name,caption"):
-        read_captions(tmp_path / "captions.csv")
 
 
 def test_help_and_errors_come_from_the_command_line(capsys):

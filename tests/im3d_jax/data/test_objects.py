@@ -1,4 +1,4 @@
-"""Procedural objects: pure in (seed, index), inside the ball, captioned in the words of the vocabulary."""
+"""Procedural objects depend on (seed, index) alone, lie in the ball, and have captions of known words."""
 
 import numpy as np
 import pytest

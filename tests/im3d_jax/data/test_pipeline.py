@@ -1,4 +1,4 @@
-"""Batches are functions of seed and number alone: shards, threads and resuming change nothing."""
+"""The input pipeline: a batch depends on seed and number alone, not on shards, threads or resuming."""
 
 import time
 
@@ -46,7 +46,7 @@ def test_every_epoch_is_another_permutation():
     assert (ids(Numbers(24), 3, seed=4) != order[0].reshape(3, 8)).any()
 
 
-def test_without_shuffling_the_order_is_the_source_s():
+def test_without_shuffling_the_order_is_that_of_the_source():
     order = ids(Numbers(10), 3, shuffle=False)
     np.testing.assert_array_equal(order.ravel(), np.arange(24) % 10)
 
@@ -74,7 +74,7 @@ def test_threads_and_buffer_do_not_change_the_order(num_threads, buffer):
     )
 
 
-def test_a_corrupt_record_gives_way_to_the_next_readable_one():
+def test_a_corrupt_record_is_replaced_by_the_next_readable_one():
     broken = {2, 3, 11, 17, 20}
     order = ids(Numbers(21), 12).ravel()
     readable = [number not in broken for number in order]
@@ -94,7 +94,7 @@ def test_a_corrupt_record_is_named_once_and_only_when_it_was_met():
     assert stream.position == 10
 
 
-def test_too_many_corrupt_records_stop():
+def test_too_many_corrupt_records_stop_the_stream():
     settings = SETTINGS | dict(shuffle=False, max_corrupt=2)
     stream = open_stream(Numbers(40, {1, 9, 18, 19, 25}), shard=WHOLE, **settings)
     next(stream), next(stream)
@@ -104,7 +104,7 @@ def test_too_many_corrupt_records_stop():
         ids(Numbers(5, range(5)), 1, max_corrupt=100)
 
 
-def test_other_errors_keep_their_kind():
+def test_other_errors_keep_their_type():
     class Gone(Numbers):
         def __getitem__(self, index):
             raise ZeroDivisionError("a bug")
@@ -113,14 +113,14 @@ def test_other_errors_keep_their_kind():
         ids(Gone(5), 1)
 
 
-def test_refuses_what_does_not_divide_and_what_is_empty():
+def test_empty_sources_and_batches_that_do_not_divide_are_refused():
     with pytest.raises(UserError, match="a batch of 8 does not divide among 3 processes"):
         ids(Numbers(5), 1, Shard(0, 3))
     with pytest.raises(UserError, match="no objects"):
         ids(Numbers(0), 1)
 
 
-def test_procedural_objects_are_those_of_the_renderer():
+def test_procedural_examples_are_rendered_as_the_objects_are():
     source = ProceduralSource(seed=5, first_object=20_100, size=16, num_views=2)
     settings = SETTINGS | dict(batch_size=4, shuffle=False)
     streams = [open_stream(source, shard=Shard(index, 2), start=1, **settings) for index in range(2)]

@@ -93,7 +93,7 @@ def test_objects_agree_with_meshes(category):
         assert (rgb[view][~hit[..., 0]] == 1).all() and (depth[view][~hit] == 0).all()
 
 
-def test_sphere_closed_form():
+def test_a_sphere_matches_the_closed_form():
     radius = 0.4
     rgb, alpha, depth = (array[0] for array in cast([scene_of("ellipsoid", (0, 0, 0), radius)]))
     for view, azimuth_rad in enumerate(AZIMUTHS_RAD):
@@ -109,8 +109,8 @@ def test_sphere_closed_form():
         np.testing.assert_allclose(rgb[view, ..., 2][hit], 0.9 * shade[hit], atol=2e-3)
 
 
-def test_a_known_point_is_where_the_camera_puts_it_and_keeps_its_colour():
-    """The top of a box is seen from all around, lit as it was: the light is the object's."""
+def test_a_known_point_is_where_the_cameras_project_it_and_keeps_its_colour():
+    """The top of a box has the same light in all views, because the light is fixed to the object."""
     center = np.array([0.12, -0.2, 0.1])
     rgb, alpha, depth = (array[0] for array in cast([scene_of("box", center, (0.08, 0.1, 0.05))]))
     orbit = cameras.orbit(VIEWS, ELEVATION_RAD, SIZE)
@@ -155,7 +155,7 @@ def test_supersampling_is_the_mean_of_a_finer_image():
 
 @pytest.mark.parametrize("at_once", [2, 3, 8])
 def test_objects_rendered_together_are_those_rendered_alone(at_once):
-    """As a GPU renders them, with a rest; of two faces at one depth either may come first."""
+    """As a GPU renders them, the last group smaller. Of two faces at one depth, either may be in front."""
     scenes = objects.on_turntables(3, range(20_000, 20_005), VIEWS)
     arguments = scenes.packed, scenes.w2c, HALF_WIDTH, SIZE // 2
     assert_same(*(procedural.render(*arguments, at_once=count) for count in (1, at_once)))
@@ -175,7 +175,7 @@ def test_objects_rendered_on_a_gpu_are_those_of_the_cpu():
         assert_same(on_gpu, jax.device_get(procedural.render(*arguments, at_once=1)))
 
 
-def test_a_gpu_renders_as_many_objects_as_its_memory_holds(monkeypatch):
+def test_a_gpu_renders_as_many_objects_together_as_its_memory_holds(monkeypatch):
     num_rays = 16 * 256**2
     assert procedural.objects_at_once(num_rays) == 1
     monkeypatch.setattr(procedural.jax, "default_backend", lambda: "gpu")

@@ -1,4 +1,4 @@
-"""The source that a config's `data` names."""
+"""The source of examples that the `data` section of a config names."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from recon_torch.errors import UserError
 DATA = dict(split="validation", first_object=7, seed=3, size=8, num_views=2)
 
 
-def test_procedural_objects_are_those_of_the_split():
+def test_procedural_objects_come_from_the_split():
     source = open_source(path="", **DATA)
     first, _ = objects.SPLITS["validation"]
     example = source[1]
@@ -22,7 +22,7 @@ def test_procedural_objects_are_those_of_the_split():
     assert rgb.shape == (1, 2, 8, 8, 3) and np.ptp(rgb) > 0.1
 
 
-def test_a_path_is_a_data_set(monkeypatch):
+def test_a_path_opens_a_data_set(monkeypatch):
     asked = {}
     monkeypatch.setattr(
         TurntableSource, "__init__", lambda self, path, **more: asked.update(path=path, **more)

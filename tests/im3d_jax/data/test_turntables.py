@@ -1,4 +1,4 @@
-"""A data set of turntables: what was written comes back, without TensorFlow, and damage is told by record."""
+"""Data sets of turntables: what was written is read, without TensorFlow; damage is named by record."""
 
 import io
 import json
@@ -96,7 +96,7 @@ def test_latents_and_embeddings_are_read(tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_tfds_reads_it_too(data):
+def test_tfds_alone_reads_a_data_set_too(data):
     fields = tfds.builder_from_directory(data).as_data_source("train")[6]
     np.testing.assert_array_equal(fields["views"], PIXELS[6])
     orbit = cameras.orbit(VIEWS, 0.05 * 6, SIZE)
@@ -118,7 +118,7 @@ assert "tensorflow" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_threads_read_what_one_reads(data):
+def test_several_threads_read_what_one_thread_reads(data):
     source = TurntableSource(data)
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(source.__getitem__, [n % TRAIN for n in range(64)]))
@@ -152,7 +152,7 @@ def damage(content, how):
 
 
 @pytest.mark.parametrize("how", ["cut off", "empty", "overwritten", "noise"])
-def test_a_damaged_shard_costs_its_own_records_only(data, how):
+def test_a_damaged_shard_loses_only_its_own_records(data, how):
     shard = data / "turntables-train.array_record-00001"
     shard.write_bytes(damage(shard.read_bytes(), how))
     messages = corrupt(data)
@@ -172,7 +172,7 @@ BAD_VIEWS = {
 
 
 @pytest.mark.parametrize("kind", BAD_VIEWS)
-def test_a_bad_picture_is_told_by_record_and_view(tmp_path, kind):
+def test_a_bad_picture_is_named_by_record_and_view(tmp_path, kind):
     content, message = BAD_VIEWS[kind]
     bad = record(3)
     bad.views = [*bad.views[:2], content, bad.views[3]]
@@ -190,7 +190,7 @@ def test_an_elevation_that_is_not_finite_is_corrupt(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, 7e4, -np.inf])
-def test_what_float16_does_not_hold_is_not_written(tmp_path, value):
+def test_values_beyond_float16_are_refused(tmp_path, value):
     latents = np.zeros((VIEWS, 2, 2, 8))
     latents[1, 0, 0, 3] = value
     with pytest.raises(UserError, match="part/object 0: latents has NaN or values beyond float16"):
@@ -198,7 +198,7 @@ def test_what_float16_does_not_hold_is_not_written(tmp_path, value):
     assert not (tmp_path / "data").exists()
 
 
-def test_training_goes_on_past_a_damaged_shard(data):
+def test_training_continues_past_a_damaged_shard(data):
     (data / "turntables-train.array_record-00001").write_bytes(b"")
     settings = dict(seed=0, batch_size=4, shard=Shard(0, 1), shuffle=True, num_threads=2, buffer=2)
     stream = open_stream(TurntableSource(data), max_corrupt=3, **settings)
@@ -247,7 +247,7 @@ def test_another_data_set_is_refused(data):
         TurntableSource(data)
 
 
-def test_nothing_is_half_written(data, tmp_path):
+def test_a_data_set_is_written_whole_or_not_at_all(data, tmp_path):
     def interrupted():
         yield "train", record(0)
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Objects as directories of views: which are turntables, why others are none, and what is stored."""
+"""Objects as directories of views: which are turntables, why others are not, and what is stored."""
 
 import io
 import json
@@ -24,12 +24,12 @@ def over_white(rgba):
 
 @pytest.fixture
 def directory(tmp_path):
-    """An object that is fit."""
+    """An object that is a turntable."""
     views.write_object(tmp_path / "part" / "cat", RGBA, ORBIT, "a cat", 0.4)
     return tmp_path / "part" / "cat"
 
 
-def test_an_object_comes_back(directory, tmp_path):
+def test_an_object_that_was_written_is_read(directory, tmp_path):
     assert views.find_objects(tmp_path) == [directory]
     record = views.read_object(directory, "part/cat")
     assert (record.id, record.caption) == ("part/cat", "a cat")
@@ -58,7 +58,7 @@ def test_masks_and_other_formats_become_alpha(directory):
     np.testing.assert_allclose(rgb, np.where(mask > 0, RGBA[..., :3] * 0.5, 1), atol=0.51 / 255)
 
 
-def test_straight_colours_composite_to_the_same():
+def test_colours_without_alpha_composite_to_the_same_picture():
     alpha = np.array([0.0, 1 / 255, 0.3, 1.0])[:, None]
     rgb = over_white(np.concatenate([np.full((4, 3), [0.2, 0.5, 1.0]), alpha], -1))
     found = straight(rgb, alpha)
@@ -80,7 +80,7 @@ def around(**changes):
 
 
 def moved(orbit, transform):
-    """The orbit seen from a world that is moved."""
+    """The orbit, in a world that is transformed."""
     return Cameras((orbit.w2c @ transform).astype(np.float32), orbit.intrinsics_px, SIZE, SIZE)
 
 
@@ -102,7 +102,7 @@ def mixed(first, second):
 
 
 QUARTERS = np.arange(4) * np.pi / 2
-NONE = {
+NO_TURNTABLES = {
     "clockwise": (around(azimuths_rad=-QUARTERS), "270.0 degrees, not 90 counter-clockwise; it is clockwise"),
     "uneven": (around(azimuths_rad=QUARTERS * 0.9), "azimuth steps are 117.0 degrees, not 90"),
     "elevations": (around(elevation_rad=np.array([0.2, 0.2, 0.2, 0.3])), "at 11.5 to 17.2 degrees"),
@@ -114,17 +114,17 @@ NONE = {
 }
 
 
-@pytest.mark.parametrize("kind", NONE)
-def test_what_is_no_turntable_is_told_why(kind):
-    with pytest.raises(Unfit, match=NONE[kind][1]):
-        views.check_turntable(NONE[kind][0])
+@pytest.mark.parametrize("kind", NO_TURNTABLES)
+def test_cameras_that_are_no_turntable_are_refused_with_the_reason(kind):
+    with pytest.raises(Unfit, match=NO_TURNTABLES[kind][1]):
+        views.check_turntable(NO_TURNTABLES[kind][0])
 
 
 def write(name, content):
     return lambda directory: (directory / name).write_text(content)
 
 
-SPOILT = {
+DAMAGED = {
     "no caption": (lambda directory: (directory / "metadata.json").unlink(), "no caption"),
     "no JSON": (write("metadata.json", "{"), "metadata.json cannot be read"),
     "a list": (write("metadata.json", "[]"), "metadata.json cannot be read"),
@@ -136,20 +136,20 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("kind", SPOILT)
-def test_spoilt_objects_are_unfit(directory, kind):
-    SPOILT[kind][0](directory)
-    with pytest.raises(Unfit, match=SPOILT[kind][1]):
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_objects_are_unfit(directory, kind):
+    DAMAGED[kind][0](directory)
+    with pytest.raises(Unfit, match=DAMAGED[kind][1]):
         views.read_object(directory, "cat")
 
 
-def test_a_caption_may_stand_in_a_text_file(directory):
+def test_a_caption_may_be_in_a_text_file(directory):
     (directory / "metadata.json").unlink()
     (directory / "caption.txt").write_text("  a blue cat\n")
     assert views.read_object(directory, "cat").caption == "a blue cat"
 
 
-def test_pictures_that_fit_are_kept_as_they_are(directory):
+def test_pictures_that_can_be_stored_are_kept_byte_for_byte(directory):
     path = directory / "images" / "001.png"
     buffer = io.BytesIO()
     Image.open(path).save(buffer, format="PNG", compress_level=0)

@@ -1,4 +1,4 @@
-"""Processes change neither the data nor what errors say, and are gone when what started them is."""
+"""Worker processes change neither data nor errors, and end with the process that started them."""
 
 import operator
 import os
@@ -63,29 +63,29 @@ def test_batches_are_the_same_bit_for_bit(workers, start, shard):
         assert all(a[name] == b[name] for name in ("id", "size", "caption", "elevation_rad"))
 
 
-def test_work_is_elsewhere_unless_there_are_no_processes(workers):
+def test_work_runs_in_another_process_if_there_are_any(workers):
     assert workers.run(os.getpid) != os.getpid() == Workers(0).run(os.getpid)
 
 
-def test_they_load_neither_jax_nor_torch(workers):
-    """Which would take seconds and memory in each of them."""
+def test_workers_import_neither_jax_nor_torch(workers):
+    """Importing these would take seconds and memory in every process."""
     workers.run(objects.on_turntables, 0, [1, 2])
     assert workers.run(eval, "{'jax', 'torch', 'grain'} & set(__import__('sys').modules)") == set()
 
 
-def test_errors_are_those_of_the_work(workers):
+def test_errors_of_the_work_reach_the_caller(workers):
     with pytest.raises(ZeroDivisionError):
         workers.run(operator.truediv, 1, 0)
     assert workers.run(operator.truediv, 1, 2) == 0.5
 
 
-def test_signals_to_the_whole_job_are_not_theirs(workers):
+def test_workers_ignore_signals_to_the_whole_job(workers):
     for number in IGNORED:
         workers.run(signal.raise_signal, number)
     assert workers.run(abs, -1) == 1
 
 
-def test_they_end_with_the_block_whatever_ends_it():
+def test_workers_end_with_the_block_however_it_ends():
     with pytest.raises(KeyError), Workers(1) as workers:
         pid = workers.run(os.getpid)
         assert is_running(pid)
@@ -93,12 +93,12 @@ def test_they_end_with_the_block_whatever_ends_it():
     assert not is_running(pid)
 
 
-def test_the_death_of_one_is_an_error():
+def test_the_death_of_a_worker_is_an_error():
     with Workers(1) as workers, pytest.raises(BrokenProcessPool):
         workers.run(os._exit, 1)
 
 
-def test_they_end_with_a_parent_that_is_killed(tmp_path):
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     root = str(Path(__file__).parents[3])
