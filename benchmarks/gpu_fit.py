@@ -1,17 +1,17 @@
 """The fit at 512 px on a GPU, beside gsplat's plain recipe, and gsplat beside the CPU engine.
 
     python benchmarks/gpu_fit.py --json fit.json
-    python benchmarks/gpu_fit.py --small                    # 64 px with the engine of this device
+    python benchmarks/gpu_fit.py --small                    # at 64 px, with the engine of this device
 
-engines   renders and gradients of the CPU engine against gsplat's, of the same Gaussians
-fit       steps a second of the method's fit (LPIPS, MS-SSIM, mask), all of its 1200 steps
-plain     the same object by gsplat's own recipe in this run: 0.8 L1 + 0.2 (1 - SSIM), `DefaultStrategy`
-          as it comes, no perceptual network, as many steps
-many      300 steps of 1, 4 and 16 assets in a batch (`fit.run_together`), and of 4 in processes of their own
-          at the same time: one fit leaves a GPU mostly idle
+engines   renders and gradients of the CPU engine against those of gsplat, for the same Gaussians
+fit       steps per second of the method's fit (LPIPS, MS-SSIM, mask) over all of its 1200 steps
+plain     the same object fitted by gsplat's own recipe in this run: 0.8 L1 + 0.2 (1 - SSIM), the default
+          `DefaultStrategy`, no perceptual network, as many steps
+many      300 steps of 1, 4 and 16 assets in one batch (`fit.run_together`), and of 4 assets in processes of
+          their own at the same time, because one fit leaves a GPU mostly idle
 
 The targets are true views of procedural objects. The floor of the fit is the arithmetic of its perceptual
-network, which runs in float32 on a GPU, at the measured matrix rate of that.
+network, which runs in float32 on a GPU, at the matrix rate measured for that dtype.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from recon_torch.scene.start import init_ball
 from recon_torch.settings import Engine, FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
-# JAX draws the targets here, and would take most of the memory for that.
+# JAX renders the targets here, and would otherwise reserve most of the GPU's memory for that.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 NUM_VIEWS, WARM_UP_STEPS, MANY, PROCESSES, STEPS_OF_MANY = 16, 20, (1, 4, 16), 4, 300
+# The learning rates of gsplat's example trainer, for the plain recipe, in the order of `Gaussians`' fields.
 RATES = {"means": 1.6e-4, "quats": 1e-3, "scales": 5e-3, "opacities": 5e-2, "sh0": 2.5e-3}
-"""Learning rates of gsplat's example trainer, the plain recipe's, by the fields of `Gaussians` in order."""
 
 
 class Target:
-    """True views of one object, on the device."""
+    """True views of one object of the test split, on the device."""
 
-    def __init__(self, number: int, size: int):
+    def __init__(self, number: int, size: int) -> None:
         index = objects.SPLITS["test"][0] + number
         made = procedural.turntables(0, [index], size=size, num_views=NUM_VIEWS)
         self.cameras: Cameras = orbit(NUM_VIEWS, float(made.elevation_rad[0]), size)
@@ -55,7 +55,7 @@ class Target:
 
 
 def compare_engines(size: int, num_gaussians: int) -> dict[str, float]:
-    """Greatest difference of images, and of gradients over their greatest value. One view, same Gaussians."""
+    """The largest difference of images of one view, and of gradients as a share of their largest value."""
     start = init_ball(num_gaussians, 0.4, torch.Generator().manual_seed(0), "cpu")
     cameras = orbit(NUM_VIEWS, 0.3, size)[:1]
     weight = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(1))
@@ -77,14 +77,14 @@ def compare_engines(size: int, num_gaussians: int) -> dict[str, float]:
 
 
 def _varied(start: Gaussians) -> Activated:
-    """Random colours, turns and shapes: those of a start are alike, and hide errors."""
+    """Gaussians with random colours, rotations and shapes; those of a start are alike, which hides errors."""
     generator = torch.Generator().manual_seed(2)
     colors, quats, longer = (torch.rand(len(start.means), n, generator=generator) for n in (3, 4, 3))
     return Activated(start.means, quats - 0.5, start.scales * (0.5 + longer), start.opacities, colors)
 
 
 def time_fit(target: Target, settings: FitSettings) -> dict:
-    """The method's fit, after some steps that warm it up."""
+    """The method's fit, timed after some steps that warm it up."""
     fit = Fit(target.cameras, settings)
     fit.set_targets(target.views, target.masks)
     fit.run(WARM_UP_STEPS)
@@ -102,7 +102,7 @@ def time_fit(target: Target, settings: FitSettings) -> dict:
 
 
 def count_step_flops(fit: Fit) -> float:
-    """Of the convolutions and products of a step, forward and backward; not of the rasteriser."""
+    """FLOPs of a step's convolutions and matrix products, forward and backward, without the rasteriser."""
     counter = FlopCounterMode(display=False)
     with counter:
         fit.run(fit.step + 1)
@@ -110,7 +110,7 @@ def count_step_flops(fit: Fit) -> float:
 
 
 def time_plain(target: Target, num_gaussians: int, num_steps: int) -> dict:
-    """gsplat's recipe. The colours of the views are over white, as the background here."""
+    """Fits by gsplat's recipe, over white like the views."""
     device, cameras = target.views.device, target.cameras
     start = init_ball(num_gaussians, 0.5, torch.Generator().manual_seed(0), device)
     params = torch.nn.ParameterDict(dict(zip(RATES, start, strict=True)))
@@ -145,7 +145,7 @@ def time_plain(target: Target, num_gaussians: int, num_steps: int) -> dict:
 
 
 def time_batch(count: int, size: int, settings: FitSettings) -> dict[str, float]:
-    """`count` assets in one process, a step of all of them in the same calls."""
+    """Fits `count` assets in one process, each step of which makes the same calls for all of them."""
     targets = [Target(number, size) for number in range(count)]
     fits = [Fit(target.cameras, settings) for target in targets]
     for fit, target in zip(fits, targets, strict=True):
@@ -161,7 +161,7 @@ def time_batch(count: int, size: int, settings: FitSettings) -> dict[str, float]
 
 
 def time_processes(count: int, size: int, settings: FitSettings) -> dict[str, float]:
-    """`count` fits at the same time. Seconds of the slowest, from when all are ready."""
+    """Fits `count` assets in processes of their own; the seconds of the slowest, from when all are ready."""
     context = torch.multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count), context.SimpleQueue()
     processes = []
@@ -176,7 +176,7 @@ def time_processes(count: int, size: int, settings: FitSettings) -> dict[str, fl
 
 
 def _fit_in_process(number: int, size: int, settings: FitSettings, barrier, seconds) -> None:
-    jax.config.update("jax_platforms", "cpu")  # it only draws the target
+    jax.config.update("jax_platforms", "cpu")  # JAX only renders the target
     torch.set_num_threads(1)
     target = Target(number, size)
     fit = Fit(target.cameras, settings)

@@ -1,10 +1,10 @@
-"""What a GPU machine is, what it reaches, and the least time that work takes on it.
+"""Describes a GPU machine and measures its ceilings, which bound from below the time that work takes on it.
 
     python benchmarks/gpu_machine.py --json machine.json       # versions, devices, DLPack, measured ceilings
     python benchmarks/gpu_machine.py --small                   # the same code on a CPU
 
-The other `gpu_` benchmarks divide their times by floors: operations over the measured matrix rate, or bytes
-over the measured bandwidth of memory, whichever takes longer. No program runs much faster than its floor.
+The other `gpu_` benchmarks divide their times by floors. A floor is the number of operations over the
+measured matrix rate, or of bytes over the measured bandwidth of memory, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ POLL_S = 0.1
 
 
 class Rates(NamedTuple):
-    """Measured ceilings of one device: FLOP/s of matrix products, and bytes/s read and written by a copy."""
+    """Measured ceilings of a device: FLOP/s of matrix products, and bytes/s that a copy reads and writes."""
 
     bfloat16: float
-    float32: float  # as the device's libraries compute convolutions of float32: tf32 on a GPU
+    float32: float  # in the mode in which libraries compute float32 convolutions, tf32 on a GPU
     bandwidth: float
 
 
 class Stage(NamedTuple):
-    """A part of a program: the seconds it took, and what it cannot do without."""
+    """A part of a program: the seconds that it took, and the FLOPs and bytes that it cannot do without."""
 
     name: str
     seconds: float
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
     dtype: str = "bfloat16"
 
     def bound(self, rates: Rates) -> tuple[str, float]:
-        """What bounds it, "matrix rate" or "bandwidth", and the seconds that takes at least."""
+        """What bounds the stage, "matrix rate" or "bandwidth", and the least seconds that this allows."""
         floors = {
             "matrix rate": self.flops / getattr(rates, self.dtype),
             "bandwidth": self.bytes / rates.bandwidth,
@@ -60,7 +60,7 @@ class Stage(NamedTuple):
         return name, floors[name]
 
     def record(self, rates: Rates) -> dict:
-        """A row of the JSON file and of `table`; the ratio is of the measured time to the floor."""
+        """A row of the JSON file and of `table`; `ratio` is the measured time over the floor."""
         bound, floor = self.bound(rates)
         ratio = self.seconds / floor if floor else None
         return self._asdict() | {"bound_by": bound if floor else "", "floor_seconds": floor, "ratio": ratio}
@@ -86,7 +86,7 @@ def synchronize() -> None:
 
 
 def median_seconds(function: Callable[[], object], repeats: int = 10, warm_up: int = 3) -> float:
-    """Of calls of `function`, each waited for; `function` returns after its own device if that is JAX's."""
+    """The median time of a call of `function`, which must wait for its work itself if that is JAX's."""
     seconds = []
     for _ in range(warm_up + repeats):
         synchronize()
@@ -98,7 +98,7 @@ def median_seconds(function: Callable[[], object], repeats: int = 10, warm_up: i
 
 
 def measure_rates(small: bool) -> Rates:
-    """On random numbers: products of zeros run faster."""
+    """Measures with random numbers, because products of zeros run faster."""
     side, copied = (SMALL_SIDE, SMALL_COPIED_BYTES) if small else (SIDE, COPIED_BYTES)
     torch.backends.cuda.matmul.allow_tf32 = True
     flops = []
@@ -111,7 +111,7 @@ def measure_rates(small: bool) -> Rates:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that count; those that are absent are left out."""
+    """The versions of Python, CUDA and the packages that matter, without those that are not installed."""
     found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     for name in PACKAGES:
         try:
@@ -122,7 +122,7 @@ def versions() -> dict[str, str]:
 
 
 def describe() -> dict:
-    """Device, versions and date, which every result of a benchmark carries."""
+    """The device, versions and date, which go into the results of every benchmark."""
     import jax
 
     on_gpu = torch.cuda.is_available()
@@ -137,7 +137,7 @@ def describe() -> dict:
 
 
 def dlpack_shares_memory() -> bool:
-    """Whether JAX reads a torch tensor, and torch a JAX array, where it lies."""
+    """Whether JAX and torch read each other's arrays without a copy."""
     import jax.numpy as jnp
 
     from im3d_jax import bridge
@@ -152,9 +152,9 @@ def dlpack_shares_memory() -> bool:
 
 
 class PeakMemory:
-    """GPU memory of each process, by its id: the most seen while the block runs; {} where it is not told."""
+    """Records the peak GPU memory of each process, by its id; there is none where nothing can measure it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.peak_bytes: dict[int, int] = {}
         self._is_over = threading.Event()
 
@@ -164,7 +164,7 @@ class PeakMemory:
 
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        except Exception:  # no package, no driver, no GPU
+        except Exception:  # there is no package, no driver or no GPU
             return self
         self._thread = threading.Thread(target=self._poll, args=(pynvml, handle), daemon=True)
         self._thread.start()
@@ -181,7 +181,7 @@ class PeakMemory:
 
 
 def write(path: Path | None, result: dict) -> None:
-    """The result as JSON, whole or not at all."""
+    """Writes the result as JSON, if there is a path: whole or not at all."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
@@ -194,13 +194,13 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true", help="small sizes, which a CPU can do")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; without a GPU and `--small` it says so and ends, so that `make bench` goes on."""
+    """The options. Without a GPU or `--small` it says so and exits with 0, so that `make bench` goes on."""
     flags = parser.parse_args()
     if not flags.small and not torch.cuda.is_available():
         print(f"{parser.prog} needs a CUDA GPU; --small runs the same code on a CPU")

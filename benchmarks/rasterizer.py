@@ -1,11 +1,11 @@
-"""The CPU rasteriser against its torch twin, in the same run: milliseconds forward, and forward and backward.
+"""The CPU rasteriser against the reference in torch, in the same run: milliseconds forward and with backward.
 
     python benchmarks/rasterizer.py                              # 5k at 64 px, 10k at 128 px, 20k at 256 px
     python benchmarks/rasterizer.py --cases 5000x64 --views 16   # the shipped model's case, all views at once
-    python benchmarks/rasterizer.py --threads 1 --no-twin
+    python benchmarks/rasterizer.py --threads 1 --no-reference
 
-The scene is a ball of random Gaussians whose size shrinks with their number, as in a fit. Times are the best
-of --repeats, per call, for all its views together; the twin runs twice and the second run counts.
+The scene is a ball of random Gaussians, which are smaller if there are more of them, as in a fit. A time is
+the best of --repeats calls, each of which renders all views; the reference runs twice, and the second counts.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ def main() -> None:
         "--cases", default="5000x64,10000x128,20000x256", help="comma-separated GAUSSIANSxPIXELS"
     )
     parser.add_argument("--views", type=int, default=1, help="cameras per call")
-    parser.add_argument("--opacity", type=float, default=0.5, help="of every Gaussian, 0..1")
+    parser.add_argument("--opacity", type=float, default=0.5, help="of every Gaussian, from 0 to 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--no-twin", action="store_true", help="leave the slow torch twin out")
+    parser.add_argument("--no-reference", action="store_true", help="leave out the slow reference")
     flags = parser.parse_args()
 
     torch.set_num_threads(flags.threads)
     print(f"{flags.views} view(s), {flags.threads} thread(s), opacity {flags.opacity}")
     print(f"{'Gaussians':>9} {'px':>4} | {'cpu forward':>12} {'+ backward':>12} |"
-          f" {'twin forward':>12} {'+ backward':>12} | {'forward':>8} {'both':>8}")  # fmt: skip
+          f" {'ref. forward':>12} {'+ backward':>12} | {'forward':>8} {'both':>8}")  # fmt: skip
     for case in flags.cases.split(","):
         count, size = (int(number) for number in case.split("x"))
         forward, both = time_engine(Engine.CPU, count, size, flags.views, flags.opacity, flags.repeats)
         row = f"{count:9d} {size:4d} | {forward:9.2f} ms {both:9.2f} ms |"
-        if not flags.no_twin:
-            twin_forward, twin_both = time_engine(Engine.TORCH, count, size, flags.views, flags.opacity, 1)
-            row += f" {twin_forward:9.0f} ms {twin_both:9.0f} ms |"
-            row += f" {twin_forward / forward:7.0f}x {twin_both / both:7.0f}x"
+        if not flags.no_reference:
+            slow_forward, slow_both = time_engine(Engine.TORCH, count, size, flags.views, flags.opacity, 1)
+            row += f" {slow_forward:9.0f} ms {slow_both:9.0f} ms |"
+            row += f" {slow_forward / forward:7.0f}x {slow_both / both:7.0f}x"
         print(row, flush=True)
 
 
