@@ -10,21 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
-from im3d_jax.backbones import Backbone, Params
+from im3d_jax.backbones import Backbone, Params, emu_video
 from im3d_jax.conditions import precomputed
 
 PROMPT = "a toy"
-SMALL_NETWORK = dict(
-    latent_shape=(16, 16, 8),
-    model_channels=32,
-    channel_mult=(1, 2),
-    num_res_blocks=(1, 1),
-    attention_levels=(1,),
-    head_dim=16,
-    num_transformer_layers=1,
-    text_dims=(16, 24),
-    max_words=8,
-    query_chunk=64,
+SMALL_NETWORK = emu_video.SMALL | dict(
+    latent_shape=(16, 16, 8), num_transformer_layers=1, max_words=8, query_chunk=64
 )
 SMALL_CODEC = dict(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1)
 SMALL_STEPS = {

@@ -1,4 +1,4 @@
-"""Processes that compute for the threads of a loader what would hold Python's lock there."""
+"""Processes that do work which would hold Python's lock in the threads of a loader."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 Run = Callable[..., Any]
-"""Calls its first argument with the others, wherever, and returns or raises what that did."""
+"""Calls its first argument with the others, here or in another process. Returns or raises what that does."""
 
 
-def run_here(function: Callable, *arguments):
+def run_here(function: Callable[..., R], *arguments: Any) -> R:
+    """A `Run` in the calling thread."""
     return function(*arguments)
 
 
 class Workers:
-    """`count` processes; 0 of them: the calling thread computes. A context manager.
+    """A context manager that holds `count` processes. With a count of 0, the calling thread does the work.
 
-    They end with it and with this process, however that ends. Their modules should be quick to import.
+    The processes end with the `with` block, and with this process however that ends. The modules that they
+    import should be quick to load.
 
     Args:
-        ignored: signals that are not theirs to obey, as a scheduler sends its own to every process of a job.
+        ignored: signals that the processes ignore. A scheduler sends some signals to every process of a job.
     """
 
     def __init__(self, count: int, ignored: Sequence[signal.Signals] = ()):
         self._pool = None
         if count:
-            # Not by fork: neither the threads of XLA nor its devices outlive one.
+            # A forked process would lose the threads and devices of XLA.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(tuple(ignored),))
 
@@ -41,7 +45,7 @@ class Workers:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, function: Callable, *arguments):
+    def run(self, function: Callable[..., R], *arguments: Any) -> R:
         """See `Run`. Raises BrokenProcessPool once a process has died."""
         return self._pool.submit(function, *arguments).result() if self._pool else function(*arguments)
 
