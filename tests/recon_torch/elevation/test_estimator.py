@@ -15,7 +15,7 @@ def untrained():
     return estimator.ElevationEstimator().eval().requires_grad_(False)
 
 
-def test_is_an_mlp_of_the_mean_feature(untrained):
+def test_the_estimator_is_an_mlp_of_the_mean_feature(untrained):
     frames = torch.rand(2, 4, 64, 64, 3)
     features = torch.stack([untrained.encoder(frames[:, t].permute(0, 3, 1, 2)) for t in range(4)]).mean(0)
     first, _, last = untrained.head
@@ -42,7 +42,7 @@ def test_estimate_stays_in_range(untrained):
         assert estimator.estimate(untrained, views) == pytest.approx(expected)
 
 
-def test_larger_frames_are_seen_at_64_px(untrained):
+def test_larger_frames_are_resized_to_64_px(untrained):
     def waves(size):
         """A smooth picture, sampled at its pixel centres."""
         ticks = (torch.arange(size) + 0.5) / size * 2 * torch.pi

@@ -16,7 +16,7 @@ def random_gaussians(num: int = 7) -> Gaussians:
     return Gaussians(*(torch.randn(shape, generator=generator) for shape in shapes))
 
 
-def test_round_trip(tmp_path):
+def test_gaussians_are_read_as_they_were_written(tmp_path):
     gaussians = random_gaussians()
     save_ply(gaussians, tmp_path / "a.ply")
     read = load_ply(tmp_path / "a.ply")
@@ -42,7 +42,7 @@ def test_reads_what_gsplat_exports(tmp_path):
         torch.testing.assert_close(theirs, mine, rtol=0, atol=0)
 
 
-def test_layout_is_the_reference_implementations(tmp_path):
+def test_the_layout_is_that_of_the_reference_implementation(tmp_path):
     """Header and row of graphdeco's 3DGS: 17 floats with normals, in this order."""
     save_ply(random_gaussians(2), tmp_path / "a.ply")
     header, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n", 1)
@@ -79,6 +79,6 @@ def test_damaged_files_get_one_clear_line(tmp_path, damage, message):
     assert "\n" not in str(raised.value)
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_ply(tmp_path / "none.ply")

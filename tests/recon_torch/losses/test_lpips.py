@@ -37,7 +37,7 @@ def no_cached_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
 @pytest.mark.parametrize("stages", [None, 2])
-def test_lpips_is_the_packages(net, stages, image_pair, gradient):
+def test_lpips_equals_the_lpips_package(net, stages, image_pair, gradient):
     images, targets = image_pair(48)
     distance = PerceptualDistance(net)
     assert distance.random_weights
@@ -48,7 +48,7 @@ def test_lpips_is_the_packages(net, stages, image_pair, gradient):
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
 
-def test_rounded_lpips_is_nearly_the_same(image_pair, gradient):
+def test_lpips_in_bfloat16_is_nearly_the_same(image_pair, gradient):
     images, targets = image_pair(48)
     distance = PerceptualDistance("alex")
     rounded = distance.rounded(torch.bfloat16, 3)
@@ -71,7 +71,7 @@ def test_lpips_leaves_the_global_generator_alone():
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_lpips_takes_torchvisions_weights(tmp_path, suffix, cached, image_pair):
+def test_lpips_reads_weights_with_torchvisions_names(tmp_path, suffix, cached, image_pair):
     """Other weights in the file, in torchvision's names, change the distance as they change the package's."""
     reference = lpips_package("squeeze")
     generator = torch.Generator().manual_seed(1)

@@ -7,7 +7,7 @@ from recon_torch.losses.lpips_cpu import stage_distance
 
 
 def stage(views=3, channels=24, height=9, width=7):
-    """ReLU's output, of which some pixels are 0 in all channels; unit targets; a head's roots; a gradient."""
+    """A ReLU output with some pixels that are 0 throughout; targets; roots of a head; a gradient."""
     generator = torch.Generator().manual_seed(0)
     activation = torch.randn(views, channels, height, width, generator=generator).relu()
     activation[:, :, 2, 3:5] = 0
@@ -28,7 +28,7 @@ def textbook(activation, target, root_weight):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_distance_and_gradient_are_the_textbooks(memory_format):
+def test_distance_and_gradient_equal_the_textbook_formula(memory_format):
     inputs = stage()
     expected, expected_gradient = differentiate(textbook, *(tensor.double() for tensor in inputs))
     expected_gradient[:, :, 2, 3:5] = 0  # where there is no direction to turn

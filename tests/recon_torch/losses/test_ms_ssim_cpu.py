@@ -20,7 +20,7 @@ def differentiate(images, targets):
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 12, 3), (2, 23, 50, 3), (3, 67, 91, 3), (1, 180, 177, 3)])
-def test_value_and_gradient_are_those_of_float64_torch(shape):
+def test_value_and_gradient_equal_those_of_torch_in_float64(shape):
     images, targets = image_pair(shape)
     values, gradient = differentiate(images, targets)
     expected, expected_gradient = differentiate(images.double(), targets.double())
@@ -28,7 +28,7 @@ def test_value_and_gradient_are_those_of_float64_torch(shape):
     assert (gradient - expected_gradient).norm() < 2e-4 * expected_gradient.norm()
 
 
-def test_where_a_scale_is_opposed_only_the_others_have_a_gradient():
+def test_a_scale_with_opposed_images_has_no_gradient():
     images, targets = image_pair((1, 24, 24, 3))
     checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(12, 12)[None, ..., None]  # gone when halved
     images, targets = images * 0.1 + 0.4 * checks, targets * 0.1 - 0.4 * checks

@@ -13,7 +13,7 @@ def test_squared_errors():
     assert rgb_loss(a, b).tolist() == [0, 0.25]
 
 
-def test_l1_is_that_of_what_is_before_the_background():
+def test_l1_compares_what_lies_before_the_background():
     generator = torch.Generator().manual_seed(0)
     colors, alphas = (
         torch.rand(2, 2, 5, 4, 3, generator=generator),

@@ -9,7 +9,7 @@ from skimage.metrics import structural_similarity
 from recon_torch.losses.ssim import ms_ssim, ssim
 
 
-def test_ssim_is_scikit_images(image_pair):
+def test_ssim_equals_scikit_image(image_pair):
     images, targets = image_pair(64)
     expected = [
         structural_similarity(
@@ -21,7 +21,7 @@ def test_ssim_is_scikit_images(image_pair):
 
 
 @pytest.mark.parametrize("side", [176, 192])
-def test_ms_ssim_is_pytorch_msssims_where_all_scales_fit(side, image_pair, gradient):
+def test_ms_ssim_equals_pytorch_msssim_where_all_scales_fit(side, image_pair, gradient):
     images, targets = image_pair(side)
     channels_first = [tensor.permute(0, 3, 1, 2) for tensor in (images, targets)]
     theirs = pytorch_msssim.ms_ssim(*channels_first, data_range=1, size_average=False)

@@ -12,7 +12,7 @@ def test_colour_is_the_constant_harmonic():
     np.testing.assert_allclose(gaussians.colors[0], [0.5, 0.5 + 0.28209479, 0.0], rtol=1e-6)
 
 
-def test_activated_gaussians_are_the_properties():
+def test_activated_gaussians_hold_the_properties():
     generator = torch.Generator().manual_seed(3)
     shapes = [(7, 3), (7, 4), (7, 3), (7,), (7, 3)]
     gaussians = Gaussians(*(torch.randn(shape, generator=generator) for shape in shapes))

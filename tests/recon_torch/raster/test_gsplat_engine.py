@@ -25,7 +25,7 @@ def scene(count: int, device: str = "cpu") -> Gaussians:
 
 
 def cameras(index: int) -> Cameras:
-    """Two for each scene, other ones each time."""
+    """Two cameras for each scene, different ones for each."""
     square = orbit(2, 0.2 * index, HEIGHT)
     return Cameras(square.w2c, square.intrinsics_px, WIDTH, HEIGHT)
 
@@ -38,7 +38,7 @@ def loss_of(rendered: Render, index: int) -> torch.Tensor:
 
 
 def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
-    """What gsplat computes for a batch, by the reference twin. Checks what gsplat asserts of a batch."""
+    """Computes what gsplat does for a batch by the reference, and checks what gsplat asserts of a batch."""
     assert not options["packed"] and options["render_mode"] == "RGB+ED"
     assert means.shape[:2] == opacities.shape and options["backgrounds"].shape == (*viewmats.shape[:2], 3)
     scenes = list(map(Activated, means, quats, scales, opacities, colors))
@@ -77,7 +77,7 @@ def assert_each_is_as_alone(render_all, device: str, engine: Engine) -> None:
             torch.testing.assert_close(tensor.grad, expected_tensor.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_each_scene_of_a_batch_is_as_alone(monkeypatch):
+def test_each_scene_of_a_batch_renders_as_it_does_alone(monkeypatch):
     monkeypatch.setattr(gsplat_kernels, "load", lambda: rasterization)
 
     def render_all(scenes, rigs):
@@ -88,7 +88,7 @@ def test_each_scene_of_a_batch_is_as_alone(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_each_scene_of_a_batch_is_as_alone_on_a_gpu():
+def test_each_scene_of_a_batch_renders_as_it_does_alone_on_a_gpu():
     def render_all(scenes, rigs):
         return render_together(scenes, rigs, background=BACKGROUND, engine=Engine.GSPLAT)
 

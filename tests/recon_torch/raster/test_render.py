@@ -47,7 +47,7 @@ def render_and_differentiate(engine, gaussians, cameras, with_depth=True):
 
 
 def assert_same(ours, theirs):
-    """Equal up to float32, but for the odd pixel where a splat is a rounding error away from a threshold."""
+    """Equal up to float32, except in a few pixels where a splat is a rounding error away from a threshold."""
     (rendered, gradients), (expected, expected_gradients) = ours, theirs
     for name in ("rgb", "alpha", "depth"):
         error = (getattr(rendered, name) - getattr(expected, name)).abs().flatten().double()
@@ -196,14 +196,14 @@ def test_gsplats_strategy_densifies_on_our_gradients():
     assert torch.isfinite(params["means"]).all()
 
 
-def test_no_gradients_are_kept_without_need():
+def test_no_graph_is_kept_under_no_grad():
     with torch.no_grad():
         rendered = render(scene(50), view(), engine=Engine.CPU)
     assert not rendered.rgb.requires_grad and not rendered.info["means2d"].requires_grad
     assert rendered.info["n_cameras"] == 3 and rendered.info["gaussian_ids"] is None
 
 
-def test_parameters_are_rendered_as_what_they_stand_for():
+def test_parameters_render_like_their_activated_gaussians():
     activated = scene(50)
     parameters = Gaussians(
         activated.means,
@@ -216,7 +216,7 @@ def test_parameters_are_rendered_as_what_they_stand_for():
     torch.testing.assert_close(ours.rgb, expected.rgb, atol=1e-5, rtol=1e-5)
 
 
-def test_many_images_are_those_of_one_render():
+def test_images_rendered_in_parts_equal_one_render():
     gaussians = Gaussians(*(torch.randn_like(tensor) for tensor in scene(30)))
     cameras = view(views=11)  # more than are rendered at a time
     images = render_images(gaussians, cameras, background=0.25)
@@ -224,7 +224,7 @@ def test_many_images_are_those_of_one_render():
     np.testing.assert_array_equal(images, rgb.clamp(0, 1).numpy())
 
 
-def test_wrong_calls_say_so():
+def test_wrong_calls_raise_clear_errors():
     gaussians, cameras = scene(5), view()
     with pytest.raises(UserError, match="needs tensors on cuda"):
         render(gaussians, cameras, engine=Engine.GSPLAT)

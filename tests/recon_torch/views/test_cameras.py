@@ -14,7 +14,7 @@ def project(cameras: Cameras, points: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return image[..., :2] / image[..., 2:], local[..., 2]
 
 
-def test_orbit_stands_where_design_says_and_sees_the_origin_in_the_middle():
+def test_orbit_cameras_stand_where_they_should_and_see_the_origin_in_the_middle():
     elevation = np.linspace(-1.2, 1.2, 16)
     cameras = orbit(16, elevation, 64, radius=2.5)
     azimuth = 2 * np.pi * np.arange(16) / 16
@@ -41,7 +41,7 @@ def test_orbit_is_upright_and_counter_clockwise():
     np.testing.assert_allclose(cameras[1].positions[0, :2], [0, 2 * np.cos(0.4)], atol=1e-6)
 
 
-def test_field_of_view_reaches_the_edge():
+def test_the_field_of_view_ends_at_the_edge_of_the_image():
     cameras = orbit(1, 0.0, 100, radius=2.0, fov_deg=33.8)
     top = np.array([[0, 0, 2.0 * np.tan(np.radians(33.8 / 2))]])
     pixels, _ = project(cameras, top)

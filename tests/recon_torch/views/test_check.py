@@ -42,7 +42,7 @@ def pose(cameras: Cameras) -> list:
 
 
 def roll_image(frame, directory):
-    """The picture of another moment."""
+    """An image from another moment of the turntable."""
     frame["file_path"] = f"{(BAD + 4) % 8}.png"
 
 
@@ -88,7 +88,7 @@ FAULTS = {
 }
 
 
-def test_nothing_is_wrong(directory):
+def test_good_views_have_no_findings(directory):
     checked = check.check(directory)
     assert [str(finding) for finding in checked.frames] == [f"frame {i} ('{i}.png'): ok" for i in range(8)]
     assert checked.general == [] and not checked.has_errors
@@ -96,7 +96,7 @@ def test_nothing_is_wrong(directory):
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_a_fault_is_found_where_it_is(directory, message):
+def test_an_error_is_reported_for_its_frame(directory, message):
     change(directory, lambda frame: FAULTS[message](frame, directory))
     checked = check.check(directory)
     findings, general = checked
@@ -107,13 +107,13 @@ def test_a_fault_is_found_where_it_is(directory, message):
     assert "ERROR: " in str(findings[BAD])
 
 
-def test_several_faults_share_a_line(directory):
+def test_all_errors_of_a_frame_are_on_one_line(directory):
     change(directory, lambda frame: frame.update(file_path="none.png", fl_x="wide"))
     (error,) = check.check(directory)[0][BAD].errors
     assert error == "image 'none.png' does not exist; fl_x is 'wide', not a finite number"
 
 
-def test_remarks_are_no_errors(directory):
+def test_remarks_are_not_errors(directory):
     half = np.zeros((SIZE, SIZE, 1), np.float32)
     half[:, :24] = 1
     change(directory, lambda frame: paint(frame, directory, half))
@@ -123,7 +123,7 @@ def test_remarks_are_no_errors(directory):
     assert findings[5].remarks == ["fl_x is 2.53 times fl_y"]
 
 
-def test_swapped_frames_do_not_accuse_the_others(tmp_path, ball_masks):
+def test_swapped_frames_are_reported_and_others_are_not(tmp_path, ball_masks):
     cameras = orbit(16, 0.3, SIZE)
     write(tmp_path, cameras, ball_masks(cameras, CENTER, 0.2))
     change(tmp_path, lambda frame: frame.update(file_path="10.png"), index=2)
@@ -134,7 +134,7 @@ def test_swapped_frames_do_not_accuse_the_others(tmp_path, ball_masks):
 
 
 def test_opencv_matrices_are_recognised(directory):
-    """Someone forgot to turn y and z: every camera looks outwards."""
+    """Someone forgot to flip y and z: every camera looks outwards."""
     path = directory / "transforms.json"
     content = json.loads(path.read_text())
     for frame in content["frames"]:
@@ -155,6 +155,6 @@ def test_few_frames_and_parallel_cameras(directory):
     assert checked.has_errors and checked.summary == "3 of 3 frames are good"
 
 
-def test_a_file_that_is_none(tmp_path):
+def test_a_file_that_is_not_a_transforms_json(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         check.check(tmp_path)

@@ -92,8 +92,8 @@ def dot_at(width: int, height: int, x: float, y: float) -> np.ndarray:
     return np.repeat(1 - spot[..., None], 3, -1).astype(np.float32)
 
 
-def test_images_of_other_sizes_are_brought_to_the_commonest(tmp_path):
-    """Each shows a point of the world where its own camera sees it, and still does when it was resampled."""
+def test_images_are_resized_to_the_most_common_size(tmp_path):
+    """Each image shows a point of the world where its camera sees it, also after it was resampled."""
     point = np.array([0.1, 0.15, 0.1])
     frames, sizes = [], [(64, 48), (64, 48), (96, 144), (64, 48)]
     for index, (width, height) in enumerate(sizes):
@@ -128,7 +128,7 @@ def test_missing_images_are_named_and_left_out(tmp_path):
     np.testing.assert_allclose(views.cameras.w2c, orbit(4, 0.3, SIZE).w2c[[0, 1, 3]], atol=1e-6)
 
 
-def test_an_alpha_that_hides_nothing_is_none(tmp_path):
+def test_an_opaque_alpha_channel_is_not_a_mask(tmp_path):
     opaque = half_red(alpha=True)
     opaque[..., 3] = 1
     write(tmp_path, [opaque] * 2)
@@ -145,7 +145,7 @@ def test_masks_that_look_wrong_are_noted(tmp_path):
 
 
 @pytest.mark.parametrize("count", [4, 64])
-def test_from_four_to_64_views(tmp_path, count):
+def test_directories_of_4_to_64_views(tmp_path, count):
     write(tmp_path, [half_red(alpha=True)[:8, 8:24]] * count)
     content = json.loads((tmp_path / "transforms.json").read_text())
     del content["w"], content["h"]
@@ -154,7 +154,7 @@ def test_from_four_to_64_views(tmp_path, count):
     assert len(views) == count and views.images.shape == (count, 8, 16, 3)
 
 
-def test_taking_some(tmp_path):
+def test_chosen_views(tmp_path):
     write(tmp_path, [half_red(alpha=True)] * 3)
     views = load_views(tmp_path)
     some = views.take(np.array([2, 0]))
@@ -162,7 +162,7 @@ def test_taking_some(tmp_path):
     np.testing.assert_array_equal(some.cameras.w2c[0], views.cameras.w2c[2])
 
 
-def test_bad_directories(tmp_path):
+def test_bad_directories_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="transforms.json"):
         load_views(tmp_path)
     write(tmp_path, [half_red(alpha=True), np.zeros((SIZE, SIZE, 4), np.float32)])

@@ -8,13 +8,13 @@ from recon_torch.views.hull import grid, hull, nearly_inside, verdicts
 BALL_CENTER, BALL_RADIUS = np.array([0.12, -0.08, 0.05]), 0.3
 
 
-def test_grid_is_of_cell_centres():
+def test_the_grid_has_the_centres_of_its_cells():
     points = grid(1.0, 4)
     assert points.shape == (64, 3)
     np.testing.assert_allclose(np.unique(points), [-0.75, -0.25, 0.25, 0.75])
 
 
-def test_a_ball_seen_from_all_sides_is_its_hull(ball_masks):
+def test_the_hull_of_a_ball_seen_from_all_sides_is_the_ball(ball_masks):
     elevations = np.radians([0, 0, 0, 0, 45, 45, 45, -45, -45, -45, 85, -85])
     azimuths = np.radians([0, 45, 90, 135, 0, 120, 240, 60, 180, 300, 0, 0])
     cameras = orbit(elevation_rad=elevations, size=96, azimuths_rad=azimuths)
@@ -27,7 +27,7 @@ def test_a_ball_seen_from_all_sides_is_its_hull(ball_masks):
     assert inside.sum() < 1.2 * (distance < BALL_RADIUS).sum()
 
 
-def test_verdicts_know_what_a_view_does_not_see(ball_masks):
+def test_verdicts_of_points_outside_of_the_image(ball_masks):
     cameras = orbit(1, 0.0, 64)  # at (2, 0, 0)
     points = np.array([[0.0, 0, 0], [0, 0.5, 0], [0, 0, 1.5], [3.0, 0, 0]])
     masks = ball_masks(cameras, np.zeros(3), 0.3)
@@ -38,13 +38,13 @@ def test_verdicts_know_what_a_view_does_not_see(ball_masks):
     np.testing.assert_array_equal(verdicts(points, cameras, masks, 0.0), [[1, 1, 0, 0]])
 
 
-def test_a_view_that_sees_nothing_of_a_point_does_not_rule_it_out_alone():
+def test_a_point_needs_support_from_half_of_the_views():
     found = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [-1, 0, 0]], np.int8)
     np.testing.assert_array_equal(hull(found), [False, True, False])
     np.testing.assert_array_equal(hull(found[:2]), [True, True, False])
 
 
-def test_one_stray_view_does_not_take_the_hull_away(ball_masks):
+def test_one_wrong_view_does_not_empty_the_hull(ball_masks):
     cameras = orbit(16, elevation_rad=np.radians(np.tile([-50.0, 0.0, 30.0, 60.0], 4)), size=96)
     masks = ball_masks(cameras, BALL_CENTER, BALL_RADIUS)
     masks[1] = ball_masks(cameras[1], BALL_CENTER + [0.0, 0.0, 0.6], 0.1)[0]

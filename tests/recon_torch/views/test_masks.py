@@ -43,7 +43,7 @@ def test_each_picture_is_measured_by_its_own_background():
     )  # white is all that is left
 
 
-def test_specks_are_noise():
+def test_specks_are_removed():
     image, inside = disc_on(0.0, 0.9, radius=6)
     image[0, 2, 3:5] = 0.2
     found = background_masks(image)
@@ -95,7 +95,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def predict(monkeypatch, weights):
-    """Installs a stand-in for onnxruntime whose network says what the test wants, at its own 1024 x 1024."""
+    """Installs a stand-in for onnxruntime whose network predicts what the test wants, at 1024 x 1024."""
 
     class Session:
         def __init__(self, path, providers):
@@ -117,7 +117,7 @@ def predict(monkeypatch, weights):
     return lambda *wanted: predictions.extend(wanted) or predictions
 
 
-def test_a_sure_prediction_is_stretched(predict, weights):
+def test_a_prediction_with_contrast_is_stretched(predict, weights):
     image, inside = disc_on(1.0, 0.2)
     rest = predict(np.where(inside[0], 0.8, 0.1))
     with warnings.catch_warnings():
@@ -157,7 +157,7 @@ def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
         np.testing.assert_allclose(isnet_masks(image, weights), inside, atol=1e-6)
 
 
-def test_isnet_says_what_is_missing(monkeypatch, weights, tmp_path):
+def test_missing_isnet_weights_or_packages_are_user_errors(monkeypatch, weights, tmp_path):
     image, _ = disc_on(1.0, 0.2)
     with pytest.raises(UserError, match="do not exist"):
         isnet_masks(image, tmp_path / "none.onnx")

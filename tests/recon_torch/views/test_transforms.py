@@ -134,7 +134,7 @@ def test_missing_images_are_left_out_where_that_is_allowed(views_dir):
 
 
 def test_large_worlds_keep_their_precision(views_dir):
-    """A survey's coordinates, of which float32 knows no half metres."""
+    """With the coordinates of a land survey, float32 cannot tell half metres apart."""
     path = views_dir / "t.json"
     write_transforms(path, orbit_32x24()[0], ["000.png"])
     content = json.loads(path.read_text())
@@ -144,7 +144,7 @@ def test_large_worlds_keep_their_precision(views_dir):
     np.testing.assert_allclose(np.linalg.inv(frame.w2c)[0, 3], 4_000_000.37, rtol=0, atol=1e-6)
 
 
-def test_missing_and_unparsable_files(tmp_path):
+def test_missing_and_unparsable_files_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_transforms(tmp_path / "transforms.json")
     for text in ("{", "[" * 100_000, "9" * 5000, "\ud800"):

@@ -1,7 +1,9 @@
-"""Frames of videos that were written with known colours: which are taken, and from where they look."""
+"""Videos are read as they were written: which frames are taken, and the cameras that they get."""
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
@@ -37,7 +39,7 @@ def test_takes_evenly_spaced_frames_and_cuts_out_the_object(video):
 
 
 @pytest.mark.parametrize("clockwise", [False, True])
-def test_cameras_go_round(video, clockwise):
+def test_cameras_of_a_video_go_round(video, clockwise):
     views = load(video, num_views=8, clockwise=clockwise)
     taken = np.array(
         [0, 2, 5, 8, 10, 12, 15, 18]
@@ -77,3 +79,42 @@ def test_bad_videos_are_user_errors(video, tmp_path):
         with pytest.raises(UserError, match=f"{name} cannot be read as a video") as raised:
             load(tmp_path / name)
         assert "\n" not in str(raised.value)
+
+
+def smooth_frames(count, height, width):
+    """Coloured ramps that change with time, which chroma subsampling does not damage."""
+    time, row, column = np.meshgrid(*(np.linspace(0, 1, n) for n in (count, height, width)), indexing="ij")
+    return np.stack([0.2 + 0.6 * row, 0.8 - 0.6 * column, 0.1 + 0.8 * time], -1).astype(np.float32)
+
+
+def read_video(path):
+    reader = imageio_ffmpeg.read_frames(path)
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+
+
+def test_video_round_trip_with_odd_size(tmp_path):
+    frames = smooth_frames(6, 33, 47)
+    assert write_video(tmp_path / "x.mp4", frames, fps=12) == tmp_path / "x.mp4"
+    meta, decoded = read_video(tmp_path / "x.mp4")
+    assert (meta["codec"], meta["fps"], meta["pix_fmt"].split("(")[0]) == ("h264", 12.0, "yuv420p")
+    assert decoded.shape == (6, 34, 48, 3)
+    np.testing.assert_allclose(decoded[:, :33, :47] / 255.0, frames, atol=0.04)
+    write_video(tmp_path / "y.mp4", frames, fps=12)
+    assert (tmp_path / "x.mp4").read_bytes() == (tmp_path / "y.mp4").read_bytes()
+
+
+def test_without_ffmpeg_a_gif_is_written(tmp_path, monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    frames = np.stack([np.full((8, 8, 3), level, np.float32) for level in (0.0, 1.0)])
+    with pytest.warns(UserWarning, match="no ffmpeg"):
+        path = write_video(tmp_path / "x.mp4", frames)
+    assert path == tmp_path / "x.gif"
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+        image.seek(1)
+        assert np.asarray(image.convert("RGB")).min() == 255

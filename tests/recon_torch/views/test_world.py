@@ -28,7 +28,7 @@ def turned(cameras: Cameras, rotation: np.ndarray) -> Cameras:
     return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
 
 
-def test_own_orbits_are_the_unit_world():
+def test_orbits_are_in_the_world_of_the_fit_already():
     center, scale = world.of_cameras(orbit(16, 0.5, 32))
     np.testing.assert_allclose(center, 0, atol=1e-6)
     assert scale == pytest.approx(1, abs=1e-6)

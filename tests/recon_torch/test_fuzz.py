@@ -1,4 +1,4 @@
-"""Files that are almost right, or not at all: a reader gives something usable or one `UserError` line."""
+"""Readers of files that are damaged or nonsense return something usable or raise a UserError of one line."""
 
 import json
 import tracemalloc
@@ -20,7 +20,7 @@ from recon_torch.views.images import image_size, read_image, write_image
 from recon_torch.views.transforms import read_frames, write_transforms
 
 SIZE = 16
-MOST_BYTES = 32 * 2**20  # that reading a file of some kilobytes may take
+MOST_BYTES = 32 * 2**20  # of memory that reading a file of some kilobytes may take
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 10**400, 1e308, 2**63, 1e-320, True]))
 JSON = st.recursive(
     st.none()
@@ -37,7 +37,7 @@ ALL_KEYS = (*KEYS, "camera_angle_x", "camera_angle_y", "camera_model", "frames")
 
 
 def examples(count: int) -> settings:
-    """The same ones in every run; machines may be slow."""
+    """The same examples in every run, without a time limit, because machines may be slow."""
     return settings(
         max_examples=count,
         derandomize=True,
@@ -78,7 +78,7 @@ def damaged(draw, content: bytes) -> bytes:
 
 @st.composite
 def ply_of_other_types(draw) -> bytes:
-    """All that Gaussians need, in any order and of any type, with other properties between; any values."""
+    """All properties of Gaussians in any order and of any type, with others in between, and any values."""
     names = draw(st.permutations([*PLY_NAMES, "red", "f_rest_0"]))
     types = [
         draw(st.sampled_from([*PLY_TYPES, "long"] if name == "red" else list(PLY_TYPES))) for name in names
@@ -92,7 +92,7 @@ def ply_of_other_types(draw) -> bytes:
 
 
 def usable_or_refused(read, path, most_bytes=MOST_BYTES):
-    """What `read` gives for the file; None where it refuses in one line. Any other exception goes through."""
+    """What `read` returns for the file, or None if it raises a UserError of one line; other errors pass."""
     tracemalloc.start()
     try:
         with warnings.catch_warnings():
