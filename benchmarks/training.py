@@ -40,15 +40,16 @@ def prepared(
     import numpy as np
 
     from im3d_jax import config_flags, sharding, tasks
-    from im3d_jax.commands.train import open_stream
     from im3d_jax.training.feed import over_mesh
-    from im3d_jax.training.state import create, learning_rate, make_optimizer
+    from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
     from im3d_jax.training.step import make_step
+    from im3d_jax.training.streams import StreamSettings, open_stream
 
     config = config_flags.load(CONFIG)
     config.train.streams.turntable.batch_size = batch_size
     mesh = sharding.make_mesh(sharding.parse_mesh(mesh_text, jax.device_count()))
-    task, optimizer = tasks.build(config, mesh), make_optimizer(config.train)
+    task, rates = tasks.build(config, mesh), OptimizerSettings.of(config.train)
+    optimizer = make_optimizer(rates)
     state, frozen = create(
         task.init,
         task.load(WEIGHTS),
@@ -59,11 +60,25 @@ def prepared(
         frozen_dtype="float32",
         key=jax.random.key(0),
     )
-    examples = next(open_stream(config, "turntable", mesh, 0))
+    examples = next(
+        open_stream(
+            StreamSettings.of(config.train.streams.turntable),
+            mesh,
+            seed=config.seed,
+            size=config.size,
+            **config.train.loader,
+        )
+    )
     batch = over_mesh(task.collate(examples), mesh)
     where = jax.tree.map(lambda array: array.sharding, state)
     step = make_step(
-        task, optimizer, mesh, where=where, rate=learning_rate(config.train), accumulate=1, ema_decay=0.99
+        task,
+        optimizer,
+        mesh,
+        where=where,
+        rate=learning_rate(rates),
+        accumulate=1,
+        ema_decay=0.99,
     )
     arguments = [state, frozen, task.constants, batch]
     started = time.perf_counter()

@@ -21,7 +21,7 @@ from im3d_jax import costs, sharding
 from im3d_jax.backbones import Backbone, Params
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.costs import Accelerator
-from im3d_jax.training.state import join, split_params
+from im3d_jax.params import join, split_params
 from recon_torch.errors import UserError
 
 

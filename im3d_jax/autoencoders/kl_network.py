@@ -12,22 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from safetensors.numpy import save_file
 
 from im3d_jax import pretrained
 from im3d_jax.backbones.attention import attend
 from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, choice
 from recon_torch.files import replacing, write_json
 
-DTYPES = ("float32", "bfloat16")  # not float16, which activations of published weights overflow
+Clips = Float[Array, "B F _ _ _"]
+"""B clips of F frames, channels last. Sides and channels change on the way."""
+
+
+class ComputeDtype(StrEnum):
+    """The types that the networks compute in: not float16, which published weights' activations overflow."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,10 @@ class Architecture:
         block_out_channels: width of each level; every level but one halves the side.
         layers_per_block: residual blocks of a level; the decoder has one more.
         scaling_factor, shift_factor: the diffusion model sees (mean - shift) * scale. Unspecified in the
-            paper; Stable Diffusion's.
+            paper; the defaults are Stable Diffusion's.
         use_quant_conv, use_post_quant_conv: a 1x1 convolution after the encoder and before the decoder.
-        temporal_decoder: SVD's decoder, which has no convolution before it.
-        dtype: of the computation, "float32" or "bfloat16"; normalisation and softmax stay float32.
+        temporal_decoder: whether the decoder is SVD's, which has no convolution before it.
+        dtype: of the computation, see `ComputeDtype`; normalisation and softmax stay float32.
     """
 
     block_out_channels: Sequence[int] = (128, 256, 512, 512)
@@ -60,8 +70,7 @@ class Architecture:
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
         if self.temporal_decoder:
             object.__setattr__(self, "use_post_quant_conv", False)
-        if self.dtype not in DTYPES:
-            raise UserError(f"autoencoder_kl: no dtype {self.dtype!r}; give {' or '.join(DTYPES)}")
+        choice(ComputeDtype, self.dtype, "dtype of autoencoder_kl")
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
@@ -70,7 +79,7 @@ class Architecture:
             raise UserError(f"config.size is {size}; this autoencoder takes multiples of {factor}")
         return size // factor, size // factor, self.latent_channels
 
-    def init(self, key: PRNGKeyArray) -> dict:
+    def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Random parameters; under `jax.eval_shape`, their shapes."""
         side = 2 ** len(self.block_out_channels)
         return Network(self).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
@@ -81,17 +90,20 @@ class Architecture:
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 BUILT = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None}
-"""What diffusers leaves open and is built here in one way."""
+"""Entries of a config.json that diffusers leaves open, and the one value of each that is built here."""
 
 UNSAID = {"block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4}
-"""What a config.json means by saying nothing, where that is not our default."""
+"""The values that a config.json means where it does not say them and they are not our defaults."""
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Layers of attention in files from before diffusers 0.12, such as Stable Diffusion 1's."""
+"""Names of attention's layers in files from before diffusers 0.12, such as Stable Diffusion 1's."""
 
 
-def read_architecture(path: str, **sizes) -> Architecture:
-    """The architecture of config.json at `path`, or of `sizes` if there is none; reads no weights."""
+def read_architecture(path: str, **sizes: Any) -> Architecture:
+    """The architecture of the config.json at `path`, or of `sizes` if there is none. It reads no weights.
+
+    Raises UserError for sizes that do not exist or repeat a config.json, and for what is not built here.
+    """
     unknown = sizes.keys() - {each.name for each in fields(Architecture)}
     if unknown:
         raise UserError(
@@ -117,8 +129,8 @@ def read_architecture(path: str, **sizes) -> Architecture:
     return Architecture(**sizes, temporal_decoder=family == "AutoencoderKLTemporalDecoder")
 
 
-def read_params(path: str, architecture: Architecture) -> dict:
-    """The weights at `path` as parameters, float32; see `kl.load`."""
+def read_params(path: str, architecture: Architecture) -> dict[str, Any]:
+    """The weights at `path` as float32 parameters; see `kl.load`."""
     if not path:
         hint = "name a diffusers AutoencoderKL, or 'random' for a test"
         raise UserError(f"config.autoencoder.kwargs.path is empty; {hint}")
@@ -129,8 +141,8 @@ def read_params(path: str, architecture: Architecture) -> dict:
     return pretrained.to_params(tensors, shapes, source_of, f"autoencoder {path}")
 
 
-def write(directory: str | Path, params, architecture: Architecture) -> None:
-    """Writes an autoencoder as diffusers does: config.json and float32 weights, which `read_params` reads."""
+def write(directory: str | Path, params: PyTree, architecture: Architecture) -> None:
+    """Writes an autoencoder as diffusers does: config.json and float32 weights. `read_params` reads them."""
     tensors = pretrained.to_tensors(params, source_of)
     with replacing(Path(directory) / WEIGHTS_NAME) as temporary:
         save_file({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}, temporary)
@@ -172,7 +184,7 @@ def _present_name(name: str) -> str:
 
 
 class Network(nn.Module):
-    """Both halves, with the convolutions between."""
+    """The encoder and the decoder, with the 1x1 convolutions between them."""
 
     spec: Architecture
 
@@ -184,25 +196,27 @@ class Network(nn.Module):
         if spec.use_post_quant_conv:
             self.post_quant_conv = _conv(spec, spec.latent_channels, 1)
 
-    def encode(self, images):
-        """Images in [-1, 1] -> channels of the posterior: its means, then its log variances."""
+    def encode(self, images: Clips) -> Float[Array, "B F h w c2"]:
+        """Images in [-1, 1] -> the channels of the posterior: its means, then its log variances."""
         moments = self.encoder(images)
         return (self.quant_conv(moments) if self.spec.use_quant_conv else moments).astype(jnp.float32)
 
-    def decode(self, latents):
-        """Latents as the encoder makes them -> images around [-1, 1]."""
+    def decode(self, latents: Float[Array, "B F h w c"]) -> Clips:
+        """Unscaled latents -> images around [-1, 1]."""
         latents = self.post_quant_conv(latents) if self.spec.use_post_quant_conv else latents
         return self.decoder(latents).astype(jnp.float32)
 
-    def __call__(self, images):
+    def __call__(self, images: Clips) -> Clips:
         return self.decode(self.encode(images)[..., : self.spec.latent_channels])
 
 
 class Encoder(nn.Module):
+    """Images -> the channels of the posterior, before the 1x1 convolution."""
+
     spec: Architecture
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Float[Array, "B F h w c2"]:
         spec = self.spec
         x = _conv(spec, spec.block_out_channels[0], name="conv_in")(x)
         for level, channels in enumerate(spec.block_out_channels):
@@ -214,10 +228,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents, after the 1x1 convolution -> images."""
+
     spec: Architecture
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B F h w c"]) -> Clips:
         spec = self.spec
         block = SpatioTemporalResBlock if spec.temporal_decoder else res_block
         x = _conv(spec, spec.block_out_channels[-1], name="conv_in")(x)
@@ -231,59 +247,63 @@ class Decoder(nn.Module):
 
 
 class DownBlock(nn.Module):
+    """Residual blocks of one width, and half the side after them if `down`."""
+
     spec: Architecture
     channels: int
     down: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         for i in range(self.spec.layers_per_block):
             x = res_block(self.spec, self.channels, name=f"resnets_{i}")(x)
         return Downsample(self.spec, name="downsamplers_0")(x) if self.down else x
 
 
 class Downsample(nn.Module):
-    """Half the side. The padding is at the lower and right border alone, as the weights were trained."""
+    """Halves the side. Only the lower and the right border are padded, as the weights were trained."""
 
     spec: Architecture
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         padding = ((0, 1), (0, 1))
         return _conv(self.spec, x.shape[-1], strides=(2, 2), padding=padding, name="conv")(x)
 
 
 class UpBlock(nn.Module):
+    """Residual blocks of one width, and twice the side after them if `up`."""
+
     spec: Architecture
     block: Callable[..., nn.Module]
     channels: int
     up: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         for i in range(self.spec.layers_per_block + 1):
             x = self.block(self.spec, self.channels, name=f"resnets_{i}")(x)
         return Upsample(self.spec, name="upsamplers_0")(x) if self.up else x
 
 
 class Upsample(nn.Module):
-    """Twice the side."""
+    """Doubles the side."""
 
     spec: Architecture
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         return _conv(self.spec, x.shape[-1], name="conv")(upsample(x))
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks, and attention within each frame between them."""
+    """Two residual blocks with attention within each frame between them."""
 
     spec: Architecture
     block: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         x = self.block(self.spec, x.shape[-1], name="resnets_0")(x)
         if self.spec.mid_block_add_attention:
             x = Attention(self.spec, name="attentions_0")(x)
@@ -291,12 +311,12 @@ class MidBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual self-attention of one head over the places of each frame."""
+    """Residual self-attention with one head over the places of each frame."""
 
     spec: Architecture
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         b, f, h, w, c = x.shape
         tokens = _norm(x, self.spec, "group_norm").reshape(b * f, h * w, 1, c)
         q, k, v = (nn.Dense(c, dtype=x.dtype, name=f"to_{each}")(tokens) for each in "qkv")
@@ -304,8 +324,8 @@ class Attention(nn.Module):
         return x + nn.Dense(c, dtype=x.dtype, name="to_out_0")(out).reshape(x.shape)
 
 
-def res_block(spec: Architecture, channels: int, **kwargs) -> ResBlock:
-    """Two normalised convolutions within each frame."""
+def res_block(spec: Architecture, channels: int, **kwargs: Any) -> ResBlock:
+    """A residual block of two normalised convolutions within each frame."""
     return ResBlock(channels, spec.norm_num_groups, 1e-6, jnp.dtype(spec.dtype), **kwargs)
 
 
@@ -313,27 +333,27 @@ def res_block(spec: Architecture, channels: int, **kwargs) -> ResBlock:
 
 
 class SpatioTemporalResBlock(nn.Module):
-    """A residual block within each frame, blended with one over time that follows it."""
+    """A residual block within each frame, blended with the block over time that follows it."""
 
     spec: Architecture
     channels: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Clips) -> Clips:
         within = res_block(self.spec, self.channels, name="spatial_res_block")(x)
         across = temporal_res_block(self.spec, name="temporal_res_block")(within)
         return Mixer(0.0, name="time_mixer")(across, within)
 
 
-def temporal_res_block(spec: Architecture, **kwargs) -> TemporalResBlock:
-    """Two convolutions over frames. They are normalised over the whole clip, unlike those within frames."""
+def temporal_res_block(spec: Architecture, **kwargs: Any) -> TemporalResBlock:
+    """A residual block of two convolutions over time, which are normalised over the whole clip."""
     return TemporalResBlock(spec.norm_num_groups, 1e-5, jnp.dtype(spec.dtype), **kwargs)
 
 
-def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs) -> nn.Conv:
+def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs: Any) -> nn.Conv:
     kwargs = {"padding": kernel // 2, "dtype": jnp.dtype(spec.dtype)} | kwargs
     return nn.Conv(channels, (kernel, kernel), **kwargs)
 
 
-def _norm(x, spec: Architecture, name: str):
+def _norm(x: Clips, spec: Architecture, name: str) -> Clips:
     return group_norm(x, spec.norm_num_groups, 1e-6, name)

@@ -24,7 +24,7 @@ from im3d_jax import backbones, config_flags, costs, sharding
 from im3d_jax.backbones import Backbone
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.plan import Sampling, Training, count_parameters, plan_generation, plan_training
-from im3d_jax.training.state import make_optimizer
+from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import write_json
 
@@ -80,7 +80,7 @@ def plan(
     if "published" in config:
         numbers["published"] = config.published.to_dict()
     if "train" in config:
-        optimizer = make_optimizer(config.train)
+        optimizer = make_optimizer(OptimizerSettings.of(config.train))
         numbers["train"] = plan_training(
             model, params, costliest_stream(config), optimizer, mesh, device, utilisation
         )

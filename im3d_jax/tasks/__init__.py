@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
 
-from im3d_jax.data.pipeline import Example
+from im3d_jax.data import Example
 from im3d_jax.registry import Registry
 from im3d_jax.sharding import PartitionRules
 
-Batch = Mapping[str, Any]
-"""Arrays [B, ...] by name, or tuples of them."""
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What a step of training needs of a task. Both are pure functions, which are traced.
+
+    A batch is a tree of arrays [B, ...]. `stream` is what `Task.stream` returned.
+    """
+
+    def draw(self, key: PRNGKeyArray, num_examples: int, stream: Hashable) -> PyTree:
+        """What is random of each example, [B, ...]. It depends on an example's row alone."""
+
+    def loss(
+        self, params: PyTree, constants: PyTree, batch: PyTree, draws: PyTree, stream: Hashable
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
+        """(the mean over examples, sums over examples by name).
+
+        Names that end in "_by_level" have a sum for each noise level, and their counts.
+        """
 
 
 @runtime_checkable
-class Task(Protocol):
+class Task(Trainable, Protocol):
     """The contract of a task. The loop knows nothing else of what it trains.
 
     Attributes:
@@ -34,32 +51,24 @@ class Task(Protocol):
         """Random parameters; a pure function, which is traced."""
 
     def load(self, path: str) -> dict:
-        """The parameters of the file that `config.train.init_from` names, on the host."""
+        """The parameters of the file that `config.train.init_from` names, on the host.
 
-    def stream(self, name: str) -> Hashable:
-        """Settings of one stream of `config.train.streams`; a step is compiled for each value."""
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """The batch of some examples of `data.pipeline`, on the host."""
-
-    def draw(self, key: PRNGKeyArray, num_examples: int, stream: Hashable) -> PyTree:
-        """What is random of each example, [B, ...]. It depends on an example's row alone."""
-
-    def loss(
-        self, params: PyTree, constants: PyTree, batch: Batch, draws: PyTree, stream: Hashable
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """(the mean over examples, sums over examples by name); a pure function, which is traced.
-
-        Names that end in "_by_level" have a sum for each noise level.
+        Raises UserError if they do not fit.
         """
 
-    def flops(self, trainable: str, name: str) -> float:
-        """FLOPs of one step of a stream, forward and backward. trainable: regex of what trains."""
+    def stream(self, name: str) -> Hashable:
+        """The settings of one of `config.train.streams`. A step is compiled for each different value."""
+
+    def collate(self, examples: Sequence[Example]) -> PyTree:
+        """The batch of some examples, on the host."""
+
+    def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
+        """FLOPs of one step, forward and backward. trainable: regular expression of the paths that train."""
 
     def sample(self, params: PyTree, key: PRNGKeyArray) -> dict[str, Float[np.ndarray, "T H W 3"]]:
         """Videos to look at, by name, in [0, 1]."""
 
-    def save(self, directory: Path, params: PyTree, metadata: Mapping[str, Any]) -> Path:
+    def save(self, directory: Path, params: PyTree, metadata: dict[str, Any]) -> Path:
         """Writes the trained model as its users load it, and returns where."""
 
 
@@ -74,6 +83,6 @@ TASKS = Registry(
 """Functions of a config and a mesh that return a `Task`. They alone read the config of what is trained."""
 
 
-def build(config, mesh: Mesh) -> Task:
+def build(config: ConfigDict, mesh: Mesh) -> Task:
     """The task that `config.train.task` names. Raises UserError as `Registry.build` does."""
     return TASKS.build(config.train.task, {"config": config, "mesh": mesh}, Task)

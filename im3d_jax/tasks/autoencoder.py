@@ -1,48 +1,72 @@
-"""The task of an autoencoder: frames -> latents -> the same frames (Rombach et al. 2022, Sec. 3.1).
+"""The task of training an autoencoder: frames to latents to the same frames (Rombach et al. 2022, Sec. 3.1).
 
-IM-3D takes Emu Video's, which is not public. This one trains the same architecture, from scratch or from any
-public one's weights; all of it, or with `trainable="decoder|post_quant_conv"` the decoder alone, for which
-latents, and diffusion models of them, stay as they are.
+IM-3D takes Emu Video's autoencoder, which is not public. This task trains the same architecture, from scratch
+or from the weights of any public one. With `trainable="decoder|post_quant_conv"` it trains the decoder alone;
+then latents, and diffusion models of them, stay what they are.
 
 Rombach et al.: L1, LPIPS, a discriminator's loss and a slight KL. Here: L1, structural similarity and the KL,
-because LPIPS needs weights that are not ours to ship, and a second network trained against the first needs a
-loop of its own, which only pays where textures matter more than what is there. Expect softer textures.
+because LPIPS needs weights that are not ours to ship, and a discriminator needs a loop of its own. Expect
+softer textures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
 
 from im3d_jax import costs, sharding
-from im3d_jax.autoencoders import kl as kl_module
 from im3d_jax.autoencoders import kl_network
+from im3d_jax.autoencoders.kl import AutoencoderKL
 from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.data import Example, pipeline
 from im3d_jax.data.sources import open_source
-from im3d_jax.training.state import join, split_params
+from im3d_jax.params import join, split_params
 from recon_torch.errors import UserError
 
 ENCODER = r"^(encoder|quant_conv)/"
-LOG_VARIANCE = (-30.0, 20.0)  # bounds of the posterior's, as in the public code of latent diffusion
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # in pixels (Wang et al. 2004)
+"""A regular expression of the paths whose training changes the latents."""
+
+LOG_VARIANCE = (-30.0, 20.0)
+"""Bounds of the posterior's log variance, as in the public code of latent diffusion."""
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+"""In pixels (Wang et al. 2004)."""
+
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
-NUM_SAMPLES = 2  # turntables to look at
-NUM_MEASURED = 16  # objects whose latents' standard deviation is measured
+"""Wang et al. 2004, for values in [0, 1]."""
+
+NUM_SAMPLES = 2
+"""Turntables to look at."""
+
+NUM_MEASURED = 16
+"""Objects whose latents' standard deviation is measured."""
+
+FirstViews = Callable[[int], Float[Array | np.ndarray, "B K H W 3"]]
+"""The views of so many objects, the same ones at every call and on every process."""
+
+
+class LossWeights(NamedTuple):
+    """The weights of the terms of the loss (`config.train.autoencoder`)."""
+
+    w_l1: float
+    w_ssim: float
+    w_kl: float
 
 
 class Terms(NamedTuple):
-    """Of each of B examples; see `Autoencoder.terms`."""
+    """Of each of B examples; see `AutoencoderTask.terms`."""
 
     l1: Float[Array, " B"]
     ssim: Float[Array, " B"]
@@ -51,25 +75,36 @@ class Terms(NamedTuple):
 
 
 class AutoencoderTask:
-    """The task, see `im3d_jax.tasks`.
-
-    `config.autoencoder.kwargs` has the sizes of an `autoencoder_kl.Architecture`, `config.train.init_from`
-    may name a file of weights of those sizes in diffusers' layout.
-    """
+    """The task, see `im3d_jax.tasks.Task`. All its streams train alike."""
 
     partition_rules = PARTITION_RULES
     constants = ()
 
-    def __init__(self, config, mesh: Mesh):
-        sizes = {name: value for name, value in config.autoencoder.kwargs.items() if name != "path"}
-        self.architecture = kl_network.read_architecture("", **sizes)
-        self.network = kl_network.Network(self.architecture)
-        self.config, self.weights = config, config.train.autoencoder
-        self.architecture.latent_shape(config.size)
-        if config.size < SSIM_WINDOW:
-            raise UserError(f"config.size is {config.size}; the loss of an autoencoder needs {SSIM_WINDOW}")
+    def __init__(
+        self,
+        architecture: kl_network.Architecture,
+        size: int,
+        weights: LossWeights,
+        trainable: str,
+        first_views: FirstViews,
+    ):
+        """Makes the task of training an architecture on views of `size` pixels.
 
-    def init(self, key: Array) -> dict:
+        Args:
+            trainable: regular expression of the paths that train.
+            first_views: objects to show samples of and to measure latents on.
+
+        Raises UserError for a size that the architecture or the loss does not take.
+        """
+        self.architecture, self.size, self.weights = architecture, size, weights
+        self.trainable, self.first_views = trainable, first_views
+        self.network = kl_network.Network(architecture)
+        architecture.latent_shape(size)
+        if size < SSIM_WINDOW:
+            raise UserError(f"config.size is {size}; the loss of an autoencoder needs {SSIM_WINDOW}")
+
+    def init(self, key: PRNGKeyArray) -> dict:
+        """Random parameters."""
         return self.architecture.init(key)
 
     def load(self, path: str) -> dict:
@@ -77,29 +112,37 @@ class AutoencoderTask:
         return kl_network.read_params(path, self.architecture)
 
     def stream(self, name: str) -> None:
-        return None  # all streams train alike
+        return None
 
-    def collate(self, examples: Sequence[Example]) -> dict[str, Float[np.ndarray, "B K H W 3"]]:
+    def collate(self, examples: Sequence[Example]) -> dict[str, Float[Array | np.ndarray, "B K H W 3"]]:
+        """The views. Raises UserError for a data set that holds latents."""
         if "latents" in examples[0]:
             raise UserError("the data set holds latents, an autoencoder trains on views; build it with views")
         return {"rgb": pipeline.stack_views(examples)[0]}
 
-    def draw(self, key: Array, num_examples: int, stream: None) -> Array:
+    def draw(self, key: PRNGKeyArray, num_examples: int, stream: None) -> Key[Array, " {num_examples}"]:
         """A key for each example's noise."""
         return jax.random.split(key, num_examples)
 
-    def loss(self, params, constants, batch: dict, keys: Array, stream: None):
+    def loss(
+        self,
+        params: PyTree,
+        constants: tuple[()],
+        batch: Mapping[str, Float[Array, "B K H W 3"]],
+        draws: Key[Array, " B"],
+        stream: None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """w_l1 L1 + w_ssim (1 - SSIM) + w_kl KL, and the sums over examples of each and of the PSNR."""
-        terms = self.terms(params, batch["rgb"], keys)
+        terms = self.terms(params, batch["rgb"], draws)
         weights = self.weights
         losses = weights.w_l1 * terms.l1 + weights.w_ssim * (1 - terms.ssim) + weights.w_kl * terms.kl
         return losses.mean(), {name: term.sum() for name, term in terms._asdict().items()}
 
-    def terms(self, params, rgb: Float[Array, "B K H W 3"], keys: Array) -> Terms:
-        """How a drawn latent's image differs from the image, per pixel and channel, which are in [0, 1].
+    def terms(self, params: PyTree, rgb: Float[Array, "B K H W 3"], keys: Key[Array, " B"]) -> Terms:
+        """How the image that is decoded from a drawn latent differs from the image, which is in [0, 1].
 
-        kl: of the posterior from the unit normal, in nats, a sum over the latent divided by the number of the
-            image's values. psnr in dB.
+        l1: the mean over pixels and channels. kl: of the posterior from the unit normal, in nats, a sum over
+        the latent divided by the number of the image's values. psnr: in dB.
         """
         moments = self._apply(params, rgb * 2 - 1, "encode")
         mean, log_variance = jnp.split(moments, 2, axis=-1)
@@ -115,76 +158,62 @@ class AutoencoderTask:
             psnr=-10 * jnp.log10(((jnp.clip(made, 0, 1) - rgb) ** 2).mean(axes)),
         )
 
-    def _apply(self, params, arrays: Array, method: str | None) -> Array:
+    def _apply(self, params: PyTree, arrays: Float[Array, "B K _ _ _"], method: str | None) -> Array:
         return self.network.apply({"params": params}, arrays, method=method)
 
-    def flops(self, trainable: str, stream_name: str) -> float:
+    def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
         """FLOPs of the networks in a step, forward and backward."""
-        stream, size = self.config.train.streams[stream_name], self.config.size
         trained, frozen = split_params(jax.eval_shape(self.init, jax.random.key(0)), trainable)
-        rgb = jax.ShapeDtypeStruct((1, stream.num_views, size, size, 3), jnp.float32)
+        rgb = jax.ShapeDtypeStruct((1, num_views, self.size, self.size, 3), jnp.float32)
 
         def loss(trained, frozen, rgb):
             return self._apply(join(frozen, trained), rgb, None).sum()
 
-        return float(costs.count_flops(costs.trace(jax.grad(loss), trained, frozen, rgb)) * stream.batch_size)
+        return float(costs.count_flops(costs.trace(jax.grad(loss), trained, frozen, rgb)) * num_examples)
 
-    def sample(self, params, key: Array) -> dict[str, Float[np.ndarray, "K H W2 3"]]:
-        """The first turntables of the data, by name, each view beside what the autoencoder makes of it."""
-        rgb = self._first_views(NUM_SAMPLES)
+    def sample(self, params: PyTree, key: PRNGKeyArray) -> dict[str, Float[np.ndarray, "K H W2 3"]]:
+        """The first turntables of the data, by number, each view beside what the autoencoder makes of it."""
+        rgb = self.first_views(NUM_SAMPLES)
         codec = self._unscaled(params)
         made = sharding.to_host(codec.decode(codec.encode(rgb, rgb[..., :1]))[0])
         return {f"{number:02d}": each for number, each in enumerate(np.concatenate([rgb, made], axis=-2))}
 
-    def save(self, directory: Path, params, metadata: dict) -> Path:
+    def save(self, directory: Path, params: PyTree, metadata: dict[str, Any]) -> Path:
         """Writes `directory`/autoencoder as diffusers does, for `config.autoencoder.kwargs.path`.
 
-        Where the encoder trains, its scaling factor is measured: latents get a standard deviation of 1
-        (Rombach et al. 2022, appendix G).
+        Where the encoder trains, its scaling factor is measured, so that latents get a standard deviation of
+        1 (Rombach et al. 2022, appendix G).
         """
         architecture = self.architecture
-        if any(map(re.compile(self.config.train.trainable).search, self._encoder_paths())):
-            rgb = self._first_views(NUM_MEASURED)
+        if any(map(re.compile(self.trainable).search, self._encoder_paths())):
+            rgb = self.first_views(NUM_MEASURED)
             latents = np.asarray(self._unscaled(params).encode(rgb, rgb[..., :1]), np.float64)
             architecture = dataclasses.replace(architecture, scaling_factor=float(1 / latents.std()))
         path = directory / "autoencoder"
         kl_network.write(path, params, architecture)
         return path
 
-    def _unscaled(self, params) -> kl_module.AutoencoderKL:
+    def _unscaled(self, params: PyTree) -> AutoencoderKL:
         architecture = dataclasses.replace(self.architecture, scaling_factor=1.0, shift_factor=0.0)
-        return kl_module.AutoencoderKL(params, architecture, "in training")
+        return AutoencoderKL(params, architecture, "in training")
 
     def _encoder_paths(self) -> list[str]:
         params = traverse_util.flatten_dict(jax.eval_shape(self.init, jax.random.key(0)), sep="/")
         return [path for path in params if re.match(ENCODER, path)]
 
-    def _first_views(self, count: int) -> Float[np.ndarray, "B K H W 3"]:
-        """Of the first objects of the first stream: the same ones at every call and on every process."""
-        config, stream = self.config, next(iter(self.config.train.streams.values()))
-        source = open_source(**stream.data, seed=config.seed, size=config.size, num_views=stream.num_views)
-        examples = pipeline.open_stream(
-            source,
-            seed=config.seed,
-            batch_size=count,
-            shard=pipeline.Shard(0, 1),
-            shuffle=bool(stream.data.path),
-            **config.train.loader,
-        )
-        rgb = self.collate(next(examples))["rgb"]
-        examples.close()
-        return rgb
-
 
 def ssim(x: Float[Array, "N H W C"], y: Float[Array, "N H W C"]) -> Float[Array, " N"]:
-    """Structural similarity (Wang et al. 2004) of images in [0, 1], 1 where equal. Windows stay inside."""
+    """The structural similarity (Wang et al. 2004) of images in [0, 1], which is 1 where they are equal.
+
+    Windows stay inside the images.
+    """
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     window = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     window /= window.sum()
     rows, columns = (_bands(window, length) for length in x.shape[1:3])
 
-    def blur(images):
-        # Variances are differences of near equals, which a TPU's or GPU's usual precision would lose.
+    def blur(images: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+        # Variances are differences of nearly equal numbers, which the usual precision of a GPU or TPU loses.
         return jnp.einsum("nhwc,ih,jw->nijc", images, rows, columns, precision="highest")
 
     mean_x, mean_y = blur(x), blur(y)
@@ -194,12 +223,39 @@ def ssim(x: Float[Array, "N H W C"], y: Float[Array, "N H W C"]) -> Float[Array,
     return (luminance * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)).mean((1, 2, 3))
 
 
-def _bands(window: Float[np.ndarray, " k"], length: int) -> Float[np.ndarray, "l-k+1 l"]:
+def _bands(window: Float[np.ndarray, " k"], length: int) -> Float[np.ndarray, "{length}-k+1 {length}"]:
     """The matrix that slides a window along `length` values, staying inside."""
     steps = np.arange(length) - np.arange(length - len(window) + 1)[:, None]
     return np.where((steps >= 0) & (steps < len(window)), window[steps % len(window)], 0).astype(np.float32)
 
 
-def build(config, mesh: Mesh) -> AutoencoderTask:
-    """The task of a config."""
-    return AutoencoderTask(config, mesh)
+def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
+    """The task that a config describes.
+
+    `config.autoencoder.kwargs` has the sizes of a `kl_network.Architecture`, and `config.train.init_from` may
+    name a file of weights of those sizes in diffusers' layout.
+    """
+    sizes = {name: value for name, value in config.autoencoder.kwargs.items() if name != "path"}
+    stream = next(iter(config.train.streams.values()))
+
+    def first_views(count: int) -> Float[Array | np.ndarray, "B K H W 3"]:
+        """Those of the first objects of the first stream."""
+        source = open_source(**stream.data, seed=config.seed, size=config.size, num_views=stream.num_views)
+        examples = pipeline.open_stream(
+            source,
+            seed=config.seed,
+            batch_size=count,
+            shard=pipeline.Shard(0, 1),
+            shuffle=bool(stream.data.path),
+            **config.train.loader,
+        )
+        with contextlib.closing(examples):
+            return pipeline.stack_views(next(examples))[0]
+
+    return AutoencoderTask(
+        kl_network.read_architecture("", **sizes),
+        config.size,
+        LossWeights(**config.train.autoencoder),
+        config.train.trainable,
+        first_views,
+    )

@@ -1,13 +1,13 @@
-"""What training changes, and what it leaves alone: parameters divided in two, the optimiser, the average.
+"""The state of training: the parameters that train, their optimiser and their average; the frozen ones apart.
 
-Only what trains costs: a frozen parameter has no gradient, no moments and no average, and may be bfloat16
-(Sec. 3.1: the temporal layers train, the spatial ones stay).
+A frozen parameter costs neither a gradient nor moments nor an average, and may be bfloat16 (Sec. 3.1: the
+temporal layers train, the spatial ones stay).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,43 +15,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from im3d_jax import sharding
-from recon_torch.errors import UserError
+from im3d_jax.params import split_params
 
 
 class TrainState(NamedTuple):
-    """What a step changes and a checkpoint holds. `trained` and `ema` are float32, by path.
+    """What a step changes and a checkpoint holds.
 
-    skipped: steps whose loss or gradient was not finite, so that they changed nothing else.
+    Attributes:
+        step: how many steps are done.
+        key: the root of all that is random in training.
+        trained: the parameters that train, float32, by path.
+        ema: their exponential moving average.
+        opt_state: of the optimiser.
+        skipped: how many steps were not finite, so that they changed nothing else.
     """
 
-    step: jax.Array
-    key: jax.Array
-    trained: dict[str, jax.Array]
-    ema: dict[str, jax.Array]
-    opt_state: Any
-    skipped: jax.Array
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    trained: dict[str, Float[Array, "..."]]
+    ema: dict[str, Float[Array, "..."]]
+    opt_state: PyTree
+    skipped: Int[Array, ""]
 
 
-def join(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict:
-    """The parameters as the network takes them."""
-    return traverse_util.unflatten_dict({**frozen, **trained}, sep="/")
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate over a run.
+
+    Attributes:
+        learning_rate: the constant rate between warm-up and decay.
+        num_steps: of the run.
+        warmup_steps: steps over which the rate rises from 0.
+        decay_steps: last steps, over which the rate falls to 0.
+        weight_decay: of AdamW.
+        clip_norm: gradients of a larger global norm are scaled down to it.
+    """
+
+    learning_rate: float
+    num_steps: int
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    @classmethod
+    def of(cls, section: Any) -> OptimizerSettings:
+        """Takes them out of a config's section `train`, which has more."""
+        return cls(**{field.name: section[field.name] for field in fields(cls)})
 
 
-def split_params(params, pattern: str) -> tuple[dict, dict]:
-    """(trained, frozen) parameters by path, divided by a regex. Raises UserError if it matches none."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    trained = {path: value for path, value in flat.items() if re.search(pattern, path)}
-    if not trained:
-        raise UserError(f"config.train.trainable: {pattern!r} matches none of the {len(flat)} parameters")
-    return trained, {path: value for path, value in flat.items() if path not in trained}
-
-
-def learning_rate(settings) -> optax.Schedule:
-    """Warm-up, constant rate, and a linear decay over the last `decay_steps`."""
+def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
+    """The rate at each step: a linear warm-up, the constant rate, and a linear decay to 0."""
     warmup, decay = settings.warmup_steps, settings.decay_steps
     return optax.join_schedules(
         [
@@ -63,7 +81,7 @@ def learning_rate(settings) -> optax.Schedule:
     )
 
 
-def make_optimizer(settings) -> optax.GradientTransformation:
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm."""
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
@@ -72,22 +90,25 @@ def make_optimizer(settings) -> optax.GradientTransformation:
 
 
 def create(
-    init: Callable,
-    loaded: Mapping | None,
+    init: Callable[[PRNGKeyArray], dict],
+    loaded: Mapping[str, Any] | None,
     rules: sharding.PartitionRules,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     *,
     trainable: str,
     frozen_dtype: str,
-    key: jax.Array,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    key: PRNGKeyArray,
+) -> tuple[TrainState, dict[str, Array]]:
     """(state, frozen parameters), each array made where it lives: no device ever holds the whole.
 
     Args:
-        init: of the backbone, key -> parameters. loaded: parameters on the host to start from instead.
-        rules: the backbone's `partition_rules`. trainable: regex of the paths that train.
-        frozen_dtype: of those that do not. key: the root of all that is random, also of `init`.
+        init: of the task.
+        loaded: parameters on the host to start from; None starts from those of `init`.
+        rules: the task's `partition_rules`.
+        trainable: regular expression that is found in the paths of the parameters that train.
+        frozen_dtype: of those that do not.
+        key: the root of all that is random, also of `init`.
 
     Raises UserError if `trainable` matches nothing.
     """
@@ -96,7 +117,7 @@ def create(
     dtypes = jnp.float32, jnp.dtype(frozen_dtype)
     if loaded is None:
 
-        def make(key):
+        def make(key: PRNGKeyArray):
             return _cast(split_params(init(key), trainable), dtypes)
 
         trained, frozen = jax.jit(make, out_shardings=places)(key)
@@ -110,13 +131,15 @@ def create(
     return jax.jit(start, out_shardings=where)(trained, key), frozen
 
 
-def _start(trained, key, *, optimizer) -> TrainState:
+def _start(
+    trained: dict[str, Array], key: PRNGKeyArray, *, optimizer: optax.GradientTransformation
+) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, trained)
     return TrainState(zero, key, trained, ema, optimizer.init(trained), zero)
 
 
-def _cast(parts, dtypes):
+def _cast(parts: tuple[dict[str, Array], ...], dtypes: tuple) -> tuple[dict[str, Array], ...]:
     return tuple(
         {path: value.astype(dtype) for path, value in part.items()}
         for part, dtype in zip(parts, dtypes, strict=True)

@@ -23,6 +23,7 @@ from recon_torch.fit.loss import Loss, Targets, join
 from recon_torch.losses.metrics import psnr, silhouette_iou, ssim
 from recon_torch.raster import Render
 from recon_torch.scene import Scene, new_scene
+from recon_torch.seeds import fold_in
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
 
@@ -245,8 +246,3 @@ def _check_alike(fits: Sequence[Fit]) -> None:
     for fit in fits[1:]:
         if kind(fit) != kind(fits[0]):
             raise ValueError(f"fits that differ do not run together: {kind(fit)} and {kind(fits[0])}")
-
-
-def fold_in(seed: int, *names: int) -> int:
-    """The seed of a named use of random numbers."""
-    return int(np.random.SeedSequence([seed, *names]).generate_state(1, np.uint64)[0] >> np.uint64(1))

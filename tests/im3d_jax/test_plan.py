@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from im3d_jax import config_flags, costs, plan, sharding
 from im3d_jax.backbones import emu_video
-from im3d_jax.training.state import make_optimizer
+from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from recon_torch.errors import UserError
 
 SMALL = dict(

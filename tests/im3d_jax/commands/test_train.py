@@ -17,14 +17,20 @@ from ml_collections import ConfigDict
 from im3d_jax import backbones, checkpoint, config_flags, sharding
 from im3d_jax.commands import dataset, train
 from im3d_jax.conditions import text
-from im3d_jax.data import objects, pipeline, procedural, turntables, views
+from im3d_jax.data import objects, pipeline, procedural, sources, turntables, views
 from im3d_jax.training import hosts
+from im3d_jax.training import run as run_module
+from im3d_jax.training.streams import StreamSettings
 from im3d_jax.training.watch import NotFinite
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ["tiny_text_to_image.py", "tiny_turntable.py"]
+
+
+def depends_on(config):
+    return run_module.depends_on(config_flags.as_json(config))
 
 
 class Toy:
@@ -60,7 +66,7 @@ class Toy:
         losses = jnp.square(predicted - constants * batch).mean(-1)
         return losses.mean(), {"loss_by_level": losses.sum()[None], "count_by_level": jnp.full(1, len(x))}
 
-    def flops(self, trainable, name):
+    def flops(self, trainable, num_examples, num_views):
         return 0.0
 
     def sample(self, params, key):
@@ -93,7 +99,7 @@ def toy(monkeypatch):
         return Numbers(first_object)
 
     monkeypatch.setattr(train.tasks, "build", Toy)
-    monkeypatch.setattr(train.sources, "open_source", open_numbers)
+    monkeypatch.setattr(sources, "open_source", open_numbers)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +226,7 @@ def test_a_checkpoint_is_of_its_step_though_the_loop_went_on(tmp_path, start, sh
         for step in range(num_steps + 1, 5):
             shutil.rmtree(tmp_path / f"cut{num_steps}" / "checkpoints" / str(step))
         with checkpoint.Checkpoints(tmp_path / f"cut{num_steps}") as checkpoints:
-            settings = train.run_settings(shrunk(init_from=toy_weights))
+            settings = depends_on(shrunk(init_from=toy_weights))
             restored, meta = checkpoints.restore(state, settings)
         assert leaves_equal(state, restored)
         assert sum(meta["batches"].values()) == num_steps and meta["config"]["size"] == 8
@@ -306,9 +312,7 @@ def test_weights_are_known_wherever_they_lie(tmp_path, shrunk, toy_weights):
     content = Path(toy_weights).read_bytes()
     moved.write_bytes(content)
     other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    first, same, different = (
-        train.run_settings(shrunk(init_from=str(path))) for path in (toy_weights, moved, other)
-    )
+    first, same, different = (depends_on(shrunk(init_from=str(path))) for path in (toy_weights, moved, other))
     assert first == same != different
 
 
@@ -364,7 +368,7 @@ def test_training_from_disk_resumes_exactly_past_a_corrupt_record(tmp_path, shru
 @pytest.fixture
 def broken_object(toy, monkeypatch):
     """Object 3 of each stream has a NaN."""
-    monkeypatch.setattr(train.sources, "open_source", lambda **_: Numbers(0, broken=(3,)))
+    monkeypatch.setattr(sources, "open_source", lambda **_: Numbers(0, broken=(3,)))
 
 
 def test_training_stops_at_nan_and_saves_nothing(tmp_path, start, broken_object):
@@ -385,7 +389,8 @@ def test_a_step_that_is_not_finite_is_skipped_where_allowed(tmp_path, start, bro
 
 
 def test_streams_take_their_turns():
-    streams = ConfigDict({"image": {"every": 6}, "turntable": {"every": 1}})
+    sizes = dict(batch_size=8, num_views=1)
+    streams = {"image": StreamSettings(every=6, **sizes), "turntable": StreamSettings(every=1, **sizes)}
     names = [train.stream_of(streams, step) for step in range(18)]
     assert names == (["turntable"] * 5 + ["image"]) * 3
 
@@ -418,8 +423,8 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 def test_what_a_run_depends_on(shrunk):
-    settings = train.run_settings(shrunk())
+    settings = depends_on(shrunk())
     assert settings["backbone.kwargs.model_channels"] == 8 and settings["train.streams.image.every"] == 2
     same = shrunk(num_steps=9, decay_steps=2, log_every=7, mesh="fsdp=8", checkpoint=dict(every=3))
     same.video.num_steps = 10
-    assert train.run_settings(same) == settings
+    assert depends_on(same) == settings

@@ -16,6 +16,7 @@ from im3d_jax import config_flags, pipeline
 from im3d_jax.commands import train_elevation
 from im3d_jax.data import objects, procedural
 from im3d_jax.data.turntables import Record, write
+from im3d_jax.training import elevation as training
 from im3d_jax.training.watch import NotFinite
 from recon_torch import hosting
 from recon_torch.elevation import estimator as elevation
@@ -31,6 +32,10 @@ def config():
 
 
 AMOUNTS = dict(noise=0.0, blur_px=0.0, shift_px=0, colour=0.0)
+
+
+def amounts(**changed):
+    return training.Amounts(**(AMOUNTS | changed))
 
 
 def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
@@ -55,18 +60,18 @@ def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
 
     frames = torch.arange(16.0).reshape(2, 8, 1, 1, 1)
     sets = {
-        tuple(train_elevation.draw_sets(frames, torch.Generator().manual_seed(i)).flatten().tolist())
+        tuple(training.draw_sets(frames, torch.Generator().manual_seed(i)).flatten().tolist())
         for i in range(20)
     }
     firsts, seconds = {each[:4] for each in sets}, {each[4:] for each in sets}
     assert firsts == {(0, 2, 4, 6), (1, 3, 5, 7)} and seconds == {(8, 10, 12, 14), (9, 11, 13, 15)}
     with pytest.raises(UserError, match="num_views is 3"):
-        train_elevation.draw_sets(frames[:, :3], torch.Generator())
+        training.draw_sets(frames[:, :3], torch.Generator())
 
 
 def test_degrade_by_nothing_only_permutes_channels():
     frames = torch.rand(3, 4, 8, 8, 3)
-    result = train_elevation.degrade(frames, torch.Generator().manual_seed(0), **AMOUNTS)
+    result = training.degrade(frames, torch.Generator().manual_seed(0), amounts())
     torch.testing.assert_close(result.sort(-1).values, frames.sort(-1).values)
     per_video = [
         {
@@ -81,23 +86,23 @@ def test_degrade_by_nothing_only_permutes_channels():
 def test_degrade_amounts():
     generator = torch.Generator().manual_seed(0)
     grey = torch.full((8, 4, 32, 32, 3), 0.5)
-    noisy = train_elevation.degrade(grey, generator, **(AMOUNTS | dict(noise=0.1)))
+    noisy = training.degrade(grey, generator, amounts(noise=0.1))
     deviations = noisy.flatten(2).std(-1)
     assert 0.08 < deviations.max() < 0.11 and deviations.min() < 0.04
     torch.testing.assert_close(noisy.mean(), torch.tensor(0.5), atol=2e-3, rtol=0)
-    tinted = train_elevation.degrade(grey, generator, **(AMOUNTS | dict(colour=0.2)))
+    tinted = training.degrade(grey, generator, amounts(colour=0.2))
     assert (tinted - 0.5).abs().max() <= 0.1 + 1e-6
     assert (tinted == tinted[:, :1, :1, :1]).all()  # one tint for a video
 
     dot = torch.ones(8, 4, 9, 9, 3)
     dot[:, :, 4, 4] = 0
-    blurred = train_elevation.degrade(dot, generator, **(AMOUNTS | dict(blur_px=1.0)))
+    blurred = training.degrade(dot, generator, amounts(blur_px=1.0))
     torch.testing.assert_close((1 - blurred).sum((2, 3)), torch.ones(8, 4, 3), atol=1e-4, rtol=0)
     rows = torch.arange(9.0) - 4
     variance = ((1 - blurred[..., 0]).sum(3) * rows**2).sum(-1)
     assert 0.5 < variance.max() <= 1.0 and variance.min() < 0.5
 
-    shifted = train_elevation.degrade(dot, generator, **(AMOUNTS | dict(shift_px=1)))
+    shifted = training.degrade(dot, generator, amounts(shift_px=1))
     places = {tuple((frame[..., 0] < 0.5).nonzero()[0].tolist()) for video in shifted for frame in video}
     assert places == {(y, x) for y in (3, 4, 5) for x in (3, 4, 5)}
 
@@ -164,11 +169,11 @@ def broken_step(monkeypatch):
     """The second step's frames are NaN."""
     calls = []
 
-    def degrade(frames, *arguments, whole=train_elevation.degrade, **amounts):
+    def degrade(frames, *arguments, whole=training.degrade):
         calls.append(frames)
-        return whole(frames, *arguments, **amounts) * (math.nan if len(calls) == 2 else 1)
+        return whole(frames, *arguments) * (math.nan if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(train_elevation, "degrade", degrade)
+    monkeypatch.setattr(training, "degrade", degrade)
 
 
 def test_what_is_not_finite_stops_with_its_objects(broken_step, tmp_path):
@@ -278,7 +283,7 @@ def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
     config.elevation.dino = ""
     with pytest.raises(UserError, match="fit another model"):
         pipeline.load_estimator(config)
-    with pytest.raises(UserError, match="no DINO model in elsewhere"):
+    with pytest.raises(UserError, match="config.elevation.dino: no config.json in 'elsewhere'"):
         run(tmp_path / "other", dino="elsewhere")
 
 

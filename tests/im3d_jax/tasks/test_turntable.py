@@ -11,7 +11,8 @@ import pytest
 from im3d_jax import backbones, checkpoint, costs, sharding
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data.sources import ProceduralSource
-from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream, TurntableTask
+from im3d_jax.tasks import turntable
+from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream
 from recon_torch.errors import UserError
 
 TOKENS, TEXT = (2, 5), (3, 6)
@@ -62,7 +63,7 @@ def task(shrunk, monkeypatch):
     config = shrunk()
     monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda **_: Letters())
     monkeypatch.setattr(backbones, "build", lambda *_: Scale())
-    made = TurntableTask(config, sharding.make_mesh(devices=jax.devices()[:1]))
+    made = turntable.build(config, sharding.make_mesh(devices=jax.devices()[:1]))
     made.generator = dataclasses.replace(made.generator, image_encoder=Tokens())
     return made
 
@@ -160,14 +161,12 @@ def test_draws_have_the_shares_and_levels_that_a_stream_asks_for(task):
 def test_flops_are_three_times_a_call_and_leave_out_what_nothing_needs(shrunk):
     """Forward, and backward to inputs and to weights; with frozen weights less, and remat makes no more."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole, temporal = (
-        TurntableTask(shrunk(), mesh).flops(pattern, "turntable") for pattern in (".*", "temporal")
-    )
+    whole, temporal = (turntable.build(shrunk(), mesh).flops(pattern, 8, 3) for pattern in (".*", "temporal"))
     config = shrunk()
     with config.unlocked():
         config.backbone.kwargs.remat = "nothing_saveable"
-    assert TurntableTask(config, mesh).flops(".*", "turntable") == whole
-    task = TurntableTask(shrunk(), mesh)
+    assert turntable.build(config, mesh).flops(".*", 8, 3) == whole
+    task = turntable.build(shrunk(), mesh)
     model, batch = task.model, 8
     noisy = jax.ShapeDtypeStruct((batch, 3, *model.latent_shape), jnp.float32)
     program = costs.trace(
@@ -194,7 +193,7 @@ def test_samples_are_turntables_of_prompts_and_pictures(shrunk, random_params, t
     config.text_to_image.num_steps = config.video.num_steps = 2
     config.train.sample.update(prompts=("a red chair",), images=(str(tmp_path / "picture.png"),))
     mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
-    task = TurntableTask(config, mesh)
+    task = turntable.build(config, mesh)
     params = traverse_util.unflatten_dict(random_params, sep="/")
     params = jax.device_put(params, sharding.of_tree(params, task.partition_rules, mesh))
     videos = task.sample(params, jax.random.key(0))

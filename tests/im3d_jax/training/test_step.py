@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from im3d_jax import sharding
-from im3d_jax.training.state import create, learning_rate, make_optimizer, split_params
+from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
 
 FEATURES, HIDDEN, NUM_EXAMPLES = 6, 16, 16
@@ -56,7 +55,7 @@ class Kinked(Regression):
 
 def settings(**changed):
     rates = dict(num_steps=12, warmup_steps=0, decay_steps=0, learning_rate=0.1)
-    return ConfigDict(rates | dict(weight_decay=0.0, clip_norm=1e9) | changed)
+    return OptimizerSettings(**(rates | dict(weight_decay=0.0, clip_norm=1e9) | changed))
 
 
 def batch(seed=0):
@@ -236,17 +235,12 @@ def test_learning_rate_rises_stays_and_falls():
     np.testing.assert_allclose([learning_rate(rates)(n) for n in range(12)], expected, atol=1e-7)
 
 
-def test_parameters_are_divided_by_a_pattern():
-    params = {"a_temporal": {"kernel": 1}, "b": {"kernel": 2, "bias": 3}}
-    assert split_params(params, "temporal") == ({"a_temporal/kernel": 1}, {"b/kernel": 2, "b/bias": 3})
-
-
 EIGHTY = """
 import sys
 import jax
 import numpy as np
 from im3d_jax import config_flags, sharding, tasks
-from im3d_jax.training.state import create, make_optimizer
+from im3d_jax.training.state import OptimizerSettings, create, make_optimizer
 from im3d_jax.training.step import make_step
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -257,7 +251,7 @@ config.backbone.kwargs.update(
     head_dim=8, temporal_span=("pixel",), text_dims=(8,), ff_mult=1,
 )
 mesh = sharding.make_mesh(sharding.parse_mesh(sys.argv[1], jax.device_count()))
-task, optimizer = tasks.build(config, mesh), make_optimizer(config.train)
+task, optimizer = tasks.build(config, mesh), make_optimizer(OptimizerSettings.of(config.train))
 state, frozen = create(task.init, None, task.partition_rules, mesh, optimizer, trainable="temporal",
                        frozen_dtype="bfloat16", key=jax.random.key(0))
 rng = np.random.default_rng(0)

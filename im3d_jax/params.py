@@ -1,0 +1,30 @@
+"""Parameters by path, divided into those that train and those that stay frozen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+
+from recon_torch.errors import UserError
+
+
+def join(frozen: Mapping[str, Any], trained: Mapping[str, Any]) -> dict:
+    """Puts the parameters together as the network takes them: nested dictionaries."""
+    return traverse_util.unflatten_dict({**frozen, **trained}, sep="/")
+
+
+def split_params(params: Mapping[str, Any], pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trained, frozen) parameters by path, such as "encoder/conv_in/kernel".
+
+    pattern: regular expression that is found in the paths of those that train.
+
+    Raises UserError if it matches none.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    trained = {path: value for path, value in flat.items() if re.search(pattern, path)}
+    if not trained:
+        raise UserError(f"config.train.trainable: {pattern!r} matches none of the {len(flat)} parameters")
+    return trained, {path: value for path, value in flat.items() if path not in trained}

@@ -1,0 +1,76 @@
+"""What a run of `im3d train` depends on, what it prints at its start, and the weights that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from im3d_jax import checkpoint, sharding
+from im3d_jax.params import join
+from im3d_jax.tasks import Task
+from im3d_jax.training import hosts
+from im3d_jax.training.state import TrainState
+
+TRAINED_BY = ("seed", "size", "backbone", "autoencoder", "text", "schedule", "train")
+"""Sections of the config that a run depends on: it cannot go on with others."""
+
+MAY_CHANGE = (
+    "num_steps",
+    "decay_steps",
+    "mesh",
+    "accumulate",
+    "max_skipped",
+    "hang_timeout_s",
+    "loader",
+    "num_workers",
+    "checkpoint",
+    "log_every",
+    "tensorboard",
+    "sample",
+    "profile",
+)
+"""Keys of `config.train` that may change from one start of a run to the next."""
+
+
+def depends_on(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run depends on, by dotted key: a checkpoint is resumed only with the same.
+
+    config: the whole config as JSON, see `config_flags.as_json`.
+    """
+    sections = {name: config[name] for name in TRAINED_BY}
+    sections["train"] = {key: value for key, value in config["train"].items() if key not in MAY_CHANGE}
+    if config["train"]["init_from"]:
+        sections["train"]["init_from"] = checkpoint.fingerprint(config["train"]["init_from"])
+    return traverse_util.flatten_dict(sections, sep=".")
+
+
+def describe(state: TrainState, frozen: dict[str, Array], mesh: Mesh) -> str:
+    """The parameters in a table, and what this process's first device holds of them."""
+    trees = {"trained": state.trained, "average": state.ema, "moments": state.opt_state, "frozen": frozen}
+    held = {
+        name: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+        for name, tree in trees.items()
+    }
+    overview = parameter_overview.get_parameter_overview(
+        join(frozen, state.trained), include_stats=False, max_lines=12
+    )
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in held.items())
+    return f"{overview}\nmesh {axes}; a device holds: {sizes}"
+
+
+def save_weights(task: Task, workdir: Path, params: PyTree, metadata: dict[str, Any]) -> None:
+    """Gathers the parameters on the host, one after another, and process 0 writes them."""
+    params = jax.tree.map(sharding.to_host, params)
+    if hosts.is_main():
+        print(f"wrote {task.save(workdir, params, metadata)}", flush=True)
+    if jax.process_count() > 1:  # a process that ended first would wait for the rest only for a while
+        multihost_utils.sync_global_devices("weights")

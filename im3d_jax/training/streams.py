@@ -1,0 +1,94 @@
+"""The streams of a run: which of them a step takes a batch of, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from im3d_jax import sharding
+from im3d_jax.data import pipeline, sources, workers
+from recon_torch.errors import UserError
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """One stream of batches (`config.train.streams`).
+
+    Attributes:
+        every: the stream's turn comes every so many steps.
+        batch_size: over all processes.
+        num_views: of each object.
+        path, split, first_object: of the data, see `data.sources.open_source`.
+    """
+
+    every: int
+    batch_size: int
+    num_views: int
+    path: str = ""
+    split: str = "train"
+    first_object: int = 0
+
+    @classmethod
+    def of(cls, section: Any) -> StreamSettings:
+        """Takes them out of a stream's section of a config, which has more."""
+        return cls(section.every, section.batch_size, section.num_views, **section.data)
+
+
+def check(streams: Mapping[str, StreamSettings], accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError for batches that do not divide, and where a step would have none.
+
+    accumulate: parts of a batch whose gradients are computed one after another.
+    """
+    shares = sharding.batch_shares(mesh) * accumulate
+    for name, stream in streams.items():
+        if stream.batch_size % shares:
+            key = f"config.train.streams.{name}.batch_size"
+            parts = f"{sharding.batch_shares(mesh)} devices x {accumulate} accumulated"
+            raise UserError(f"{key} is {stream.batch_size}; give a multiple of {parts} parts")
+    if all(stream.every > 1 for stream in streams.values()):
+        raise UserError("config.train.streams: some steps have no stream; set `every` of one to 1")
+
+
+def stream_of(streams: Mapping[str, StreamSettings], step: int) -> str:
+    """The stream of a step: of those whose turn it is, the one that comes round least often."""
+    due = [name for name, stream in streams.items() if step % stream.every == stream.every - 1]
+    return max(due, key=lambda name: streams[name].every)
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether what happens every `every` steps, or never if that is 0, happens after `step` steps."""
+    return every > 0 and step % every == 0
+
+
+def open_stream(
+    stream: StreamSettings,
+    mesh: Mesh,
+    *,
+    seed: int,
+    size: int,
+    start: int = 0,
+    run: workers.Run = workers.run_here,
+    **loader: int,
+) -> pipeline.Stream:
+    """Opens this process's part of a stream's batches, from batch `start` on.
+
+    Args:
+        seed: of the objects and of their order.
+        size: side of the views in pixels.
+        run: what makes procedural objects, see `data.workers`.
+        loader: see `data.pipeline.open_stream`.
+    """
+    data = dict(path=stream.path, split=stream.split, first_object=stream.first_object)
+    source = sources.open_source(**data, seed=seed, size=size, num_views=stream.num_views, run=run)
+    return pipeline.open_stream(
+        source,
+        seed=seed,
+        batch_size=stream.batch_size,
+        shard=pipeline.Shard(*sharding.rows_of_process(mesh)),
+        start=start,
+        shuffle=bool(stream.path),
+        **loader,
+    )
