@@ -62,7 +62,7 @@ class Pipeline:
         *,
         image: str | Path = "",
         seed: int = 0,
-        elevation_deg: float | None = None,
+        elevation_deg: float | int | None = None,
         out: str | Path | None = None,
         save_views: bool = False,
         retry_seeds: int = 0,
