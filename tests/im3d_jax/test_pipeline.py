@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from im3d_jax import config_flags, pipeline, stages
+from im3d_jax import config_flags, method, pipeline, stages
 from im3d_jax.asset import Request, files_of, move_into
 from im3d_jax.conditions import pictures
 from recon_torch.errors import UserError
@@ -120,3 +120,15 @@ def test_the_elevation_that_is_given_is_reported_as_it_was_given(loaded, tmp_pat
     report = loaded.make("a red car", elevation_deg=12.3, out=tmp_path).report
     assert report["given_elevation_deg"] == 12.3 and report["elevation_deg"] == pytest.approx(12.3)
     assert loaded.make("a red car", out=tmp_path).report["given_elevation_deg"] is None
+
+
+def test_renders_are_encoded_for_further_rounds_only(loaded, monkeypatch, tmp_path):
+    encoded, encode_renders = [], method.encode_renders
+
+    def counted(*arguments):
+        encoded.append(arguments)
+        return encode_renders(*arguments)
+
+    monkeypatch.setattr(method, "encode_renders", counted)
+    asset = loaded.make("a red car", out=tmp_path, show=stages.silent)
+    assert len(asset.rounds) == 2 and len(encoded) == 1
