@@ -59,7 +59,8 @@ def measure_call(config, small: bool) -> dict:
     levels = [jnp.full(1, each, jnp.float32) for each in (500.0, 0.6, 0.8)]
     arguments = (params, shapes.codec, noisy, *levels, given, empty)
     started = time.perf_counter()
-    call = generator.denoise_guided.lower(*arguments, model, guidance, settings.tie_first_view).compile()
+    options = model, guidance, settings.tie_first_view
+    call = generator.compiled_denoise_guided.lower(*arguments, *options).compile()
     compile_seconds = time.perf_counter() - started
     copies = guidance.num_evaluations
     batch = jax.tree.map(lambda x: jnp.concatenate([x] * copies), (noisy, levels[0], given))

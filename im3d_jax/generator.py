@@ -45,7 +45,9 @@ OnStep = Callable[[int, Array], Any]
 class PictureEncoder(Protocol):
     """What turns the picture into tokens for a backbone that attends to them."""
 
-    def encode(self, rgb: Float[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B L d"]:
+    def encode(
+        self, rgb: Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+    ) -> Float[np.ndarray, "B L d"]:
         """Tokens of B pictures in [0, 1]."""
 
 
@@ -135,7 +137,7 @@ class Generator:
         given = self.model.empty_conditioning(len(prompts))._replace(text=text, text_mask=text_mask)
         if elevation_rad is not None and given.elevation_rad is not None:
             given = given._replace(elevation_rad=jnp.full(len(prompts), elevation_rad))
-        if rgb is None:
+        if rgb is None or alpha is None:
             return given
         if self.image_encoder:
             given = given._replace(image_tokens=jnp.asarray(self.image_encoder.encode(rgb)))
@@ -226,7 +228,7 @@ class Generator:
         self, given: Conditioning, guidance: Guidance, tie_first_view: bool
     ) -> Callable[..., Float[Array, "B K h w c"]]:
         """The denoiser that `sampler.sample` calls, which counts its calls."""
-        guided = denoise_guided if self.model.traceable else denoise_guided.__wrapped__
+        guided = compiled_denoise_guided if self.model.traceable else denoise_guided
         empty = conditioning.no_conditions(self.model.empty_conditioning(1), self.text)
         given, empty = jax.device_put((given, empty), self.place)
 
@@ -239,7 +241,6 @@ class Generator:
         return denoise
 
 
-@partial(jax.jit, static_argnames=("model", "guidance", "tie_first_view"))
 def denoise_guided(
     params: Any,
     codec: Autoencoder,
@@ -268,6 +269,9 @@ def denoise_guided(
     prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)
     clean = codec.clip(objective.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
     return clean.at[:, 0].set(given.image) if tie_first_view else clean
+
+
+compiled_denoise_guided = jax.jit(denoise_guided, static_argnames=("model", "guidance", "tie_first_view"))
 
 
 # ---- From a config ----

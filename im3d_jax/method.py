@@ -151,11 +151,15 @@ def fit_video(
 ) -> Round:
     """Fits the Gaussians to a video until their step `until_step` (Sec. 3.3), and renders them."""
     views, masks = (each[0] for each in video)
+
+    def move_to(step: int, losses: dict[str, float]) -> None:
+        bar.update(step - bar.n)
+
     with stages.shown("fit", f"fit, round {number}", last_step, client.step) as bar:
         bridge.write(views, client.views)
         bridge.write(masks, client.masks)
         client.set_targets()
-        quality = client.fit(until_step, lambda step, _: bar.update(step - bar.n))
+        quality = client.fit(until_step, move_to)
         renders, alphas = client.render()
         bar.update(until_step - bar.n)
     targets = np.concatenate([views, masks], -1)

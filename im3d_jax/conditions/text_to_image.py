@@ -27,7 +27,7 @@ def draw(
     seeds: Sequence[int],
     num_steps: int,
     template: str = "{}",
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> list[Float[np.ndarray, "H W 3"]]:
     """Draws a picture of each prompt, in [0, 1] and of the pipeline's size; `pictures.place` makes it view 0.
 

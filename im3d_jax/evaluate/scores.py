@@ -58,9 +58,8 @@ def change_between_neighbours(rgb: Float[np.ndarray, "K H W 3"], perceptual: Per
     """The mean LPIPS between each view and the next around the orbit: high where views flicker."""
     features = perceptual.features(torch.from_numpy(np.array(rgb, np.float32)))
     turned = [feature.roll(-1, 0) for feature in features]
-    return float(
-        sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(features, turned, strict=True)).mean()
-    )
+    stages = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(features, turned, strict=True)]
+    return float(sum(stages, start=torch.zeros(())).mean())
 
 
 def mean(scores: Sequence[Mapping[str, float]]) -> Score:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import torch
 
+from im3d_jax.data.objects import Split
 from im3d_jax.evaluate import Part, assets, prompts, results, views
 from im3d_jax.evaluate import truth as truths
 from im3d_jax.evaluate.scores import MAX_PSNR_DB
@@ -58,9 +59,9 @@ class Suite:
         """A digest of config and weights: results under the same digest are of the same model."""
         weights = hashlib.sha256()
         for array in jax.tree.leaves(self.pipeline.generator.params):
-            weights.update(np.ascontiguousarray(array))
+            weights.update(np.ascontiguousarray(array).tobytes())
         for tensor in self.pipeline.estimator.state_dict().values():
-            weights.update(np.ascontiguousarray(tensor))
+            weights.update(np.ascontiguousarray(tensor).tobytes())
         return f"{self.pipeline.settings.config_digest[:16]}-{weights.hexdigest()[:16]}"
 
     def measure(self, part: Part) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Suite:
     def measure_views(self) -> dict[str, Any]:
         generator = self.pipeline.generator
         one_step = dataclasses.replace(generator, video=dataclasses.replace(generator.video, num_steps=1))
-        training_mean = truths.mean_turntable(self.objects.render(NUM_TRAINING_OBJECTS, split="train"))
+        training_mean = truths.mean_turntable(self.objects.render(NUM_TRAINING_OBJECTS, Split.TRAIN))
         return views.measure(
             generator,
             one_step,

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from im3d_jax.data import objects, procedural
+from im3d_jax.data.objects import Split
 from im3d_jax.stages import progress
 
 RENDER_BATCH = 8
@@ -37,7 +38,7 @@ class Objects:
     num_views: int
 
     def render(
-        self, count: int, split: str = "test", azimuths_rad: Float[np.ndarray, " K"] | None = None
+        self, count: int, split: Split = Split.TEST, azimuths_rad: Float[np.ndarray, " K"] | None = None
     ) -> Truth:
         """Renders the first `count` objects of a split, from the turntable's azimuths or from other ones."""
         first = objects.SPLITS[split][0]

@@ -93,12 +93,13 @@ def turntables(
 
     `what` names them in the progress bar, and their random stream.
     """
-    count, pictures = len(captions), []
+    count, pictures = len(captions), list[Pictures]()
     total = generator.video.num_steps * len(range(0, count, BATCH))
     with progress(what, total) as bar:
         for start in range(0, count, BATCH):
             chosen = np.arange(start, start + BATCH) % count
-            given = generator.condition([captions[i] for i in chosen], *(part[chosen] for part in images))
+            rgb, alpha = (part[chosen] for part in images)
+            given = generator.condition([captions[i] for i in chosen], rgb, alpha)
             key = stream(jax.random.key(seed), f"{what} {start}")
             latents = generator.turntable(given, key, lambda *_: bar.update())
             rgb, alpha = (np.array(x) for x in generator.decode(latents))

@@ -51,7 +51,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     # Mistakes in prompts and flags come to light before anything is loaded or written.
     requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
     shard = read_shard(batch.shard, os.environ)
-    requests = requests[shard.index :: shard.count]
+    requests = requests[shard.number :: shard.num_shards]
     make_directory(batch.out / ASSETS)
     missing = [r for r in requests if not is_made(r, settings, batch.num_retries, batch.overwrite)]
     # What failed before comes last: whatever is wrong with it does not keep the others waiting.

@@ -78,7 +78,7 @@ def _items(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     # The items are parsed a second time, one by one, because only this tells on which line each begins.
     position, line, decoder = text.index("[") + 1, 1 + text[: text.index("[")].count("\n"), json.JSONDecoder()
     for item in items:
-        start = BETWEEN_ITEMS.match(text, position).end()
+        start = next(BETWEEN_ITEMS.finditer(text, position)).end()
         line += text.count("\n", position, start)
         yield line, item
         _, position = decoder.raw_decode(text, start)

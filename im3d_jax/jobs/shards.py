@@ -13,13 +13,13 @@ from recon_torch.errors import UserError
 
 
 class Shard(NamedTuple):
-    """Shard `index` of `count`."""
+    """Shard `number`, counted from 0, of `num_shards`."""
 
-    index: int
-    count: int
+    number: int
+    num_shards: int
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        return f"{self.number}/{self.num_shards}"
 
 
 def make_requests(entries: Sequence[Entry], out: Path, seed: int, num_assets: int) -> list[Request]:
@@ -50,7 +50,7 @@ def read_shard(flag: str, environment: Mapping[str, str]) -> Shard:
         if len(parts) != 2 or not all(part.isdecimal() for part in parts):
             raise UserError(f"--shard is {flag!r}; write I/N, as in 0/8")
         shard = Shard(*map(int, parts))
-        if not shard.index < shard.count:
+        if not shard.number < shard.num_shards:
             raise UserError(f"--shard is {flag!r}; I counts from 0 to N - 1")
         return shard
     index, count = 0, 1
