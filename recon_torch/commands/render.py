@@ -36,35 +36,15 @@ def render(flags: Namespace) -> None:
 
 def _parse(argv: list[str]) -> Namespace:
     parser = CommandParser("render", "Renders a .ply of Gaussians from an orbit around the origin.")
-    parser.add_argument(
-        "--asset", type=Path, required=True, metavar="FILE", help="a .ply in the layout of 3DGS"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="where views, transforms.json and turntable.mp4 are written",
-    )
-    parser.add_argument(
-        "--num-views", type=int, default=16, help="number of views, at evenly spaced azimuths (default 16)"
-    )
-    parser.add_argument(
-        "--elevation-deg",
-        type=float,
-        default=15.0,
-        help="height of the cameras above the equator (default 15)",
-    )
-    parser.add_argument(
-        "--size", type=int, default=256, help="side of the square images in pixels (default 256)"
-    )
-    parser.add_argument("--fov-deg", type=float, default=33.8, help="field of view (default 33.8)")
-    parser.add_argument(
-        "--radius", type=float, default=2.0, help="distance of the cameras to the origin (default 2)"
-    )
-    parser.add_argument(
-        "--background", type=float, default=1.0, help="grey level from 0, black, to 1, white (default 1)"
-    )
+    add, default = parser.add_argument, " (default %(default)s)"
+    add("--asset", type=Path, required=True, metavar="FILE", help="a .ply in the layout of 3DGS")
+    add("--out", type=Path, required=True, metavar="DIR", help="where pictures and turntable.mp4 are written")
+    add("--num-views", type=int, default=16, metavar="K", help="how many, at even azimuths" + default)
+    add("--elevation-deg", type=float, default=15.0, help="height above the equator" + default)
+    add("--size", type=int, default=256, metavar="PX", help="side of the square pictures" + default)
+    add("--fov-deg", type=float, default=33.8, help="field of view" + default)
+    add("--radius", type=float, default=2.0, help="distance of the cameras to the origin" + default)
+    add("--background", type=float, default=1.0, help="grey level from 0, black, to 1, white" + default)
     flags = parser.parse_args(argv)
     ranges = {
         "--num-views must be at least 1": flags.num_views >= 1,

@@ -102,7 +102,7 @@ def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
 
 
 def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tmp_path):
-    """In a world where up is -Y, as that of the pictures is not."""
+    """The turntable is around -Y, which is not up in the pictures."""
     write_views(tmp_path / "views", CAMERAS)
     wrong = read_image(tmp_path / "views" / "2.png")
     write_image(tmp_path / "views" / "2.png", np.flipud(wrong))
@@ -124,7 +124,7 @@ def test_every_nth_view_is_held_out(tmp_path):
 
 
 def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
-    """Far off and large, with y up; the picture stays small, as only the files are looked at."""
+    """The object is large, far from the origin, and y is up."""
     y_up = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # takes +Z to +Y
 
     def away(cameras):
@@ -150,7 +150,7 @@ def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
     assert (10 * np.log10(1 / ((own - render(OBJECT, CAMERAS)[0]) ** 2).mean())) > 20
 
 
-def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks):
+def test_an_object_away_from_where_the_cameras_look_is_noted(tmp_path, ball_masks):
     cameras = orbit(8, 0.3, SIZE, fov_deg=70.0)
     masks = ball_masks(cameras, np.array([0.8, 0.0, 0.0]), 0.3)
     for index, mask in enumerate(masks):
@@ -168,8 +168,8 @@ def test_an_object_aside_of_where_the_cameras_look_is_noted(tmp_path, ball_masks
     assert "no point is inside all masks" in note
 
 
-def test_a_video_of_a_turn_is_as_good_as_its_frames(tmp_path):
-    """48 frames, of which 8 are the views; the same object stands where the frames' cameras see it."""
+def test_a_video_of_a_turn_is_fitted_like_views(tmp_path):
+    """Of 48 frames 8 are fitted, and renders from between them agree with the others."""
     around = orbit(48, 0.3, 64)
     write_video(tmp_path / "turn.mp4", render(OBJECT, around)[0])
     options = ["--video", str(tmp_path / "turn.mp4"), "--num-views", "8", "--elevation-deg", "17.19"]
@@ -181,7 +181,7 @@ def test_a_video_of_a_turn_is_as_good_as_its_frames(tmp_path):
     assert -10 * np.log10(((mine - truth) ** 2).mean()) > 22
 
 
-def test_check_only_checks(tmp_path, capsys):
+def test_check_prints_a_line_per_frame_and_writes_nothing(tmp_path, capsys):
     write_views(tmp_path, CAMERAS)
     before = sorted(tmp_path.iterdir())
     fit_views.main(["--views", str(tmp_path), "--check"])
@@ -190,8 +190,8 @@ def test_check_only_checks(tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_many_assets_are_what_each_is_alone(tmp_path, capsys):
-    """Two of one size fitted together, one of another size, one that is damaged; then --resume."""
+def test_many_assets_are_fitted_as_each_is_alone(tmp_path, capsys):
+    """Two have one size, one has another, and one is damaged; --resume then makes what is missing."""
     sources = {name: tmp_path / "captured" / name for name in ("a", "b/front", "large", "damaged")}
     for name in ("a", "damaged"):
         write_views(sources[name], CAMERAS)
@@ -264,7 +264,7 @@ def test_out_of_memory_outside_of_the_steps_is_one_line(tmp_path, monkeypatch):
         fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *OPTIONS])
 
 
-def test_views_of_one_colour(tmp_path):
+def test_views_without_foreground_are_refused_and_full_ones_are_noted(tmp_path):
     """All background: nothing to fit, and said so. All object: fitted, and said to be strange."""
     for name, alpha in (("empty", 0.0), ("full", 1.0)):
         picture = np.full((SIZE, SIZE, 4), [0.5, 0.5, 0.5, alpha], np.float32)

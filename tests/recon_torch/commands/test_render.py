@@ -1,4 +1,4 @@
-"""`im3d render`: what it writes is what the Gaussians look like from the cameras that it names."""
+"""`im3d render` writes what the Gaussians look like from the cameras in its transforms.json."""
 
 import math
 

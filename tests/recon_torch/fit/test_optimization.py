@@ -1,4 +1,4 @@
-"""The fit on views of known Gaussians: it finds them, repeats itself to the bit, and keeps its own rules."""
+"""Fits to views of known Gaussians: they find them, repeat themselves and keep to their settings."""
 
 import dataclasses
 import io
@@ -71,7 +71,7 @@ PAPER = dict(start="ball", w_l1=0.0, prune_unseen=0.0)
 
 
 @pytest.mark.parametrize("settings, iou", [(PAPER, 0.9), (dict(start="ball"), 0.85), ({}, 0.85)])
-def test_finds_the_object_also_from_where_it_never_looked(settings, iou):
+def test_a_fit_agrees_with_held_out_views(settings, iou):
     fit = make_fit(**settings)
     views, masks = render(known_object(), HELD_OUT)
     before = make_fit(start="ball").compare(HELD_OUT, views, masks)
@@ -83,8 +83,8 @@ def test_finds_the_object_also_from_where_it_never_looked(settings, iou):
     assert after["lpips"] < 0.2 * before["lpips"]
 
 
-def test_starts_on_the_hull_of_the_targets():
-    """Of the ball, what is near the object of the last targets; from the seed; all where there is no hull."""
+def test_gaussians_start_within_the_hull_of_the_targets_masks():
+    """The start is the part of the ball that is near the object, or all of it where there is no hull."""
     fit, again, other = (make_fit(start="hull", seed=seed) for seed in (0, 0, 1))
     assert bytes_of(fit) == bytes_of(again) != bytes_of(other)
     ball, started = make_fit(start="ball").scene.gaussians.means, fit.scene.gaussians.means
@@ -108,8 +108,8 @@ def test_starts_on_the_hull_of_the_targets():
     assert "agree on no place" in lost.notes[-1] and torch.equal(lost.scene.gaussians.means, ball)
 
 
-def test_drops_what_no_view_sees():
-    """After the last step, what fills less than that share of the mean; with 0, nothing."""
+def test_what_no_view_sees_is_pruned_after_the_last_step():
+    """What fills fewer pixels than `prune_unseen` times the mean is dropped; with 0, nothing is."""
     settings = dict(num_steps=8, start="ball", prune_opacity=0.0)
     kept, fit = (make_fit(prune_unseen=share, **settings) for share in (0.0, 0.9))
     kept.run(8)
@@ -120,7 +120,7 @@ def test_drops_what_no_view_sees():
     assert torch.equal(fit.scene.gaussians.means, expected)
 
 
-def test_same_seed_same_bytes():
+def test_the_same_seed_gives_the_same_bytes():
     fits = [make_fit(seed=seed, refine_every=10) for seed in (3, 3, 4)]
     for fit in fits:
         fit.run(25)
@@ -128,8 +128,8 @@ def test_same_seed_same_bytes():
     assert first == again != other
 
 
-def test_snapshot_goes_on_bit_for_bit():
-    """Across densifications (steps 10, 20, 30, 40), which change the number of Gaussians."""
+def test_a_restored_fit_goes_on_bit_for_bit():
+    """The steps include densifications (10, 20, 30, 40), which change the number of Gaussians."""
     settings = dict(refine_every=10, grow_grad2d=1e-4)
     whole = make_fit(**settings)
     whole.run(45)
@@ -145,7 +145,7 @@ def test_snapshot_goes_on_bit_for_bit():
     assert bytes_of(resumed) == bytes_of(whole)
 
 
-def test_snapshot_is_no_view_of_the_fit():
+def test_a_state_does_not_change_with_the_fit():
     fit = make_fit()
     fit.run(3)
     state = fit.state_dict()
@@ -158,8 +158,8 @@ def test_snapshot_is_no_view_of_the_fit():
         assert bytes_of(fit) == expected
 
 
-def test_fits_together_are_what_they_are_alone():
-    """Other objects, seeds, numbers of views and of Gaussians; across densifications (steps 10, 20)."""
+def test_fits_that_run_together_end_as_they_do_alone():
+    """They differ in objects, seeds and numbers of views, and densify at steps 10 and 20."""
     settings = dataclasses.replace(QUICK, refine_every=10, lpips_dtype="float32", views_per_step=2)
     shifts, losses = (0.0, 0.2, -0.3), {}
 
@@ -186,7 +186,7 @@ def test_fits_together_are_what_they_are_alone():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gsplat_ends_where_the_cpu_engine_does():
-    """Alone and in a batch."""
+    """This holds for a fit alone and for one in a batch."""
     views, masks = render(known_object(), HELD_OUT)
     fits = {name: make_on(device) for name, device in (("cpu", "cpu"), ("alone", "cuda"))}
     batch = [make_on("cuda", seed=seed) for seed in range(3)]
@@ -234,8 +234,8 @@ def test_targets_are_copied():
     assert bytes_of(fits[0]) == bytes_of(fits[1])
 
 
-def test_loss_is_the_papers():
-    """10 LPIPS + 0.2 (1 - MS-SSIM) + mask, from the start's render and the public functions."""
+def test_the_loss_is_that_of_the_paper():
+    """10 LPIPS + 0.2 (1 - MS-SSIM) + mask loss, from a render of the start by the public functions."""
     fit = make_fit(views_per_step=8, lpips_stages=5, lpips_dtype="float32", w_l1=0.0)
     rgb, alpha = render(fit.scene.gaussians, CAMERAS)
     views, masks = render(known_object(), CAMERAS)
@@ -262,7 +262,7 @@ def test_bfloat16_ends_where_float32_does():
 
 @pytest.mark.parametrize("removed", ["lpips", "ssim", "mask"])
 def test_each_term_can_be_removed(removed):
-    """Table 2's ablations, with the pixel loss in LPIPS's place."""
+    """These are the ablations of Table 2, with the pixel loss in the place of LPIPS."""
     changes = {f"w_{removed}": 0.0, "w_l1": 0.0} | ({"w_rgb": 1.0} if removed == "lpips" else {})
     fit, seen = make_fit(**changes), []
     fit.run(60, lambda step, losses: seen.append({name: loss.item() for name, loss in losses.items()}))
@@ -273,7 +273,7 @@ def test_each_term_can_be_removed(removed):
     )
 
 
-def test_every_view_is_seen_once_in_a_round():
+def test_every_view_is_fitted_once_in_each_shuffle():
     fit = make_fit(views_per_step=2)
     rounds = []
     for step in range(8):
@@ -291,7 +291,7 @@ def test_number_of_gaussians_stays_below_the_cap():
     assert counts[0] == 600 and max(counts) == 650
 
 
-def test_the_last_places_go_to_the_largest_gradients():
+def test_below_the_cap_the_largest_gradients_come_first():
     strategy = CappedStrategy(grow_grad2d=0.5, refine_start_iter=0, refine_every=1)
     strategy.max_gaussians = 6
     tensors = dict(means=torch.zeros(4, 3), quats=torch.ones(4, 4), scales=torch.full((4, 3), -9.0))
@@ -307,7 +307,7 @@ def test_the_last_places_go_to_the_largest_gradients():
     assert params["sh0"][4:, 0].tolist() == [3.0, 9.0] and strategy.grow_grad2d == 0.5
 
 
-def test_bad_targets():
+def test_bad_targets_and_settings_are_refused():
     fit = make_fit()
     views, masks = render(known_object(), CAMERAS)
     for tensor in (views, masks):
@@ -363,7 +363,7 @@ def test_no_gaussian_is_added_in_the_last_steps():
 
 
 def test_larger_views_densify_at_a_lower_threshold():
-    """A quarter of the threshold for 16 times the size."""
+    """The threshold is a quarter for 16 times the size."""
     small, large = (CappedStrategy.of(QUICK, size) for size in (64.0, 1024.0))
     assert small.grow_grad2d == pytest.approx(4 * large.grow_grad2d)
     assert CappedStrategy.of(QUICK, 128.0).grow_grad2d == QUICK.grow_grad2d

@@ -1,4 +1,4 @@
-"""What can go wrong in mid-fit is made to go wrong; the fit ends as if it had been careful from there on."""
+"""What goes wrong in the middle of a fit takes it back, and it ends as a careful one from there on."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
 def new_fit(settings=SETTINGS) -> Fit:
-    """Of a grey disc on white."""
+    """A fit of a grey disc on white."""
     fit = Fit(CAMERAS, settings, "cpu")
     ticks = torch.arange(32) - 15.5
     masks = (ticks[:, None] ** 2 + ticks**2 < 80).float()[None, :, :, None].repeat(3, 1, 1, 1)
@@ -28,7 +28,7 @@ def new_fit(settings=SETTINGS) -> Fit:
 
 
 def at(step, action):
-    """An on_step that acts once."""
+    """A function for `on_step` that calls `action` once, after the given step."""
     acted = []
 
     def on_step(now, losses):
@@ -51,7 +51,7 @@ def equal(a: dict, b: dict) -> bool:
     return all(torch.equal(a["params"][name], b["params"][name]) for name in a["params"])
 
 
-def test_a_fit_without_trouble_is_what_it_is_without_the_guard():
+def test_a_fit_without_setbacks_is_the_same_as_an_unguarded_one():
     guarded, plain, snapshots = new_fit(), new_fit(), []
     recovery.run(guarded, 70, on_snapshot=lambda state: snapshots.append(state["step"]))
     plain.run(70)
@@ -59,7 +59,7 @@ def test_a_fit_without_trouble_is_what_it_is_without_the_guard():
     assert snapshots == [50, 70] and guarded.setbacks == []
 
 
-def test_nan_goes_back_to_the_snapshot_at_half_the_rates_and_another_seed():
+def test_after_nan_a_fit_goes_on_from_the_snapshot_at_half_the_rates_with_another_seed():
     fit, snapshots = new_fit(), {}
     recovery.run(
         fit, 120, at(70, lambda: poison(fit)), lambda state: snapshots.setdefault(state["step"], state)
@@ -81,7 +81,7 @@ def test_nan_goes_back_to_the_snapshot_at_half_the_rates_and_another_seed():
     assert not equal(fit.state_dict(), careless.state_dict())
 
 
-def test_a_restored_fit_stays_careful():
+def test_a_restored_fit_keeps_its_lower_rates():
     fit = new_fit()
     recovery.run(fit, 60, at(20, lambda: poison(fit)))
     restored = new_fit()
@@ -127,7 +127,7 @@ def test_out_of_memory_goes_on_with_half_the_gaussians(error):
         assert len(state["exp_avg"]) == limit
 
 
-def test_memory_that_the_gaussians_do_not_take_is_the_users_affair():
+def test_out_of_memory_with_few_gaussians_is_a_users_error():
     fit = new_fit(dataclasses.replace(SETTINGS, num_gaussians=150))
     with pytest.raises(UserError, match=r"only 150 Gaussians; give fewer or smaller views"):
         recovery.run(fit, 50, at(1, run_out_of_memory))
@@ -140,7 +140,7 @@ def test_pytorchs_own_message_for_a_full_cpu_is_known():
     assert not recovery.is_out_of_memory(RuntimeError("shapes differ"))
 
 
-def test_no_gaussians_left_goes_back_to_before_they_faded():
+def test_with_no_gaussians_left_a_fit_goes_back_to_before_they_faded():
     fit = new_fit()
     recovery.run(fit, 120, at(75, lambda: fit.scene.parameters.tensors["opacities"].data.fill_(-20.0)))
     assert fit.step == 120 and fit.num_gaussians > 0
@@ -159,11 +159,11 @@ def test_bugs_keep_their_traceback():
 
 
 def together(num=3):
-    """Fits that differ in their seeds."""
+    """Some fits that differ in their seeds."""
     return [new_fit(dataclasses.replace(SETTINGS, seed=seed)) for seed in range(num)]
 
 
-def test_fits_without_trouble_are_what_they_are_alone():
+def test_fits_without_setbacks_end_as_they_do_alone():
     fits, alone, seen = together(), together(), []
     given_up = recovery.run_together(fits, 70, lambda fit, losses: seen.append((fit.settings.seed, fit.step)))
     assert given_up == [None] * 3
@@ -173,8 +173,8 @@ def test_fits_without_trouble_are_what_they_are_alone():
         assert equal(fit.state_dict(), expected.state_dict()) and fit.setbacks == []
 
 
-def test_what_goes_wrong_in_one_fit_stays_its_own_affair():
-    """One has a setback in the second stretch, one fails always, and one ends as if it were alone."""
+def test_a_setback_of_one_fit_does_not_change_the_others():
+    """The second fit has one setback, the third always fails, and the first ends as it does alone."""
     fits, (alone, *_) = together(), together(1)
     alone.run(120)
     once = at(70, lambda: poison(fits[1]))
@@ -191,7 +191,7 @@ def test_what_goes_wrong_in_one_fit_stays_its_own_affair():
     assert fits[1].step == 120 and fits[1].scene.parameters.is_finite()
 
 
-def test_fits_that_are_too_many_for_the_memory_run_in_parts(monkeypatch, caplog):
+def test_fits_that_do_not_fit_into_memory_run_in_parts(monkeypatch, caplog):
     fits, alone, groups = together(), together(), []
     run_together = optimization.run_together
 

@@ -1,4 +1,4 @@
-"""The worker process: what is shared, what goes through the pipe, and what is left when a process dies.
+"""The client and its worker: what they share, what goes through the pipe, what is left when one dies.
 
 A process costs seconds to start, so most tests use one client, each with an asset of its own.
 """
@@ -89,7 +89,7 @@ def is_running(pid):
 
 
 class At:
-    """An on_progress that keeps the steps and does something once, at a given one."""
+    """A function for `on_progress` that keeps the steps and calls `action` once, at a given step."""
 
     def __init__(self, step, action):
         self.step, self.action, self.steps = step, action, []
@@ -201,7 +201,7 @@ def test_only_small_messages_go_through_the_pipe(client, monkeypatch):
     assert max(sizes) < 2048 < 4 * renders.numel() / 10
 
 
-def test_errors_cross_and_leave_the_worker_at_work(client):
+def test_errors_reach_the_client_and_the_worker_goes_on(client):
     begin_asset(client)
     pid = client.pid
     client.views[1, 3, 4, 0] = float("nan")
@@ -216,7 +216,7 @@ def test_errors_cross_and_leave_the_worker_at_work(client):
     assert client.pid == pid and client.step == 3 and client.notes == Fit(CAMERAS, SETTINGS).notes
 
 
-def test_a_fit_that_keeps_failing_crosses_as_one_line_and_leaves_the_worker_at_work(client):
+def test_a_fit_that_keeps_failing_is_one_line_and_the_worker_goes_on(client):
     begin_asset(client, dataclasses.replace(SETTINGS, prune_opacity=0.9999))
     pid = client.pid
     with pytest.raises(UserError, match="pruned every Gaussian, after 3 fresh attempts") as raised:
@@ -227,7 +227,7 @@ def test_a_fit_that_keeps_failing_crosses_as_one_line_and_leaves_the_worker_at_w
     assert client.pid == pid and client.step == 2
 
 
-def test_a_full_disk_costs_the_snapshots_and_not_the_fit(client, tmp_path):
+def test_a_full_disk_costs_the_snapshots_but_not_the_fit(client, tmp_path):
     begin_asset(client)
     client.fit(5)
     client.snapshot_path.unlink()
@@ -243,7 +243,7 @@ def test_a_full_disk_costs_the_snapshots_and_not_the_fit(client, tmp_path):
     assert (tmp_path / "asset.ply").read_bytes() == before
 
 
-def test_an_export_outlives_the_worker_that_it_was_asked_of(client, tmp_path):
+def test_an_export_is_made_by_the_next_worker_if_one_dies(client, tmp_path):
     begin_asset(client)
     client.fit(10)
     os.kill(client.pid, signal.SIGKILL)
@@ -293,7 +293,7 @@ def test_a_stalled_worker_is_replaced_and_the_second_death_is_the_last(client, m
     assert client.step == 2 and client.pid is not None
 
 
-def test_ctrl_c_is_the_parents_affair(client, request):
+def test_signals_to_the_process_group_are_handled_by_the_parent_alone(client, request):
     # Whoever runs the tests may have told this process to ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
@@ -334,12 +334,12 @@ def test_closing_ends_the_process_and_removes_the_snapshots(tmp_path):
     assert not is_running(pid) and not any(tmp_path.iterdir())
 
 
-def test_a_missing_snapshot_directory_is_the_users_error(tmp_path):
+def test_a_missing_snapshot_directory_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="choose another snapshot_dir"):
         ReconClient(CAMERAS, SETTINGS, snapshot_dir=tmp_path / "absent")
 
 
-def test_too_little_shared_memory_is_the_users_error(monkeypatch):
+def test_too_little_shared_memory_is_a_users_error(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="shm"):
         ReconClient(CAMERAS, SETTINGS, device="cpu")

@@ -1,4 +1,4 @@
-"""The worker's side of the protocol in this process, with a `Fit` that fails where it is told to."""
+"""The worker's side of the protocol, run in this process, with fits that run out of memory."""
 
 from types import SimpleNamespace
 

@@ -41,7 +41,7 @@ def new_fit(**changes) -> Fit:
 
 @pytest.fixture(scope="module")
 def balls(ball_masks):
-    """Cameras, all above -> views and masks of a red ball below a blue one, which is thus in front."""
+    """Maps cameras that look from above to views and masks of a red ball below and behind a blue one."""
 
     def paint(cameras):
         lower, upper = (ball_masks(cameras, np.array([0, 0, z]), r) for z, r in ((-0.15, 0.25), (0.22, 0.14)))
@@ -61,7 +61,7 @@ def bytes_of(fit: Fit) -> bytes:
     return b"".join(param.detach().numpy().tobytes() for param in fit.scene.parameters.tensors.values())
 
 
-def test_absorption_is_that_of_a_loop():
+def test_absorption_agrees_with_a_loop():
     depths = 2 * torch.rand(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for row, weights in zip(depths.tolist(), absorb(depths).tolist(), strict=True):
         light = 1.0
@@ -70,7 +70,7 @@ def test_absorption_is_that_of_a_loop():
             light *= math.exp(-depth)
 
 
-def test_gradients_are_finite_differences():
+def test_gradients_agree_with_finite_differences():
     generator = torch.Generator().manual_seed(1)
     field = torch.randn(1, 4, 4, 4, 4, dtype=torch.float64, generator=generator)
     field[:, 0] += 3
@@ -83,7 +83,7 @@ def test_gradients_are_finite_differences():
 
 
 def test_a_ball_of_constant_density_absorbs_in_closed_form():
-    """1 - exp(-density times chord), of grey light over white; half of it before the middle of the chord."""
+    """Alpha is 1 - exp(-density times chord), over white; depth is the mean of what a ray loses."""
     fit = new_fit()
     fill(fit, 4.5)
     fit.scene.parameters.tensors["octave_32"].data[:, 1:] = 0.0
@@ -106,7 +106,7 @@ def test_a_ball_of_constant_density_absorbs_in_closed_form():
         np.testing.assert_allclose(render.depth[k, ..., 0][seen], mean / lengths[seen], atol=2e-3)
 
 
-def test_opacity_grid_is_that_of_the_ball():
+def test_the_opacity_grid_of_a_ball_has_its_volume_and_density():
     fit = new_fit()
     fill(fit, 4.5)
     grid = fit.scene.opacity_grid(1.2, 60)
@@ -116,7 +116,7 @@ def test_opacity_grid_is_that_of_the_ball():
     torch.testing.assert_close(grid[filled], torch.full_like(grid[filled], 1 - math.exp(-density * 0.04)))
 
 
-def test_finds_the_object_also_from_where_it_never_looked(balls):
+def test_a_fit_agrees_with_held_out_views(balls):
     fit = new_fit()
     fit.set_targets(*balls(CAMERAS))
     fit.run(SETTINGS.num_steps)
@@ -129,7 +129,7 @@ def test_finds_the_object_also_from_where_it_never_looked(balls):
     assert inspect(fit, CAMERAS)["verdict"] == "good"
 
 
-def test_snapshot_goes_on_bit_for_bit(balls):
+def test_a_restored_fit_goes_on_bit_for_bit(balls):
     whole, broken, other = new_fit(), new_fit(), new_fit(seed=1)
     for fit, steps in ((whole, 9), (broken, 4), (other, 9)):
         fit.set_targets(*balls(CAMERAS))
@@ -144,8 +144,8 @@ def test_snapshot_goes_on_bit_for_bit(balls):
     assert bytes_of(resumed) == bytes_of(whole) != bytes_of(other)
 
 
-def test_rays_in_parts_are_rays_at_once(balls, monkeypatch):
-    """Also their gradients, which are computed by marching again."""
+def test_rays_marched_in_parts_give_the_same_fit(balls, monkeypatch):
+    """The gradients, which are computed by marching again, are the same, too."""
     steps = []
     for rays in (nerf.RAYS_AT_ONCE, 300):
         monkeypatch.setattr(nerf, "RAYS_AT_ONCE", rays)
@@ -156,8 +156,8 @@ def test_rays_in_parts_are_rays_at_once(balls, monkeypatch):
     torch.testing.assert_close(*steps, atol=1e-4, rtol=0)
 
 
-def test_the_file_says_how_to_read_it(tmp_path):
-    """Density and colour at random points by SciPy, from the metadata alone, in another world."""
+def test_the_metadata_of_the_file_say_how_to_read_it(tmp_path):
+    """SciPy reads density and colour at random points by the metadata alone, in another world."""
     fit, generator = new_fit(), torch.Generator().manual_seed(2)
     for param in fit.scene.parameters.tensors.values():
         param.data += 3 * torch.randn(param.shape, generator=generator)
@@ -180,7 +180,7 @@ def test_the_file_says_how_to_read_it(tmp_path):
     np.testing.assert_allclose(1 / (1 + np.exp(-values[1:4])).T, color, atol=1e-4)
 
 
-def test_which_scene_is_fitted():
+def test_the_representation_names_the_scene():
     assert type(new_fit().scene) is RadianceField
     assert type(new_fit(representation="gaussians").scene) is Splats
     with pytest.raises(UserError, match="representation is 'mesh'; choose one of gaussians, nerf"):

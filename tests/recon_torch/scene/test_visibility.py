@@ -1,4 +1,4 @@
-"""What is seen of Gaussians against integrals of Gaussians."""
+"""How much is seen of Gaussians, compared with integrals of Gaussians."""
 
 import math
 
@@ -28,12 +28,12 @@ def variance_px2(depth: float) -> float:
     return (SCALE * orbit(1, 0.0, SIZE).intrinsics_px[0, 0, 0].item() / depth) ** 2 + EPS2D_PX2
 
 
-def test_one_gaussian_fills_its_integral():
+def test_a_lone_gaussian_fills_its_integral():
     found = seen_px(spheres([[0.0, 0.0, 0.0]]), orbit(4, 0.3, SIZE))
     assert found.tolist() == [pytest.approx(2 * math.pi * OPACITY * variance_px2(2.0), rel=0.02)]
 
 
-def test_what_is_hidden_counts_by_the_light_that_is_left():
+def test_a_hidden_gaussian_counts_by_the_light_that_reaches_it():
     """Two in line with the camera: of the far one, its alpha times 1 - alpha of the near one."""
     near, far = variance_px2(1.7), variance_px2(2.3)
     both = OPACITY * near * far / (near + far)
@@ -42,7 +42,7 @@ def test_what_is_hidden_counts_by_the_light_that_is_left():
     assert found.tolist() == pytest.approx(expected, rel=0.03)
 
 
-def test_leaves_the_gaussians_without_gradients_and_works_without_grad_mode():
+def test_it_works_without_grad_mode_and_leaves_no_gradients():
     gaussians = spheres([[0.0, 0.0, 0.0]])
     gaussians.means.requires_grad_()
     with torch.no_grad():
