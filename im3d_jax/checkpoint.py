@@ -7,11 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -28,10 +31,11 @@ class Checkpoints:
     """The checkpoints of a run, in `workdir`/checkpoints, each of a step.
 
     Saving copies the state from the devices and writes it while the loop goes on. A checkpoint gets its name
-    when it is whole, so one that was cut off is never taken for one.
+    when it is whole, so one that was cut off is never taken for a checkpoint.
 
     Args:
-        keep: how many of the newest stay. keep_every: also those whose step it divides; 0 for none.
+        keep: how many of the newest stay.
+        keep_every: checkpoints of steps that it divides stay too; 0 for none.
     """
 
     def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0):
@@ -50,19 +54,19 @@ class Checkpoints:
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """Those that are there, rising."""
+        """The steps that have a checkpoint, in rising order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state, meta: dict) -> None:
-        """Saves a state and, as JSON, what else there is to it; under `settings` what it depends on."""
+    def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+        """Saves a state and, as JSON, `meta`, whose entry `settings` says what the state depends on."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
 
-    def restore(self, like, settings: dict):
-        """(state, meta) of the newest checkpoint that can be read, placed as `like` is; None without any.
+    def restore(self, like: PyTree, settings: dict[str, Any]) -> tuple[PyTree, dict[str, Any]] | None:
+        """(state, meta) of the newest checkpoint that can be read, placed as `like` is; or None.
 
-        Whatever mesh it was saved from. Raises UserError that names what it was saved with other settings of,
-        and if none of those that are there can be read.
+        The mesh that it was saved from may be another. Raises UserError if it was saved with other settings,
+        naming them, and if none of the checkpoints that are there can be read.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -95,7 +99,10 @@ def check_settings(workdir: Path, saved: dict, settings: dict) -> None:
 
 
 def fingerprint(path: str | Path) -> str:
-    """What tells a weights file from another, wherever it lies: its size and both its ends, hashed."""
+    """Tells a weights file from another, wherever it lies: a hash of its size and of both its ends.
+
+    Raises UserError if there is no such file.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights at {path}; train or convert them, or correct config.train.init_from")
@@ -108,8 +115,8 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_weights(path: Path, params, metadata: dict, dtype=np.float16) -> None:
-    """Writes parameters as one safetensors file of `dtype`; whole or not at all."""
+def save_weights(path: Path, params: PyTree, metadata: dict[str, Any], dtype: DTypeLike = np.float16) -> None:
+    """Writes parameters as one safetensors file of `dtype`. The file is whole or not there."""
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
     with replacing(path) as temporary:

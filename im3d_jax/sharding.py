@@ -1,28 +1,33 @@
-"""Device mesh and where arrays live on it."""
+"""The mesh of devices, and where arrays live on it."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
+from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
 from recon_torch.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-"""Axes of a mesh: assets are divided along `data` and `fsdp`, parameters along `fsdp` and `tensor`."""
+"""Axes of a mesh. Assets are divided along `data` and `fsdp`, parameters along `fsdp` and `tensor`."""
 
 BATCH = ("data", "fsdp")
+"""The axes along which a batch is divided."""
 
 MESH_AXES = {"embed": "fsdp", "mlp": "tensor"}
-"""Logical axis of a parameter, in a backbone's `partition_rules` -> the mesh axis that divides it."""
+"""The mesh axis that divides each logical axis of a parameter."""
 
 PartitionRules = Sequence[tuple[str, tuple[str, ...]]]
+"""(regular expression of a path, logical names of the parameter's last axes); the first found counts."""
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -40,23 +45,24 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis divided over all that work on different assets."""
+    """The first axis divided over all devices that work on different assets."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def batch_shares(mesh: Mesh) -> int:
-    """Into how many parts `along_batch` divides."""
+    """The number of parts into which `along_batch` divides."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def parse_mesh(text: str, num_devices: int | None = None) -> dict[str, int]:
-    """Devices along each of `AXES`, from "data=10,fsdp=8"; 1 along those that are not named.
+    """Reads the devices along each of `AXES` from a text such as "data=10,fsdp=8"; axes not named have 1.
 
-    num_devices: if given, one axis may be -1: the devices that the others leave.
+    num_devices: if given, one axis may be -1, which stands for the devices that the others leave.
 
     Raises UserError for anything else.
     """
@@ -94,29 +100,35 @@ def partition_spec(
     )
 
 
-def spec_of_leaf(keys, leaf, rules: PartitionRules, sizes: Mapping[str, int]) -> PartitionSpec:
-    """The same for a leaf of a tree, which the dictionary keys on the way to it name.
+def spec_of_leaf(
+    keys: Sequence[Any],
+    leaf: jax.Array | jax.ShapeDtypeStruct,
+    rules: PartitionRules,
+    sizes: Mapping[str, int],
+) -> PartitionSpec:
+    """How a leaf of a tree is divided, whose path is made of the dictionary keys that lead to it.
 
-    A parameter's moments and averages lie where it lies: they hang under the same keys. Vectors stay whole.
+    A parameter's moments and averages hang under the same keys, so they lie where it lies. Vectors stay
+    whole.
     """
     path = "/".join(key.key for key in keys if isinstance(key, DictKey))
     return partition_spec(path, leaf.shape, rules, sizes) if leaf.ndim > 1 else PartitionSpec()
 
 
-def of_tree(tree, rules: PartitionRules, mesh: Mesh):
+def of_tree(tree: PyTree, rules: PartitionRules, mesh: Mesh) -> PyTree:
     """The NamedSharding of each leaf of a tree of arrays or ShapeDtypeStructs; see `spec_of_leaf`."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: NamedSharding(mesh, spec_of_leaf(keys, leaf, rules, mesh.shape)), tree
     )
 
 
-def place(value: np.ndarray, sharding: NamedSharding, dtype) -> jax.Array:
-    """An array that every process holds, as one over all devices: each keeps its part."""
+def place(value: np.ndarray, sharding: NamedSharding, dtype: DTypeLike) -> jax.Array:
+    """Places an array that every process holds over all devices, each of which keeps its part."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index].astype(dtype))
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole array on every process; a collective if its parts lie on several."""
+    """The whole array on every process. All processes must call it if its parts lie on several of them."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
@@ -125,7 +137,7 @@ def to_host(array: jax.Array) -> np.ndarray:
 def rows_of_process(mesh: Mesh) -> tuple[int, int]:
     """(index, count): this process's devices work on part `index` of `count` equal parts of every batch.
 
-    Raises UserError if they do not: then batches cannot be loaded in consecutive parts.
+    Raises UserError if they work on parts that are not consecutive, which cannot be loaded as one.
     """
     shares = batch_shares(mesh)
     slices = along_batch(mesh).addressable_devices_indices_map((shares,)).values()
@@ -138,7 +150,7 @@ def rows_of_process(mesh: Mesh) -> tuple[int, int]:
     return rows[0] // len(rows), shares // len(rows)
 
 
-def bytes_per_device(tree, rules: PartitionRules, sizes: Mapping[str, int]) -> int:
+def bytes_per_device(tree: PyTree, rules: PartitionRules, sizes: Mapping[str, int]) -> int:
     """Bytes that one device holds of a tree of parameters, or of optimiser states that mirror them."""
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):

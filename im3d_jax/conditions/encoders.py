@@ -104,7 +104,7 @@ class TokenEncoder:
         with torch.inference_mode():
             device = hosting.device()
             inputs = {"attention_mask": mask.to(device)} if self.mask_padding else {}
-            output = self._model(tokens.input_ids.to(device), output_hidden_states=self.layer != -1, **inputs)
+            output = self.model(tokens.input_ids.to(device), output_hidden_states=self.layer != -1, **inputs)
             chosen = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
         return chosen.cpu().numpy(), mask.numpy().astype(np.float32)
 
@@ -116,7 +116,7 @@ class TokenEncoder:
 
     def close(self) -> None:
         """Frees the model. The next use loads it again."""
-        self.__dict__.pop("_model", None)
+        self.__dict__.pop("model", None)
         hosting.release()
 
     @cached_property
@@ -137,7 +137,8 @@ class TokenEncoder:
         return config.get("text_config", config)  # a whole CLIP has one for each half
 
     @cached_property
-    def _model(self) -> torch.nn.Module:
+    def model(self) -> torch.nn.Module:
+        """The encoder, on its device; loaded at first use."""
         model_class = getattr(hosting.library("transformers"), CLASSES[self.kind][0])
         # The other half of the checkpoint is there too: CLIP's vision, T5's decoder, SDXL's projection.
         return hosting.load(model_class, self.path, "config.text", allow_extra=True)
@@ -190,6 +191,11 @@ class PretrainedText:
         self._cache: dict[str, tuple] = {}
 
     @property
+    def cached(self) -> list[str]:
+        """The prompts whose embeddings are in memory, the newest last."""
+        return list(self._cache)
+
+    @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(tokens, channels) for each encoder."""
         return tuple(encoder.shape for encoder in self.encoders)
@@ -205,7 +211,7 @@ class PretrainedText:
             for row, prompt in enumerate(new):
                 self._cache[prompt] = tuple((text[row], mask[row]) for text, mask in encoded)
         rows = [self._cache[prompt] for prompt in prompts]
-        for oldest in list(self._cache)[:-CACHED_PROMPTS]:
+        for oldest in self.cached[:-CACHED_PROMPTS]:
             del self._cache[oldest]
         stacked = [
             [np.stack(parts) for parts in zip(*column, strict=True)] for column in zip(*rows, strict=True)
@@ -245,16 +251,17 @@ class ImageEncoder:
             torch.tensor(x, device=pixels.device).reshape(3, 1, 1) for x in (CLIP_MEAN, CLIP_DEVIATION)
         )
         with torch.inference_mode():
-            embedding = self._model((resized - mean) / deviation).image_embeds
+            embedding = self.model((resized - mean) / deviation).image_embeds
         return embedding[:, None].cpu().numpy()
 
     def close(self) -> None:
         """Frees the model. The next use loads it again."""
-        self.__dict__.pop("_model", None)
+        self.__dict__.pop("model", None)
         hosting.release()
 
     @cached_property
-    def _model(self) -> torch.nn.Module:
+    def model(self) -> torch.nn.Module:
+        """The encoder, on its device; loaded at first use."""
         model_class = hosting.library("transformers").CLIPVisionModelWithProjection
         return hosting.load(model_class, self.path, "config.image_encoder", allow_extra=True)
 

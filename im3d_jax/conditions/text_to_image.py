@@ -43,7 +43,7 @@ def draw(
     Raises UserError for a directory that holds no text-to-image pipeline or does not load, and for a picture
     that the pipeline's safety checker or an overflow has blanked.
     """
-    pipeline = _load(Path(path))
+    pipeline = load_pipeline(Path(path))
     try:
         return [
             _draw_one(pipeline, template.replace("{}", prompt), seed, num_steps, on_step)
@@ -74,7 +74,7 @@ def _draw_one(
     return picture
 
 
-def _load(path: Path) -> Any:
+def load_pipeline(path: Path) -> Any:
     """Loads the pipeline onto the device. No file of it is unpickled and no code in its directory is run."""
     _check(path)
     diffusers = hosting.library("diffusers")

@@ -1,4 +1,4 @@
-"""Batches for the loop, made ahead of it: read, collated, and on the devices when they are asked for."""
+"""Batches that are read, collated and put on the devices ahead of the loop."""
 
 from __future__ import annotations
 
@@ -6,36 +6,41 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from im3d_jax import sharding
 
 AHEAD = 2
-"""Batches that wait on the devices: one for the next step, one in the making."""
+"""How many batches wait on the devices: one for the next step and one that is being made."""
 
 
 class Batch(NamedTuple):
     """One step's batch.
 
-    stream: which it is of. arrays: over the mesh. ids: the objects that this process loaded for it. skipped:
-    the corrupt records that it has met up to this batch.
+    Attributes:
+        stream: the name of its stream.
+        arrays: divided over the mesh.
+        ids: the objects that this process loaded for it.
+        skipped: the corrupt records that this process has met up to this batch.
     """
 
     stream: str
-    arrays: Any
+    arrays: PyTree
     ids: list[str]
     skipped: list[str]
 
 
 class Feed:
-    """Iterator over (batch, seconds that the caller waited for it), which a thread keeps filled.
+    """An iterator over (batch, seconds that the caller waited for it), which a thread keeps filled.
 
     Args:
-        order: the streams of the steps to come. read: the next batch of a stream.
+        order: the streams of the steps to come.
+        read: reads the next batch of a stream.
     """
 
     def __init__(self, order: Iterable[str], read: Callable[[str], Batch]):
@@ -54,7 +59,7 @@ class Feed:
         self._thread.join()
 
     def __next__(self) -> tuple[Batch, float]:
-        """Raises what reading raised."""
+        """The next batch. Raises what reading it raised."""
         started = time.monotonic()
         batch = self._ready.get()
         if isinstance(batch, BaseException):
@@ -72,10 +77,10 @@ class Feed:
             self._ready.put(error)
 
 
-def over_mesh(arrays, mesh: Mesh):
-    """Arrays of this process's rows [b, ...] as arrays of all rows [B, ...], divided over the mesh.
+def over_mesh(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """Makes of this process's rows [b, ...] arrays of all rows [B, ...], which are divided over the mesh.
 
-    What lies on a device does not come to the host for it.
+    Arrays that are on a device already do not come back to the host.
     """
     where = sharding.along_batch(mesh)
 

@@ -105,7 +105,10 @@ def test_the_config_is_the_papers():
 
 def test_a_batch_that_does_not_divide():
     train, model = config_flags.load("configs/tiny_turntable.py").train, emu_video.Model(**SMALL)
-    training, optimizer = plan.Training(4, 16, train.trainable, train.frozen_dtype), make_optimizer(OptimizerSettings.of(train))
+    training, optimizer = (
+        plan.Training(4, 16, train.trainable, train.frozen_dtype),
+        make_optimizer(OptimizerSettings.of(train)),
+    )
     params = {"temporal": jax.ShapeDtypeStruct((2,), jnp.float32)}
     mesh = sharding.parse_mesh("data=3")
     with pytest.raises(UserError, match="divides the batch by 3"):

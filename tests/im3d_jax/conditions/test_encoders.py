@@ -104,7 +104,7 @@ def test_only_the_last_prompts_stay_in_memory(clip, monkeypatch):
     monkeypatch.setattr(encoders, "CACHED_PROMPTS", 2)
     text = PretrainedText([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
     (found,), _ = text.encode(["a", "b", "c", "d"])
-    assert len(found) == 4 and list(text._cache) == ["c", "d"]
+    assert len(found) == 4 and text.cached == ["c", "d"]
     (again,), _ = text.encode(["d", "a"])
     np.testing.assert_allclose(again, found[[3, 0]], rtol=1e-5, atol=1e-6)
 
@@ -115,10 +115,10 @@ def test_models_are_frozen_load_late_and_can_be_freed(clip):
 
     text = PretrainedText([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
     (encoder,) = text.encoders
-    assert "_model" not in vars(encoder)
+    assert "model" not in vars(encoder)
     (found,), _ = text.encode(["a"])
-    assert not encoder._model.training and not any(p.requires_grad for p in encoder._model.parameters())
-    model = weakref.ref(encoder._model)
+    assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())
+    model = weakref.ref(encoder.model)
     text.close()
     gc.collect()
     assert model() is None
@@ -190,7 +190,9 @@ def test_images_are_seen_as_svd_sees_them(image_encoder, size):
 
     for token, picture in zip(found, pixels, strict=True):
         with torch.no_grad():
-            expected = Pipeline._encode_image(Parts, [Image.fromarray(picture)], "cpu", 1, False)[0]
+            # Neither this nor the resize has a public name in diffusers.
+            encode = Pipeline._encode_image  # noqa: SLF001
+            expected = encode(Parts, [Image.fromarray(picture)], "cpu", 1, False)[0]
         assert token.shape == (1, 20)
         np.testing.assert_allclose(token, expected, rtol=1e-4, atol=2e-5)
 
@@ -200,7 +202,7 @@ def test_resize_is_that_of_svd(shape):
     from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as svd
 
     images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    expected = svd._resize_with_antialiasing(images, (224, 224))
+    expected = svd._resize_with_antialiasing(images, (224, 224))  # noqa: SLF001
     torch.testing.assert_close(encoders.resize_antialiased(images, 224), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -208,7 +210,7 @@ def test_image_encoder_can_be_freed(image_encoder):
     encoder = ImageEncoder(image_encoder[1])
     before = encoder.encode(np.full((1, 32, 32, 3), 0.4, np.float32))
     encoder.close()
-    assert "_model" not in vars(encoder)
+    assert "model" not in vars(encoder)
     np.testing.assert_array_equal(encoder.encode(np.full((1, 32, 32, 3), 0.4, np.float32)), before)
 
 

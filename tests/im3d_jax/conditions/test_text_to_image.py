@@ -92,14 +92,14 @@ def test_pictures_are_those_of_the_pipeline(pipeline):
 def test_the_pipeline_is_gone_before_anything_else_runs(pipeline, monkeypatch):
     _, path = pipeline
     alive = []
-    original = text_to_image._load
+    original = text_to_image.load_pipeline
 
     def load(path):
         loaded = original(path)
         alive.extend(weakref.ref(each) for each in (loaded.unet, loaded.vae, loaded.text_encoder))
         return loaded
 
-    monkeypatch.setattr(text_to_image, "_load", load)
+    monkeypatch.setattr(text_to_image, "load_pipeline", load)
     text_to_image.draw(path, ["a"], [0], 1)
     gc.collect()
     assert len(alive) == 3 and not any(each() for each in alive)
@@ -156,6 +156,8 @@ def test_what_cannot_be_drawn_is_one_line(pipeline, tmp_path, monkeypatch):
         (np.zeros((1, 8, 8, 3)), [True], "safety checker blanked 'a'"),
     ):
         output = type("Output", (), dict(images=images, nsfw_content_detected=blanked))
-        monkeypatch.setattr(text_to_image, "_load", lambda path, output=output: lambda *_, **__: output)
+        monkeypatch.setattr(
+            text_to_image, "load_pipeline", lambda path, output=output: lambda *_, **__: output
+        )
         with pytest.raises(UserError, match=words):
             text_to_image.draw(path, ["a"], [0], 1)
