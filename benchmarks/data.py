@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from im3d_jax.commands import dataset
-from im3d_jax.data.pipeline import Shard, open_stream
+from im3d_jax.data.input_pipeline import Shard, open_stream
 from im3d_jax.data.turntables import TurntableSource
 
 PIXELS = 2**18  # in one view of all objects together: 64 objects of 64 px, but at least MIN_OBJECTS

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
-from im3d_jax.data import Source, pipeline
+from im3d_jax.data import Source, input_pipeline
 from im3d_jax.data.sources import ProceduralSource, open_source
 from im3d_jax.training import hosts
 from im3d_jax.training.elevation import (
@@ -85,10 +85,10 @@ def open_split(config: ConfigDict, split: str, count: int, num_views: int) -> So
     return Kept(source, count) if isinstance(source, ProceduralSource) else source
 
 
-def open_examples(config: ConfigDict, source: Source, batch_size: int, **order: Any) -> pipeline.Stream:
-    """Batches, read ahead. order: `start` and `shuffle` of `pipeline.open_stream`."""
-    shard = pipeline.Shard(0, 1)
-    return pipeline.open_stream(
+def open_examples(config: ConfigDict, source: Source, batch_size: int, **order: Any) -> input_pipeline.Stream:
+    """Batches, read ahead. order: `start` and `shuffle` of `input_pipeline.open_stream`."""
+    shard = input_pipeline.Shard(0, 1)
+    return input_pipeline.open_stream(
         source, seed=config.seed, batch_size=batch_size, shard=shard, **order, **config.loader
     )
 

@@ -23,7 +23,7 @@ class Example(TypedDict, total=False):
     rgb: pictures over white, in [0, 1]. alpha: coverage in [0, 1].
     latents: what an autoencoder made of the pictures.
     scene: the arrays of `objects.pack` for this object, and its cameras as "w2c" [K, 4, 4]. `stack_views`
-        of `pipeline` renders it in views of `size` pixels.
+        of `input_pipeline` renders it in views of `size` pixels.
     elevation_rad: of all K cameras.
     text, text_mask: one entry for each text encoder. With `image_tokens`, they are there only where the
         data set holds them.

@@ -2,7 +2,7 @@
 
 A record is one object. It holds K views as RGBA PNG files, or their latents; the caption, the cameras and
 their elevation; and what text and image encoders make of the object, if that was cached. Every record can be
-read on its own, which the shuffling of `pipeline` needs. The data set can also be read with tfds alone:
+read on its own, which the shuffling of `input_pipeline` needs. The data set can also be read with tfds alone:
 `tfds.builder_from_directory(PATH).as_data_source("train")`.
 
 Records are written as they come, through `tfds.core.SequentialWriter`. `GeneratorBasedBuilder` would hold the

@@ -30,7 +30,7 @@ from im3d_jax import costs, sharding
 from im3d_jax.autoencoders import kl_network
 from im3d_jax.autoencoders.kl import AutoencoderKL
 from im3d_jax.backbones.layers import PARTITION_RULES
-from im3d_jax.data import Example, pipeline
+from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import open_source
 from im3d_jax.params import join, split_params
 from recon_torch.errors import UserError
@@ -118,7 +118,7 @@ class AutoencoderTask:
         """The views. Raises UserError for a data set that holds latents."""
         if "latents" in examples[0]:
             raise UserError("the data set holds latents, an autoencoder trains on views; build it with views")
-        return {"rgb": pipeline.stack_views(examples)[0]}
+        return {"rgb": input_pipeline.stack_views(examples)[0]}
 
     def draw(self, key: PRNGKeyArray, num_examples: int, stream: None) -> Key[Array, " {num_examples}"]:
         """A key for each example's noise."""
@@ -241,16 +241,16 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
     def first_views(count: int) -> Float[Array | np.ndarray, "B K H W 3"]:
         """Those of the first objects of the first stream."""
         source = open_source(**stream.data, seed=config.seed, size=config.size, num_views=stream.num_views)
-        examples = pipeline.open_stream(
+        examples = input_pipeline.open_stream(
             source,
             seed=config.seed,
             batch_size=count,
-            shard=pipeline.Shard(0, 1),
+            shard=input_pipeline.Shard(0, 1),
             shuffle=bool(stream.data.path),
             **config.train.loader,
         )
         with contextlib.closing(examples):
-            return pipeline.stack_views(next(examples))[0]
+            return input_pipeline.stack_views(next(examples))[0]
 
     return AutoencoderTask(
         kl_network.read_architecture("", **sizes),

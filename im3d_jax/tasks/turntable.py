@@ -21,7 +21,7 @@ from im3d_jax import backbones, checkpoint, costs, generator, sharding
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.conditions import conditioning, pictures
 from im3d_jax.conditions.conditioning import Conditioning
-from im3d_jax.data import Example, pipeline
+from im3d_jax.data import Example, input_pipeline
 from im3d_jax.diffusion import objective, schedules
 from im3d_jax.diffusion.objective import LossWeight
 from im3d_jax.generator import Generator
@@ -126,7 +126,7 @@ class TurntableTask:
             batch: dict[str, Any] = {"latents": np.stack([each["latents"] for each in examples])}
             _check("latents", batch["latents"].shape[2:], tuple(self.model.latent_shape))
         else:
-            batch = dict(zip(("rgb", "alpha"), pipeline.stack_views(examples), strict=True))
+            batch = dict(zip(("rgb", "alpha"), input_pipeline.stack_views(examples), strict=True))
         batch["text"], batch["text_mask"] = self._text(examples)
         if self.asks.elevation_rad is not None:
             batch["elevation_rad"] = np.array([each["elevation_rad"] for each in examples], np.float32)

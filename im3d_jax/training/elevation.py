@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from im3d_jax import checkpoint
-from im3d_jax.data import Example, pipeline
+from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import ProceduralSource
 from recon_torch import seeds
 from recon_torch.blur import convolve
@@ -55,7 +55,7 @@ class Kept:
         # All of a batch are rendered or none: every other number of objects would compile another program.
         if not self._made.keys() >= set(indices):
             made = self._source.batch(indices)
-            frames = to_uint8(np.asarray(pipeline.stack_views(made)[0]))
+            frames = to_uint8(np.asarray(input_pipeline.stack_views(made)[0]))
             for index, each, rgb in zip(indices, made, frames, strict=True):
                 self._made[index] = Example(id=each["id"], rgb=rgb, elevation_rad=each["elevation_rad"])
         kept = [self._made[index] for index in indices]

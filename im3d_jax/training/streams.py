@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from im3d_jax import sharding
-from im3d_jax.data import pipeline, sources, workers
+from im3d_jax.data import input_pipeline, sources, workers
 from recon_torch.errors import UserError
 
 
@@ -72,22 +72,22 @@ def open_stream(
     start: int = 0,
     run: workers.Run = workers.run_here,
     **loader: int,
-) -> pipeline.Stream:
+) -> input_pipeline.Stream:
     """Opens this process's part of a stream's batches, from batch `start` on.
 
     Args:
         seed: of the objects and of their order.
         size: side of the views in pixels.
         run: what makes procedural objects, see `data.workers`.
-        loader: see `data.pipeline.open_stream`.
+        loader: see `data.input_pipeline.open_stream`.
     """
     data = dict(path=stream.path, split=stream.split, first_object=stream.first_object)
     source = sources.open_source(**data, seed=seed, size=size, num_views=stream.num_views, run=run)
-    return pipeline.open_stream(
+    return input_pipeline.open_stream(
         source,
         seed=seed,
         batch_size=stream.batch_size,
-        shard=pipeline.Shard(*sharding.rows_of_process(mesh)),
+        shard=input_pipeline.Shard(*sharding.rows_of_process(mesh)),
         start=start,
         shuffle=bool(stream.path),
         **loader,

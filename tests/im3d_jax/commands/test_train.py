@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from im3d_jax import backbones, checkpoint, config_flags, sharding
 from im3d_jax.commands import dataset, train
 from im3d_jax.conditions import text
-from im3d_jax.data import objects, pipeline, procedural, sources, turntables, views
+from im3d_jax.data import input_pipeline, objects, procedural, sources, turntables, views
 from im3d_jax.training import hosts
 from im3d_jax.training import run as run_module
 from im3d_jax.training.streams import StreamSettings
@@ -234,7 +234,7 @@ def test_a_checkpoint_is_of_its_step_though_the_loop_went_on(tmp_path, start, sh
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_the_next_start_goes_on(number, tmp_path, whole, start, monkeypatch):
-    take, read = pipeline.Stream.__next__, []
+    take, read = input_pipeline.Stream.__next__, []
 
     def signalled(stream):
         read.append(1)
@@ -242,7 +242,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, tmp_path, whole, star
             os.kill(os.getpid(), number)
         return take(stream)
 
-    monkeypatch.setattr(pipeline.Stream, "__next__", signalled)
+    monkeypatch.setattr(input_pipeline.Stream, "__next__", signalled)
     state, is_done = start(tmp_path / "run")
     assert 1 <= state.step < 4 and not is_done
     assert not (tmp_path / "run" / "weights.safetensors").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from im3d_jax.data import objects
-from im3d_jax.data.pipeline import stack_views
+from im3d_jax.data.input_pipeline import stack_views
 from im3d_jax.data.sources import open_source
 from im3d_jax.data.turntables import TurntableSource
 from recon_torch.errors import UserError

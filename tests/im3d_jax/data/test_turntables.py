@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from im3d_jax.data import CorruptRecord, turntables
-from im3d_jax.data.pipeline import Shard, open_stream
+from im3d_jax.data.input_pipeline import Shard, open_stream
 from im3d_jax.data.turntables import Record, TurntableSource
 from recon_torch.errors import UserError
 from recon_torch.views import cameras

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from im3d_jax.data import objects
-from im3d_jax.data.pipeline import Shard, open_stream
+from im3d_jax.data.input_pipeline import Shard, open_stream
 from im3d_jax.data.sources import ProceduralSource
 from im3d_jax.data.workers import Workers, run_here
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from im3d_jax.data import CorruptRecord, procedural
-from im3d_jax.data.pipeline import Shard, open_stream, stack_views
+from im3d_jax.data.input_pipeline import Shard, open_stream, stack_views
 from im3d_jax.data.sources import ProceduralSource
 from recon_torch.errors import UserError
 
