@@ -66,3 +66,17 @@ def write_json(path: str | Path, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False, default=lambda value: value.tolist())
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
+
+
+def sort_safetensors_header(path: str | Path) -> None:
+    """Puts the metadata of a .safetensors file in order, so that equal content makes equal bytes.
+
+    safetensors 0.8.0 writes several entries in a random order: findings/safetensors_metadata_order.sh.
+    """
+    with open(path, "r+b") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(num_bytes))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from recon_torch.files import replacing
+from recon_torch.files import replacing, sort_safetensors_header
 from recon_torch.raster import Render
 from recon_torch.scene.parameters import Parameters
 from recon_torch.settings import FitSettings
@@ -126,6 +126,7 @@ class RadianceField:
         }
         with torch.no_grad(), replacing(path) as temporary:
             save_file({"field": self.field()[0].cpu().contiguous()}, temporary, metadata)
+            sort_safetensors_header(temporary)
         return path
 
     @torch.no_grad()

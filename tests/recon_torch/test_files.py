@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from recon_torch.errors import UserError
-from recon_torch.files import replacing, write_json
+from recon_torch.files import replacing, sort_safetensors_header, write_json
 
 
 def test_failed_write_leaves_the_old_file_alone(tmp_path):
@@ -70,3 +72,19 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path):
         assert line.startswith(f"cannot write {tmp_path / name} (") and line.endswith("choose another place")
         assert (tmp_path / name).read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_equal_safetensors_with_sorted_headers_have_equal_bytes(tmp_path):
+    """The library itself writes six entries in one of 720 orders."""
+    path, tensors = tmp_path / "x.safetensors", {"a": np.arange(6, dtype=np.float32), "b": np.ones(3)}
+    metadata = {name: f'"{name}" ä' for name in ("rgb", "center", "half_width", "unit", "scale", "up")}
+    contents = set()
+    for _ in range(4):
+        save_file(tensors, path, metadata)
+        sort_safetensors_header(path)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == metadata
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(array, tensors[name])
