@@ -1,7 +1,7 @@
-"""Public checkpoints <-> our parameter trees: safetensors files in the layouts of PyTorch projects.
+"""Public checkpoints <-> our parameters: safetensors files in the layouts of PyTorch projects.
 
-A model says where each of its parameters comes from by a function path -> `Source`; the layouts are changed
-here, and every tensor is accounted for. Nothing is ever unpickled.
+A model says by a function from path to `Source` which tensor each of its parameters comes from. This module
+moves the values and changes their layouts, and it accounts for every tensor. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +22,10 @@ from recon_torch.errors import UserError
 class Source(NamedTuple):
     """Where a parameter stands in a public checkpoint.
 
-    name: of the tensor.
-    layout: "" as the parameter's own rank says (see `LAYOUTS`), or "conv1x1" for a Dense of ours that is a
-        1x1 convolution there.
+    Attributes:
+        name: of the tensor.
+        layout: a key of `LAYOUTS`, such as "conv1x1" for a Dense of ours that is a 1x1 convolution there. ""
+            stands for the layout that the rank of a kernel implies (`KERNEL_LAYOUTS`).
     """
 
     name: str
@@ -34,7 +35,6 @@ class Source(NamedTuple):
 SourceOf = Callable[[str], Source | None]
 """Parameter path ("down_0/conv/kernel") -> its `Source`, or None for a parameter that is ours alone."""
 
-# layout -> (theirs to ours, ours to theirs). PyTorch puts the output channels first, Flax puts them last.
 LAYOUTS = {
     "same": (lambda x: x, lambda x: x),
     "linear": (lambda x: x.T, lambda x: x.T),
@@ -46,15 +46,23 @@ LAYOUTS = {
         lambda x: x.transpose(2, 1, 0)[..., None, None],
     ),
 }
+"""Layout -> (from theirs to ours, from ours to theirs). PyTorch has output channels first, Flax has them
+last.
+"""
+
 RANK_IN_CHECKPOINT = {"linear": 2, "conv1x1": 4, "conv2d": 4, "conv_frames": 5}
 KERNEL_LAYOUTS = {2: "linear", 3: "conv_frames", 4: "conv2d"}
+"""Rank of a kernel of ours -> its layout, where its `Source` does not say otherwise."""
+
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+"""Last name in a path of ours -> the one in a checkpoint, where they differ."""
 
 
 def torch_name(path: str) -> str:
     """The name that a path has in a checkpoint whose modules mirror ours: "a_0/b/kernel" -> "a.0.b.weight".
 
-    Numbers at the end of a module's name are list indices there, but for diffusers' "linear_1", "linear_2".
+    A number at the end of a module's name is an index of a list there, except in diffusers' "linear_1" and
+    "linear_2".
     """
     *modules, leaf = path.split("/")
     parts = []
@@ -96,7 +104,7 @@ def _files(path: Path) -> list[Path]:
     raise UserError(f"no .safetensors weights at {path}; {hint}")
 
 
-def read_config(path: str | Path) -> dict:
+def read_config(path: str | Path) -> dict[str, Any]:
     """config.json of a diffusers directory; {} for a bare file. Raises UserError if it is not JSON."""
     file = Path(path) / "config.json"
     if not file.is_file():
@@ -123,11 +131,13 @@ def check_config(path: str | Path, settings: Mapping[str, object]) -> None:
             raise UserError(f"{path}: config.json has {key} {theirs}, config.backbone makes it {ours}")
 
 
-def to_params(tensors: Mapping[str, np.ndarray], params, source_of: SourceOf, what: str):
+def to_params(
+    tensors: Mapping[str, np.ndarray], params: dict[str, Any], source_of: SourceOf, what: str
+) -> dict[str, Any]:
     """`params` with the values of a checkpoint, float32.
 
     Args:
-        params: tree of arrays or ShapeDtypeStructs; those without a source keep their values.
+        params: nested dictionaries of arrays or ShapeDtypeStructs; those without a source keep their values.
         what: the checkpoint's path and family, for errors.
 
     Raises UserError that names a missing, unknown, wrongly shaped or non-finite tensor.
@@ -160,7 +170,7 @@ def to_params(tensors: Mapping[str, np.ndarray], params, source_of: SourceOf, wh
     return traverse_util.unflatten_dict(found, sep="/")
 
 
-def to_tensors(params, source_of: SourceOf) -> dict[str, np.ndarray]:
+def to_tensors(params: dict[str, Any], source_of: SourceOf) -> dict[str, np.ndarray]:
     """The inverse of `to_params`: a checkpoint's tensors by name. Parameters without a source stay out."""
     tensors = {}
     for path, value in traverse_util.flatten_dict(params, sep="/").items():

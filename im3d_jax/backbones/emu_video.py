@@ -25,9 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import Params, attention, emu_video_checkpoints, layers
+from im3d_jax.backbones import Params, attention, emu_video_checkpoints, layers, unet
 from im3d_jax.backbones.layers import ZEROS, FrameEmbeddings, Frames
-from im3d_jax.backbones.unet import Parts, UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.words import WordEncoder
 
@@ -61,8 +60,8 @@ class Span(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(UNetModel):
-    """A denoiser under the backbone contract; see `UNetModel` for the arguments that are not listed.
+class Model(unet.UNetModel):
+    """A denoiser under the backbone contract; see `unet.UNetModel` for the arguments that are not listed.
 
     Args:
         model_channels, channel_mult, num_res_blocks: width of the UNet's levels, and their residual blocks.
@@ -173,7 +172,7 @@ class UNet(nn.Module):
 
         x = with_image(noisy, conditioning, spec).astype(dtype)
         x = temporal_conv(spec, layers.input_conv(x, width, noisy.shape[-1], dtype), "conv_in")
-        x = down_and_up(parts(spec), x, emb, text)
+        x = unet.down_and_up(parts(spec), x, emb, text)
         features = nn.silu(layers.group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), kernel_init=ZEROS, dtype=dtype, name="conv_out")(features)
         x = temporal_conv(spec, x, "conv_out")
@@ -193,11 +192,11 @@ Text = list[tuple[Float[Array, "B _ _"], Float[Array, "B _"]]]
 """(tokens [B, L, d], mask [B, L]) of each text encoder; L and d differ from one to the next."""
 
 
-def parts(spec: Model) -> Parts:
+def parts(spec: Model) -> unet.Parts:
     """The levels of this network: with several frames, temporal layers follow the spatial ones."""
     blocks, levels = tuple(spec.num_res_blocks), tuple(spec.attention_levels)
     functions = partial(_residual, spec), partial(_attention, spec), partial(temporal_conv, spec)
-    return Parts(blocks, levels, jnp.dtype(spec.dtype), *functions)
+    return unet.Parts(blocks, levels, jnp.dtype(spec.dtype), *functions)
 
 
 def temporal_conv(spec: Model, x: Frames, name: str) -> Frames:
@@ -209,7 +208,7 @@ def temporal_conv(spec: Model, x: Frames, name: str) -> Frames:
 
 
 def _residual(
-    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: unet.Way
 ) -> Float[Array, "B K h w out"]:
     block, channels = (
         layers.remat(layers.ResBlock, spec.remat),

@@ -25,9 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from im3d_jax.backbones import Params, attention, layers, svd_checkpoints
+from im3d_jax.backbones import Params, attention, layers, svd_checkpoints, unet
 from im3d_jax.backbones.layers import FrameEmbeddings, Frames
-from im3d_jax.backbones.unet import Parts, UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
 
 TEMPORAL = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
@@ -70,8 +69,9 @@ class InputView(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(UNetModel):
-    """A denoiser under the backbone contract, by default SVD-XT; see `UNetModel` for arguments not listed.
+class Model(unet.UNetModel):
+    """A denoiser under the backbone contract, by default SVD-XT; see `unet.UNetModel` for arguments not
+    listed.
 
     Args:
         block_out_channels, layers_per_block: channels of the levels, in 32 groups; residual blocks of each.
@@ -188,7 +188,7 @@ class UNet(nn.Module):
         image = conditioning.image * conditioning.image_mask[:, None, None, None] / spec.latent_scale
         x = jnp.concatenate([noisy, jnp.broadcast_to(image[:, None], noisy.shape)], -1).astype(dtype)
         x = nn.Conv(width, (3, 3), dtype=dtype, name="conv_in")(x)
-        x = down_and_up(parts(spec), x, emb, tokens)
+        x = unet.down_and_up(parts(spec), x, emb, tokens)
         x = nn.silu(layers.group_norm(x, GROUPS, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
         return x.astype(jnp.float32)[:, np.argsort(order)]
@@ -217,19 +217,19 @@ def frame_vectors(spec: Model, conditioning: Conditioning, num_views: int) -> Fl
     return jnp.concatenate([jnp.broadcast_to(p, (batch, num_views, p.shape[-1])) for p in told], -1)
 
 
-def parts(spec: Model) -> Parts:
+def parts(spec: Model) -> unet.Parts:
     """The levels of this network: spatial layers blended with temporal ones."""
     blocks = (spec.layers_per_block,) * spec.num_levels
     dtype, levels = jnp.dtype(spec.dtype), tuple(spec.attention_levels)
-    return Parts(blocks, levels, dtype, partial(_residual, spec), partial(_attention, spec))
+    return unet.Parts(blocks, levels, dtype, partial(_residual, spec), partial(_attention, spec))
 
 
 def _residual(
-    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: unet.Way
 ) -> Float[Array, "B K h w out"]:
     """As diffusers has it: with `groupnorm_eps` on the way up, and on the way down beside attention."""
     block = layers.remat(SpatioTemporalResBlock, spec.remat)
-    ours = way is Way.UP or (way is Way.DOWN and level in spec.attention_levels)
+    ours = way is unet.Way.UP or (way is unet.Way.DOWN and level in spec.attention_levels)
     epsilon = spec.groupnorm_eps if ours else 1e-5
     return block(spec.block_out_channels[level], epsilon, spec.dtype, name=f"resnets_{index}")(x, emb)
 
@@ -287,7 +287,10 @@ class SpatioTemporalTransformer(nn.Module):
 
 
 def triangular(
-    num_views: int, low: float = 1.0, high: float = 2.5, frame_order: Sequence[int] | None = None
+    num_views: int,
+    low: float = 1.0,
+    high: float = 2.5,
+    frame_order: Sequence[int] | Int[np.ndarray, " K"] | None = None,
 ) -> tuple[float, ...]:
     """SV3D's weights of guidance on the image, one for each view: `low` at the picture, `high` behind it.
 

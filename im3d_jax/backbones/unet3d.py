@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.backbones import Params, attention, layers, unet3d_checkpoints
+from im3d_jax.backbones import Params, attention, layers, unet, unet3d_checkpoints
 from im3d_jax.backbones.layers import RANDOM, ZEROS, FrameEmbeddings, Frames
-from im3d_jax.backbones.unet import Parts, UNetModel, Way, down_and_up
 from im3d_jax.conditions.conditioning import Conditioning
 
 TEMPORAL = "temp_convs|temp_attentions|transformer_in"
@@ -61,8 +60,8 @@ class ImageInput(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(UNetModel):
-    """A denoiser under the backbone contract; see `UNetModel` for the arguments that are not listed.
+class Model(unet.UNetModel):
+    """A denoiser under the backbone contract; see `unet.UNetModel` for the arguments that are not listed.
 
     The defaults are the sizes of ModelScope and of I2VGen-XL.
 
@@ -162,7 +161,7 @@ class UNet(nn.Module):
 
         x = layers.input_conv(x, width, noisy.shape[-1], dtype)
         x = TemporalTransformer(spec, 8 * spec.head_dim, name="transformer_in")(x)
-        x = down_and_up(parts(spec), x, emb[:, None], context)  # one embedding for all frames
+        x = unet.down_and_up(parts(spec), x, emb[:, None], context)  # one embedding for all frames
         x = nn.silu(layers.group_norm(x, spec.norm_num_groups, 1e-5, "conv_norm_out"))
         x = nn.Conv(noisy.shape[-1], (3, 3), dtype=dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
@@ -243,14 +242,16 @@ class ImageFrames(nn.Module):
 # ---- Its parts ----
 
 
-def parts(spec: Model) -> Parts:
+def parts(spec: Model) -> unet.Parts:
     """The levels of this network: temporal layers follow spatial ones, on residuals of their own."""
     blocks, levels = (spec.layers_per_block,) * spec.num_levels, tuple(range(spec.num_levels - 1))
-    return Parts(blocks, levels, jnp.dtype(spec.dtype), partial(_residual, spec), partial(_attention, spec))
+    return unet.Parts(
+        blocks, levels, jnp.dtype(spec.dtype), partial(_residual, spec), partial(_attention, spec)
+    )
 
 
 def _residual(
-    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: Way
+    spec: Model, x: Frames, emb: FrameEmbeddings, level: int, index: int, way: unet.Way
 ) -> Float[Array, "B K h w out"]:
     block, convs = layers.remat(layers.ResBlock, spec.remat), layers.remat(TemporalConvs, spec.remat)
     sizes = spec.block_out_channels[level], spec.norm_num_groups

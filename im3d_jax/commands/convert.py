@@ -10,34 +10,38 @@ Every tensor is accounted for: what is missing, unknown or of another shape is n
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from im3d_jax import backbones, checkpoint, config_flags
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import make_directory, replacing
 
-# Layout of what is written -> the method of a model that makes its tensors.
 LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
+"""A public layout -> the method of a model that makes its tensors."""
+
 PRECISIONS = {"float32": np.float32, "float16": np.float16}
 
 
-def to_weights(config, source: Path, target: Path, dtype) -> int:
+def to_weights(config: ConfigDict, source: Path, target: Path, dtype: type[np.floating]) -> int:
     """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
     model = _build(config, "from_pretrained")
     params = model.from_pretrained(source, backbones.init(model, jax.random.key(config.seed)))
-    words = list(
-        config.text.kwargs.get("words", [])
-    )  # of a vocabulary; text encoders have files of their own
+    # The vocabulary that the weights belong to; text encoders have files of their own.
+    words = list(config.text.kwargs.get("words", []))
     metadata = {"words": words, "source": source.name}
     checkpoint.save_weights(target, params, metadata, dtype)
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def to_checkpoint(config, source: Path, target: Path, dtype, layout: str) -> int:
+def to_checkpoint(
+    config: ConfigDict, source: Path, target: Path, dtype: type[np.floating], layout: str
+) -> int:
     """Writes weights for `config.backbone` in a public layout. Returns the number of its parameters."""
     method = LAYOUTS[layout]
     model = _build(config, method)
@@ -52,7 +56,8 @@ def to_checkpoint(config, source: Path, target: Path, dtype, layout: str) -> int
     return sum(x.size for x in tensors.values())
 
 
-def _build(config, method: str):
+def _build(config: ConfigDict, method: str) -> Any:
+    """The config's backbone. Raises UserError if it has no such method."""
     name = config.backbone.name
     model = backbones.build(name, config.backbone.kwargs.to_dict())
     if not hasattr(model, method):

@@ -263,7 +263,7 @@ def test_v_prediction_on_the_edm_schedule_is_karras_denoiser(sigma):
     denoised = x / (sigma**2 + 1) - sigma / np.sqrt(sigma**2 + 1) * network
     c_in = 1 / np.sqrt(sigma**2 + 1)
     np.testing.assert_allclose(alpha * (c_in * x) - noise_level * network, denoised, rtol=1e-9, atol=1e-12)
-    ours = objective.to_x0("v", jnp.asarray(network), jnp.asarray(c_in * x), alpha, noise_level)
+    ours = objective.to_x0("v", *map(jnp.asarray, (network, c_in * x, alpha, noise_level)))
     np.testing.assert_allclose(ours, denoised, rtol=1e-5, atol=1e-6)
 
 
