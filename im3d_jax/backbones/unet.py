@@ -209,7 +209,7 @@ class MidBlock(nn.Module):
     parts: Parts
 
     @nn.compact
-    def __call__(self, x: Frames, emb: FrameEmbeddings, context: Any) -> Frames:
+    def __call__(self, x: Frames, emb: FrameEmbeddings, context: Any) -> Float[Array, "B K h w out"]:
         level = len(self.parts.num_blocks) - 1
         x = self.parts.residual(x, emb, level, 0, Way.MIDDLE)
         x = self.parts.attention(x, context, level, 0)

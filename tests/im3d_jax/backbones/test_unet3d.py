@@ -216,8 +216,8 @@ def test_values_and_gradients_of_a_block(name, unets, loaded):
 
 
 def test_recomputation_is_of_every_layer_and_changes_no_name(loaded):
-    x, emb = draw(B, K, SIDE, SIDE, WIDTH), draw(B, 1, 4 * WIDTH)
-    context = unet3d.Context(draw(B, 4, TEXT), jnp.ones((B, 4)))
+    x, emb = jnp.asarray(draw(B, K, SIDE, SIDE, WIDTH)), jnp.asarray(draw(B, 1, 4 * WIDTH))
+    context = unet3d.Context(jnp.asarray(draw(B, 4, TEXT)), jnp.ones((B, 4)))
 
     def num_recomputed(remat):
         block = DownBlock(unet3d.parts(dataclasses.replace(SPEC, remat=remat)), 0)
@@ -232,7 +232,7 @@ def test_recomputation_is_of_every_layer_and_changes_no_name(loaded):
 
 
 def test_masked_words_have_no_influence(loaded):
-    block, x = unet3d.SpatialTransformer(SPEC), draw(B, K, SIDE, SIDE, WIDTH)
+    block, x = unet3d.SpatialTransformer(SPEC), jnp.asarray(draw(B, K, SIDE, SIDE, WIDTH))
     mask = jnp.array([[1.0, 1, 0, 0], [1, 0, 0, 0]])
 
     @jax.jit
