@@ -137,7 +137,8 @@ def read_log(workdir):
 def test_shipped_configs_take_a_step(name, tmp_path, shrunk):
     """At initialisation the last layer is zero: only what the gate lets through of view 0 is predicted."""
     config = shrunk(name, num_steps=1)
-    stream = train.stream_of(config.train.streams, 0)
+    streams = {name: StreamSettings.of(section) for name, section in config.train.streams.items()}
+    stream = train.stream_of(streams, 0)
     drawn = config.train.streams[stream]
     drawn.keep_image = float(drawn.num_views > 1)
     state, is_done = train.train(config, tmp_path)
