@@ -24,7 +24,6 @@ from recon_torch.views.video import write_video
 
 SIZE = 32
 MOVED_BY, ENLARGED_BY = np.array([3.0, -1.0, 2.0]), 2.5
-pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 OBJECT = Gaussians(
     means=torch.tensor([[0.0, 0.0, -0.2], [0.2, 0.0, 0.1], [-0.15, 0.2, 0.15]]),

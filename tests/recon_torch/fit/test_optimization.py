@@ -21,7 +21,6 @@ from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
 SIZE = 32
-pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
 def known_object(color_shift: float = 0.0) -> Gaussians:

@@ -19,7 +19,6 @@ from recon_torch.views.cameras import Cameras, orbit
 
 CAMERAS = orbit(8, 0.35, 64)
 GREY, RED, BLUE, GREEN = (0.5, 0.5, 0.5), (0.8, 0.1, 0.1), (0.1, 0.2, 0.8), (0.1, 0.6, 0.2)
-pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
 def ellipsoid(center, radii, color, num=500) -> Gaussians:

@@ -15,7 +15,6 @@ CAMERAS = orbit(3, size=32)
 SETTINGS = FitSettings(
     num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0, seed=3
 )
-pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
 def new_fit(settings=SETTINGS) -> Fit:

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from recon_torch.fit.optimization import Fit
@@ -16,7 +15,6 @@ CAMERAS = orbit(2, size=32)
 SETTINGS = FitSettings(
     num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0
 )
-pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
 class NoRoomForGaussians(Fit):

@@ -32,7 +32,6 @@ SETTINGS = FitSettings(
     lpips_stages=2,
     lpips_weights="random",
 )
-pytestmark = pytest.mark.filterwarnings("ignore:no weights for LPIPS")
 
 
 def new_fit(**changes) -> Fit:
