@@ -13,6 +13,8 @@ import torch
 
 from im3d_jax.conditions.text import build_text
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from im3d_jax import checkpoint
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def params():

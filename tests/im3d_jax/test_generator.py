@@ -11,6 +11,8 @@ import pytest
 from im3d_jax import checkpoint, config_flags, generator
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
 LATENT = (2, 2, 64)
 

@@ -14,7 +14,7 @@ from recon_torch.fit import quality
 from recon_torch.formats.ply import load_ply
 from recon_torch.views.transforms import read_transforms
 
-pytestmark = pytest.mark.usefixtures("local_client")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
 
 CHANGES = """
     config.backbone.kwargs.attention_levels = (0,)

@@ -11,7 +11,7 @@ from im3d_jax import backbones, main
 from im3d_jax.backbones.svd import triangular
 from recon_torch.views.transforms import read_transforms
 
-pytestmark = pytest.mark.usefixtures("local_client")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
 
 ROOT = Path(__file__).parents[2]
 SIZE, LATENT = 32, (8, 8, 4)

@@ -13,7 +13,7 @@ from im3d_jax.asset import Request, files_of, move_into
 from im3d_jax.conditions import pictures
 from recon_torch.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("local_client")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
 
 CHANGES = """
     config.video.num_steps = 2

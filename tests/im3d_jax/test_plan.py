@@ -14,6 +14,8 @@ from im3d_jax.backbones import emu_video
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(
     latent_shape=(32, 32, 3),
     model_channels=8,

@@ -12,6 +12,8 @@ from PIL import Image
 import im3d_jax
 from recon_torch.process import client
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text()
 CHANGES = """

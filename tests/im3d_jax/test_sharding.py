@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from im3d_jax import sharding
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "text, expected",

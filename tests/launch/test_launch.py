@@ -13,6 +13,8 @@ import yaml
 from im3d_jax.training import hosts
 from recon_torch.errors import CommandParser
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in ROOT.glob("launch/*/*") if path.suffix in (".sh", ".sbatch"))
 JOBSETS = sorted(ROOT.glob("launch/gke/*.yaml"))

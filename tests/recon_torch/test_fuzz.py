@@ -19,6 +19,8 @@ from recon_torch.views.directory import load_views
 from recon_torch.views.images import image_size, read_image, write_image
 from recon_torch.views.transforms import read_frames, write_transforms
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 MOST_BYTES = 32 * 2**20  # of memory that reading a file of some kilobytes may take
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 10**400, 1e308, 2**63, 1e-320, True]))

@@ -19,6 +19,8 @@ from recon_torch.errors import UserError
 hosting.declare()
 import diffusers  # noqa: E402  (imports torchvision)
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BATCH, FRAMES, SIDE = 2, 3, 16
 

@@ -12,6 +12,8 @@ from im3d_jax import backbones, main
 from im3d_jax.backbones import conformance
 from im3d_jax.conditions.conditioning import Conditioning
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (4, 4, 2)
 
 

@@ -19,6 +19,8 @@ from im3d_jax.backbones import attention, emu_video, layers
 from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 B, K, WORDS = 8, 5, 4
 SMALL = emu_video.Model(
     latent_shape=(4, 4, 3),

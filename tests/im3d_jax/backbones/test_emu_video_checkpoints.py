@@ -20,6 +20,8 @@ from recon_torch.errors import UserError
 hosting.declare()
 from diffusers import UNet2DConditionModel  # noqa: E402  (imports torchvision)
 
+pytestmark = pytest.mark.slow
+
 B, SIDE, WORDS, TEXT = 2, 4, 5, 24
 SIZES = dict(
     latent_shape=(SIDE, SIDE, 4),

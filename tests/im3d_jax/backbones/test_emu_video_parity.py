@@ -13,6 +13,8 @@ hosting.declare()
 from diffusers.models.resnet import ResnetBlock2D  # noqa: E402  (imports torchvision)
 from diffusers.models.transformers.transformer_2d import Transformer2DModel  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 BATCH, SIDE = 2, 4
 
 

@@ -13,6 +13,8 @@ from im3d_jax.backbones import svd, unet
 from im3d_jax.diffusion import objective, sampler, schedules
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 BATCH, VIEWS, SIDE = 2, 3, 4
 SMALL = svd.SMALL
 ROOT = Path(__file__).parents[3]

@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from im3d_jax.backbones import svd, svd_checkpoints
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 # Names and shapes in Stability's files of SVD-XT, one or more of each kind of layer.
 STABILITY = {
     "time_embed.0.weight": (1280, 320),

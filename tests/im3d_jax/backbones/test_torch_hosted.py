@@ -15,6 +15,8 @@ from im3d_jax.backbones.conformance import Outcome
 from im3d_jax.backbones.torch_hosted import Model
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 B, K, SIDE, C, D = 2, 3, 8, 4, 16
 WIDTHS = dict(block_out_channels=(16, 32), layers_per_block=1, out_channels=C)
 NORM = dict(norm_num_groups=8, cross_attention_dim=D)

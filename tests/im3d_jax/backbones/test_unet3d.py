@@ -21,6 +21,8 @@ from recon_torch.errors import UserError
 hosting.declare()
 from diffusers import I2VGenXLUNet, UNet3DConditionModel  # noqa: E402  (imports torchvision)
 
+pytestmark = pytest.mark.slow
+
 B, WORDS, TEXT = 2, unet3d.SMALL["max_words"], unet3d.SMALL["cross_attention_dim"]
 THREE_LEVELS = dict(block_out_channels=(32, 64, 64), latent_shape=(8, 8, 8))
 MODELS = {

@@ -13,6 +13,8 @@ import pytest
 from im3d_jax import backbones, config_flags, generator
 from im3d_jax.backbones import conformance
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "backbones.md"
 

@@ -18,7 +18,7 @@ from recon_torch.errors import UserError
 from recon_torch.process.client import WorkerDied, WorkerFailed
 from recon_torch.views.cameras import orbit
 
-pytestmark = pytest.mark.usefixtures("local_client")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
 
 CHANGES = """
     config.video.num_steps = 2

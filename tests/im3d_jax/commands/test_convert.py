@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from im3d_jax import backbones, checkpoint, main
 
-pytestmark = pytest.mark.usefixtures("quick_init")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_init")]
 
 
 @pytest.fixture(scope="module")

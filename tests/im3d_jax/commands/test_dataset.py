@@ -16,6 +16,8 @@ from recon_torch.errors import UserError
 from recon_torch.views import cameras
 from recon_torch.views.images import read_image
 
+pytestmark = pytest.mark.slow
+
 SIZE, VIEWS, OBJECTS, SEED = 16, 4, 6, 3
 FIRST = objects.SPLITS["train"][0]
 PROCEDURAL = [

@@ -6,6 +6,8 @@ import pytest
 
 from im3d_jax import main
 
+pytestmark = pytest.mark.slow
+
 
 def run(capsys, tmp_path, *arguments):
     code = main.run(["plan", *arguments, f"--json={tmp_path / 'plan.json'}"])

@@ -25,6 +25,8 @@ from im3d_jax.training.watch import NotFinite
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 CONFIGS = ["tiny_text_to_image.py", "tiny_turntable.py"]
 

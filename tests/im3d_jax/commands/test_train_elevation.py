@@ -25,6 +25,8 @@ from recon_torch.files import make_directory
 from recon_torch.views.cameras import orbit
 from recon_torch.views.images import to_uint8
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config():

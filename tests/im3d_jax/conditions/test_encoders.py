@@ -13,6 +13,8 @@ from im3d_jax.conditions import encoders
 from im3d_jax.conditions.encoders import ImageEncoder, PretrainedText
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 EMPTY = 56  # the end token, which also pads
 
 

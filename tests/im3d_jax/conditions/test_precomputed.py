@@ -11,6 +11,8 @@ from im3d_jax.conditions.encoders import PretrainedText, TokenEncoder
 from im3d_jax.conditions.precomputed import PrecomputedText
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a cat", "b c", "x", "a cat", "z y", "cat cat"]  # one of them twice
 
 

@@ -12,6 +12,8 @@ import torch
 from im3d_jax.conditions import text_to_image
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = dict(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8)
 UNET = dict(
     sample_size=16,

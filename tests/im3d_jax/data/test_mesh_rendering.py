@@ -12,6 +12,8 @@ from im3d_jax.data.procedural import AMBIENT, LIGHT
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 
+pytestmark = pytest.mark.slow
+
 ASSETS = Path(__file__).parents[4] / "shared" / "assets"
 
 

@@ -8,6 +8,8 @@ import trimesh
 from im3d_jax.data import objects, procedural
 from recon_torch.views import cameras
 
+pytestmark = pytest.mark.slow
+
 SIZE, VIEWS = 32, 4  # of all renders here, which thus share two compiled programs
 HALF_WIDTH = np.float32(np.tan(np.deg2rad(33.8) / 2))
 ELEVATION_RAD = 0.5

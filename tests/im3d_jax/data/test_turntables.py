@@ -17,6 +17,8 @@ from im3d_jax.data.turntables import Record, TurntableSource
 from recon_torch.errors import UserError
 from recon_torch.views import cameras
 
+pytestmark = pytest.mark.slow
+
 SIZE, VIEWS, TRAIN, TEST = 16, 4, 8, 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (TRAIN + TEST, VIEWS, SIZE, SIZE, 4), np.uint8)
 TEXT = np.random.default_rng(1).normal(size=(TRAIN + TEST, 2, 5, 3)).astype(np.float16)

@@ -17,6 +17,8 @@ from im3d_jax.data.input_pipeline import Shard, open_stream
 from im3d_jax.data.sources import ProceduralSource
 from im3d_jax.data.workers import Workers, run_here
 
+pytestmark = pytest.mark.slow
+
 IGNORED = (signal.SIGTERM, signal.SIGINT)
 PATIENCE_S = 60.0  # for what takes a moment where nothing else runs
 

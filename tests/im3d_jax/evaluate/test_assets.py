@@ -14,6 +14,8 @@ from im3d_jax.evaluate.truth import Truth
 from im3d_jax.generator import Generator
 from im3d_jax.settings import RoundSettings, VideoSettings
 
+pytestmark = pytest.mark.slow
+
 NUM_VIEWS, SIZE, INDEX = 4, 32, 7
 TRUE_RAD, ESTIMATED_RAD = 0.4, 0.25
 SETTINGS = dict(seed=0, until_steps=(2, 4, 6))

@@ -14,6 +14,8 @@ from im3d_jax.evaluate import suite
 from im3d_jax.evaluate.truth import Objects
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config_path(monkeypatch, perceptual, tmp_path, write_runnable):

@@ -10,6 +10,8 @@ from im3d_jax.generator import Generator
 from im3d_jax.settings import TextToImageSettings, VideoSettings
 from recon_torch.views.images import read_image
 
+pytestmark = pytest.mark.slow
+
 OBJECTS, NUM_VIEWS, SIZE = 5, 4, 32  # one object more than a batch
 CAPTIONS = [f"object {i}" for i in range(OBJECTS)]
 

@@ -22,6 +22,8 @@ from recon_torch.errors import UserError
 hosting.declare()
 import diffusers  # noqa: E402  (imports torchvision)
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 
 

@@ -15,6 +15,8 @@ from im3d_jax.tasks import turntable
 from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TOKENS, TEXT = (2, 5), (3, 6)
 EVERYTHING = Stream(keep_image=1.0, keep_text=1.0, timestep_shift=1.0)
 

@@ -12,6 +12,8 @@ import pytest
 from im3d_jax.training import hosts
 from recon_torch.errors import CommandParser, UserError
 
+pytestmark = pytest.mark.slow
+
 LOOP = """
 import sys, time
 import jax

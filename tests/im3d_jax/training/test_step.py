@@ -15,6 +15,8 @@ from im3d_jax import sharding
 from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
 
+pytestmark = pytest.mark.slow
+
 FEATURES, HIDDEN, NUM_EXAMPLES = 6, 16, 16
 RULES = ((r"spatial/kernel", ("embed", "mlp")), (r"temporal/kernel", ("mlp", "embed")))
 

@@ -22,6 +22,8 @@ from recon_torch.views.images import read_image, write_image
 from recon_torch.views.transforms import read_transforms, write_transforms
 from recon_torch.views.video import write_video
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 MOVED_BY, ENLARGED_BY = np.array([3.0, -1.0, 2.0]), 2.5
 

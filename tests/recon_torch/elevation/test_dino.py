@@ -12,6 +12,8 @@ from recon_torch.elevation import estimator as elevation
 from recon_torch.elevation.dino import DinoEncoder
 from recon_torch.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 hosting.declare()
 transformers = pytest.importorskip("transformers")
 

@@ -20,6 +20,8 @@ from recon_torch.scene.visibility import seen_px
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 

@@ -17,6 +17,8 @@ from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras, orbit
 
+pytestmark = pytest.mark.slow
+
 CAMERAS = orbit(8, 0.35, 64)
 GREY, RED, BLUE, GREEN = (0.5, 0.5, 0.5), (0.8, 0.1, 0.1), (0.1, 0.2, 0.8), (0.1, 0.6, 0.2)
 

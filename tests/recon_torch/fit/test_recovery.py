@@ -11,6 +11,8 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 
+pytestmark = pytest.mark.slow
+
 CAMERAS = orbit(3, size=32)
 SETTINGS = FitSettings(
     num_gaussians=400, num_steps=200, start="ball", lpips_net="alex", w_lpips=0.0, w_rgb=1.0, seed=3

@@ -12,6 +12,8 @@ from recon_torch import hosting
 from recon_torch.errors import UserError
 from recon_torch.losses.lpips import RANDOM_BACKBONE_SEED, TORCHVISION_FILES, PerceptualDistance
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def lpips_package(net: str) -> torch.nn.Module:

@@ -27,6 +27,8 @@ from recon_torch.raster.render import render
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import orbit
 
+pytestmark = pytest.mark.slow
+
 CAMERAS = orbit(3, size=40)
 SETTINGS = FitSettings(num_gaussians=200, num_steps=200, lpips_net="alex", w_lpips=0.0, w_rgb=1.0)
 PATIENCE_S = 120.0  # for what takes a second where nothing else runs

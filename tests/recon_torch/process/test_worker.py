@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from recon_torch.fit.optimization import Fit
@@ -10,6 +11,8 @@ from recon_torch.process.protocol import Beat, Done, Failed, FitUntil, SetTarget
 from recon_torch.process.worker import OUT_OF_MEMORY, Worker
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
+
+pytestmark = pytest.mark.slow
 
 CAMERAS = orbit(2, size=32)
 SETTINGS = FitSettings(

@@ -9,6 +9,8 @@ from recon_torch.scene import conformance, new_scene
 from recon_torch.scene.splats import Splats
 from recon_torch.settings import Engine, FitSettings, Representation
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = FitSettings(
     num_gaussians=300, num_steps=50, nerf_cells=8, nerf_samples=8, refine_every=1, engine=Engine.CPU
 )

@@ -22,6 +22,8 @@ from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import orbit
 from recon_torch.views.world import World
 
+pytestmark = pytest.mark.slow
+
 CAMERAS = orbit(8, 0.4, 32)
 SETTINGS = FitSettings(
     representation="nerf",
