@@ -79,22 +79,20 @@ class Stages:
 
 def watch_all(watched: Stages, codec: type, client: ReconClient) -> None:
     """Watches the arrows of Figure 2, each under its name."""
-    arrows = {
-        "text to image, 40 calls": (Generator, "text_to_image"),
-        "condition": (Generator, "condition"),
-        "first video, denoise": (Generator, "turntable"),
-        "rounds, denoise": (Generator, "refine"),
-        "masks": (Generator, "decode"),
-        "autoencoder, decode": (codec, "decode"),
-        "autoencoder, encode": (codec, "encode"),
-        "views to the worker": (bridge, "write"),
-        "renders to JAX, no copy": (bridge, "as_jax"),
-        "targets": (client, "set_targets"),
-        "fit": (client, "fit"),
-        "render": (client, "render"),
+    of_generator = {
+        "text to image, 40 calls": "text_to_image",
+        "condition": "condition",
+        "first video, denoise": "turntable",
+        "rounds, denoise": "refine",
+        "masks": "decode",
     }
-    for stage, (owner, name) in arrows.items():
-        watched.watch(owner, name, stage)
+    of_codec = {"autoencoder, decode": "decode", "autoencoder, encode": "encode"}
+    of_bridge = {"views to the worker": "write", "renders to JAX, no copy": "as_jax"}
+    of_client = {"targets": "set_targets", "fit": "fit", "render": "render"}
+    owners = (Generator, of_generator), (codec, of_codec), (bridge, of_bridge), (client, of_client)
+    for owner, arrows in owners:
+        for stage, name in arrows.items():
+            watched.watch(owner, name, stage)
 
 
 def make_asset(

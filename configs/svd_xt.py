@@ -52,5 +52,5 @@ def get_config() -> ConfigDict:
         tie_first_view=False,
     )
     config.turntable.size = 576
-    config.train.trainable = svd.TEMPORAL
+    config.train.trainable = svd.Model.temporal_pattern
     return config

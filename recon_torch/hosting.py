@@ -6,6 +6,7 @@ safetensors alone, because the other formats run code when they are read, and no
 
 from __future__ import annotations
 
+import enum
 import gc
 import importlib
 import json
@@ -28,6 +29,14 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 """What diffusers and transformers raise for files that are missing, damaged or of something else."""
+
+
+class Dtype(enum.StrEnum):
+    """What a hosted network may compute in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 def declare() -> None:

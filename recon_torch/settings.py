@@ -19,6 +19,14 @@ class Engine(enum.StrEnum):
     TORCH = "torch"
 
 
+class LpipsDtype(enum.StrEnum):
+    """What the convolutions of LPIPS compute in."""
+
+    AUTO = "auto"  # bfloat16 where it takes half the time, else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Representation(enum.StrEnum):
     """What is fitted; see `recon_torch.scene`."""
 
@@ -31,30 +39,6 @@ class Start(enum.StrEnum):
 
     HULL = "hull"  # in the part of the ball that is within the visual hull of the masks
     BALL = "ball"  # the paper's
-
-
-class LpipsDtype(enum.StrEnum):
-    """What the convolutions of LPIPS compute in."""
-
-    AUTO = "auto"  # bfloat16 where it takes half the time, else float32
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class Level(enum.StrEnum):
-    """How much a finding of a quality gate speaks against an asset."""
-
-    HINT = "hint"  # not at all; the asset may be meant so
-    SUSPECT = "suspect"
-    BAD = "bad"
-
-
-class Verdict(enum.StrEnum):
-    """What all findings amount to, from the best to the worst."""
-
-    GOOD = "good"
-    SUSPECT = "suspect"
-    BAD = "bad"
 
 
 @dataclass(frozen=True)
@@ -115,6 +99,22 @@ class FitSettings:
         enums = dict(start=Start, representation=Representation, lpips_dtype=LpipsDtype, engine=Engine)
         for name, kind in enums.items():
             object.__setattr__(self, name, choice(kind, getattr(self, name), name))
+
+
+class Level(enum.StrEnum):
+    """How much a finding of a quality gate speaks against an asset."""
+
+    HINT = "hint"  # not at all; the asset may be meant so
+    SUSPECT = "suspect"
+    BAD = "bad"
+
+
+class Verdict(enum.StrEnum):
+    """What all findings amount to, from the best to the worst."""
+
+    GOOD = "good"
+    SUSPECT = "suspect"
+    BAD = "bad"
 
 
 @dataclass(frozen=True)

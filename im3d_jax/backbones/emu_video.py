@@ -7,8 +7,8 @@ skipped, so that the same parameters without time are the text-to-image model. T
 as frame 0's latent, with zeros elsewhere and a mask, on extra input channels whose weights start at zero.
 
 The tiny model and the paper's size are this code with other arguments. The path of every temporal parameter
-contains "temporal", which is what `TEMPORAL` matches and fine-tuning trains. Spatial parameters have the
-names of diffusers' UNet2DConditionModel; `emu_video_checkpoints` reads and writes its weights.
+contains "temporal", which is what `Model.temporal_pattern` matches and fine-tuning trains. Spatial parameters
+have the names of diffusers' UNet2DConditionModel; `emu_video_checkpoints` reads and writes its weights.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ from im3d_jax.backbones import Params, attention, emu_video_checkpoints, layers,
 from im3d_jax.backbones.layers import ZEROS, FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.words import WordEncoder
-
-TEMPORAL = "temporal"
-"""Pattern of the parameter paths that Sec. 3.1 trains."""
 
 GROUPS = 32
 """Groups of channels that are normalised together, as in Stable Diffusion."""
@@ -109,16 +106,12 @@ class Model(unet.UNetModel):
     prediction_type: str = "v"
 
     choices: ClassVar = {"temporal_span": Span}
-    temporal_pattern: ClassVar[str] = TEMPORAL
+    temporal_pattern: ClassVar[str] = "temporal"
 
     def problems(self) -> Iterator[str]:
-        yield from super().problems()
+        yield from self.latent_problems(len(self.channel_mult))
         if self.copy_gate and self.prediction_type != "x0":
             yield f"copy_gate blends clean views; it cannot predict {self.prediction_type!r}"
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.channel_mult)
 
     @property
     def net(self) -> UNet:
@@ -149,7 +142,7 @@ class Model(unet.UNetModel):
 
     def renew(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tensors of a weights file, also of one from before the layers had diffusers' names."""
-        return emu_video_checkpoints.renew(tensors, self.num_levels)
+        return emu_video_checkpoints.renew(tensors, len(self.channel_mult))
 
 
 # ---- The network ----
@@ -161,9 +154,7 @@ class UNet(nn.Module):
     spec: Model
 
     @nn.compact
-    def __call__(
-        self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning
-    ) -> Float[Array, "B K h w c"]:
+    def __call__(self, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning) -> Frames:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         width, num_frames = spec.model_channels, noisy.shape[1]
         text = self._text(conditioning)

@@ -29,9 +29,6 @@ from im3d_jax.backbones import Params, attention, layers, svd_checkpoints, unet
 from im3d_jax.backbones.layers import FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
 
-TEMPORAL = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
-"""Pattern of the parameter paths that Sec. 3.1 trains."""
-
 GROUPS = 32
 """Groups of channels that are normalised together."""
 
@@ -110,18 +107,16 @@ class Model(unet.UNetModel):
 
     choices: ClassVar = {"vector": Vector, "input_view": InputView}
     prediction_type: ClassVar[str] = "v"
-    temporal_pattern: ClassVar[str] = TEMPORAL
+    temporal_pattern: ClassVar[str] = (
+        "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
+    )
 
     def problems(self) -> Iterator[str]:
-        yield from super().problems()
+        yield from self.latent_problems(len(self.block_out_channels))
         if any(channels % GROUPS for channels in self.block_out_channels):
             yield f"block_out_channels {self.block_out_channels} are not multiples of 32, the norms' groups"
         if self.orbit_direction not in (1, -1):
             yield f"orbit_direction {self.orbit_direction} is not 1 or -1"
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.block_out_channels)
 
     @property
     def net(self) -> UNet:
@@ -160,7 +155,8 @@ class Model(unet.UNetModel):
 
     @property
     def _layout(self) -> svd_checkpoints.Layout:
-        return svd_checkpoints.Layout(self.num_levels, self.layers_per_block, tuple(self.attention_levels))
+        num_levels, levels = len(self.block_out_channels), tuple(self.attention_levels)
+        return svd_checkpoints.Layout(num_levels, self.layers_per_block, levels)
 
 
 # ---- The network ----
@@ -219,7 +215,7 @@ def frame_vectors(spec: Model, conditioning: Conditioning, num_views: int) -> Fl
 
 def parts(spec: Model) -> unet.Parts:
     """The levels of this network: spatial layers blended with temporal ones."""
-    blocks = (spec.layers_per_block,) * spec.num_levels
+    blocks = (spec.layers_per_block,) * len(spec.block_out_channels)
     dtype, levels = jnp.dtype(spec.dtype), tuple(spec.attention_levels)
     return unet.Parts(blocks, levels, dtype, partial(_residual, spec), partial(_attention, spec))
 

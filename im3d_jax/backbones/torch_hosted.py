@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from torch import Tensor
 
 from im3d_jax import bridge
-from im3d_jax.backbones import Params
+from im3d_jax.backbones import Params, svd, unet3d
 from im3d_jax.backbones.layers import Frames
 from im3d_jax.backbones.unet import WHAT
 from im3d_jax.conditions.conditioning import Conditioning
@@ -47,23 +47,6 @@ SMALL = dict(
 """Arguments of a network that runs anywhere at once."""
 
 
-class DiffusersClass(enum.StrEnum):
-    """The classes of diffusers that can be hosted; `FAMILIES` says how each is told its conditions."""
-
-    UNET_3D = "UNet3DConditionModel"
-    MOTION = "UNetMotionModel"
-    I2VGEN = "I2VGenXLUNet"
-    SVD = "UNetSpatioTemporalConditionModel"
-
-
-class Dtype(enum.StrEnum):
-    """What a network may compute in."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
 @dataclass(frozen=True)
 class Model:
     """A torch module behind the backbone contract. It has no parameters on this side: `init` gives {}.
@@ -79,7 +62,7 @@ class Model:
         fps: frames per second that I2VGen-XL is told.
         added_time_ids: what SVD is told: frames per second less one, motion bucket, noise in the image.
         latent_scale: factor of noisy latents that the picture's latent, as SVD takes it, is without.
-        dtype: one of `Dtype`, of the computation.
+        dtype: of the computation, one of `hosting.Dtype`.
     """
 
     diffusers_class: str = ""
@@ -92,7 +75,7 @@ class Model:
     fps: int = 16
     added_time_ids: Sequence[float] = (6, 127, 0.02)
     latent_scale: float = 0.18215
-    dtype: str = Dtype.FLOAT32
+    dtype: str = hosting.Dtype.FLOAT32
 
     partition_rules = ()
     traceable = False
@@ -102,7 +85,7 @@ class Model:
         kwargs = self.kwargs.items() if isinstance(self.kwargs, Mapping) else self.kwargs
         frozen = dict(
             diffusers_class=family,
-            dtype=choice(Dtype, self.dtype, f"{WHAT}.dtype"),
+            dtype=choice(hosting.Dtype, self.dtype, f"{WHAT}.dtype"),
             latent_shape=tuple(self.latent_shape),
             added_time_ids=tuple(self.added_time_ids),
             kwargs=tuple((name, _hashable(value)) for name, value in sorted(kwargs)),
@@ -114,7 +97,7 @@ class Model:
 
     @property
     def temporal_pattern(self) -> str:
-        """Of torch's parameter names, for information: nothing trains here."""
+        """See `Backbone.temporal_pattern`. It matches names of torch parameters, none of which is trained."""
         return self._family.temporal_pattern
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -231,6 +214,15 @@ def to_jax(tensor: Shaped[Tensor, "..."]) -> Shaped[Array, "..."]:
 # ---- Families: how each class of diffusers is told the conditions ----
 
 
+class DiffusersClass(enum.StrEnum):
+    """The classes of diffusers that can be hosted; `FAMILIES` says how each is told its conditions."""
+
+    UNET_3D = "UNet3DConditionModel"
+    MOTION = "UNetMotionModel"
+    I2VGEN = "I2VGenXLUNet"
+    SVD = "UNetSpatioTemporalConditionModel"
+
+
 class Family(NamedTuple):
     """What is particular to a class.
 
@@ -321,16 +313,15 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
-_MODELSCOPE = "temp_convs|temp_attentions|transformer_in"
-_SVD = "temporal_res_block|temporal_transformer_blocks|time_mixer|time_pos_embed"
-
 FAMILIES = {
     DiffusersClass.UNET_3D: Family(
-        "epsilon", _MODELSCOPE, True, False, lambda c: (c, 2 * c + 1), _call_unet_3d
+        "epsilon", unet3d.Model.temporal_pattern, True, False, lambda c: (c, 2 * c + 1), _call_unet_3d
     ),
     DiffusersClass.MOTION: Family(
         "epsilon", "motion_modules", True, False, lambda c: (c, 2 * c + 1), _call_motion
     ),
-    DiffusersClass.I2VGEN: Family("v", _MODELSCOPE, True, True, lambda c: (c,), _call_i2vgen),
-    DiffusersClass.SVD: Family("v", _SVD, False, True, lambda c: (2 * c,), _call_svd),
+    DiffusersClass.I2VGEN: Family(
+        "v", unet3d.Model.temporal_pattern, True, True, lambda c: (c,), _call_i2vgen
+    ),
+    DiffusersClass.SVD: Family("v", svd.Model.temporal_pattern, False, True, lambda c: (2 * c,), _call_svd),
 }

@@ -2,8 +2,8 @@
 
 A UNet (Ronneberger et al. 2015, in the layout of Rombach et al. 2022) goes down through levels of ever
 smaller latents, through a middle, and up again, where each residual block also sees an output of the way
-down. What a
-residual block and an attention layer are differs from one network to the next: those are its `Parts`.
+down. What a residual block and an attention layer are differs from one network to the next: those are its
+`Parts`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class UNetModel(abc.ABC):
     """The arguments and members that all UNets have behind the backbone contract.
 
     A subclass adds its arguments, their check, its network `net` and its conditions. Lists are made tuples
-    and
-    strings members of their enums, so that a model is hashable: it is a static argument of `jax.jit`.
+    and strings members of their enums, so that a model is hashable: it is a static argument of `jax.jit`.
 
     Args:
         latent_shape: (h, w, c) of one frame's latent; h and w are multiples of 2^(levels - 1).
@@ -88,11 +87,6 @@ class UNetModel(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def num_levels(self) -> int:
-        """How many sizes of latents the network goes through."""
-
-    @property
-    @abc.abstractmethod
     def net(self) -> nn.Module:
         """The network, a function of (noisy, timestep, conditioning)."""
 
@@ -100,13 +94,17 @@ class UNetModel(abc.ABC):
     def empty_conditioning(self, batch: int) -> Conditioning:
         """See `Backbone.empty_conditioning`."""
 
+    @abc.abstractmethod
     def problems(self) -> Iterator[str]:
-        """What is wrong with the arguments, and why."""
+        """What is wrong with the arguments, and why, beginning with `latent_problems`."""
+
+    def latent_problems(self, num_levels: int) -> Iterator[str]:
+        """Why latents of this shape cannot pass through so many levels, or be attended to in such chunks."""
         height, width = self.latent_shape[:2]
-        divisor = 2 ** (self.num_levels - 1)
+        divisor = 2 ** (num_levels - 1)
         if height % divisor or width % divisor:
             yield f"latent_shape {self.latent_shape} is not divisible by {divisor}; change config.size"
-        places = [height * width // 4**level for level in range(self.num_levels)]
+        places = [height * width // 4**level for level in range(num_levels)]
         if any(count > self.query_chunk > 0 and count % self.query_chunk for count in places):
             yield f"query_chunk {self.query_chunk} does not divide the places {places}"
 

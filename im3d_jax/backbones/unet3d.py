@@ -28,9 +28,6 @@ from im3d_jax.backbones import Params, attention, layers, unet, unet3d_checkpoin
 from im3d_jax.backbones.layers import RANDOM, ZEROS, FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
 
-TEMPORAL = "temp_convs|temp_attentions|transformer_in"
-"""Pattern of the parameter paths that Sec. 3.1 trains."""
-
 POOLED_SIDE = 32
 """Side of the grid to which I2VGen-XL averages the image's latent before it makes tokens of it."""
 
@@ -90,17 +87,13 @@ class Model(unet.UNetModel):
     prediction_type: str = "epsilon"
 
     choices: ClassVar = {"image": ImageInput}
-    temporal_pattern: ClassVar[str] = TEMPORAL
+    temporal_pattern: ClassVar[str] = "temp_convs|temp_attentions|transformer_in"
 
     def problems(self) -> Iterator[str]:
-        yield from super().problems()
+        yield from self.latent_problems(len(self.block_out_channels))
         for name, size in (("norm_num_groups", self.norm_num_groups), ("head_dim", self.head_dim)):
             if any(channels % size for channels in self.block_out_channels):
                 yield f"block_out_channels {self.block_out_channels} are not multiples of {name} {size}"
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.block_out_channels)
 
     @property
     def net(self) -> UNet:
@@ -244,7 +237,8 @@ class ImageFrames(nn.Module):
 
 def parts(spec: Model) -> unet.Parts:
     """The levels of this network: temporal layers follow spatial ones, on residuals of their own."""
-    blocks, levels = (spec.layers_per_block,) * spec.num_levels, tuple(range(spec.num_levels - 1))
+    num_levels = len(spec.block_out_channels)
+    blocks, levels = (spec.layers_per_block,) * num_levels, tuple(range(num_levels - 1))
     return unet.Parts(
         blocks, levels, jnp.dtype(spec.dtype), partial(_residual, spec), partial(_attention, spec)
     )

@@ -66,7 +66,7 @@ class LossWeights(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Of each of B examples; see `AutoencoderTask.terms`."""
+    """The terms of the loss and the PSNR in dB of each of B examples; see `AutoencoderTask.terms`."""
 
     l1: Float[Array, " B"]
     ssim: Float[Array, " B"]

@@ -90,7 +90,7 @@ class RadianceField:
         if seed is not None:
             jitter = torch.rand(jitter.shape, generator=torch.Generator().manual_seed(seed))
         split = [each.split(RAYS_AT_ONCE) for each in (*rays, jitter.to(self.device))]
-        parts = list(zip(*split, strict=True))
+        parts = [(Rays(*some), share) for *some, share in zip(*split, strict=True)]
         once = march if len(parts) == 1 else functools.partial(checkpoint, march, use_reentrant=False)
         marched = [once(field, *part) for part in parts]
         rgb, alpha, depth = (torch.cat(each) for each in zip(*marched, strict=True))
@@ -165,17 +165,13 @@ def cast_rays(cameras: Cameras, device: torch.device | str = "cpu") -> tuple[Ray
 
 
 def march(
-    field: Float[Tensor, "1 4 n n n"],
-    origins: Float[Tensor, "R 3"],
-    directions: Float[Tensor, "R 3"],
-    near: Float[Tensor, " R"],
-    far: Float[Tensor, " R"],
-    jitter: Float[Tensor, "R S"],
+    field: Float[Tensor, "1 4 n n n"], rays: Rays, jitter: Float[Tensor, "R S"]
 ) -> tuple[Float[Tensor, "R 3"], Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
     """Colour times alpha, alpha, and expected depth of rays.
 
     jitter: where each of S pieces of a ray is sampled, from 0 (its near end) to 1.
     """
+    origins, directions, near, far = rays
     step = (far - near) / jitter.shape[-1]
     depth = near[:, None] + (torch.arange(jitter.shape[-1], device=near.device) + jitter) * step[:, None]
     points = origins[:, None] + depth[..., None] * directions[:, None]

@@ -247,23 +247,21 @@ def local_client(quick_init):
 
 
 @pytest.fixture(scope="session")
-def shrunk():
+def one_level():
+    """The sizes of an `emu_video` that has a single level, of 8 channels."""
+    layers = dict(num_res_blocks=(1,), attention_levels=(), temporal_span=("pixel",))
+    return dict(model_channels=8, channel_mult=(1,), **layers)
+
+
+@pytest.fixture(scope="session")
+def shrunk(one_level):
     """A shipped training config with views of 8 px, a tiny network, no warm-up and no decay."""
 
     def make(name="tiny_turntable.py", **settings):
         config = config_flags.load(ROOT / "configs" / name)
         config.size = 8
-        config.backbone.kwargs.update(
-            latent_shape=(2, 2, 64),
-            model_channels=8,
-            channel_mult=(1,),
-            num_res_blocks=(1,),
-            attention_levels=(),
-            head_dim=8,
-            temporal_span=("pixel",),
-            text_dims=(8,),
-            ff_mult=1,
-        )
+        other_sizes = dict(latent_shape=(2, 2, 64), head_dim=8, text_dims=(8,), ff_mult=1)
+        config.backbone.kwargs.update(one_level | other_sizes)
         shared = dict(init_from="", num_steps=4, warmup_steps=0, decay_steps=0, learning_rate=1e-3)
         kept = dict(every=4, keep=2, keep_every=0, weights_every=0)
         config.train.update(shared | dict(log_every=1, checkpoint=kept) | settings)

@@ -16,21 +16,15 @@ from recon_torch.errors import UserError
 
 pytestmark = pytest.mark.slow
 
-SMALL = dict(
-    latent_shape=(32, 32, 3),
-    model_channels=8,
-    channel_mult=(1,),
-    num_res_blocks=(1,),
-    attention_levels=(),
-    head_dim=4,
-    num_transformer_layers=1,
-    ff_mult=2,
-    temporal_span=("pixel",),
-    text_dims=(6,),
-)
+
+@pytest.fixture(scope="module")
+def small(one_level):
+    """Arguments of a network whose parameters can be counted by hand."""
+    sizes = dict(latent_shape=(32, 32, 3), head_dim=4, text_dims=(6,))
+    return one_level | sizes | dict(num_transformer_layers=1, ff_mult=2)
 
 
-def test_parameters_are_those_that_one_counts_by_hand():
+def test_parameters_are_those_that_one_counts_by_hand(small):
     width, latent, text = 8, 3, 6
 
     def linear(i, o):
@@ -55,15 +49,15 @@ def test_parameters_are_those_that_one_counts_by_hand():
     spatial += 2 * c + conv(width, latent)
     temporal = 11 * conv_over_time(width) + conv_over_time(latent) + 8 * 4 * width
     temporal += 2 * c + 2 * linear(c, c) + linear(8, c) + self_attention + feed_forward + 2 * 2 * c
-    model = emu_video.Model(**SMALL)
+    model = emu_video.Model(**small)
     counts = plan.count_parameters(jax.eval_shape(model.init, jax.random.key(0)), model.temporal_pattern)
     assert counts == {"total": spatial + temporal, "spatial": spatial, "temporal": temporal}
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_flops_of_the_network_are_nearly_those_that_xla_counts(training):
+def test_flops_of_the_network_are_nearly_those_that_xla_counts(small, training):
     """XLA leaves out what a convolution multiplies with padding, and adds elementwise arithmetic."""
-    model = emu_video.Model(**{**SMALL, "model_channels": 64, "head_dim": 16})
+    model = emu_video.Model(**{**small, "model_channels": 64, "head_dim": 16})
     arguments = jax.eval_shape(model.init, jax.random.key(0)), *plan.network_inputs(model, 2, 3)
 
     def loss(params, *inputs):
@@ -75,11 +69,11 @@ def test_flops_of_the_network_are_nearly_those_that_xla_counts(training):
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=2, tensor=4", "tensor=8"])
-def test_bytes_per_device_are_those_of_arrays_on_the_devices(mesh):
+def test_bytes_per_device_are_those_of_arrays_on_the_devices(small, mesh):
     sizes = sharding.parse_mesh(mesh)
     devices = np.array(jax.devices()).reshape(*sizes.values())
     real = jax.sharding.Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
-    model = emu_video.Model(**SMALL)
+    model = emu_video.Model(**small)
     params = jax.eval_shape(model.init, jax.random.key(0))
     held = 0
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
@@ -105,8 +99,8 @@ def test_the_config_is_the_papers():
     assert config.schedule.zero_terminal_snr and model.prediction_type == "v"
 
 
-def test_a_batch_that_does_not_divide():
-    train, model = config_flags.load("configs/tiny_turntable.py").train, emu_video.Model(**SMALL)
+def test_a_batch_that_does_not_divide(small):
+    train, model = config_flags.load("configs/tiny_turntable.py").train, emu_video.Model(**small)
     training, optimizer = (
         plan.Training(4, 16, train.trainable, train.frozen_dtype),
         make_optimizer(OptimizerSettings.of(train)),

@@ -356,7 +356,7 @@ def paper_size():
 def test_the_paper_sized_network(paper_size):
     """Emu Video has 2.7B spatial and 1.7B temporal parameters; its tables leave some widths open."""
     counts = {path: math.prod(leaf.shape) for path, leaf in paper_size.items()}
-    temporal = sum(count for path, count in counts.items() if emu_video.TEMPORAL in path)
+    temporal = sum(count for path, count in counts.items() if emu_video.Model.temporal_pattern in path)
     spatial = sum(counts.values()) - temporal
     print(f"paper size: {spatial / 1e9:.3f}B spatial, {temporal / 1e9:.3f}B temporal")
     assert paper_size["conv_in/kernel"].shape == (3, 3, 17, 384)

@@ -11,7 +11,6 @@ import torch
 from im3d_jax import backbones, config_flags
 from im3d_jax.backbones import svd, unet
 from im3d_jax.diffusion import objective, sampler, schedules
-from recon_torch.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -307,20 +306,3 @@ def test_shipped_configs_sample_as_stabilitys_do(name, vector, num_steps):
     weights = sampler.coefficients(steps, config.video.solver)
     np.testing.assert_allclose(weights[:, :2].T, euler, rtol=1e-6, atol=1e-9)
     assert not weights[:, 2:].any()
-
-
-@pytest.mark.parametrize(
-    "kwargs, message",
-    [
-        (dict(vector="sv4d"), "vector is 'sv4d'; choose one of svd, sv3d_u"),
-        (dict(input_view="middle"), "input_view is 'middle'"),
-        (dict(orbit_direction=2), "orbit_direction 2"),
-        (dict(latent_shape=(70, 72, 4)), "not divisible by 8"),
-        (dict(block_out_channels=(48, 96)), "multiples of 32"),
-        (dict(remat="all"), "remat is 'all'"),
-        (dict(query_chunk=500), "query_chunk 500"),
-    ],
-)
-def test_wrong_arguments_are_named(kwargs, message):
-    with pytest.raises(UserError, match=message):
-        svd.Model(**kwargs)

@@ -11,7 +11,7 @@ import torch
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from im3d_jax import backbones, pretrained
+from im3d_jax import pretrained
 from im3d_jax.backbones import layers, unet3d, unet3d_checkpoints
 from im3d_jax.backbones.unet import DownBlock
 from im3d_jax.conditions.conditioning import Conditioning
@@ -308,21 +308,6 @@ def test_checkpoints_of_another_family_or_size_are_named(loaded, directories, tm
     rejects("none", loaded, path, "damaged")
 
 
-@pytest.mark.parametrize(
-    "kwargs, words",
-    [
-        (dict(image="frames"), "image is 'frames'; choose one of none, channels"),
-        (dict(latent_shape=(8, 9, 4)), "not divisible by 2"),
-        (dict(block_out_channels=(32, 44)), "multiples of norm_num_groups 8"),
-        (dict(remat="everything"), "remat is 'everything'"),
-        (dict(query_chunk=7), "query_chunk 7"),
-    ],
-)
-def test_wrong_arguments_are_one_line(kwargs, words):
-    with pytest.raises(UserError, match=words):
-        backbones.build("unet3d", unet3d.SMALL | kwargs)
-
-
 def test_bfloat16_inside_float32_outside(loaded):
     model = dataclasses.replace(MODELS["i2vgen"], dtype="bfloat16")
     inputs = draw(B, 2, *model.latent_shape), np.ones(B, np.float32), conditioning(model, B, (1.0, 0.0))
@@ -339,5 +324,9 @@ def test_the_public_size_has_the_public_names():
         theirs = I2VGenXLUNet().state_dict()
     assert {unet3d_checkpoints.source_of(path).name for path in shapes} == theirs.keys()
     assert sum(leaf.size for leaf in shapes.values()) == sum(leaf.numel() for leaf in theirs.values())
-    temporal = sum(leaf.size for path, leaf in shapes.items() if re.search(unet3d.TEMPORAL, path))
-    assert temporal == sum(leaf.numel() for name, leaf in theirs.items() if re.search(unet3d.TEMPORAL, name))
+    temporal = sum(
+        leaf.size for path, leaf in shapes.items() if re.search(unet3d.Model.temporal_pattern, path)
+    )
+    assert temporal == sum(
+        leaf.numel() for name, leaf in theirs.items() if re.search(unet3d.Model.temporal_pattern, name)
+    )

@@ -60,16 +60,16 @@ def test_truth_is_of_the_test_split_and_from_the_given_azimuths():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parts", "views,speed"], "the parts are views,assets,prompts,elevation"),
-        (["--parts", ""], "the parts are"),
-        (["--num-objects", "0"], "--num-objects is 0"),
-        (["--asset-objects", "-1"], "--asset-objects is -1"),
-        (["--suite", "huge"], "huge"),
+        ("--parts views,speed", "the parts are views,assets,prompts,elevation"),
+        ("--parts=", "the parts are"),
+        ("--num-objects 0", "--num-objects is 0"),
+        ("--asset-objects -1", "--asset-objects is -1"),
+        ("--suite huge", "huge"),
     ],
 )
 def test_mistakes_are_one_line(flags, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
-        evaluate.main([*flags, "--out", str(tmp_path / "out")])
+        evaluate.main([*flags.split(), "--out", str(tmp_path / "out")])
     assert "\n" not in str(error.value)
 
 

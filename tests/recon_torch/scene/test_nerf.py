@@ -79,8 +79,8 @@ def test_gradients_agree_with_finite_differences():
     directions = torch.nn.functional.normalize(-origins + 0.1, dim=-1)
     near, far = torch.tensor([[1.5, 1.6], [2.4, 2.3]], dtype=torch.float64)
     jitter = torch.rand(2, 6, dtype=torch.float64, generator=generator)
-    arguments = (origins, directions, near, far, jitter)
-    assert torch.autograd.gradcheck(lambda grid: nerf.march(grid, *arguments), field.requires_grad_())
+    rays = nerf.Rays(origins, directions, near, far)
+    assert torch.autograd.gradcheck(lambda grid: nerf.march(grid, rays, jitter), field.requires_grad_())
 
 
 def test_a_ball_of_constant_density_absorbs_in_closed_form():

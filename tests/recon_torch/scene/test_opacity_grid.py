@@ -9,25 +9,21 @@ from recon_torch.raster.gaussians import Gaussians
 from recon_torch.scene.opacity_grid import opacity_grid
 
 
-def grey_gaussians(means: torch.Tensor, scale: float) -> Gaussians:
-    num = len(means)
-    return Gaussians(
-        means=means.float(),
-        quats=torch.tensor([1.0, 0, 0, 0]).repeat(num, 1),
-        log_scales=torch.full((num, 3), math.log(scale)),
-        opacity_logits=torch.full((num,), 4.0),
-        sh0=torch.zeros(num, 3),
-    )
+def copies(means, scales, opacity_logit, quat=(1.0, 0, 0, 0)) -> Gaussians:
+    """Grey Gaussians that differ in nothing but their places."""
+
+    def repeat(value):
+        return torch.tensor(value).repeat(len(means), 1)
+
+    logits = repeat(opacity_logit)[:, 0]
+    return Gaussians(means, repeat(quat), repeat(scales).log(), logits, torch.zeros_like(means))
 
 
 def test_a_gaussian_on_the_grid_has_its_own_moments_and_shadow():
     """Its long axis is turned from x to y. Its mean shadow is the mean of those along its three axes."""
     num, scales = 100, (0.2, 0.06, 0.03)
-    scene = grey_gaussians(torch.zeros(num, 3), 1.0)._replace(
-        quats=torch.tensor([math.sqrt(0.5), 0, 0, math.sqrt(0.5)]).repeat(num, 1),
-        log_scales=torch.tensor(scales).log().repeat(num, 1),
-        opacity_logits=torch.full((num,), math.log(0.001)),
-    )
+    turned = (math.sqrt(0.5), 0, 0, math.sqrt(0.5))
+    scene = copies(torch.zeros(num, 3), scales, math.log(0.001), turned)
     grid = opacity_grid(scene, 1.0, 50)
     ticks = (torch.arange(50) + 0.5) * 0.04 - 1
     for axis, expected in enumerate((0.06, 0.2, 0.03)):
@@ -39,5 +35,6 @@ def test_a_gaussian_on_the_grid_has_its_own_moments_and_shadow():
 
 
 def test_what_is_outside_of_the_grid_counts_at_its_surface():
-    grid = opacity_grid(grey_gaussians(torch.tensor([[5.0, 0.02, 0.02]]), 0.001), 1.0, 50)
+    scene = copies(torch.tensor([[5.0, 0.02, 0.02]]), (0.001,) * 3, 4.0)
+    grid = opacity_grid(scene, 1.0, 50)
     assert grid[-1, 25, 25] == grid.sum() > 0
