@@ -69,7 +69,7 @@ def new_fits(size: int, count: int) -> list[Fit]:
 
 
 def seconds(action: Callable[[list[Fit]], None], fits: list[Fit]) -> tuple[float, float]:
-    """Of the wall clock, and of the processor."""
+    """Seconds of wall clock time and of processor time."""
     wall, cpu = time.perf_counter(), time.process_time()
     action(fits)
     if torch.cuda.is_available():

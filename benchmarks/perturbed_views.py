@@ -16,7 +16,7 @@ from recon_torch.views.directory import Views
 WARP_SHARE, WARP_CELLS = 0.012, 4  # standard deviation by the side; knots of the smooth field per side
 GAIN, TINT = 0.08, 0.04  # standard deviations, of brightness and of each channel
 LARGEST_BLUR_SHARE = 0.008  # standard deviation by the side
-THIN_SHARE = 0.06  # of the side: parts that an opening of this width removes
+THIN_SHARE = 0.06  # parts that an opening of this share of the side removes are thin
 LOSES_THIN_PARTS_EVERY = 3
 
 
@@ -37,7 +37,7 @@ def _perturb(picture: Float[np.ndarray, "H W 4"], index: int, seed: int) -> Floa
     picture = ndimage.gaussian_filter(picture, (sigma, sigma, 0))
     rgb, mask = picture[..., :3], picture[..., 3:]
     tint = (1 + generator.normal(0, GAIN)) * (1 + generator.normal(0, TINT, 3))
-    rgb = np.clip((rgb - (1 - mask)) * tint, 0, mask) + 1 - mask  # of the object, not of the white behind
+    rgb = np.clip((rgb - (1 - mask)) * tint, 0, mask) + 1 - mask  # tints the object, not the white behind it
     return np.concatenate([rgb, mask], -1)
 
 

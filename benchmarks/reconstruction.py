@@ -58,7 +58,7 @@ VARIANTS = {
 PLAIN = "plain"
 INCONSISTENT_VARIANTS = ["default", "LPIPS", "paper", "paper, RGB for LPIPS", PLAIN]
 SHEET_VARIANTS, SHEET_VIEWS = ["default", PLAIN], np.array([0, 4, 9, 14, 19, 23])
-COLUMNS = {  # of the table: heading, format
+COLUMNS = {  # the table's columns: heading, format
     "psnr": ("PSNR", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "lpips": ("LPIPS", ".4f"),

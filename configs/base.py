@@ -12,7 +12,7 @@ from recon_torch.settings import FitSettings, GateSettings, plain
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            seed=0,  # of procedural objects and of training; an asset's seed is `im3d generate --seed`
+            seed=0,  # for procedural objects and training; an asset's seed is `im3d generate --seed`
             weights="",
             size=64,
             num_views=16,
@@ -73,7 +73,7 @@ def training(streams: dict, **settings) -> ConfigDict:
             task="turntable",  # what is trained; see im3d_jax.tasks
             init_from="",  # the weights to start from; "" starts from random ones
             trainable=".*",  # a regular expression found in the paths of the parameters that train
-            frozen_dtype="float32",  # of the other parameters; bfloat16 halves their memory
+            frozen_dtype="float32",  # of parameters that do not train; bfloat16 halves their memory
             mesh="data=-1",  # devices along data, fsdp and tensor; -1 stands for all that are left
             accumulate=1,  # a batch is divided into so many parts, whose gradients are computed in turn
             num_steps=1000,

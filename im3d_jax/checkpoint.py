@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from recon_torch.errors import UserError, first_line
 from recon_torch.files import replacing
 
-END_BYTES = 2**20  # of a file's start, which has the names and shapes of a safetensors file, and of its end
+END_BYTES = 2**20  # read at a file's start, where safetensors has the names and shapes, and at its end
 
 
 Renew = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]

@@ -161,7 +161,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     value = _read(text, known[key], key)
     try:
         config[leaf] = value
-    except TypeError:  # of a placeholder, which is None and has a type nevertheless
+    except TypeError:  # raised for a placeholder, which is None and has a type nevertheless
         kind = config.get_ref(leaf).get_type().__name__
         raise UserError(f"config key {key!r} takes {kind} (now {known[key]!r}), not {text!r}") from None
 

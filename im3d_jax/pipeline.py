@@ -33,7 +33,7 @@ from recon_torch.views.cameras import orbit
 from recon_torch.views.images import straight, write_image
 
 INITIAL_ELEVATION_RAD = 0.3
-"""Of the worker's first cameras, before there is a video to estimate an elevation from."""
+"""Elevation of the worker's first cameras, before there is a video to estimate one from."""
 
 RETRY_SEED_STEP = 1000
 """Between the seeds of two tries: large, so that no try repeats another of several assets."""

@@ -114,16 +114,12 @@ def plan_training(
     """
     trained, frozen = split_params(params, training.trainable)
     shares = mesh["data"] * mesh["fsdp"]
-    if training.batch_size % shares:
+    batch, left_over = divmod(training.batch_size, shares)
+    if left_over:
         number = training.batch_size
         raise UserError(f"--mesh divides the batch by {shares}, and config.train's {number} does not divide")
-    batch = training.batch_size // shares
     arguments = trained, frozen, *network_inputs(model, batch, training.num_views)
     program = costs.trace(jax.value_and_grad(partial(_loss, model)), *arguments)
-    kept = {
-        policy: costs.kept_bytes(partial(_loss, variant), *arguments)
-        for policy, variant in _remat_variants(model).items()
-    }
     held = partial(sharding.bytes_per_device, rules=model.partition_rules, sizes=mesh)
     numbers = {
         "weights": held(trained) + held(_in_dtype(frozen, training.frozen_dtype)),
@@ -142,11 +138,17 @@ def plan_training(
         # What is divided along `tensor` divides the arithmetic, too.
         "seconds_per_step": flops / mesh["tensor"] / (device.flops * utilisation),
         "bytes_per_device": numbers,
-        "bytes_kept_for_backward": kept,
+        "bytes_kept_for_backward": _kept_bytes(model, arguments),
         "remat": getattr(model, "remat", ""),
         "device_bytes": device_bytes,
         "fits": device_bytes <= device.memory,
     }
+
+
+def _kept_bytes(model: Backbone, arguments: tuple[PyTree, ...]) -> dict[str, int]:
+    """Bytes that the forward pass of training keeps for the backward pass, under each policy of remat."""
+    variants = _remat_variants(model).items()
+    return {policy: costs.kept_bytes(partial(_loss, variant), *arguments) for policy, variant in variants}
 
 
 def network_inputs(

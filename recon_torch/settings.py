@@ -69,7 +69,7 @@ class FitSettings:
     lpips_net: str = "vgg"
     lpips_stages: int | None = None  # how many of the first ones; None: all, or 3 where weights are random
     lpips_weights: str = "auto"  # a file, "random", or "auto": torchvision's cache, else a loss without LPIPS
-    lpips_dtype: LpipsDtype | str = LpipsDtype.AUTO  # of the loss; metrics are in float32
+    lpips_dtype: LpipsDtype | str = LpipsDtype.AUTO  # for the loss; metrics are computed in float32
     background: float = 1.0  # grey level behind the views
 
     lr_means: float = 3e-3

@@ -61,6 +61,7 @@ class Model(unet.UNetModel):
     """A denoiser under the backbone contract; see `unet.UNetModel` for the arguments that are not listed.
 
     Args:
+        prediction_type: of the trained network, see `diffusion`.
         model_channels, channel_mult, num_res_blocks: width of the UNet's levels, and their residual blocks.
         attention_levels: levels with attention; level l has latents of side h / 2^l. The middle of the UNet
             has it as well, as in latent diffusion, on which Emu builds.
@@ -83,10 +84,10 @@ class Model(unet.UNetModel):
         vocabulary: if set, text is word indices below it and the model carries its own `WordEncoder` of
             `text_dims[0]`.
         max_words: tokens of the empty prompt.
-        prediction_type: of the trained network, see `diffusion`.
     """
 
     latent_shape: Sequence[int] = (64, 64, 8)
+    prediction_type: str = "v"
     model_channels: int = 384
     channel_mult: Sequence[int] = (1, 2, 4, 4)
     num_res_blocks: Sequence[int] = (3, 4, 4, 4)
@@ -103,7 +104,6 @@ class Model(unet.UNetModel):
     text_dims: Sequence[int] = (768, 2048)
     vocabulary: int = 0
     max_words: int = 16
-    prediction_type: str = "v"
 
     choices: ClassVar = {"temporal_span": Span}
     temporal_pattern: ClassVar[str] = "temporal"

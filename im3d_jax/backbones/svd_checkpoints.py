@@ -44,7 +44,7 @@ RENAMED = (
     (r"\.norm2\.", ".out_layers.0."),
     (r"\.conv2\.", ".out_layers.3."),
     (r"\.conv_shortcut\.", ".skip_connection."),
-    (r"^(input_blocks\.\d+\.0)\.conv\.", r"\1.op."),  # of a downsampler
+    (r"^(input_blocks\.\d+\.0)\.conv\.", r"\1.op."),  # a downsampler's convolution
 )
 RENAMED_IN_ATTENTION = (
     (r"\.temporal_transformer_blocks\.", ".time_stack."),

@@ -63,19 +63,20 @@ class Model(unet.UNetModel):
     The defaults are the sizes of ModelScope and of I2VGen-XL.
 
     Args:
+        prediction_type: of the trained network: "epsilon" for ModelScope, "v" for I2VGen-XL.
         block_out_channels, layers_per_block: channels of the levels, and their residual blocks. All levels
             but the last have attention.
         norm_num_groups, head_dim: groups of channels that are normalised together; size of attention heads.
         cross_attention_dim, max_words: of the text's embedding, which is CLIP's.
         image: the `ImageInput`.
         fps: what I2VGen-XL is told of the frame rate. It was trained at 16 frames, 8 to 16 a second.
-        prediction_type: of the trained network: "epsilon" for ModelScope, "v" for I2VGen-XL.
 
     The public networks were trained to attend to the padding of their prompts as well: give them a text mask
     of ones.
     """
 
     latent_shape: Sequence[int] = (32, 32, 4)
+    prediction_type: str = "epsilon"
     block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
     norm_num_groups: int = 32
@@ -84,7 +85,6 @@ class Model(unet.UNetModel):
     max_words: int = 77
     image: str = ImageInput.NONE
     fps: float = 16.0
-    prediction_type: str = "epsilon"
 
     choices: ClassVar = {"image": ImageInput}
     temporal_pattern: ClassVar[str] = "temp_convs|temp_attentions|transformer_in"

@@ -35,7 +35,7 @@ CACHED_PROMPTS = 1024
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-"""Of the channels of the pictures that CLIP was trained on."""
+"""Mean and standard deviation of the RGB channels in CLIP's training pictures."""
 
 
 class EncoderKind(StrEnum):

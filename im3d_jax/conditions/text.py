@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from im3d_jax.registry import Registry
 
 Embeddings = tuple[Float[np.ndarray, "B _ _"] | Int[np.ndarray, "B _"], ...]
-"""Of each encoder, embeddings [B, L, d], or word indices [B, L] that the backbone embeds itself."""
+"""From each encoder: embeddings [B, L, d], or word indices [B, L] that the backbone embeds itself."""
 
 Masks = tuple[Float[np.ndarray, "B _"], ...]
-"""Of each encoder, [B, L]: 1 at the tokens that the backbone attends to."""
+"""For each encoder a mask [B, L]: 1 at the tokens that the backbone attends to."""
 
 
 @runtime_checkable

@@ -115,12 +115,7 @@ def open_stream(
 
     Raises UserError for an empty source, and for a batch that does not divide among the shards.
     """
-    if not len(source):
-        raise UserError("the data set has no objects")
-    if batch_size % shard.count or not 0 <= shard.index < shard.count:
-        raise UserError(f"a batch of {batch_size} does not divide among {shard.count} processes; match them")
-    num_rows = batch_size // shard.count
-
+    num_rows = _rows_of(shard, source, batch_size)
     order = grain.MapDataset.range(len(source)).seed(seed)
     order = (order.shuffle() if shuffle else order).repeat()
 
@@ -142,6 +137,15 @@ def open_stream(
         rows = rows.to_iter_dataset(_read_ahead(num_threads, buffer * num_rows))
         batches = rows.batch(num_rows, batch_fn=list)
     return Stream(iter(batches), start, max_corrupt)
+
+
+def _rows_of(shard: Shard, source: Source, batch_size: int) -> int:
+    """How many rows of each global batch are this shard's."""
+    if not len(source):
+        raise UserError("the data set has no objects")
+    if batch_size % shard.count or not 0 <= shard.index < shard.count:
+        raise UserError(f"a batch of {batch_size} does not divide among {shard.count} processes; match them")
+    return batch_size // shard.count
 
 
 def _read_ahead(num_threads: int, buffer: int) -> grain.ReadOptions:

@@ -399,7 +399,7 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Num[np.ndarray, "B ..."]]:
 class Scenes(NamedTuple):
     """B objects and the cameras around them, all that `procedural.render` needs: about 1 kB an object."""
 
-    packed: dict[str, Num[np.ndarray, "B ..."]]  # of `pack`
+    packed: dict[str, Num[np.ndarray, "B ..."]]  # as `pack` returns them
     w2c: Float[np.ndarray, "B K 4 4"]
     elevation_rad: Float[np.ndarray, " B"]
     captions: list[str]

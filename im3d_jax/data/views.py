@@ -26,7 +26,7 @@ from recon_torch.views.directory import load_views, write_views
 from recon_torch.views.images import straight, to_uint8
 from recon_torch.views.transforms import read_transforms
 
-TOLERANCE_DEG = 0.5  # of azimuths, elevations and viewing directions
+TOLERANCE_DEG = 0.5  # for azimuths, elevations and viewing directions
 TOLERANCE_RADIUS = 0.01  # relative
 
 

@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 MAX_OBJECTS = 1000
-"""Of one run, because all of their true views are in memory."""
+"""The most objects in one run: all of their true views are in memory."""
 
 
 class Part(StrEnum):

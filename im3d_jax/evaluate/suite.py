@@ -26,7 +26,7 @@ from recon_torch.losses.lpips import PerceptualDistance
 
 NUM_ELEVATION_OBJECTS = 200
 NUM_TRAINING_OBJECTS = 128
-"""Of these the mean training view is made, a baseline of the part `views`."""
+"""Objects whose mean view is a baseline of the part `views`."""
 
 
 class Suite:

@@ -71,16 +71,12 @@ def measure(
             judge = Judge((truth.rgb[b, 1:], truth.alpha[b, 1:]), perceptual)
             judged = {name: judge((views[b][0][1:], views[b][1][1:])) for name, views in candidates.items()}
             estimate_rad = estimate(estimator, torch.from_numpy(candidates[GENERATED][b][0]))
-            rows.append(
-                {
-                    "index": truth.indices[b],
-                    "caption": truth.captions[b],
-                    "category": truth.categories[b],
-                    "scores": {name: score._asdict() for name, score in judged.items()},
-                    "elevation_deg": float(np.rad2deg(truth.elevations_rad[b])),
-                    "estimated_elevation_deg": float(np.rad2deg(estimate_rad)),
-                }
-            )
+            row: dict[str, Any] = {"index": truth.indices[b], "caption": truth.captions[b]}
+            row["category"] = truth.categories[b]
+            row["scores"] = {name: score._asdict() for name, score in judged.items()}
+            row["elevation_deg"] = float(np.rad2deg(truth.elevations_rad[b]))
+            row["estimated_elevation_deg"] = float(np.rad2deg(estimate_rad))
+            rows.append(row)
             bar.update()
     write_sheet(sheet, truth, candidates[GENERATED])
     return {"objects": rows}

@@ -27,7 +27,7 @@ def is_made(request: Request, settings: AssetSettings, num_retries: int, overwri
         return False
     wanted = origin(request, file_digest(request.image), settings.config_digest)
     if settings.text_to_image.pipeline and not request.image:
-        del wanted["image_digest"]  # of what the pipeline drew, which follows from all the others
+        del wanted["image_digest"]  # the picture that the pipeline drew follows from all the others
     different = [name for name, value in wanted.items() if found.get(name) != value]
     if different and not overwrite:
         made_from = f"{request.out} was made from another {' and '.join(different)}"

@@ -66,12 +66,9 @@ def make_step(
         changed = _update(state, grads, optimizer, ema_decay)
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), changed, _changing(state))
         skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": jnp.asarray(rate(state.step - state.skipped), jnp.float32),
-            "is_finite": is_finite,
-        } | {name: _shown(name, total, num_examples) for name, total in sums.items()}
+        metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": is_finite}
+        metrics["learning_rate"] = jnp.asarray(rate(state.step - state.skipped), jnp.float32)
+        metrics |= {name: _shown(name, total, num_examples) for name, total in sums.items()}
         return TrainState(state.step + 1, state.key, *kept, skipped), metrics
 
     # Left to itself, XLA may place the new state elsewhere than the old, and the next step compiles again.

@@ -21,7 +21,7 @@ SIZE_PX = 224
 """The side at which all of these are evaluated; DINOv2's own pictures are larger."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's channels; pictures were normalised by them in training."""
+"""Mean and standard deviation of ImageNet's RGB channels, by which training pictures were normalised."""
 
 
 class DinoEncoder(nn.Module):

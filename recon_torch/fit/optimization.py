@@ -30,7 +30,7 @@ from recon_torch.views.cameras import Cameras
 VIEW_STREAM, SCENE_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
 SETBACK_RATE = 0.5  # by which a setback multiplies the learning rates
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
-SMALLEST_SIDE_PX = 32  # of views that the LPIPS networks can pool
+SMALLEST_SIDE_PX = 32  # the LPIPS networks cannot pool smaller views
 
 
 class Fit:

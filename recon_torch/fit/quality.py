@@ -22,7 +22,7 @@ from recon_torch.settings import GateSettings, Level, Verdict
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.masks import problem
 
-HALF_WIDTH, NUM_CELLS = 1.2, 60  # of the cube that is searched; an object is 25 cells wide
+HALF_WIDTH, NUM_CELLS = 1.2, 60  # the searched cube; an object is 25 cells wide
 SHEET_CELLS = 3  # the most that a floor is thick
 CROP_PX = 32  # side of the pictures that the Janus gate compares
 QUARTER_TURNS = 4
@@ -174,7 +174,7 @@ def agreement_gate(
 
     shape, psnr_db: `shape_score` and PSNR of the foreground of each render and its view.
     """
-    psnr_db = psnr_db.nan_to_num(99, posinf=99)  # of views without foreground, and of equal ones
+    psnr_db = psnr_db.nan_to_num(99, posinf=99)  # views without foreground, and equal ones
     numbers = {"worst_view_shape": float(shape.min()), "worst_view_psnr": float(psnr_db.min())}
     wrong = torch.nonzero((shape < settings.view_shape) | (psnr_db < settings.view_psnr))[:, 0].tolist()
     if not wrong:

@@ -60,7 +60,7 @@ def _channels(begin, end, images, targets, window, weights, constants, values, g
     for task in range(begin, end):
         k, c = task // channels, task % channels
         x, y = images[k, :, :, c].copy(), targets[k, :, :, c].copy()
-        slopes = np.empty((len(weights), height, width), np.float32)  # of the logarithm, by scale
+        slopes = np.empty((len(weights), height, width), np.float32)  # gradient of log MS-SSIM by scale
         value = ONE
         for scale in range(len(weights)):
             slope = slopes[scale, : x.shape[0], : x.shape[1]]

@@ -13,7 +13,13 @@ from recon_torch.blur import convolve, gaussian_window
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first (Wang et al. 2003)
+MS_SSIM_WEIGHTS = (
+    0.0448,
+    0.2856,
+    0.3001,
+    0.2363,
+    0.1333,
+)  # by scale, finest first (Wang et al. 2003)
 # The least similarity of a scale: a power below 1 has an infinite slope at 0 and no value below it.
 LOWEST_SIMILARITY = 1e-4
 

@@ -43,8 +43,11 @@ WORKER_NAME = "recon_torch.process.worker"
 EXIT_UNGUARDED = 78
 """Exit code of a worker that runs the script of its parent again and would start a worker itself."""
 
-MAX_DEATHS = 2  # of workers, before an asset is given up
-QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = 40, 160  # of a dead worker's output; enough for a Python stack
+MAX_DEATHS = 2  # how many workers may die before an asset is given up
+QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = (
+    40,
+    160,
+)  # shown of a dead worker's output; a Python stack fits
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
 

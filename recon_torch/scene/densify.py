@@ -6,7 +6,7 @@ from gsplat import DefaultStrategy
 
 from recon_torch.settings import FitSettings
 
-THRESHOLD_SIZE_PX = 128  # of the views for which `grow_grad2d` is meant
+THRESHOLD_SIZE_PX = 128  # size of the views for which `grow_grad2d` is meant
 
 
 class CappedStrategy(DefaultStrategy):

@@ -31,7 +31,7 @@ from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
-RADIUS = 0.55  # of the ball outside of which a field is empty; also half the grid's width
+RADIUS = 0.55  # a field is empty outside the ball of this radius, which is also half the grid's width
 OCTAVES = (4, 2, 1)  # what the number of cells is divided by
 INITIAL_DENSITY = -6.0  # before softplus; a ray through the middle then loses a seventh of its light
 RAYS_AT_ONCE = 2**15  # bounds the memory; where there are more, they are marched again for the gradient

@@ -63,7 +63,7 @@ class Checked(NamedTuple):
 class PoseError(NamedTuple):
     """What is wrong with the camera of a frame beside the others."""
 
-    index: int  # of the frame
+    index: int  # the frame's number
     text: str
     looks_away: bool = False  # from where the axes of the cameras meet
 

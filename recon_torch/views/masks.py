@@ -29,7 +29,7 @@ SPECK_PX = 8  # pixels of the largest speck that does not belong to the object
 PLAIN_BORDER = 0.95  # least share of the border that has one colour where the background is plain
 LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # shares of the image that an object may take
 BORDER_SHARE = 0.02  # largest share of the border that an object may touch
-ISNET_SIZE_PX, ISNET_MEAN = (1024, 1024), np.float32(0.5)  # of IS-Net's inputs
+ISNET_SIZE_PX, ISNET_MEAN = (1024, 1024), np.float32(0.5)  # what IS-Net takes
 
 
 class Problem(enum.StrEnum):

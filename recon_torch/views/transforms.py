@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for names that have
 LENS_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")  # OPENCV is one where its distortion is 0
 MAX_COORDINATE, MAX_INTRINSIC_PX = 1e8, 1e6  # what is larger is a mistake in the file
-QUOTED_CHARACTERS = 80  # of a wrong value in a message
+QUOTED_CHARACTERS = 80  # how much of a wrong value a message shows
 
 
 def write_transforms(

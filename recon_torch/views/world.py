@@ -16,9 +16,9 @@ from recon_torch.views.cameras import Cameras, orbit
 
 HALF_WIDTH = 2.0 * np.tan(np.radians(33.8 / 2))  # half of what `cameras.orbit` sees at the origin
 FOCUS_ROUNDS = 20  # rounds of reweighting, after which the focus moves by less than 1e-3 of its distance
-SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # of the cube in which the object is searched
+SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # the cube in which the object is searched
 REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half of a cell's diagonal
-OBJECT_RADIUS = 0.45  # of the hull of the masks, in the world that `of_masks` makes
+OBJECT_RADIUS = 0.45  # radius of the hull of the masks in the world that `of_masks` makes
 # Bounds on the hull of the masks in the world that `of_cameras` makes; beyond them `of_views` adds a note.
 SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25
 

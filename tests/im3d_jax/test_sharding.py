@@ -26,21 +26,17 @@ def test_one_axis_takes_the_devices_that_others_leave(text, expected):
     assert sharding.batch_shares(mesh) == expected[0] * expected[1]
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("data=-1,fsdp=-1", "one -1"),
-        ("data=-1,fsdp=3", "does not divide 8 devices"),
-        ("data=-1,fsdp=16", "does not divide 8 devices"),
-        ("data=0", "AXIS=NUMBER"),
-        ("data=-2", "AXIS=NUMBER"),
-    ],
-)
-def test_meshes_that_cannot_be(text, words):
-    with pytest.raises(UserError, match=words):
-        sharding.parse_mesh(text, 8)
+def test_meshes_that_cannot_be():
+    for text in ("data=0", "data=-2"):
+        with pytest.raises(UserError, match="AXIS=NUMBER"):
+            sharding.parse_mesh(text, 8)
     with pytest.raises(UserError, match="AXIS=NUMBER"):
         sharding.parse_mesh("data=-1")
+    for text in ("data=-1,fsdp=3", "data=-1,fsdp=16"):
+        with pytest.raises(UserError, match="does not divide 8 devices"):
+            sharding.parse_mesh(text, 8)
+    with pytest.raises(UserError, match="one -1"):
+        sharding.parse_mesh("data=-1,fsdp=-1", 8)
     with pytest.raises(UserError, match="asks for 3 x 1 x 1 devices, there are 8"):
         sharding.make_mesh({"data": 3})
 

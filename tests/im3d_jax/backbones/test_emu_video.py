@@ -22,20 +22,10 @@ from recon_torch.errors import UserError
 pytestmark = pytest.mark.slow
 
 B, K, WORDS = 8, 5, 4
-SMALL = emu_video.Model(
-    latent_shape=(4, 4, 3),
-    model_channels=8,
-    channel_mult=(1, 2),
-    num_res_blocks=(1, 0),
-    attention_levels=(1,),
-    head_dim=8,
-    num_transformer_layers=1,
-    ff_mult=1,
-    temporal_span=("pixel", "pixel"),
-    text_dims=(8,),
-    vocabulary=9,
-    max_words=WORDS,
-)
+ONE_LAYER = dict(num_res_blocks=(1, 0), num_transformer_layers=1, ff_mult=1, model_channels=8, head_dim=8)
+TEXT = dict(text_dims=(8,), vocabulary=9, max_words=WORDS)
+SHAPE = dict(latent_shape=(4, 4, 3), temporal_span=("pixel", "pixel"))
+SMALL = emu_video.Model(**emu_video.SMALL | ONE_LAYER | TEXT | SHAPE)
 
 
 def flatten(tree):

@@ -216,7 +216,7 @@ def test_image_encoder_can_be_freed(image_encoder):
     np.testing.assert_array_equal(encoder.encode(np.full((1, 32, 32, 3), 0.4, np.float32)), before)
 
 
-def test_mistakes_are_one_line(clip, t5, tmp_path):
+def test_mistakes_are_one_line(clip, t5, tmp_path, user_error):
     good = dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)
     lonely = shutil.copytree(clip / "text_encoder", tmp_path / "lonely" / "encoder")
     pickled = shutil.copytree(clip / "text_encoder", tmp_path / "pickled" / "text_encoder")
@@ -242,9 +242,8 @@ def test_mistakes_are_one_line(clip, t5, tmp_path):
         (dict(path=str(t5)), "T5|tokeniser|lacks"),
     ]
     for wrong, words in cases:
-        with pytest.raises(UserError, match=words) as error:
+        with user_error(words):
             PretrainedText([good | wrong]).encode([""])
-        assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="has no path"):
         PretrainedText([dict(kind="clip")])
     (tmp_path / "config.json").write_text("{")

@@ -166,10 +166,9 @@ def parsed(*argv):
         ("--cluster=slurm --num-processes=2", "not both"),
     ],
 )
-def test_flags_that_do_not_fit(flags, words):
-    with pytest.raises(UserError, match=words) as error:
+def test_flags_that_do_not_fit(flags, words, user_error):
+    with user_error(words):
         hosts.initialize(parsed(*flags.split()))
-    assert "\n" not in str(error.value)
 
 
 def test_a_coordinator_that_does_not_answer():

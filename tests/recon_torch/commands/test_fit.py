@@ -170,7 +170,7 @@ def test_an_object_away_from_where_the_cameras_look_is_noted(tmp_path, ball_mask
 
 
 def test_a_video_of_a_turn_is_fitted_like_views(tmp_path):
-    """Of 48 frames 8 are fitted, and renders from between them agree with the others."""
+    """Eight of 48 frames are fitted; renders between them agree with the remaining frames."""
     around = orbit(48, 0.3, 64)
     write_video(tmp_path / "turn.mp4", render(OBJECT, around)[0])
     options = ["--video", str(tmp_path / "turn.mp4"), "--num-views", "8", "--elevation-deg", "17.19"]

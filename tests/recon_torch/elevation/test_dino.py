@@ -40,7 +40,7 @@ def directories(tmp_path_factory):
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("kind", MODELS)
 def test_features_are_those_of_transformers(directories, kind, scale):
-    """Of frames of the model's size, and of twice that, whose resizing the reference rounds to 8 bits."""
+    """Frames have the model's size, or twice that, whose resizing the reference rounds to 8 bits."""
     name, sizes = MODELS[kind]
     side = sizes["image_size"]
     generator = torch.Generator().manual_seed(0)

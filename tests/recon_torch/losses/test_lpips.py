@@ -104,16 +104,15 @@ class Bomb:
         return (pytest.fail, ("a user's file was unpickled",))
 
 
-def test_bad_weights_get_one_clear_line(tmp_path):
+def test_bad_weights_get_one_clear_line(tmp_path, user_error):
     with pytest.raises(UserError, match="do not exist"):
         PerceptualDistance("alex", tmp_path / "none.pth")
     (tmp_path / "noise.pth").write_bytes(b"noise")
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb(), 2))
     for name in ("noise.pth", "noise.safetensors", "bomb.pth"):
-        with pytest.raises(UserError, match="cannot be read") as raised:
+        with user_error("cannot be read"):
             PerceptualDistance("alex", tmp_path / name)
-        assert "\n" not in str(raised.value)
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not those of torchvision's alex"):
         PerceptualDistance("alex", tmp_path / "other.pth")

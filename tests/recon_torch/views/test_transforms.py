@@ -92,15 +92,14 @@ DAMAGE = {  # the message, and what is done to the file or to its frame 1
 
 
 @pytest.mark.parametrize("message", DAMAGE)
-def test_bad_files_get_one_clear_line(views_dir, message):
+def test_bad_files_get_one_clear_line(views_dir, message, user_error):
     path = views_dir / "transforms.json"
     write_transforms(path, orbit_32x24(), NAMES)
     content = json.loads(path.read_text())
     DAMAGE[message](content, content["frames"][1])
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=message) as raised:
+    with user_error(message):
         read_transforms(path)
-    assert "\n" not in str(raised.value)
 
 
 def test_frames_may_differ_in_size_intrinsics_and_mask(views_dir):
