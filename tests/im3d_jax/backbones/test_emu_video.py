@@ -72,7 +72,7 @@ def inputs():
     image = jnp.asarray(rng.standard_normal((B, 4, 4, 3)), jnp.float32)
     noisy = jnp.asarray(rng.standard_normal((B, K, 4, 4, 3)), jnp.float32)
     given = Conditioning(image, jnp.asarray(np.arange(B) % 2, jnp.float32), (words,), (mask,))
-    return noisy, jnp.arange(B) * 100, given
+    return noisy, jnp.arange(B) * 100.0, given
 
 
 def as_images(inputs):
