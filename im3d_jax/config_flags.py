@@ -185,9 +185,8 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         if not argument.startswith(_PREFIX):
             rest.append(argument)
             continue
-        key, equals, value = argument.removeprefix(_PREFIX).partition("=")
-        if not equals:
-            value = next(arguments, None)
+        key, equals, text = argument.removeprefix(_PREFIX).partition("=")
+        value = text if equals else next(arguments, None)
         if value is None:
             raise UserError(f"{argument} has no value; write {argument}=VALUE")
         overrides.append((key, value))

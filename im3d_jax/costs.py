@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, Literal, Var, jaxprs_in_params
 from jaxtyping import PyTree
 
@@ -52,8 +53,8 @@ def count_flops(jaxpr: Jaxpr) -> int:
     """FLOPs of a program's convolutions and matrix products, 2 for each multiplication."""
     total = 0
     for equation in jaxpr.eqns:
-        shapes, params = [var.aval.shape for var in equation.invars], equation.params
-        outputs = sum(var.aval.size for var in equation.outvars)
+        shapes, params = [_shaped(var).shape for var in equation.invars], equation.params
+        outputs = sum(_shaped(var).size for var in equation.outvars)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             total += 2 * outputs * math.prod(shapes[0][axis] for axis in contracted)
@@ -107,4 +108,9 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
 
 
 def _var_bytes(var: Var) -> int:
-    return var.aval.size * var.aval.dtype.itemsize
+    return _shaped(var).size * _shaped(var).dtype.itemsize
+
+
+def _shaped(var: Var | Literal) -> ShapedArray:
+    """The shape and the dtype of a variable, which every variable of the programs traced here has."""
+    return cast(ShapedArray, var.aval)

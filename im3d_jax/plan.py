@@ -7,7 +7,6 @@ of the accelerator's peak, and no time for communication.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from im3d_jax import costs, sharding
+from im3d_jax import backbones, costs, sharding
 from im3d_jax.backbones import Backbone, Params
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.costs import Accelerator
@@ -76,7 +75,7 @@ def plan_generation(
         utilisation: the share of the device's peak FLOP/s that is assumed.
     """
     weights = _num_bytes(params)
-    numbers = {"weights_bytes": weights, "asset": {"flops": 0, "seconds": 0.0}}
+    numbers: dict[str, Any] = {"weights_bytes": weights, "asset": {"flops": 0, "seconds": 0.0}}
     for name, (calls, evaluations, frames) in networks.items():
         program = costs.trace(model.apply, params, *network_inputs(model, evaluations, frames))
         per_call = costs.count_flops(program)
@@ -178,7 +177,7 @@ def _remat_variants(model: Backbone) -> dict[str, Backbone]:
     if not hasattr(model, "remat"):
         return {"": model}
     policies = dict.fromkeys(("", model.remat, "nothing_saveable"))
-    return {policy: dataclasses.replace(model, remat=policy) for policy in policies}
+    return {policy: backbones.with_remat(model, policy) for policy in policies}
 
 
 def _in_dtype(shapes: PyTree, dtype: str) -> PyTree:

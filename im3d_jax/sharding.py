@@ -77,7 +77,7 @@ def parse_mesh(text: str, num_devices: int | None = None) -> dict[str, int]:
         named.add(axis)
         sizes[axis] = int(number)
     open_axes = [axis for axis, size in sizes.items() if size == -1]
-    if open_axes:
+    if open_axes and num_devices is not None:
         rest, remainder = divmod(num_devices, -math.prod(sizes.values()))
         if len(open_axes) > 1 or remainder or not rest:
             raise UserError(f"mesh {text!r} does not divide {num_devices} devices; give one -1 or numbers")
@@ -141,7 +141,7 @@ def rows_of_process(mesh: Mesh) -> tuple[int, int]:
     """
     shares = batch_shares(mesh)
     slices = along_batch(mesh).addressable_devices_indices_map((shares,)).values()
-    rows = sorted({row for (part,) in slices for row in range(*part.indices(shares))})
+    rows = sorted({row for index in slices if index for row in range(*index[0].indices(shares))})
     if rows != list(range(rows[0], rows[0] + len(rows))) or rows[0] % len(rows) or shares % len(rows):
         raise UserError(
             f"config.train.mesh {dict(mesh.shape)} gives a process parts {rows} of a batch; make fsdp and "

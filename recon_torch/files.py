@@ -24,7 +24,7 @@ FILE_MODE = 0o666 & ~_umask()
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix, which is renamed to it if the block succeeds.
 
     Makes the parent folders. Raises UserError where the system refuses to write.
@@ -58,7 +58,7 @@ def make_directory(path: str | Path) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes indented JSON, with NumPy scalars and arrays as numbers and lists.
 
     Raises ValueError for NaN and infinity, which JSON does not have.

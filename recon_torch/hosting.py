@@ -12,6 +12,7 @@ import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,9 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 """What diffusers and transformers raise for files that are missing, damaged or of something else."""
+
+_declared: list[torch.library.Library] = []
+"""What `declare` has declared, which lasts as long as these objects."""
 
 
 class Dtype(enum.StrEnum):
@@ -48,10 +52,10 @@ def declare() -> None:
     """
     if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
         return
-    global _declarations  # they last as long as this object
-    _declarations = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        _declarations.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(library)
 
 
 def library(name: str, extra: str = "hosted") -> ModuleType:
@@ -103,7 +107,7 @@ def read_json(path: str | Path, name: str, what: str) -> dict:
 
 
 def load(
-    model_class: type,
+    model_class: type[Any],
     path: str | Path,
     what: str,
     dtype: torch.dtype = torch.float32,

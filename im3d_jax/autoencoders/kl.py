@@ -56,9 +56,11 @@ class AutoencoderKL:
 
     def clip(self, latents: Float[Array | np.ndarray, "*B h w c"]) -> Float[Array, "*B h w c"]:
         """The same: these latents have no bounds."""
-        return latents
+        return jnp.asarray(latents)
 
-    def _in_chunks(self, method: str, images: Float[Array, "*B F H W C"]) -> Float[Array, "*B F H2 W2 C2"]:
+    def _in_chunks(
+        self, method: str, images: Float[Array | np.ndarray, "*B F H W C"]
+    ) -> Float[Array, "*B F H2 W2 C2"]:
         """Applies a method of the network to `frames_per_call` frames after another.
 
         A loop inside the program, because one of Python's would be unrolled in a program that this is part

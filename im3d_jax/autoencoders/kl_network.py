@@ -351,8 +351,8 @@ def temporal_res_block(spec: Architecture, **kwargs: Any) -> TemporalResBlock:
 
 
 def _conv(spec: Architecture, channels: int, kernel: int = 3, **kwargs: Any) -> nn.Conv:
-    kwargs = {"padding": kernel // 2, "dtype": jnp.dtype(spec.dtype)} | kwargs
-    return nn.Conv(channels, (kernel, kernel), **kwargs)
+    arguments: dict[str, Any] = {"padding": kernel // 2, "dtype": jnp.dtype(spec.dtype)} | kwargs
+    return nn.Conv(channels, (kernel, kernel), **arguments)
 
 
 def _norm(x: Clips, spec: Architecture, name: str) -> Clips:

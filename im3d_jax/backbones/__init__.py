@@ -10,6 +10,7 @@ model of ours or of yours (`conformance`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,14 @@ def small_kwargs(name: str) -> dict[str, Any]:
     Empty, which stands for the model's defaults, if the module has none.
     """
     return dict(getattr(REGISTRY.module(name), "SMALL", {}))
+
+
+def with_remat(model: Backbone, policy: str) -> Backbone:
+    """The model with this policy of recomputation, its argument `remat`; the same model if it takes none."""
+    if not hasattr(model, "remat"):
+        return model
+    arguments: Any = model  # a dataclass: the protocol cannot say so
+    return dataclasses.replace(arguments, remat=policy)
 
 
 @partial(jax.jit, static_argnames="model")

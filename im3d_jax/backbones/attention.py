@@ -145,8 +145,8 @@ class TransformerBlock(nn.Module):
         context: Float[Array, "B L d"] | None = None,
         mask: Float[Array, "B L"] | None = None,
     ) -> Float[Array, "N S c"]:
-        heads = dict(num_heads=self.num_heads, head_dim=self.head_dim)
-        last = dict(dtype=self.dtype, out_init=self.out_init)
+        heads: dict[str, Any] = dict(num_heads=self.num_heads, head_dim=self.head_dim)
+        last: dict[str, Any] = dict(dtype=self.dtype, out_init=self.out_init)
         if self.ff_first:
             tokens += FeedForward(**last, mult=self.ff_mult, name="ff_in")(layer_norm(tokens, "norm_in"))
         y = layer_norm(tokens, "norm1")

@@ -106,6 +106,7 @@ class Model(unet.UNetModel):
     max_words: int = 16
 
     choices: ClassVar = {"temporal_span": Span}
+    num_views: ClassVar[int | None] = None
     temporal_pattern: ClassVar[str] = "temporal"
 
     def problems(self) -> Iterator[str]:
@@ -123,6 +124,7 @@ class Model(unet.UNetModel):
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image and the empty prompt."""
+        text: tuple[Array, ...]
         if self.vocabulary:
             text = (jnp.zeros((batch, self.max_words), jnp.int32),)
         else:
@@ -263,7 +265,7 @@ class CopyGate(nn.Module):
     def __call__(
         self, features: Frames, drawn: Float[Array, "B K h w d"], conditioning: Conditioning
     ) -> Float[Array, "B K h w d"]:
-        init = {"kernel_init": ZEROS, "bias_init": nn.initializers.constant(-3.0)}
+        init: dict[str, Any] = {"kernel_init": ZEROS, "bias_init": nn.initializers.constant(-3.0)}
         gate = nn.sigmoid(nn.Conv(drawn.shape[-1], (3, 3), dtype=self.dtype, name="conv", **init)(features))
         gate *= conditioning.image_mask[:, None, None, None, None].astype(self.dtype)
         return gate * conditioning.image[:, None].astype(self.dtype) + (1 - gate) * drawn
@@ -318,7 +320,8 @@ def _heads(spec: Model, channels: int) -> dict[str, Any]:
 
 
 def _identity(key, shape, dtype=jnp.float32) -> Float[Array, "c d"]:
-    return jnp.eye(*shape, dtype=dtype)
+    rows, columns = shape
+    return jnp.eye(rows, columns, dtype=dtype)
 
 
 def _identity_in_time(key, shape, dtype=jnp.float32) -> Float[Array, "3 c c"]:

@@ -104,7 +104,7 @@ def stability_name(layout: Layout, name: str) -> str:
     level has it, and at the end of a level on the way up the convolution after upsampling.
     """
     found = LAYER.match(name)
-    renamed = RENAMED
+    renamed: tuple[tuple[str, str], ...] = RENAMED
     if found:
         way, block, kind, layer = found[1], int(found[2] or 0), found[3], int(found[4])
         name = _layer(layout, way, block, kind, layer) + name[found.end() :]

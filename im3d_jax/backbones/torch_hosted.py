@@ -119,10 +119,9 @@ class Model:
                 " `im3d convert` and take emu_video, unet3d or svd"
             )
         dtype = getattr(torch, self.dtype)
-        noisy, timestep, given = jax.tree.map(to_torch, inputs)
-        noisy, given = jax.tree.map(lambda x: x.to(dtype), (noisy, given))
+        views, *given = jax.tree.map(lambda x: to_torch(x).to(dtype), (noisy, *conditioning[:5]))
         with torch.inference_mode():
-            return to_jax(self._family.call(self, noisy, timestep, given).float())
+            return to_jax(self._family.call(self, views, to_torch(timestep), Given(*given)).float())
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image and the empty prompt, as zeros; which of the two there are follows from the family."""
@@ -149,10 +148,10 @@ class Model:
 
     @property
     def _family(self) -> Family:
-        return FAMILIES[self.diffusers_class]
+        return FAMILIES[DiffusersClass(self.diffusers_class)]
 
     @property
-    def _class(self) -> type:
+    def _class(self) -> type[Any]:
         return getattr(hosting.library("diffusers"), self.diffusers_class)
 
     @cached_property
@@ -235,26 +234,36 @@ class Family(NamedTuple):
     takes_text: bool
     takes_image_tokens: bool
     in_channels: Callable[[int], tuple[int, ...]]
-    call: Callable[[Model, Videos, Levels, Conditioning], Videos]
+    call: Callable[[Model, Videos, Levels, Given], Videos]
 
 
 Videos = Float[Tensor, "B K h w c"]
 Levels = Float[Tensor, " B"]
 
 
-def _call_unet_3d(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
+class Given(NamedTuple):
+    """The first members of `Conditioning`, as tensors."""
+
+    image: Float[Tensor, "B h w c"]
+    image_mask: Float[Tensor, " B"]
+    text: tuple[Float[Tensor, "B L d"], ...]
+    text_mask: tuple[Float[Tensor, "B L"], ...]
+    image_tokens: Float[Tensor, "B L d"] | None
+
+
+def _call_unet_3d(model: Model, noisy: Videos, timestep: Levels, given: Given) -> Videos:
     sample = _channels_first(_with_image(model, noisy, given))
     (text,) = given.text
     return _channels_last(model.module(sample, timestep, text, return_dict=False)[0])
 
 
-def _call_motion(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
+def _call_motion(model: Model, noisy: Videos, timestep: Levels, given: Given) -> Videos:
     sample = _channels_first(_with_image(model, noisy, given))
     text = given.text[0].repeat_interleave(noisy.shape[1], 0)  # this class wants it for each frame
     return _channels_last(model.module(sample, timestep, text, return_dict=False)[0])
 
 
-def _call_i2vgen(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
+def _call_i2vgen(model: Model, noisy: Videos, timestep: Levels, given: Given) -> Videos:
     """Frame 0 is told the image's latent, the others their place in time, from 0 to 1, in all channels."""
     place = torch.linspace(0, 1, noisy.shape[1], device=noisy.device, dtype=noisy.dtype)
     image = place[:, None, None, None].expand_as(noisy).clone()
@@ -272,7 +281,7 @@ def _call_i2vgen(model: Model, noisy: Videos, timestep: Levels, given: Condition
     return _channels_last(prediction)
 
 
-def _call_svd(model: Model, noisy: Videos, timestep: Levels, given: Conditioning) -> Videos:
+def _call_svd(model: Model, noisy: Videos, timestep: Levels, given: Given) -> Videos:
     """The image is told to all frames. This class has the frames before the channels."""
     image = (_image(given) / model.latent_scale)[:, None].expand_as(noisy)
     sample = torch.cat([noisy, image], -1).permute(0, 1, 4, 2, 3)
@@ -282,19 +291,21 @@ def _call_svd(model: Model, noisy: Videos, timestep: Levels, given: Conditioning
     return prediction.permute(0, 1, 3, 4, 2)
 
 
-def _image(given: Conditioning) -> Float[Tensor, "B h w c"]:
+def _image(given: Given) -> Float[Tensor, "B h w c"]:
     """The image's latent, zeros where it is dropped."""
     return given.image * given.image_mask[:, None, None, None]
 
 
-def _image_tokens(given: Conditioning) -> Float[Tensor, "B L d"]:
+def _image_tokens(given: Given) -> Float[Tensor, "B L d"]:
     """The image's embedding, zeros where it is dropped."""
+    assert given.image_tokens is not None, "a family that takes tokens is given them"
     return given.image_tokens * given.image_mask[:, None, None]
 
 
-def _with_image(model: Model, noisy: Videos, given: Conditioning) -> Float[Tensor, "B K h w channels"]:
+def _with_image(model: Model, noisy: Videos, given: Given) -> Float[Tensor, "B K h w channels"]:
     """With the image and a mask at view 0, if the network has channels for them, as Emu Video has."""
-    if model.module.config.in_channels == noisy.shape[-1]:
+    config: Any = model.module.config
+    if config.in_channels == noisy.shape[-1]:
         return noisy
     image, mask = torch.zeros_like(noisy), torch.zeros_like(noisy[..., :1])
     image[:, 0], mask[:, 0] = _image(given), given.image_mask[:, None, None, None]

@@ -12,7 +12,7 @@ import abc
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -69,12 +69,11 @@ class UNetModel(abc.ABC):
     choices: ClassVar[dict[str, type[enum.StrEnum]]] = {}
     """The arguments of the subclass that are members of an enum, or sequences of such."""
 
-    num_views: ClassVar[int | None] = None
     partition_rules: ClassVar = PARTITION_RULES
     traceable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        kinds = {"remat": Remat, **self.choices}
+        kinds: dict[str, type[enum.StrEnum]] = {"remat": Remat, **self.choices}
         for name in (field.name for field in fields(self)):
             value, kind, where = getattr(self, name), kinds.get(name), f"{WHAT}.{name}"
             if isinstance(value, (list, tuple)):
@@ -117,7 +116,8 @@ class UNetModel(abc.ABC):
         self, params: Params, noisy: Frames, timestep: Float[Array, " B"], conditioning: Conditioning
     ) -> Frames:
         """The network's prediction, float32, of type `prediction_type`."""
-        return self.net.apply({"params": params}, noisy, timestep, conditioning)
+        prediction = self.net.apply({"params": params}, noisy, timestep, conditioning)
+        return cast(Array, prediction)  # alone, because no collection is mutable
 
 
 # ---- The levels ----

@@ -87,6 +87,7 @@ class Model(unet.UNetModel):
     fps: float = 16.0
 
     choices: ClassVar = {"image": ImageInput}
+    num_views: ClassVar[int | None] = None
     temporal_pattern: ClassVar[str] = "temp_convs|temp_attentions|transformer_in"
 
     def problems(self) -> Iterator[str]:
@@ -171,8 +172,8 @@ class UNet(nn.Module):
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         channels, dim = spec.latent_shape[-1], spec.cross_attention_dim
         given = conditioning.image_mask[:, None, None]
-        conv = dict(kernel_size=(3, 3), padding=1, dtype=dtype)
-        halve = dict(conv, strides=(2, 2))
+        conv: dict[str, Any] = dict(kernel_size=(3, 3), padding=1, dtype=dtype)
+        halve: dict[str, Any] = dict(conv, strides=(2, 2))
         image = (conditioning.image * given[..., None]).astype(dtype)
         x = nn.silu(nn.Conv(8 * channels, name="image_latents_context_embedding_0", **conv)(image))
         x = averages(x, POOLED_SIDE)

@@ -25,7 +25,7 @@ from recon_torch.files import make_directory, replacing
 LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
 """A public layout -> the method of a model that makes its tensors."""
 
-PRECISIONS = {"float32": np.float32, "float16": np.float16}
+PRECISIONS: dict[str, type[np.floating]] = {"float32": np.float32, "float16": np.float16}
 
 
 def to_weights(config: ConfigDict, source: Path, target: Path, dtype: type[np.floating]) -> int:

@@ -44,7 +44,8 @@ class Skipped:
     """Objects that are left out. Each is named on stderr; more than `limit` of them stop the command."""
 
     def __init__(self, limit: int):
-        self.limit, self.messages = limit, []
+        self.limit = limit
+        self.messages: list[str] = []
 
     def add(self, message: str) -> None:
         self.messages.append(message)
@@ -227,7 +228,10 @@ def load_encoders(config, embed: bool, latents: bool) -> tuple[Encoders, dict[st
     text = image = codec = None
     metadata = {}
     if embed and config.text.name == "pretrained":
+        from im3d_jax.conditions.encoders import PretrainedText  # needs the extra "hosted"
+
         text = build_text(config.text.name, config.text.kwargs.to_dict())
+        assert isinstance(text, PretrainedText)
         metadata["text_encoders"] = [encoder.digest for encoder in text.encoders]
     if embed and config.image_encoder.path:
         from im3d_jax.conditions.encoders import ImageEncoder  # needs the extra "hosted"

@@ -134,7 +134,7 @@ def _parameter_lines(counts: Mapping[str, int], published: Mapping[str, Any] | N
             differs |= abs(difference) > 0.05
             line += f"    published {_si(published[name])}, {difference:+.1%}"
         lines.append(line)
-    note = textwrap.wrap(published["note"], 100) if differs else []
+    note = textwrap.wrap(published["note"], 100) if published and differs else []
     return lines + [f"  {line}" for line in note]
 
 

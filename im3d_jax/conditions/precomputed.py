@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -45,8 +45,11 @@ class Encoder(Protocol):
         shape: (tokens, channels) of a prompt.
     """
 
-    digest: str
-    shape: tuple[int, int]
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[np.ndarray, "B L d"], Float[np.ndarray, "B L"]]:
         """Embeddings of B prompts, and a mask that is 1 at the tokens that count."""
@@ -68,7 +71,7 @@ def write(
     out = make_directory(out)
     prompts = list(dict.fromkeys(["", *prompts]))
     digests = [encoder.digest for encoder in encoders]
-    shards = []
+    shards: list[dict[str, Any]] = []
     for number, start in enumerate(range(0, len(prompts), SHARD_PROMPTS)):
         part = prompts[start : start + SHARD_PROMPTS]
         key = hashlib.sha256(json.dumps([digests, dtype, part]).encode()).hexdigest()

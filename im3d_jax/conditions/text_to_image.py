@@ -55,13 +55,13 @@ def draw(
 
 
 def _draw_one(
-    pipeline: Any, prompt: str, seed: int, num_steps: int, on_step: Callable[[], None]
+    pipeline: Any, prompt: str, seed: int, num_steps: int, on_step: Callable[[], object]
 ) -> Float[np.ndarray, "H W 3"]:
     def callback(pipeline, step, timestep, tensors):
         on_step()
         return tensors
 
-    options = {"num_inference_steps": num_steps, "output_type": "np"}
+    options: dict[str, Any] = {"num_inference_steps": num_steps, "output_type": "np"}
     if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
         options["callback_on_step_end"] = callback
     # Noise from the CPU, so that a seed does not depend on the device.

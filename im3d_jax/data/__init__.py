@@ -90,7 +90,8 @@ class Renderer(Protocol):
         names: of all objects, each once. A name is also the path of the object's directory.
     """
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def render(self, name: str) -> RenderedObject:
         """Raises UserError if this object cannot be rendered; the others may still be."""

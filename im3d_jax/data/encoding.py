@@ -56,18 +56,26 @@ class Encoders:
                 new["text"] = tuple(each[row] for each in text)
                 new["text_mask"] = tuple(each[row] for each in mask)
         if self.image:
-            first = np.stack([decode_views(each.views[:1], each.size)[0][0] for each in records])
+            first = np.stack([_decode(each, slice(1))[0][0] for each in records])
             for tokens, new in zip(self.image.encode(first), added, strict=True):
                 new["image_tokens"] = tokens
         if self.codec:
             for record, new in zip(records, added, strict=True):
-                new |= dict(latents=self._latents(record), views=None)
+                new |= dict(latents=self._latents(self.codec, record), views=None)
         return [dataclasses.replace(record, **new) for record, new in zip(records, added, strict=True)]
 
-    def _latents(self, record: Record) -> Float[np.ndarray, "K h w c"]:
+    def _latents(self, codec: Autoencoder, record: Record) -> Float[np.ndarray, "K h w c"]:
         if record.size != self.size:
             raise UserError(
                 f"--latents: config.size is {self.size}, the views are {record.size} px; match them"
             )
-        rgb, alpha = decode_views(record.views, record.size)
-        return np.asarray(self.codec.encode(rgb[None], alpha[None])[0])
+        rgb, alpha = _decode(record, slice(None))
+        return np.asarray(codec.encode(rgb[None], alpha[None])[0])
+
+
+def _decode(
+    record: Record, which: slice
+) -> tuple[Float[np.ndarray, "K H W 3"], Float[np.ndarray, "K H W 1"]]:
+    """Some of the views: (rgb, alpha)."""
+    assert record.views is not None, "records that are to be encoded have views"
+    return decode_views(record.views[which], record.size)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import grain
 import numpy as np
@@ -28,7 +28,8 @@ Row = tuple[Example | None, list[str]]
 """An example, or None if there was no readable one, and the corrupt records that were met before it."""
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Which of `count` equal, contiguous parts of every global batch a process loads."""
 
     index: int
@@ -124,11 +125,13 @@ def open_stream(
         batch, offset = divmod(row, num_rows)
         return batch * batch_size + shard.index * num_rows + offset
 
-    def make_together(batch: int) -> list[Row]:
-        rows = range(batch * num_rows, (batch + 1) * num_rows)
-        return [(example, []) for example in source.batch([order[place(row)] for row in rows])]
-
     if isinstance(source, BatchSource):
+        make = source.batch
+
+        def make_together(batch: int) -> list[Row]:
+            rows = range(batch * num_rows, (batch + 1) * num_rows)
+            return [(example, []) for example in make([order[place(row)] for row in rows])]
+
         batches = grain.MapDataset.range(start, sys.maxsize).map(make_together)
         batches = batches.to_iter_dataset(_read_ahead(num_threads, buffer))
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import trimesh
@@ -206,7 +206,7 @@ def _appearance(
     """The corners' colours and uvs, and the texture if there is one."""
     colors = np.full((len(faces), 3, 3), GREY)
     uvs = np.zeros((len(faces), 3, 2))
-    visual = geometry.visual
+    visual: Any = geometry.visual  # its attributes differ from kind to kind
     if visual.kind == "vertex":
         return visual.vertex_colors[faces][..., :3] / 255.0, uvs, None
     if visual.kind == "face":
@@ -222,7 +222,7 @@ def _appearance(
 
 
 def _material(
-    material: trimesh.visual.material.Material,
+    material: trimesh.visual.material.SimpleMaterial | trimesh.visual.material.PBRMaterial,
 ) -> tuple[Float[np.ndarray, "3"] | np.floating, Image.Image | None]:
     """The colour, in sRGB, and the image, if there is one, of a glTF or .obj material."""
     if isinstance(material, trimesh.visual.material.PBRMaterial):

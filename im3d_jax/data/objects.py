@@ -375,7 +375,7 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Num[np.ndarray, "B ..."]]:
         `{kind}_to_local` [B, S, 3, 3] (the inverse of the axes), `{kind}_color` [B, S, 3] and `{kind}_shape`
         [B, S], all float32, and `{kind}_count` [B], int32.
     """
-    packed = {}
+    packed: dict[str, np.ndarray] = {}
     for kind, slots in SLOTS.items():
         center, color = np.zeros((2, len(scenes), slots, 3), np.float32)
         to_local = np.zeros((len(scenes), slots, 3, 3), np.float32)

@@ -36,6 +36,8 @@ RayValues = Float[Array, "rows columns"]
 Vector = Sequence[RayValues] | Sequence[Float[Array, ""]]
 """Three coordinates, of each ray or of all."""
 
+HalfWidth = Float[Array, ""] | float | np.floating
+
 Packed = Mapping[str, Num[Array, "..."] | Num[np.ndarray, "..."]]
 """The arrays of `objects.pack`, for B objects or for one."""
 
@@ -57,7 +59,7 @@ class Views(NamedTuple):
 def render(
     packed: Packed,
     w2c: Float[Array, "B K 4 4"] | Float[np.ndarray, "B K 4 4"],
-    half_width: Float[Array, ""] | float | np.floating,
+    half_width: HalfWidth,
     size: int,
     supersampling: int = 2,
     at_once: int | None = None,
@@ -92,7 +94,7 @@ def objects_at_once(num_rays: int) -> int:
 
 
 def _render_view(
-    packed: Packed, w2c: Float[Array, "4 4"], *, half_width: Float[Array, ""], size: int, supersampling: int
+    packed: Packed, w2c: Float[Array, "4 4"], *, half_width: HalfWidth, size: int, supersampling: int
 ) -> Views:
     origin, direction = _rays(w2c, half_width, size * supersampling)
     distance, color, normal = _first_hit(packed, origin, direction)
@@ -106,7 +108,7 @@ def _render_view(
     return Views(pixels[..., :3], alpha, pixels[..., 4:] / jnp.maximum(alpha, 1e-6))
 
 
-def _rays(w2c: Float[Array, "4 4"], half_width: Float[Array, ""], side: int) -> tuple[Vector, Vector]:
+def _rays(w2c: Float[Array, "4 4"], half_width: HalfWidth, side: int) -> tuple[Vector, Vector]:
     """The origin of all rays, and their directions through the centres of side x side samples."""
     ticks = ((jnp.arange(side) + 0.5) / side * 2 - 1) * half_width
     x, y = ticks[None, :], ticks[:, None]

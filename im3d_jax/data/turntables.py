@@ -57,7 +57,7 @@ class Record:
     views: Sequence[bytes] | None = None
     latents: Float[np.ndarray, "K h w c"] | None = None
     text: tuple[Float[np.ndarray, "_ _"], ...] = ()
-    text_mask: tuple[Float[np.ndarray, "_"], ...] = ()
+    text_mask: tuple[Float[np.ndarray, " _"], ...] = ()
     image_tokens: Float[np.ndarray, "_ _"] | None = None
 
     @property

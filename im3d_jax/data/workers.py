@@ -57,5 +57,6 @@ def _begin(ignored: tuple[signal.Signals, ...]) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

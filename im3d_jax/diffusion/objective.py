@@ -114,7 +114,11 @@ def loss_weight(
             weight_v = jnp.minimum(signal, 5 * noise)
         case LossWeight.TRUNCATED_SNR:
             weight_v = jnp.maximum(signal, noise)
-    of_v = {PredictionType.V: 1.0, PredictionType.X0: noise, PredictionType.EPSILON: signal}
+    of_v: dict[PredictionType, PerAsset | float] = {
+        PredictionType.V: 1.0,
+        PredictionType.X0: noise,
+        PredictionType.EPSILON: signal,
+    }
     return weight_v / of_v[prediction_type]
 
 

@@ -204,7 +204,7 @@ def sample(
         alpha = jnp.full(x.shape[:1], steps.alphas[i], jnp.float32)
         sigma = jnp.full(x.shape[:1], steps.sigmas[i], jnp.float32)
         x0 = denoise(x, timestep, alpha, sigma)
-        if solver.draws_noise:
+        if solver.draws_noise and key is not None:
             z = jax.random.normal(jax.random.fold_in(key, i), x.shape)
         x = update(x, x0, x0_prev, z, weights)
         x0_prev = x0

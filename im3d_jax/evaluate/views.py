@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from im3d_jax.evaluate.scores import FirstViews, Judge, Pictures
 from im3d_jax.evaluate.truth import Truth

@@ -16,7 +16,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,8 @@ class AutoencoderTask:
         )
 
     def _apply(self, params: PyTree, arrays: Float[Array, "B K _ _ _"], method: str | None) -> Array:
-        return self.network.apply({"params": params}, arrays, method=method)
+        made = self.network.apply({"params": params}, arrays, method=method)
+        return cast(Array, made)  # alone, because no collection is mutable
 
     def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
         """FLOPs of the networks in a step, forward and backward."""

@@ -202,7 +202,7 @@ class TurntableTask:
 
     def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
         """FLOPs of the network in a step, forward and backward, without what `remat` computes again."""
-        model = dataclasses.replace(self.model, remat="") if hasattr(self.model, "remat") else self.model
+        model = backbones.with_remat(self.model, "")
         trained, frozen = split_params(jax.eval_shape(model.init, jax.random.key(0)), trainable)
         noisy = jax.ShapeDtypeStruct((1, num_views, *model.latent_shape), jnp.float32)
         timestep = jax.ShapeDtypeStruct((1,), jnp.float32)

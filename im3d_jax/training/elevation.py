@@ -59,7 +59,7 @@ class Kept:
             for index, each, rgb in zip(indices, made, frames, strict=True):
                 self._made[index] = Example(id=each["id"], rgb=rgb, elevation_rad=each["elevation_rad"])
         kept = [self._made[index] for index in indices]
-        return [each | {"rgb": np.float32(each["rgb"]) / 255} for each in kept]
+        return [{**each, "rgb": np.asarray(each["rgb"], np.float32) / 255} for each in kept]
 
 
 def draw_sets(frames: Float[Tensor, "B K H W 3"], generator: torch.Generator) -> Float[Tensor, "B 4 H W 3"]:

@@ -83,7 +83,9 @@ def initialize(flags: Namespace) -> None:
     elif len(missing) < len(explicit):
         if missing:
             raise UserError(f"several processes need {', '.join(explicit)}; {missing[0]} is missing")
-        _initialize_by_address(*explicit.values(), timeout_s=flags.connect_timeout_s)
+        _initialize_by_address(
+            flags.coordinator, flags.num_processes, flags.process_id, flags.connect_timeout_s
+        )
 
 
 def is_main() -> bool:

@@ -64,12 +64,14 @@ def make_step(
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         changed = _update(state, grads, optimizer, ema_decay)
-        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), changed, _changing(state))
+        trained, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), changed, _changing(state)
+        )
         skipped = state.skipped + (1 - is_finite.astype(jnp.int32))
         metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": is_finite}
         metrics["learning_rate"] = jnp.asarray(rate(state.step - state.skipped), jnp.float32)
         metrics |= {name: _shown(name, total, num_examples) for name, total in sums.items()}
-        return TrainState(state.step + 1, state.key, *kept, skipped), metrics
+        return TrainState(state.step + 1, state.key, trained, ema, opt_state, skipped), metrics
 
     # Left to itself, XLA may place the new state elsewhere than the old, and the next step compiles again.
     places = where, sharding.replicated(mesh)

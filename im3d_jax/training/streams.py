@@ -81,8 +81,15 @@ def open_stream(
         run: what makes procedural objects, see `data.workers`.
         loader: see `data.input_pipeline.open_stream`.
     """
-    data = dict(path=stream.path, split=stream.split, first_object=stream.first_object)
-    source = sources.open_source(**data, seed=seed, size=size, num_views=stream.num_views, run=run)
+    source = sources.open_source(
+        path=stream.path,
+        split=stream.split,
+        first_object=stream.first_object,
+        seed=seed,
+        size=size,
+        num_views=stream.num_views,
+        run=run,
+    )
     return input_pipeline.open_stream(
         source,
         seed=seed,

@@ -259,14 +259,16 @@ class Window:
         self.last_step, self.steps = step, 0
         self.started_s = self.ended_s = started_s
         self.wait_s, self.work = 0.0, Work()
-        self._scalars = defaultdict(list)
-        self._levels = defaultdict(list)  # by stream: (sums of losses [L], counts [L])
+        self._scalars: defaultdict[str, list[float]] = defaultdict(list)
+        # By stream: (sums of losses [L], counts [L]).
+        self._levels: defaultdict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
 
     def count(self, record: Record, work: Work) -> None:
         """Counts a step, whether finite or not: both take time."""
         self.last_step, self.steps, self.ended_s = record.step, self.steps + 1, record.time_s
         self.wait_s += record.wait_s
-        self.work = Work(*(a + b for a, b in zip(self.work, work, strict=True)))
+        examples, frames = self.work.examples + work.examples, self.work.frames + work.frames
+        self.work = Work(examples, frames, self.work.flops + work.flops)
 
     def add(self, stream: str, values: dict[str, np.ndarray]) -> None:
         """Takes the metrics of a step; see `Watch.add`."""
@@ -335,7 +337,7 @@ def open_tensorboard(directory: Path):
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of one device, by what `jax.Device.device_kind` says; None where unknown."""
     name = next((name for pattern, name in DEVICE_KINDS.items() if re.search(pattern, device_kind)), None)
-    return name and costs.ACCELERATORS[name].flops
+    return costs.ACCELERATORS[name].flops if name else None
 
 
 def memory_bytes() -> int:

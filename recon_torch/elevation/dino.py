@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ class DinoEncoder(nn.Module):
         identity: tells the features of two models apart.
     """
 
+    num_features: int
+    size_px: int
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, directory: str | Path) -> None:
         """Loads the transformer.
 
@@ -61,7 +67,8 @@ class DinoEncoder(nn.Module):
         return self.transformer((frames - self.mean) / self.std, **options).last_hidden_state[:, 0]
 
 
-def _load(directory: Path) -> nn.Module:
+def _load(directory: Path) -> Any:
+    """A transformer, whose attributes are transformers' own."""
     kind = hosting.read_json(directory, "config.json", WHAT).get("model_type")
     if kind not in KINDS:
         raise UserError(f"{WHAT}: {directory} is a {kind}, no DINO; known are {', '.join(KINDS)}")

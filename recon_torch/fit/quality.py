@@ -156,15 +156,15 @@ def floor_gate(grid: Float[np.ndarray, "n n n"], settings: GateSettings) -> Judg
 
 def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> Judged:
     """Finds renders that the object does not appear in, fills, or leaves at the border."""
-    problems = [problem(alpha.cpu().numpy()) for alpha in alphas]
+    found = [problem(alpha.cpu().numpy()) for alpha in alphas]
+    problems = {k: each for k, each in enumerate(found) if each}
     numbers = {"coverage": float((alphas > 0.5).float().mean())}
-    wrong = [k for k, each in enumerate(problems) if each]
-    if not wrong:
+    if not problems:
         return numbers, None
-    kinds = sorted({problems[k] for k in wrong})
+    kinds = sorted(set(problems.values()))
     cut_off = kinds == ["touches the border"]
-    level = Level.BAD if len(wrong) >= settings.views_bad * len(alphas) and not cut_off else Level.SUSPECT
-    return numbers, Finding(level, f"the object {' or '.join(kinds)} in renders {_listed(wrong)}")
+    level = Level.BAD if len(problems) >= settings.views_bad * len(alphas) and not cut_off else Level.SUSPECT
+    return numbers, Finding(level, f"the object {' or '.join(kinds)} in renders {_listed(list(problems))}")
 
 
 def agreement_gate(

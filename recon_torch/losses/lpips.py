@@ -7,6 +7,7 @@ import functools
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ class PerceptualDistance:
         """
         if net not in TORCHVISION_FILES:
             raise UserError(f"unknown LPIPS net {net!r}; choose from {', '.join(TORCHVISION_FILES)}")
-        model = _lpips_model(net)
+        model: Any = _lpips_model(net)  # has attributes of lpips's own
         if weights == "auto":
             cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILES[net]
             weights = cached if cached.is_file() else "random"
@@ -95,7 +96,8 @@ class PerceptualDistance:
         """LPIPS of each view, over the stages that `target_features`, the `features` of the targets, have."""
         activations = self._activations(images, len(target_features))
         stages = zip(activations, target_features, self._root_weights, strict=False)
-        return sum(_stage_distance(*stage) for stage in stages)
+        first, *others = (_stage_distance(*stage) for stage in stages)
+        return sum(others, start=first)
 
     def _activations(
         self, images: Float[Tensor, "K H W 3"], num_stages: int | None

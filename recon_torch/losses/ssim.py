@@ -51,7 +51,7 @@ def ms_ssim(images: Float[Tensor, "K H W 3"], targets: Float[Tensor, "K H W 3"])
 def _ms_ssim_in_torch(
     x: Float[Tensor, "K C H W"], y: Float[Tensor, "K C H W"], weights: list[float]
 ) -> Float[Tensor, " K"]:
-    result = 1.0
+    result = x.new_ones(x.shape[:2])
     for scale, weight in enumerate(weights):
         coarsest = scale == len(weights) - 1
         similarity = _similarity(x, y, with_luminance=coarsest).mean((2, 3))

@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from recon_torch.process.protocol import Command
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -39,14 +41,15 @@ def main(pipe: Connection, log_path: str, num_threads: int | None, follow_parent
     # the reader unpickles commands: two threads that import the same modules may lock each other out.
     from recon_torch.process.worker import Worker
 
-    commands = queue.SimpleQueue()
+    commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, commands), daemon=True).start()
     Worker(pipe).serve(iter(commands.get, None))
 
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:  # the parent died before the call
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # the parent died before the call
         os._exit(1)
 
 
@@ -65,7 +68,7 @@ def _limit_threads(num_threads: int | None) -> None:
     os.environ["NUMBA_NUM_THREADS"] = str(num_threads)
 
 
-def _read(pipe: Connection, commands: queue.SimpleQueue) -> None:
+def _read(pipe: Connection, commands: queue.SimpleQueue[Command | None]) -> None:
     """Passes commands on. Ends the process, whatever it is doing, when the parent is gone or has closed."""
     try:
         while True:

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,8 @@ QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = (
 )  # shown of a dead worker's output; a Python stack fits
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
+
+R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ class ReconClient:
     @property
     def pid(self) -> int | None:
         """The worker's process id; None while there is none."""
-        return self._process and self._process.pid
+        return self._process.pid if self._process else None
 
     @property
     def notes(self) -> list[str]:
@@ -139,7 +141,7 @@ class ReconClient:
         `views` and `masks` are other tensors afterwards if the number of views or their size changed.
         """
         if self._process and not self._ready:
-            self._call(None)  # its answer must not be taken for one about the new asset
+            self._insist(lambda process: None)  # its answer must not be taken for one about the new asset
         self._begin(cameras or self._cameras, settings or self._settings)
 
     def set_targets(self) -> None:
@@ -211,24 +213,23 @@ class ReconClient:
         """Where the worker keeps the state of the fit, for the next worker if it dies."""
         return Path(self._directory.name, "snapshot.pt")
 
-    def _call(
-        self, command: protocol.Command | None, on_progress: Callable | None = None
-    ) -> protocol.Done | None:
-        """Has the worker obey, or the next one if it dies. Without a command it only waits for the start."""
+    def _call(self, command: protocol.Command, on_progress: Callable | None = None) -> protocol.Done:
+        """Has the worker obey, or the next one if it dies."""
+        return self._accept(self._insist(lambda process: self._exchange(process, command, on_progress)))
+
+    def _insist(self, attempt: Callable[[_Process], R]) -> R:
+        """What `attempt` returns for a worker that has started, or for the next one if that dies."""
         while True:
             try:
-                self._await_start()
-                answer = self._exchange(command, on_progress) if command else None
-                break
+                return attempt(self._started())
             except _Gone as gone:
                 self._mourn(gone)
             except BaseException:  # Ctrl-C or an error in on_progress: the worker is still at it
                 self._stop()
                 raise
-        return self._accept(answer) if answer else None
 
-    def _start(self) -> None:
-        """Sends `Start`, to a new process if there is none. `_await_start` takes the answer."""
+    def _start(self) -> _Process:
+        """Sends `Start`, to a new process if there is none. `_started` takes the answer."""
         self._ready = False
         if not self._process:
             self._process = _Process(self._directory.name, self._num_threads)
@@ -241,23 +242,32 @@ class ReconClient:
                 self._progress_period_s,
             )
         )
+        return self._process
 
-    def _await_start(self) -> None:
-        if not self._process:
-            self._start()
+    def _started(self) -> _Process:
+        """The worker, once it is ready for commands."""
+        process = self._process or self._start()
         if not self._ready:
-            self._accept(self._await_answer(self.startup_timeout_s))
+            self._accept(self._await_answer(process.receive, self.startup_timeout_s))
             if self._has_targets:  # this worker takes the place of a dead one
-                self._accept(self._exchange(protocol.SetTargets(self.views, self.masks)))
+                self._accept(self._exchange(process, protocol.SetTargets(self.views, self.masks)))
             self._ready = True
+        return process
 
-    def _exchange(self, command: protocol.Command, on_progress: Callable | None = None) -> protocol.Answer:
-        self._process.send(command)
-        return self._await_answer(self.stall_timeout_s, on_progress)
+    def _exchange(
+        self, process: _Process, command: protocol.Command, on_progress: Callable | None = None
+    ) -> protocol.Answer:
+        process.send(command)
+        return self._await_answer(process.receive, self.stall_timeout_s, on_progress)
 
-    def _await_answer(self, patience_s: float, on_progress: Callable | None = None) -> protocol.Answer:
+    def _await_answer(
+        self,
+        receive: Callable[[float], protocol.Reply],
+        patience_s: float,
+        on_progress: Callable | None = None,
+    ) -> protocol.Answer:
         while True:
-            reply = self._process.receive(patience_s)
+            reply = receive(patience_s)
             if isinstance(reply, protocol.Progress):
                 self.step = reply.step
                 if on_progress:
@@ -317,7 +327,9 @@ class _Process:
         )
         with _main_as_it_can_be_run():
             self._process.start()
-        self.pid = self._process.pid
+        pid = self._process.pid
+        assert pid is not None, "a process that has started has an id"
+        self.pid = pid
         child_pipe.close()
 
     def send(self, command: protocol.Command) -> None:

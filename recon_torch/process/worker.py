@@ -21,6 +21,7 @@ from recon_torch.files import replacing
 from recon_torch.fit import quality, recovery
 from recon_torch.fit.optimization import Fit
 from recon_torch.process.protocol import (
+    Answer,
     Beat,
     Command,
     Done,
@@ -70,9 +71,9 @@ class Worker:
         """Answers each command. No exception ends the worker."""
         for command in commands:
             try:
-                result = self._obey(command) or {}
+                result = self._obey(command)
                 notes = self._fit.notes + self._fit.setbacks + self._notes
-                reply = Done(self._fit.step, self._fit.num_gaussians, notes, result)
+                reply: Answer = Done(self._fit.step, self._fit.num_gaussians, notes, result)
             except UserError as error:
                 reply = Failed(by_user=True, text=str(error))
             except Exception as error:
@@ -81,7 +82,8 @@ class Worker:
                 reply = Failed(by_user=out_of_memory, text=text)
             self._pipe.send(reply)
 
-    def _obey(self, command: Command) -> dict[str, Any] | None:
+    def _obey(self, command: Command) -> dict[str, Any]:
+        """Returns the `result` of `Done`."""
         match command:
             case Start():
                 self._start(command)
@@ -95,6 +97,7 @@ class Worker:
                 return self._inspect(around, settings)
             case Export(path):
                 self._fit.scene.save(path)
+        return {}
 
     def _start(self, command: Start) -> None:
         if not self._warm:

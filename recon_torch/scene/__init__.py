@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from recon_torch.scene.splats import Splats
 from recon_torch.settings import FitSettings, Representation
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
+
+S = TypeVar("S", bound="Scene")
 
 
 @runtime_checkable
@@ -46,9 +48,9 @@ class Scene(Protocol):
     def rates(self, progress: float) -> dict[str, float]:
         """The learning rate of each parameter when a share `progress` of the steps is done."""
 
-    @staticmethod
+    @classmethod
     def render_together(
-        scenes: Sequence[Scene], cameras: Sequence[Cameras], seeds: Sequence[int | None]
+        cls: type[S], scenes: Sequence[S], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
         """A render of each scene from its own cameras, which all have one number and one size.
 

@@ -15,6 +15,7 @@ class CappedStrategy(DefaultStrategy):
     When there is not enough room for all that would be added, the largest gradients come first.
     """
 
+    grow_grad2d: float
     max_gaussians: int
 
     def _grow_gs(self, params, optimizers, state, step) -> tuple[int, int]:

@@ -65,12 +65,12 @@ class RadianceField:
     def rates(self, progress: float) -> dict[str, float]:
         return dict.fromkeys(self.parameters.tensors, self.settings.lr_nerf * FINAL_RATE**progress)
 
-    @staticmethod
+    @classmethod
     def render_together(
-        scenes: Sequence[RadianceField], cameras: Sequence[Cameras], seeds: Sequence[int | None]
+        cls, scenes: Sequence[RadianceField], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
         """See `Scene`. The seeds are those of the points at which rays are sampled."""
-        return [scene.render(*rest) for scene, *rest in zip(scenes, cameras, seeds, strict=True)]
+        return [scene.render(rig, seed) for scene, rig, seed in zip(scenes, cameras, seeds, strict=True)]
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
         pass
@@ -101,12 +101,17 @@ class RadianceField:
 
         alpha_image = image(alpha)
         rgb_image = image(rgb) + (1 - alpha_image) * background
-        images = (rgb_image, alpha_image, image(depth))
-        return Render(*(each.view(*shape, -1) for each in images), info={})
+        return Render(
+            rgb=rgb_image.view(*shape, 3),
+            alpha=alpha_image.view(*shape, 1),
+            depth=image(depth).view(*shape, 1),
+            info={},
+        )
 
     def field(self) -> Float[Tensor, "1 4 n n n"]:
         """The sum of the octaves at the points of the finest: density, red, green, blue, each by z, y, x."""
-        field, *finer = self.parameters.tensors.values()
+        coarsest, *finer = self.parameters.tensors.values()
+        field: Tensor = coarsest
         for octave in finer:
             size = octave.shape[2:]
             field = octave + F.interpolate(field, size, mode="trilinear", align_corners=True)

@@ -30,7 +30,7 @@ from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.start import init_ball, near_hull
 from recon_torch.scene.visibility import seen_px
-from recon_torch.settings import FitSettings, Start
+from recon_torch.settings import Engine, FitSettings, Start
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
@@ -92,9 +92,9 @@ class Splats:
             "sh0": settings.lr_sh0,
         }
 
-    @staticmethod
+    @classmethod
     def render_together(
-        scenes: Sequence[Splats], cameras: Sequence[Cameras], seeds: Sequence[int | None]
+        cls, scenes: Sequence[Splats], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
         """See `Scene`. Renders of Gaussians draw nothing at random."""
         settings, device = scenes[0].settings, scenes[0].device
@@ -102,7 +102,7 @@ class Splats:
             [scene.optimized for scene in scenes],
             cameras,
             background=torch.full((3,), settings.background, device=device),
-            engine=settings.engine,
+            engine=Engine(settings.engine),
         )
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ class Splats:
     def _prune_unseen(self) -> None:
         """Drops what hardly any view sees: no view corrects it, and it shows as specks from elsewhere."""
         if self.settings.prune_unseen > 0:
-            seen = seen_px(self.gaussians, self._cameras, self.settings.engine)
+            seen = seen_px(self.gaussians, self._cameras, Engine(self.settings.engine))
             remove(*self._state_of_strategy(), seen < self.settings.prune_unseen * seen.mean())
 
     def save(self, path: str | os.PathLike, world: World | None = None) -> Path:

@@ -23,4 +23,5 @@ def seen_px(gaussians: Gaussians, cameras: Cameras, engine: Engine = Engine.AUTO
     for index in range(len(cameras)):
         rendered = render(still._replace(colors=colors), cameras[index], engine=engine)
         rendered.rgb[..., 0].sum().backward()
+    assert colors.grad is not None, "there is at least one camera"
     return colors.grad[:, 0] / len(cameras)

@@ -63,7 +63,7 @@ class Checked(NamedTuple):
 class PoseError(NamedTuple):
     """What is wrong with the camera of a frame beside the others."""
 
-    index: int  # the frame's number
+    frame: int  # the frame's number
     text: str
     looks_away: bool = False  # from where the axes of the cameras meet
 
@@ -192,19 +192,19 @@ def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding
         general.remarks.append(f"{len(frames)} usable frames are few; give at least {FEWEST_VIEWS}")
     try:
         poses = pose_errors({index: frame for index, (frame, _) in frames.items()}) if len(frames) > 1 else []
-        faulty = {error.index for error in poses}
+        faulty = {pose.frame for pose in poses}
         good = {index: view for index, view in frames.items() if index not in faulty}
         shares = silhouette_shares(good) if len(good) > 1 else {}
     except UserError as error:
         general.errors.append(str(error))
         return
-    for error in poses:
-        findings[error.index].errors.append(error.text)
+    for pose in poses:
+        findings[pose.frame].errors.append(pose.text)
     for index, share in shares.items():
         if share < EXPLAINED:
             told = findings[index].errors if share < CONTRADICTED else findings[index].remarks
             told.append(f"only {share:.0%} of its mask is where the other masks allow the object")
-    away = sum(error.looks_away for error in poses)
+    away = sum(pose.looks_away for pose in poses)
     if away > len(frames) / 2:
         general.errors.append(
             f"{away} cameras look away from where their axes meet; "

@@ -145,7 +145,7 @@ def assemble(
     if empty:
         raise UserError(f"{source}: {', '.join(empty)}: no foreground; give views with an object in each")
     problems = [masks_.problem(mask) for mask in masks]
-    for problem in sorted(set(problems) - {None}):
+    for problem in sorted({each for each in problems if each is not None}):
         having = [name for name, own in zip(names, problems, strict=True) if own == problem]
         notes = [*notes, f"the mask {problem}: {', '.join(having)}"]
     return Views(cameras, images, masks, names, notes)

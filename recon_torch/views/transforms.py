@@ -146,9 +146,9 @@ def parse_frame(folder: Path, entries: dict) -> Frame:
 
     image = attempt(_image_path, folder, entries)
     mask = attempt(_mask_path, folder, entries)
-    size_px = attempt(_size_px, folder, entries, image) if image else None
+    size_px = (attempt(_size_px, folder, entries, image) if image else None) or (1, 1)
     w2c = attempt(_w2c, entries)
-    intrinsics_px = attempt(_intrinsics, entries, *(size_px or (1, 1)))
+    intrinsics_px = attempt(_intrinsics, entries, *size_px)
     if problems:
         raise UserError("; ".join(problems))
     return Frame(image, mask, w2c, intrinsics_px, *size_px)

@@ -25,7 +25,7 @@ from recon_torch.fit.asset import REPORT, Asset, prepare, write
 from recon_torch.fit.optimization import Fit
 from recon_torch.settings import Engine, FitSettings
 from recon_torch.views.check import check
-from recon_torch.views.directory import Views, load_views
+from recon_torch.views.directory import MaskFunction, Views, load_views
 from recon_torch.views.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
 from recon_torch.views.video import load_video
 
@@ -157,8 +157,9 @@ def read_views(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | 
 
 
 def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None]:
-    edge_px = {} if flags.video is None else {"edge_px": VIDEO_EDGE_PX}
-    segment = functools.partial(background_masks, **edge_px)
+    segment: MaskFunction = background_masks
+    if flags.video is not None:
+        segment = functools.partial(background_masks, edge_px=VIDEO_EDGE_PX)
     if flags.isnet_weights is not None:
         segment = functools.partial(isnet_masks, weights_path=flags.isnet_weights)
     read = functools.partial(

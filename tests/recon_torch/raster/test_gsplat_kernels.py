@@ -142,7 +142,7 @@ def test_the_worker_gives_notice_and_the_client_has_patience(monkeypatch, capsys
 
     replies = iter([protocol.Beat(), *sent, protocol.Beat(), protocol.Done(0, 0, [], {})])
     client = object.__new__(ReconClient)  # without a worker
-    client._process = SimpleNamespace(receive=lambda patience_s: asked.append(patience_s) or next(replies))
-    assert isinstance(client._await_answer(600.0), protocol.Done)
+    answer = client._await_answer(lambda patience_s: asked.append(patience_s) or next(replies), 600.0)
+    assert isinstance(answer, protocol.Done)
     assert asked == [600.0, 600.0, 3600.0, 3600.0]
     assert capsys.readouterr().err == "im3d: compiles\n"
