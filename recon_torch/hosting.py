@@ -52,10 +52,10 @@ def declare() -> None:
     """
     if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    declared = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.append(library)
+        declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(declared)
 
 
 def library(name: str, extra: str = "hosted") -> ModuleType:
