@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from im3d_jax import autoencoders, backbones, config_flags
@@ -220,7 +221,7 @@ def build(argv: list[str]) -> None:
     print(f"{flags.out}: {_in_words(counts)}{skipped_too}")
 
 
-def load_encoders(config, embed: bool, latents: bool) -> tuple[Encoders, dict[str, Any]]:
+def load_encoders(config: ConfigDict, embed: bool, latents: bool) -> tuple[Encoders, dict[str, Any]]:
     """The encoders of a config, and what the data set says of them to whoever trains on it.
 
     Raises UserError if the config names none of those that are asked for.

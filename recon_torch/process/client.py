@@ -117,7 +117,11 @@ class ReconClient:
         self._directory = _private_directory(snapshot_dir)
         self._process: _Process | None = None
         self.views = self.masks = self.renders = self.alphas = torch.empty(0)
-        self._begin(cameras, settings)
+        try:
+            self._begin(cameras, settings)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> ReconClient:
         return self

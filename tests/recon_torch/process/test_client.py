@@ -27,7 +27,7 @@ from recon_torch.raster.render import render
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import orbit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:no weights for LPIPS")]
 
 CAMERAS = orbit(3, size=40)
 SETTINGS = FitSettings(num_gaussians=200, num_steps=200, lpips_net="alex", w_lpips=0.0, w_rgb=1.0)
