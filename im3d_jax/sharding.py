@@ -102,7 +102,7 @@ def partition_spec(
 
 def spec_of_leaf(
     keys: Sequence[Any],
-    leaf: jax.Array | jax.ShapeDtypeStruct,
+    leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct,
     rules: PartitionRules,
     sizes: Mapping[str, int],
 ) -> PartitionSpec:

@@ -60,9 +60,9 @@ def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
         assert each["elevation_rad"] == pytest.approx(objects.elevation_rad(0, 20_000 + row))
         np.testing.assert_allclose(each["rgb"], expected.views.rgb[row], atol=0.501 / 255)
 
-    frames = torch.arange(16.0).reshape(2, 8, 1, 1, 1)
+    frames = torch.arange(16.0).reshape(2, 8, 1, 1, 1).expand(-1, -1, -1, -1, 3)
     sets = {
-        tuple(training.draw_sets(frames, torch.Generator().manual_seed(i)).flatten().tolist())
+        tuple(training.draw_sets(frames, torch.Generator().manual_seed(i))[..., 0].flatten().tolist())
         for i in range(20)
     }
     firsts, seconds = {each[:4] for each in sets}, {each[4:] for each in sets}
@@ -195,7 +195,9 @@ def test_renders_on_disk_train_as_those_made_on_the_way(tmp_path, config):
     def records():
         for first in (20_000, 20_004):
             made = render_four(first)
-            for rgb, alpha, angle in zip(*map(np.asarray, made.views[:2]), made.elevation_rad, strict=True):
+            for rgb, alpha, angle in zip(
+                *map(np.asarray, made.views[:2]), map(float, made.elevation_rad), strict=True
+            ):
                 straight = (rgb - (1 - alpha)) / np.maximum(alpha, 1e-6)
                 views = [png(to_uint8(each)) for each in np.concatenate([straight, alpha], -1)]
                 yield "train", Record(str(angle), "", orbit(8, angle, 64), angle, views)
