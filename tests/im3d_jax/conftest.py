@@ -215,7 +215,10 @@ class LocalClient:
         self._fit.set_targets(self.views, self.masks)
 
     def fit(self, until_step, on_progress=None):
-        self._fit.run(until_step, on_progress)
+        def as_numbers(step, losses):
+            on_progress(step, {name: float(value) for name, value in losses.items()})
+
+        self._fit.run(until_step, on_progress and as_numbers)
         return self._fit.metrics()
 
     def render(self, cameras=None):
