@@ -86,7 +86,7 @@ def test_convolution_over_frames_computes_what_theirs_does():
 def test_there_and_back_is_the_checkpoint(theirs, file):
     params = pretrained.to_params(pretrained.read(file), shapes(), source_of, "w")
     tensors = pretrained.to_tensors(params, source_of)
-    theirs.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()}, strict=True)
+    theirs.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in tensors.items()}, strict=True)
     original = pretrained.read(file)
     assert tensors.keys() == original.keys()
     for name, value in original.items():
