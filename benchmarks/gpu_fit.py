@@ -7,8 +7,8 @@ engines   renders and gradients of the CPU engine against those of gsplat, for t
 fit       steps per second of the method's fit (LPIPS, MS-SSIM, mask) over all of its 1200 steps
 plain     the same object fitted by gsplat's own recipe in this run: 0.8 L1 + 0.2 (1 - SSIM), the default
           `DefaultStrategy`, no perceptual network, as many steps
-many      300 steps of 1, 4 and 16 assets in one batch (`fit.run_together`), and of 4 assets in processes of
-          their own at the same time, because one fit leaves a GPU mostly idle
+many      300 steps of 1, 4 and 16 assets in one batch (`optimization.run_together`), and of 4 assets in
+          processes of their own at the same time, because one fit leaves a GPU mostly idle
 
 The targets are true views of procedural objects. The floor of the fit is the arithmetic of its perceptual
 network, which runs in float32 on a GPU, at the matrix rate measured for that dtype.

@@ -191,7 +191,7 @@ def load(config: ConfigDict) -> Pipeline:
 
 
 def load_estimator(config: ConfigDict) -> ElevationEstimator:
-    """The estimator of elevation that a config names. Raises UserError as `elevation.load` does."""
+    """Loads the estimator of elevation that a config names. Raises UserError for unreadable weights."""
     return elevation.load(config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None)
 
 

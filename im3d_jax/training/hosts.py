@@ -1,7 +1,7 @@
-"""Several hosts that train as one: how they start, agree, stop at the same step, and notice a hang.
+"""Several hosts train as one: they start together, agree on settings, stop together and report a hang.
 
-Every host runs the same command; `jax.distributed` joins the processes, and docs/clusters.md shows how SLURM,
-GKE and a plain shell start them. Unspecified in the paper, which used 80 GPUs for 5 days.
+Every host runs the same command, and `jax.distributed` joins their processes. docs/clusters.md shows how
+SLURM, GKE and a plain shell start them. The paper leaves this unspecified; it used 80 GPUs for 5 days.
 
     hosts.initialize(flags)
     hosts.agree({"config": digest, **hosts.versions()})
@@ -31,27 +31,28 @@ from pathlib import Path
 
 import jax
 import jaxlib
-from jax._src import distributed  # the coordinator's key-value store has no public name; Orbax uses it, too
+from jax._src import distributed  # the coordinator's key-value store has no public name; Orbax uses this one
 from jax.experimental import multihost_utils
 
 from recon_torch.errors import UserError, first_line
 
 EXIT_REQUEUE = 75
-"""Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h): start it again."""
+"""Exit code of a run that was asked to stop and has saved its state (EX_TEMPFAIL of sysexits.h)."""
 
 EXIT_HUNG = 70
-"""Exit code of a process that made no step for too long (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of a process that completed no step within the time limit (EX_SOFTWARE of sysexits.h)."""
 
 CLUSTERS = ("auto", "slurm", "gketpu", "gcetpu")
-"""Where JAX finds coordinator, process count and process id by itself, in JAX's own names."""
+"""Schedulers from which JAX reads coordinator, process count and process id, by JAX's own names."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 FIRST_STEP_TIMES = 4
-"""The first step compiles, so it may take this many times as long as a later one."""
+"""The first step includes compilation, so it may take this many times the limit of a later step."""
 
 GRACE_S = 5.0
-"""A hung process ends so long after its report: the end of process 0 aborts all others before theirs."""
+"""Seconds between the report of a hang and the exit. When process 0 exits, JAX aborts all others, so they
+need time to report first."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -61,14 +62,17 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
     group.add_argument("--cluster", choices=CLUSTERS, help="instead: take all three from the scheduler")
-    group.add_argument("--connect-timeout-s", type=int, default=300, help="wait so long for the others (300)")
+    group.add_argument(
+        "--connect-timeout-s", type=int, default=300, help="seconds to wait for the others (300)"
+    )
 
 
 def initialize(flags: Namespace) -> None:
-    """Joins the processes of a run. Must come before anything that touches a device.
+    """Joins the processes of a run. Call it before anything touches a device.
 
-    Raises UserError for flags that are missing or contradict each other, for a scheduler that is not there,
-    and for a coordinator that does not answer. Where others never come, JAX aborts after the same time.
+    Raises UserError for flags that are missing or contradict each other, for a scheduler that is not found,
+    and for a coordinator that does not answer. If other processes never connect, JAX itself aborts after the
+    same time.
     """
     explicit = {
         "--coordinator": flags.coordinator,
@@ -94,7 +98,7 @@ def is_main() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What must be equal on all hosts besides the config: code (SHA-256 of the sources), packages, Python."""
+    """What must be equal on all hosts besides the config: SHA-256 of the sources, JAX, Python."""
     root = Path(__file__).parents[2]
     sources = sorted(
         path for package in ("im3d_jax", "recon_torch") for path in root.glob(f"{package}/**/*.py")
@@ -111,10 +115,10 @@ def versions() -> dict[str, str]:
 
 
 def agree(facts: dict[str, str], timeout_s: float = 300.0) -> None:
-    """Raises UserError, on all processes, if they do not have the same facts, naming which and where.
+    """Raises UserError on all processes if their facts differ; the message names the facts and the processes.
 
-    Compared through the coordinator and not by a collective: nothing compiles, and processes whose programs
-    differ could wait for each other in a collective for ever.
+    The facts are compared through the coordinator rather than by a collective, because processes whose
+    programs differ could wait for each other in a collective for ever.
     """
     client = distributed.global_state.client
     if client is None:
@@ -125,7 +129,7 @@ def agree(facts: dict[str, str], timeout_s: float = 300.0) -> None:
         client.wait_at_barrier("im3d/facts", int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"not all processes came to compare settings in {timeout_s:g} s: {first_line(error)}"
+            f"not all processes compared their settings within {timeout_s:g} s: {first_line(error)}"
         ) from None
     found = {
         int(key.rsplit("/", 1)[1]): json.loads(text) for key, text in client.key_value_dir_get("im3d/facts")
@@ -136,7 +140,7 @@ def agree(facts: dict[str, str], timeout_s: float = 300.0) -> None:
 
 
 def difference(facts: Sequence[dict[str, str]]) -> str | None:
-    """Names the facts in which processes differ, and who holds which value; None if all are equal."""
+    """Names the facts in which processes differ and which process has which value; None if all are equal."""
     texts = []
     for name in sorted(set().union(*facts)):
         holders: dict[str, list[str]] = {}
@@ -153,13 +157,13 @@ def difference(facts: Sequence[dict[str, str]]) -> str | None:
 class StopSignal:
     """Turns SIGTERM, SIGUSR1 and Ctrl-C into a stop at the same step on all processes.
 
-    One process that is signalled is enough. A second Ctrl-C ends at once, without saving; a second SIGTERM or
-    SIGUSR1 changes nothing, because schedulers repeat theirs.
+    It is enough that one process receives the signal. A second Ctrl-C ends at once, without saving. A second
+    SIGTERM or SIGUSR1 changes nothing, because schedulers send theirs repeatedly.
     """
 
     def __enter__(self) -> StopSignal:
         self._asked = False
-        # Between processes JAX finds the common step, and its own handler of SIGTERM starts the search.
+        # With several processes JAX chooses the common step, and its own handler of SIGTERM sets that going.
         shared = distributed.global_state.client is not None
         signals = [number for number in STOP_SIGNALS if not (shared and number == signal.SIGTERM)]
         handler = self._pass_on if shared else self._ask
@@ -171,7 +175,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def at(self, step: int) -> bool:
-        """Whether to save and stop after `step`. Ask once for every step, on all processes."""
+        """Whether to save and stop after `step`. Call it once for every step, on all processes."""
         if distributed.global_state.client is None:
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)
@@ -180,7 +184,7 @@ class StopSignal:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-        # Not print: a handler may run in the middle of another print.
+        # print is not safe here: a handler may run in the middle of another print.
         os.write(2, f"{signal.Signals(number).name}: saves and stops\n".encode())
 
     def _pass_on(self, number: int, frame) -> None:
@@ -189,10 +193,11 @@ class StopSignal:
 
 
 class Watchdog:
-    """Ends a process that makes no step for `timeout_s`, with EXIT_HUNG, after saying where it hangs.
+    """Ends a process that completes no step within `timeout_s`: prints where it hangs, exits with EXIT_HUNG.
 
-    A hang on one host leaves all others waiting in a collective, so every host reports; the culprit is the
-    one whose stack is elsewhere. Counts from entering, with more time for the first step. 0 seconds: off.
+    A hang on one host leaves all others waiting in a collective, so every host reports; the host at fault is
+    the one whose stack is elsewhere. The clock starts on entering the context, and the first step has more
+    time (FIRST_STEP_TIMES). A timeout of 0 switches the watchdog off.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -212,11 +217,11 @@ class Watchdog:
         self._ended.set()
 
     def beat(self, step: int) -> None:
-        """Says that `step` is done."""
+        """Records that `step` is done."""
         self._step, self._silent_s = step, 0.0
 
     def _watch(self) -> None:
-        # Counted in its own waking time: a job that was suspended for an hour has not been hanging.
+        # Only time in which this thread ran counts: a job that was suspended for an hour did not hang.
         poll_s = min(1.0, self.timeout_s / 4)
         while not self._ended.wait(poll_s):
             self._silent_s += poll_s
@@ -261,7 +266,7 @@ def _initialize_by_address(coordinator: str, count: int, process_id: int, timeou
 
 
 def _await(host: str, port: int, timeout_s: int) -> None:
-    """Waits until the coordinator listens. JAX itself would abort the process, with a C++ stack."""
+    """Waits until the coordinator listens. JAX itself would abort the process with a C++ stack trace."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What a run shows of itself: progress, metrics, sampled videos, a profile; and the stop at NaN.
+"""Shows how a run is doing (progress, metrics, sampled videos, a profile) and stops it at NaN.
 
     with Watch(workdir, step=step, num_steps=1000, log_every=10) as watch:
         while step < 1000:
@@ -6,9 +6,9 @@
             step += 1
             watch.add(step, "turntable", metrics, ids, wait_s)
 
-The metrics of a step are looked at two steps later. By then the device has the next two to do, so it never
-idles, and the loop never runs further ahead of it; and all processes of a run, which hold the same metrics,
-skip or stop at the same step.
+The metrics of a step are read two steps later. The device then still has the next two steps to compute, so it
+never idles, and the loop never runs further ahead than that. All processes of a run have the same metrics, so
+they skip a step, or stop, together.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ DEVICE_KINDS = {
     r"^TPU v5p?$": "tpu_v5p",
     r"^TPU v6( lite|e)$": "tpu_v6e",
 }
-"""What JAX calls a device -> its name in `costs.ACCELERATORS`."""
+"""Pattern of JAX's name of a device -> its name in `costs.ACCELERATORS`."""
 
 
 class NotFinite(FloatingPointError):
-    """A loss or gradient that is not finite, beyond what `max_skipped` allows; says where."""
+    """More losses or gradients were not finite than `max_skipped` allows. The message names the step."""
 
 
 class Work(NamedTuple):
-    """What one step of a stream does, on all devices together; 0 for what is not known.
+    """What one step of a stream computes on all devices together. A field is 0 where it is not known.
 
-    flops: of the forward and the backward pass.
+    flops: floating-point operations of the forward and the backward pass.
     """
 
     examples: int = 0
@@ -67,7 +67,7 @@ class Work(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What `Watch.add` was given, and when."""
+    """The arguments of one call of `Watch.add`, and the time of the call."""
 
     time_s: float
     step: int
@@ -78,22 +78,22 @@ class Record(NamedTuple):
 
 
 class Watch:
-    """Writes means of the metrics every `log_every` steps and stops at what is not finite.
+    """Writes means of the metrics every `log_every` steps and stops the run when they are not finite.
 
-    Use it as a context manager: leaving it without an exception looks at the last steps, too. A line of
-    `workdir`/metrics.jsonl is {"step", "steps_per_second", ...}; lines beyond `step` are dropped at the
-    start, because a run that was killed does those steps again. TensorBoard, in `workdir`/tensorboard, keeps
-    them.
+    Use it as a context manager: leaving it without an exception also reads the metrics of the last steps.
+    Each line of `workdir`/metrics.jsonl is {"step", "steps_per_second", ...}. Lines beyond `step` are dropped
+    at the start, because a run that was killed repeats those steps. TensorBoard's files, in
+    `workdir`/tensorboard, keep them.
 
     Args:
-        step: how many steps are done already.
-        work: of each stream; may be filled in later, as programs are compiled.
-        max_skipped: how many steps that are not finite the run passes over. skipped_steps: how many it did
-            before `step`.
-        tensorboard: also write there; needs the extra `tensorboard`.
-        peak_flops: FLOP/s that all devices reach at best, see `peak_flops`; None leaves out the MFU.
-        profile: (step, n): trace the n steps that follow that step into `workdir`/profile. n = 0: none.
-        is_main: whether this process writes. The others only look for what is not finite.
+        step: the number of steps that are already done.
+        work: the work of a step of each stream. It may be filled in later, as programs are compiled.
+        max_skipped: the number of steps with a loss or gradient that is not finite that the run tolerates.
+        skipped_steps: the number of such steps before `step`.
+        tensorboard: whether to write TensorBoard's files; needs the extra `tensorboard`.
+        peak_flops: FLOP/s of all devices together at best, see `peak_flops`. None leaves out the MFU.
+        profile: (step, n) traces the n steps that follow `step` into `workdir`/profile; n = 0 traces none.
+        is_main: whether this process writes. The others only check that the metrics are finite.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Watch:
             truncate(self.workdir / "metrics.jsonl", step)
             if tensorboard:
                 self._writer = open_tensorboard(workdir / "tensorboard")
-        # On a terminal alone; elsewhere every line of metrics is printed.
+        # disable=None shows the bar on a terminal only; elsewhere `_write_line` prints a line instead.
         self._bar = tqdm(total=num_steps, initial=step, disable=None if is_main else True, dynamic_ncols=True)
         self._profile_if_due(step)
 
@@ -150,16 +150,16 @@ class Watch:
         wait_s: float = 0.0,
         skipped_records: int = 0,
     ) -> None:
-        """Takes the metrics of a step, which may still be being computed, and looks at those of two ago.
+        """Takes the metrics of a step that may still be running, and reads those of two steps ago.
 
         Args:
-            step: how many steps are done with this one.
+            step: the number of steps done, including this one.
             metrics: arrays or numbers. `is_finite` is 1, or 0 where the step left the state unchanged because
-                of its loss or gradient. `loss_by_level` [L] and `count_by_level` [L] are sums over the
-                step's examples, by noise level. The others are scalars.
-            ids: the objects of the batch that this process loaded.
-            wait_s: how long the loop waited for the batch. skipped_records: how many corrupt ones were met
-                since the start.
+                its loss or gradient was not finite. `loss_by_level` [L] and `count_by_level` [L] are sums
+                over the step's examples, one entry per noise level. The others are scalars.
+            ids: names of the objects in the part of the batch that this process loaded.
+            wait_s: seconds that the loop waited for the batch.
+            skipped_records: the number of corrupt records met since the start.
 
         Raises NotFinite, at the same step on all processes.
         """
@@ -169,13 +169,13 @@ class Watch:
         self._profile_if_due(step)
 
     def write(self) -> None:
-        """Waits for all steps and writes what came since the last line. For before a checkpoint."""
+        """Waits for all steps and writes their metrics. Call it before a checkpoint is saved."""
         self._look(0)
         if self._window.steps:
             self._write_line()
 
     def video(self, step: int, name: str, frames: Float[np.ndarray, "T H W 3"], fps: int = 8) -> None:
-        """Writes frames in [0, 1] to `workdir`/samples, and to TensorBoard, which has no videos, as a row."""
+        """Writes frames in [0, 1] as a video into `workdir`/samples, and as one row to TensorBoard."""
         if not self._is_main:
             return
         write_video(self.workdir / "samples" / f"{name}_{step:07d}.mp4", frames, fps)
@@ -206,7 +206,7 @@ class Watch:
         if self.skipped_steps > self.max_skipped:
             allowed = f"config.train.max_skipped allows {self.max_skipped} such steps"
             raise NotFinite(f"{message}; {allowed}; the last checkpoint is sound")
-        tqdm.write(f"skipped: {message}", file=sys.stderr)  # by all processes: each names its own objects
+        tqdm.write(f"skipped: {message}", file=sys.stderr)  # each process knows its objects
         as_text = {name: str(value) for name, value in numbers.items()}  # JSON has no NaN
         self._append({"step": record.step, "skipped": list(record.ids), **as_text})
 
@@ -240,7 +240,7 @@ class Watch:
         if not (num_steps and self._is_main):
             return
         if self._is_profiling and step >= first + num_steps:
-            self._look(0)  # the device is still at it
+            self._look(0)  # waits for the steps that the device is still computing
             jax.profiler.stop_trace()
             self._is_profiling = False
         elif step == first:
@@ -249,10 +249,11 @@ class Watch:
 
 
 class Window:
-    """What was looked at since the last line.
+    """The metrics read since the last line was written.
 
-    It lasts from when the loop came to its first step to when it came to that of the next window. Where the
-    device is what takes time, the loop comes to a step as the one before the last ends, so that is its pace.
+    A window lasts from the moment the loop reaches its first step to the moment it reaches the first step of
+    the next window. When the device is the bottleneck, the loop waits for it at every step, so this time is
+    the time that the device needs.
     """
 
     def __init__(self, step: int, started_s: float):
@@ -264,14 +265,14 @@ class Window:
         self._levels: defaultdict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
 
     def count(self, record: Record, work: Work) -> None:
-        """Counts a step, whether finite or not: both take time."""
+        """Counts a step. One that is not finite counts as well, because it took time."""
         self.last_step, self.steps, self.ended_s = record.step, self.steps + 1, record.time_s
         self.wait_s += record.wait_s
         examples, frames = self.work.examples + work.examples, self.work.frames + work.frames
         self.work = Work(examples, frames, self.work.flops + work.flops)
 
     def add(self, stream: str, values: dict[str, np.ndarray]) -> None:
-        """Takes the metrics of a step; see `Watch.add`."""
+        """Adds the metrics of a step; see `Watch.add`."""
         if "loss_by_level" in values:
             self._levels[stream].append((values["loss_by_level"], values["count_by_level"]))
         for name, value in values.items():
@@ -279,7 +280,7 @@ class Window:
                 self._scalars[f"{stream}_{name}"].append(float(value))
 
     def means(self) -> dict[str, float]:
-        """Means over steps, and over examples for each noise level that had any."""
+        """Means over the steps, and for each noise level that occurred the mean over its examples."""
         means = {name: math.fsum(values) / len(values) for name, values in self._scalars.items()}
         for stream, pairs in self._levels.items():
             losses, counts = np.sum(np.asarray(pairs, np.float64), axis=0)
@@ -290,7 +291,7 @@ class Window:
         return means
 
     def rates(self, peak_flops: float | None) -> dict[str, float]:
-        """Per second and per step."""
+        """Speed: per second, and seconds per step."""
         elapsed_s = self.ended_s - self.started_s
         rates = {
             "steps_per_second": self.steps / elapsed_s,
@@ -307,7 +308,7 @@ class Window:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the lines of a metrics.jsonl that lie beyond `step`, and one that was cut off in mid-write."""
+    """Drops the lines of a metrics.jsonl that lie beyond `step`, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
@@ -322,15 +323,15 @@ def truncate(path: Path, step: int) -> None:
 
 
 def open_tensorboard(directory: Path):
-    """A writer of event files, on a thread of its own. Raises UserError without TensorFlow."""
+    """Returns a writer of event files with its own thread. Raises UserError if TensorFlow is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
-        from clu import metric_writers  # which imports it, too
+        from clu import metric_writers  # imports TensorFlow as well
     except ImportError as error:
         hint = "pip install 'im3d[tensorboard]', or set config.train.tensorboard to False"
         raise UserError(f"TensorBoard needs {error.name or 'TensorFlow'}; {hint}") from None
-    tf.config.set_visible_devices([], "GPU")  # or it would take their memory
+    tf.config.set_visible_devices([], "GPU")  # otherwise TensorFlow would reserve their memory
     return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
 
 
@@ -341,7 +342,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def memory_bytes() -> int:
-    """The most memory that the first local device had in use; of the process, where devices do not tell."""
+    """Peak memory of the first local device, or of the process where the device does not report it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
