@@ -1,0 +1,28 @@
+"""`im3d dataset`: data sets of turntables to train on. It renders objects, builds a data set, and shows one.
+
+    im3d dataset render --procedural 1000 --out data/views --size 64
+    im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --size 512
+    im3d dataset build --views data/views --out data/turntables
+    im3d dataset build --views data/views --out data/turntables --embed --latents --config=my/paper.py
+    im3d dataset show data/turntables --out sheet.png
+
+`im3d dataset COMMAND --help` lists the flags of each. docs/data.md describes the directories.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from recon_torch.errors import UserError
+
+COMMANDS = ("render", "build", "show")
+"""Each is a module of this package, with a `main`."""
+
+
+def main(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] not in COMMANDS:
+        raise UserError(f"im3d dataset has no {argv[0]!r}; it has {', '.join(COMMANDS)}")
+    else:
+        importlib.import_module(f"{__name__}.{argv[0]}").main(argv[1:])

@@ -1,0 +1,116 @@
+"""`im3d dataset render`: what is rendered, resumed, shared among jobs and skipped."""
+
+import shutil
+
+import numpy as np
+import pytest
+import trimesh
+
+from im3d_jax.data import mesh_rendering, procedural
+from recon_torch.errors import UserError
+from recon_torch.views import cameras
+
+pytestmark = pytest.mark.slow
+
+
+def files(directory):
+    """{path: (content, time of writing)} of all files below."""
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+def test_records_are_the_procedural_objects(world, rendered, tmp_path):
+    source = world.build(rendered, tmp_path / "data")
+    assert len(source) == world.objects
+    for number in range(world.objects):
+        truth = procedural.turntables(
+            world.seed, [world.first + number], size=world.size, num_views=world.views
+        )
+        example = source[number]
+        assert example["id"] == f"train-00000/{number}/{world.first + number:08d}"
+        assert example["caption"] == truth.captions[0]
+        assert example["elevation_rad"] == pytest.approx(truth.elevation_rad[0], abs=1e-4)
+        np.testing.assert_allclose(example["rgb"], truth.views.rgb[0], atol=1.01 / 255)
+        np.testing.assert_allclose(example["alpha"], truth.views.alpha[0], atol=0.51 / 255)
+
+
+def test_rendering_continues_where_it_stopped(world, copied, capsys):
+    before = files(copied)
+    lost = copied / f"{world.first + 2:08d}"
+    shutil.rmtree(lost)
+    world.run("render", *world.procedural, "--out", copied)
+    after = files(copied)
+    assert {path: content for path, (content, _) in after.items()} == {p: c for p, (c, _) in before.items()}
+    new = {path.relative_to(copied).parts[0] for path in after if after[path][1] != before[path][1]}
+    assert new == {lost.name}
+    assert "1 objects rendered, 5 were there" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was begun with num_views 4, now it is 2"):
+        world.run("render", *world.procedural, "--num-views", 2, "--out", copied)
+
+
+def test_files_of_others_are_not_overwritten(world, tmp_path):
+    (tmp_path / f"{world.first:08d}").mkdir()
+    (tmp_path / f"{world.first:08d}" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"cannot write .*{world.first:08d}.*; choose another place"):
+        world.run("render", *world.procedural, "--out", tmp_path)
+    assert (tmp_path / f"{world.first:08d}" / "notes.txt").read_text() == "mine"
+
+
+def test_parts_are_disjoint_and_cover_all_objects(world, rendered, tmp_path):
+    names = []
+    for part in range(2):
+        out = tmp_path / str(part)
+        world.run("render", *world.procedural, "--out", out, "--part", f"{part}/2")
+        names += [path.name for path in out.iterdir() if path.is_dir()]
+    assert sorted(names) == sorted(path.name for path in rendered.iterdir() if path.is_dir())
+    assert len(set(names)) == world.objects
+
+
+@pytest.fixture
+def meshes(tmp_path):
+    """Two meshes in folders, one of them without a caption, and a file that is none; and their captions."""
+    directory = tmp_path / "meshes"
+    for name, shape in {"a/box": trimesh.creation.box((1, 2, 3)), "b": trimesh.creation.icosphere()}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shape.export(directory / f"{name}.glb")
+    (directory / "c.obj").write_text("nothing")
+    (tmp_path / "captions.csv").write_text('a/box,"a box, grey"\nother,a cat\n')
+    return directory
+
+
+def test_meshes_become_records(world, meshes, tmp_path, capsys):
+    out = tmp_path / "views"
+    settings = [
+        "--size",
+        world.size,
+        "--num-views",
+        world.views,
+        "--seed",
+        world.seed,
+        "--captions",
+        tmp_path / "captions.csv",
+    ]
+    world.run("render", "--meshes", meshes, "--out", out, *settings)
+    printed = capsys.readouterr()
+    assert "2 objects rendered, 0 were there, 1 skipped" in printed.out
+    assert "im3d: skipped c: " in printed.err and "2 of 3 meshes have no caption" in printed.err
+    source = world.build(out, tmp_path / "data")
+    examples = [source[0], source[1]]
+    assert [each["caption"] for each in examples] == ["a box, grey", ""]
+    assert all(0 <= each["elevation_rad"] <= np.pi / 4 for each in examples)
+    assert examples[0]["elevation_rad"] != examples[1]["elevation_rad"]
+    orbit = cameras.orbit(world.views, examples[0]["elevation_rad"], world.size)
+    rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(meshes / "a/box.glb"), orbit)
+    np.testing.assert_allclose(examples[0]["alpha"], rgba[..., 3:], atol=0.51 / 255)
+    over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+    np.testing.assert_allclose(examples[0]["rgb"], over_white, atol=1.01 / 255)
+
+
+def test_meshes_with_names_in_conflict_are_refused(world, meshes, tmp_path):
+    shutil.copy(meshes / "b.glb", meshes / "a.glb")
+    with pytest.raises(UserError, match="a mesh and a folder called a;"):
+        world.run("render", "--meshes", meshes, "--out", tmp_path / "views")
+    shutil.copy(meshes / "b.glb", meshes / "c.glb")
+    with pytest.raises(UserError, match="differ only in their suffix"):
+        world.run("render", "--meshes", meshes, "--out", tmp_path / "views")
+    assert not (tmp_path / "views").exists()
