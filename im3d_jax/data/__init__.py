@@ -7,8 +7,9 @@ renders objects for a data set (`Renderer`). Nothing heavy is imported, because 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -74,12 +75,17 @@ class BatchSource(Source, Protocol):
 
 
 class RenderedObject(NamedTuple):
-    """An object seen by K cameras at one elevation. rgba: in [0, 1], colours not multiplied by alpha."""
+    """An object seen by K cameras at one elevation.
+
+    rgba: in [0, 1], colours not multiplied by alpha.
+    more: what else its metadata.json is to say, as values that JSON has.
+    """
 
     rgba: Float[np.ndarray, "K H W 4"]
     cameras: Cameras
     caption: str
     elevation_rad: float
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 @runtime_checkable

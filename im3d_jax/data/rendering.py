@@ -6,6 +6,7 @@ which is drawn for each object by its number or its name, so that it depends on 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from im3d_jax.data import RenderedObject, mesh_rendering, objects, procedural
+from im3d_jax.data import RenderedObject, Renderer, mesh_rendering, objects, procedural, views
+from im3d_jax.data.isolation import Failure, attempt
 from im3d_jax.data.mesh_rendering import UpAxis
 from im3d_jax.data.objects import Split
 from recon_torch.errors import UserError
@@ -88,7 +90,25 @@ class MeshRenderer:
         elevation_rad = self._turntable.elevation_rad(zlib.crc32(name.encode()))
         cameras = orbit(self._turntable.num_views, elevation_rad, self._turntable.size)
         rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(self._paths[name], self._up), cameras)
-        return RenderedObject(rgba, cameras, self._captions.get(name, ""), elevation_rad)
+        more = {"mesh_sha256": hashlib.sha256(self._paths[name].read_bytes()).hexdigest()}
+        return RenderedObject(rgba, cameras, self._captions.get(name, ""), elevation_rad, more)
+
+
+class RenderTo:
+    """Renders objects into a directory: the `isolation.Work` of `im3d dataset render`.
+
+    Calling it raises UserError if an object cannot be written.
+    """
+
+    def __init__(self, renderer: Renderer, out: Path):
+        self._renderer, self._out = renderer, out
+
+    def __call__(self, name: str) -> Failure | None:
+        made = attempt(self._renderer.render, name)
+        if isinstance(made, Failure):
+            return made
+        views.write_object(self._out / name, *made)
+        return None
 
 
 def find_meshes(directory: Path) -> dict[str, Path]:

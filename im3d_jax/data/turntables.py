@@ -11,6 +11,7 @@ whole data set in memory to sort it, and would need TensorFlow to put it aside o
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tempfile
@@ -48,6 +49,8 @@ class Record:
         latents: of the views. All arrays from here on are stored as float16.
         text, text_mask: embeddings and masks of the caption, one of each for every text encoder.
         image_tokens: what the image encoder makes of view 0.
+        source: the SHA-256 of what it was made of, see `views.source_digest`; "" if that is not known.
+        mesh: the SHA-256 of the file of its mesh; "" if that is not known. Neither is stored with the record.
     """
 
     id: str
@@ -59,6 +62,8 @@ class Record:
     text: tuple[Float[np.ndarray, "_ _"], ...] = ()
     text_mask: tuple[Float[np.ndarray, " _"], ...] = ()
     image_tokens: Float[np.ndarray, "_ _"] | None = None
+    source: str = ""
+    mesh: str = ""
 
     @property
     def size(self) -> int:
@@ -92,6 +97,28 @@ class Record:
 # ---- Writing ----
 
 
+class Sources:
+    """What a data set was made of, so that two data sets can be told apart or found to be the same."""
+
+    def __init__(self) -> None:
+        self._digests: list[str] = []
+        self._num_meshes = 0
+
+    def add(self, record: Record) -> None:
+        if record.source:
+            self._digests.append(record.source)
+        self._num_meshes += bool(record.mesh)
+
+    def summary(self) -> dict[str, Any]:
+        """The number of objects whose sources are known, of those whose mesh is known, and "sha256".
+
+        That is a digest of all sources, which depends on neither their order nor their splits.
+        """
+        joined = "".join(sorted(self._digests)).encode()
+        num_objects, sha256 = len(self._digests), hashlib.sha256(joined).hexdigest()
+        return {"sha256": sha256, "num_objects": num_objects, "num_meshes": self._num_meshes}
+
+
 def write(
     out: str | Path,
     records: Iterable[tuple[str, Record]],
@@ -104,7 +131,8 @@ def write(
         out: its directory, which must be empty if it exists.
         records: (split, record) pairs. All records must have as many views, of one size, and the same arrays.
         splits: the names of all splits; a split may stay empty.
-        metadata: JSON values that are kept with the data set, such as what encoded the records.
+        metadata: JSON values that are kept with the data set, such as what encoded the records. "sources" is
+            added to them, see `Sources`.
 
     Returns the number of records of each split. Raises UserError if there are none, or if `out` is taken.
     """
@@ -117,18 +145,19 @@ def write(
     if first is None:
         raise UserError(f"there are no objects to write to {out}")
     metadata = {**(metadata or {}), "num_views": len(first[1].cameras), "size": first[1].size}
-    counts = dict.fromkeys(splits, 0)
+    counts, sources = dict.fromkeys(splits, 0), Sources()
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         whole = Path(staging, out.name)
         whole.mkdir()
-        writer = tfds.core.SequentialWriter(
-            _dataset_info(whole, first[1], metadata), OBJECTS_PER_SHARD, file_format="array_record"
-        )
+        info = _dataset_info(whole, first[1], metadata)
+        writer = tfds.core.SequentialWriter(info, OBJECTS_PER_SHARD, file_format="array_record")
         writer.initialize_splits(list(splits))
         for split, record in chain([first], records):
             writer.add_examples({split: [record.fields()]})
             counts[split] += 1
-        writer.close_all()
+            sources.add(record)
+        info.metadata["sources"] = sources.summary()
+        writer.close_all()  # writes the metadata, too
         os.replace(whole, out)
     return counts
 

@@ -1,18 +1,22 @@
 """Objects as directories of rendered views, from which data sets of turntables are built.
 
 The directory of an object has a transforms.json, the pictures that this names (RGBA, or with masks), and a
-caption. The caption is in a caption.txt, or in a metadata.json with "caption" and perhaps "elevation_deg".
-An object's name is the path of its directory below the directory of all objects.
+caption. The caption is in a caption.txt, or in a metadata.json with "caption", perhaps "elevation_deg", and
+what `im3d dataset` knows of the object besides. An object's name is the path of its directory below the
+directory of all objects.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -22,9 +26,9 @@ from im3d_jax.data.turntables import Record, decode_views
 from recon_torch.errors import UserError
 from recon_torch.files import make_directory, write_json
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.directory import load_views, write_views
+from recon_torch.views.directory import load_views, read_frame, write_views
 from recon_torch.views.images import straight, to_uint8
-from recon_torch.views.transforms import read_transforms
+from recon_torch.views.transforms import Frame, read_frames, read_transforms
 
 TOLERANCE_DEG = 0.5  # for azimuths, elevations and viewing directions
 TOLERANCE_RADIUS = 0.01  # relative
@@ -35,13 +39,19 @@ class Unfit(Exception):
 
 
 def write_object(
-    directory: Path, rgba: Float[np.ndarray, "K H W 4"], cameras: Cameras, caption: str, elevation_rad: float
+    directory: Path,
+    rgba: Float[np.ndarray, "K H W 4"],
+    cameras: Cameras,
+    caption: str,
+    elevation_rad: float,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an object, whole or not at all.
 
     Args:
         rgba: in [0, 1], with colours that are not multiplied by alpha.
         elevation_rad: of all cameras.
+        more: what else the metadata.json says of the object, as values that JSON has.
 
     Raises UserError if the directory is there and not empty.
     """
@@ -50,11 +60,20 @@ def write_object(
         whole = Path(staging, directory.name)
         write_views(whole, cameras, rgba, "images")
         elevation_deg = float(np.rad2deg(elevation_rad))
-        write_json(whole / "metadata.json", {"caption": caption, "elevation_deg": elevation_deg})
+        metadata = {"caption": caption, "elevation_deg": elevation_deg, **(more or {})}
+        write_json(whole / "metadata.json", metadata)
         try:
             os.replace(whole, directory)
         except OSError as error:
             raise UserError(f"cannot write {directory} ({error.strerror}); choose another place") from error
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what a process left behind that died while it wrote an object to this directory."""
+    if directory.parent.is_dir():
+        for path in directory.parent.iterdir():
+            if path.name.startswith(f".{directory.name}."):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def is_object(directory: Path) -> bool:
@@ -80,16 +99,53 @@ def find_objects(root: str | Path) -> list[Path]:
 def read_object(directory: Path, name: str) -> Record:
     """Reads an object. Raises Unfit if something is missing or cannot be read, or if it is no turntable."""
     try:
-        caption, stated_deg = _read_metadata(directory)
+        metadata = read_metadata(directory)
+        if "caption" not in metadata:
+            raise Unfit("it has no caption: write a caption.txt or a metadata.json")
         views = load_views(directory)
         elevation_rad = check_turntable(views.cameras)
         files = list(_png_files(directory, views.images, views.masks))
+        source = source_digest(directory, name)
     except UserError as error:
         raise Unfit(str(error)) from error
-    found_deg = np.rad2deg(elevation_rad)
+    stated_deg, found_deg = metadata.get("elevation_deg"), np.rad2deg(elevation_rad)
     if stated_deg is not None and abs(stated_deg - found_deg) > TOLERANCE_DEG:
         raise Unfit(f"metadata.json says elevation_deg {stated_deg:g}, its cameras stand at {found_deg:.1f}")
-    return Record(name, caption, views.cameras, elevation_rad, files)
+    mesh = str(metadata.get("mesh_sha256", ""))
+    return Record(name, metadata["caption"], views.cameras, elevation_rad, files, source=source, mesh=mesh)
+
+
+def read_pictures(directory: Path, count: int) -> Float[np.ndarray, "N H W 3"]:
+    """Evenly spaced views of an object, composited on white; all of them if it has no more than `count`.
+
+    Raises Unfit if they cannot be read.
+    """
+    try:
+        frames, _ = read_frames(directory / "transforms.json")
+        chosen = [frames[at * len(frames) // count] for at in range(count)] if count < len(frames) else frames
+        width, height = chosen[0].width, chosen[0].height
+        return np.stack([read_frame(directory, frame, width, height)[..., :3] for frame in chosen])
+    except UserError as error:
+        raise Unfit(str(error)) from error
+
+
+def source_digest(directory: Path, name: str) -> str:
+    """The SHA-256, in hex, of its name, caption, cameras and pictures, and of its mesh if that is known.
+
+    Raises Unfit or UserError if one of these cannot be read.
+    """
+    metadata = read_metadata(directory)
+    frames, _ = read_frames(directory / "transforms.json")
+    said = [name, metadata.get("caption", ""), metadata.get("mesh_sha256", "")]
+    sha = hashlib.sha256(json.dumps(said).encode())
+    for file in (Path("transforms.json"), *_files_of(frames)):
+        sha.update(hashlib.sha256((directory / file).read_bytes()).digest())
+    return sha.hexdigest()
+
+
+def _files_of(frames: list[Frame]) -> Iterator[Path]:
+    for frame in frames:
+        yield from (frame.image,) if frame.mask is None else (frame.image, frame.mask)
 
 
 def check_turntable(cameras: Cameras) -> float:
@@ -126,22 +182,40 @@ def check_turntable(cameras: Cameras) -> float:
     return float(elevation.mean())
 
 
-def _read_metadata(directory: Path) -> tuple[str, float | None]:
-    """The caption, and the elevation in degrees if it is stated. Raises Unfit if there is no caption."""
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """What is known of an object: its metadata.json, or else the "caption" of its caption.txt, or else {}.
+
+    Raises Unfit for a metadata.json that cannot be read, or whose caption or elevation is of another type.
+    """
     path = directory / "metadata.json"
     if not path.is_file():
         try:
-            return (directory / "caption.txt").read_text(encoding="utf-8").strip(), None
+            return {"caption": (directory / "caption.txt").read_text(encoding="utf-8").strip()}
         except (OSError, UnicodeDecodeError):
-            raise Unfit("it has no caption: write a caption.txt or a metadata.json") from None
+            return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        caption, elevation_deg = content["caption"], content.get("elevation_deg")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise Unfit('its metadata.json cannot be read, or has no "caption"') from None
-    if not isinstance(caption, str) or not isinstance(elevation_deg, int | float | None):
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise Unfit("its metadata.json cannot be read, or is no JSON object")
+    if not isinstance(content.get("caption", ""), str) or not isinstance(
+        content.get("elevation_deg"), int | float | None
+    ):
         raise Unfit("in its metadata.json caption must be text and elevation_deg a number")
-    return caption.strip(), elevation_deg
+    return content | {"caption": content["caption"].strip()} if "caption" in content else content
+
+
+def write_caption(directory: Path, caption: str, origin: Mapping[str, Any]) -> None:
+    """Gives an object a caption in its metadata.json, with a note of where it comes from.
+
+    A caption that the object had before is kept there as "caption_before", unless a network made that, too.
+    """
+    content = read_metadata(directory)
+    before = content.get("caption")
+    if before and "caption_origin" not in content:
+        content["caption_before"] = before
+    write_json(directory / "metadata.json", content | {"caption": caption, "caption_origin": dict(origin)})
 
 
 def _png_files(

@@ -36,7 +36,7 @@ class Workers:
         if count:
             # A forked process would lose the threads and devices of XLA.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(tuple(ignored),))
+            self._pool = ProcessPoolExecutor(count, context, initializer=begin, initargs=(tuple(ignored),))
 
     def __enter__(self) -> Workers:
         return self
@@ -50,7 +50,8 @@ class Workers:
         return self._pool.submit(function, *arguments).result() if self._pool else function(*arguments)
 
 
-def _begin(ignored: tuple[signal.Signals, ...]) -> None:
+def begin(ignored: tuple[signal.Signals, ...]) -> None:
+    """Arranges the signals of a worker process, and that it ends with its parent, however that ends."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

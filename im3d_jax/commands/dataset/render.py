@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import os
 import sys
 from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from im3d_jax.commands.dataset.progress import Skipped, check_flags, parse_part, progress
-from im3d_jax.data import Renderer, rendering, views
+from im3d_jax.data import Renderer, isolation, rendering, views
 from im3d_jax.data.captions import read_captions
+from im3d_jax.data.isolation import Failure
 from im3d_jax.data.mesh_rendering import UpAxis
 from im3d_jax.data.rendering import MeshRenderer, ProceduralRenderer, Turntable
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.files import replacing
 
 DESCRIPTION = """Renders objects as directories of views, which `im3d dataset build` reads.
 
     im3d dataset render --procedural 1000 --out data/views --size 64
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --part 0/8
 
-Objects that are in --out already are kept, so an interrupted command is simply started again.
+    im3d dataset render --meshes objaverse/ --out data/views --jobs 16 --timeout-s 600 --max-skipped 5000
+
+Objects that are in --out already are kept, so an interrupted command is simply started again. It then also
+attempts the objects that failed before. What failed is in failures.csv (failures-I-of-N.csv with --part I/N):
+name, reason, number of attempts and message. The reason is "unusable" for a file that cannot be rendered,
+"memory" or "killed" where the memory did not suffice or the process died, "timeout", or "fault" for an error
+of ours. With --jobs, an object that kills its process or takes too long does not stop the others.
 """
 
 
@@ -31,17 +44,59 @@ def main(argv: list[str]) -> None:
     names = renderer.names[part::num_parts]
     missing = [name for name in names if not views.is_object(flags.out / name)]
     num_kept = len(names) - len(missing)
-    skipped = Skipped(flags.max_skipped)
-    for name in progress(missing, len(names), num_kept):
-        try:
-            made = renderer.render(name)
-        except UserError as error:
-            skipped.add(f"{name}: {error}")
-        else:
-            views.write_object(flags.out / name, *made)
-    num_made = len(missing) - len(skipped.messages)
-    print(f"{flags.out}: {num_made} objects rendered, {num_kept} were there", end="")
-    print(f", {len(skipped.messages)} skipped" if skipped.messages else "")
+    failures = _render_all(renderer, missing, num_kept, flags)
+    num_made = len(missing) - len(failures)
+    said = ""
+    if failures:
+        counts = Counter(failure.reason for failure in failures.values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        said = f", {len(failures)} skipped ({reasons}); {_failures_file(flags)} names them"
+    if not num_made and not num_kept:
+        raise UserError(f"{flags.out}: no object was rendered{said}")
+    print(f"{flags.out}: {num_made} objects rendered, {num_kept} were there{said}")
+
+
+def _render_all(renderer: Renderer, names: list[str], num_kept: int, flags: Namespace) -> dict[str, Failure]:
+    """Renders objects, and writes the table of failures even if it is interrupted. Returns that table."""
+    skipped, failures = Skipped(flags.max_skipped), {}
+    if flags.jobs:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each process would use all cores for its arrays
+    running = isolation.run_all(
+        rendering.RenderTo,
+        (renderer, flags.out),
+        names,
+        jobs=flags.jobs,
+        retries=flags.retries,
+        timeout_s=flags.timeout_s,
+    )
+    try:
+        with contextlib.closing(running):
+            for name, failure in progress(running, len(names) + num_kept, num_kept):
+                if failure:
+                    failures[name] = failure
+                    views.remove_unfinished(flags.out / name)
+                    skipped.add(f"{name}: {failure.message}")
+    finally:
+        _write_failures(_failures_file(flags), failures)
+    return failures
+
+
+def _failures_file(flags: Namespace) -> Path:
+    number, num_parts = flags.part
+    return flags.out / ("failures.csv" if num_parts == 1 else f"failures-{number}-of-{num_parts}.csv")
+
+
+def _write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
+    """Writes the table; without failures there is none, nor one of an earlier run."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["name", "reason", "attempts", "message"])
+        rows.writerows(
+            [name, each.reason, each.attempts, each.message] for name, each in sorted(failures.items())
+        )
 
 
 def _renderer(flags: Namespace) -> Renderer:
@@ -88,7 +143,19 @@ def _parse(argv: list[str]) -> Namespace:
         help="render only part I, from 0, of N parts",
     )
     parser.add_argument(
-        "--max-skipped", type=int, default=10, help="how many meshes may be unusable before it stops (10)"
+        "--max-skipped", type=int, default=10, help="how many objects may fail before it stops (10)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="render in N processes; 0, the default, in this one"
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=1,
+        help="further attempts at an object for want of memory or when its process dies (1)",
+    )
+    parser.add_argument(
+        "--timeout-s", type=float, default=0.0, help="with --jobs, the longest time for an object; 0: any (0)"
     )
     flags = parser.parse_args(argv)
     check_flags(
@@ -98,6 +165,10 @@ def _parse(argv: list[str]) -> Namespace:
             "--num-views must be at least 1": flags.num_views >= 1,
             "--elevation-deg must lie between -90 and 90": abs(flags.elevation_deg or 0) < 90,
             "--seed must not be negative": flags.seed >= 0,
+            "--jobs must not be negative": flags.jobs >= 0,
+            "--retries must not be negative": flags.retries >= 0,
+            "--timeout-s must not be negative, and needs --jobs": flags.timeout_s == 0
+            or (flags.timeout_s > 0 and flags.jobs > 0),
         }
     )
     return flags

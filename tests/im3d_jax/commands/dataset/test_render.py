@@ -1,5 +1,8 @@
 """`im3d dataset render`: what is rendered, resumed, shared among jobs and skipped."""
 
+import csv
+import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -114,3 +117,57 @@ def test_meshes_with_names_in_conflict_are_refused(world, meshes, tmp_path):
     with pytest.raises(UserError, match="differ only in their suffix"):
         world.run("render", "--meshes", meshes, "--out", tmp_path / "views")
     assert not (tmp_path / "views").exists()
+
+
+# ---- At scale ----
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_processes_render_the_same_and_failures_have_a_table(world, meshes, tmp_path, capsys):
+    out, here = tmp_path / "views", tmp_path / "here"
+    settings = ["--size", world.size, "--num-views", world.views, "--out", out]
+    world.run("render", "--meshes", meshes, *settings, "--jobs", 1)
+    assert "2 objects rendered, 0 were there, 1 skipped (1 unusable)" in capsys.readouterr().out
+    assert rows(out / "failures.csv")[0] == ["name", "reason", "attempts", "message"]
+    assert rows(out / "failures.csv")[1][:3] == ["c", "unusable", "1"]
+    world.run("render", "--meshes", meshes, *settings[:-1], here)
+    found, expected = ({p.relative_to(top): p.read_bytes() for p in files(top)} for top in (out, here))
+    assert found == expected and len(found) == 2 + 2 * (world.views + 2)
+    capsys.readouterr()
+    (meshes / "c.obj").unlink()
+    world.run("render", "--meshes", meshes, *settings)
+    assert "0 objects rendered, 2 were there\n" in capsys.readouterr().out
+    assert not (out / "failures.csv").exists()
+
+
+def test_where_nothing_was_rendered_the_command_fails(world, meshes, tmp_path, user_error):
+    (meshes / "a/box.glb").unlink()
+    (meshes / "b.glb").write_text("nothing")
+    out = tmp_path / "views"
+    with user_error(r"no object was rendered, 2 skipped \(2 unusable\); .*failures.csv names them"):
+        world.run("render", "--meshes", meshes, "--out", out, "--size", world.size, "--part", "0/1")
+    assert len(rows(out / "failures.csv")) == 3
+
+
+def test_an_interrupted_run_keeps_its_table(world, meshes, tmp_path, monkeypatch):
+    def stop(path, up):
+        if path.stem == "box":
+            raise UserError("no")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mesh_rendering, "load_mesh", stop)
+    out = tmp_path / "views"
+    with pytest.raises(KeyboardInterrupt):
+        world.run("render", "--meshes", meshes, "--out", out, "--size", world.size)
+    assert rows(out / "failures.csv")[1:] == [["a/box", "unusable", "1", "no"]]
+
+
+def test_a_mesh_has_its_digest_beside_its_views(world, meshes, tmp_path):
+    out = tmp_path / "views"
+    world.run("render", "--meshes", meshes, "--out", out, "--size", world.size)
+    metadata = json.loads((out / "b/metadata.json").read_text())
+    assert metadata["mesh_sha256"] == hashlib.sha256((meshes / "b.glb").read_bytes()).hexdigest()
