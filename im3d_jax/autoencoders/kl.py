@@ -40,19 +40,21 @@ class AutoencoderKL:
     def encode(
         self, rgb: Float[Array | np.ndarray, "*B F H W 3"], alpha: Float[Array | np.ndarray, "*B F H W 1"]
     ) -> Float[Array, "*B F h w c"]:
-        """Images in [0, 1] -> latents, float32. Alpha stays out: the colours are over white."""
+        """Images in [0, 1] -> latents, float32. Alpha stays out unless the network is `rgba`."""
         sizes = self.architecture
-        mean = self._in_chunks("encode", rgb * 2 - 1)[..., : sizes.latent_channels]
+        images = jnp.concatenate([rgb, alpha], -1) if sizes.rgba else rgb
+        mean = self._in_chunks("encode", images * 2 - 1)[..., : sizes.latent_channels]
         return (mean - sizes.shift_factor) * sizes.scaling_factor
 
     @jax.jit
     def decode(
         self, latents: Float[Array | np.ndarray, "*B F h w c"]
-    ) -> tuple[Float[Array, "*B F H W 3"], None]:
-        """Latents -> (rgb in [0, 1], no alpha)."""
+    ) -> tuple[Float[Array, "*B F H W 3"], Float[Array, "*B F H W 1"] | None]:
+        """Latents -> (rgb, alpha) in [0, 1]; alpha is None without `rgba`."""
         sizes = self.architecture
         images = self._in_chunks("decode", latents / sizes.scaling_factor + sizes.shift_factor)
-        return jnp.clip(images / 2 + 0.5, 0, 1), None
+        images = jnp.clip(images / 2 + 0.5, 0, 1)
+        return images[..., :3], images[..., 3:] if sizes.rgba else None
 
     def clip(self, latents: Float[Array | np.ndarray, "*B h w c"]) -> Float[Array, "*B h w c"]:
         """The same: these latents have no bounds."""

@@ -10,7 +10,7 @@ its tensor in a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from safetensors.numpy import save_file
 
 from im3d_jax import pretrained
+from im3d_jax.autoencoders.patches import from_patches, to_patches
 from im3d_jax.backbones.attention import attend
 from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
 from recon_torch.errors import UserError, choice
@@ -51,6 +52,11 @@ class Architecture:
             paper; the defaults are Stable Diffusion's.
         use_quant_conv, use_post_quant_conv: a 1x1 convolution after the encoder and before the decoder.
         temporal_decoder: whether the decoder is SVD's, which has no convolution before it.
+        rgba: whether alpha is a fourth channel of the images. Latents then hold the object's silhouette,
+            which gives the fit its masks (Sec. 3.3).
+        patch_size: squares of so many pixels become channels before the first convolution and pixels again
+            after the last one. It halves the side at a fraction of the cost of a level, as in LTX-Video's
+            autoencoder (HaCohen et al. 2024).
         dtype: of the computation, see `ComputeDtype`; normalisation and softmax stay float32.
     """
 
@@ -64,6 +70,8 @@ class Architecture:
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
     temporal_decoder: bool = False
+    rgba: bool = False
+    patch_size: int = 1
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -72,24 +80,34 @@ class Architecture:
             object.__setattr__(self, "use_post_quant_conv", False)
         choice(ComputeDtype, self.dtype, "dtype of autoencoder_kl")
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of an image: 3, or 4 with alpha."""
+        return 4 if self.rgba else 3
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of an image whose patches have become channels."""
+        return self.image_channels * self.patch_size**2
+
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
-        factor = 2 ** (len(self.block_out_channels) - 1)
+        factor = self.patch_size * 2 ** (len(self.block_out_channels) - 1)
         if size % factor:
             raise UserError(f"config.size is {size}; this autoencoder takes multiples of {factor}")
         return size // factor, size // factor, self.latent_channels
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Random parameters; under `jax.eval_shape`, their shapes."""
-        side = 2 ** len(self.block_out_channels)
-        return Network(self).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
+        side = self.patch_size * 2 ** len(self.block_out_channels)
+        return Network(self).init(key, jnp.zeros((1, 1, side, side, self.image_channels)))["params"]
 
 
 # ---- Weights ----
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 FAMILIES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
-BUILT = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "latents_mean": None, "latents_std": None}
+BUILT = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 """Entries of a config.json that diffusers leaves open, and the one value of each that is built here."""
 
 UNSAID = {"block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4}
@@ -126,7 +144,20 @@ def read_architecture(path: str, **sizes: Any) -> Architecture:
         raise UserError(f"{path} has {other[0]}, which autoencoder_kl does not build; give another")
     said = {name: value for name, value in (UNSAID | config).items() if value is not None}
     sizes |= {each.name: said[each.name] for each in fields(Architecture) if each.name in said}
+    sizes |= _image_format(path, said)
     return Architecture(**sizes, temporal_decoder=family == "AutoencoderKLTemporalDecoder")
+
+
+def _image_format(path: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the images of a config.json have alpha. Raises UserError for any other number of channels."""
+    area = said.get("patch_size", 1) ** 2
+    taken, made = (said.get(key, 3 * area) for key in ("in_channels", "out_channels"))
+    if taken != made or taken not in (3 * area, 4 * area):
+        found = f"{taken} channels in and {made} out"
+        raise UserError(
+            f"{path} has {found}; autoencoder_kl builds 3 (RGB) or 4 (RGBA) of each; give another"
+        )
+    return {"rgba": taken == 4 * area}
 
 
 def read_params(path: str, architecture: Architecture) -> dict[str, Any]:
@@ -149,14 +180,16 @@ def write(directory: str | Path, params: PyTree, architecture: Architecture) -> 
     levels = len(architecture.block_out_channels)
     config = {
         "_class_name": FAMILIES[architecture.temporal_decoder],
-        "in_channels": 3,
-        "out_channels": 3,
+        "in_channels": architecture.patch_channels,
+        "out_channels": architecture.patch_channels,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "block_out_channels": architecture.block_out_channels,
         "layers_per_block": architecture.layers_per_block,
         "latent_channels": architecture.latent_channels,
         "scaling_factor": architecture.scaling_factor,
     }
+    if architecture.patch_size > 1:
+        config["patch_size"] = architecture.patch_size  # diffusers takes images whose patches are channels
     if not architecture.temporal_decoder:  # which has the others built in
         config["up_block_types"] = ["UpDecoderBlock2D"] * levels
         others = "norm_num_groups shift_factor use_quant_conv use_post_quant_conv mid_block_add_attention"
@@ -198,20 +231,20 @@ class Network(nn.Module):
 
     def encode(self, images: Clips) -> Float[Array, "B F h w c2"]:
         """Images in [-1, 1] -> the channels of the posterior: its means, then its log variances."""
-        moments = self.encoder(images)
+        moments = self.encoder(to_patches(images, self.spec.patch_size))
         return (self.quant_conv(moments) if self.spec.use_quant_conv else moments).astype(jnp.float32)
 
     def decode(self, latents: Float[Array, "B F h w c"]) -> Clips:
         """Unscaled latents -> images around [-1, 1]."""
         latents = self.post_quant_conv(latents) if self.spec.use_post_quant_conv else latents
-        return self.decoder(latents).astype(jnp.float32)
+        return from_patches(self.decoder(latents).astype(jnp.float32), self.spec.patch_size)
 
     def __call__(self, images: Clips) -> Clips:
         return self.decode(self.encode(images)[..., : self.spec.latent_channels])
 
 
 class Encoder(nn.Module):
-    """Images -> the channels of the posterior, before the 1x1 convolution."""
+    """Images, with patches as channels -> the channels of the posterior, before the 1x1 convolution."""
 
     spec: Architecture
 
@@ -242,7 +275,7 @@ class Decoder(nn.Module):
             up = level + 1 < len(spec.block_out_channels)
             x = UpBlock(spec, block, channels, up, name=f"up_blocks_{level}")(x)
         x = nn.silu(_norm(x, spec, "conv_norm_out"))
-        x = _conv(spec, 3, name="conv_out")(x)
+        x = _conv(spec, spec.patch_channels, name="conv_out")(x)
         return TemporalConv(x.dtype, name="time_conv_out")(x) if spec.temporal_decoder else x
 
 

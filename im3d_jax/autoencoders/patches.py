@@ -10,6 +10,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
+def to_patches(images: Float[Array, "*B H W C"], size: int) -> Float[Array, "*B h w c"]:
+    """Squares of `size` x `size` pixels as channels: row, column and channel of a pixel, in this order."""
+    *batch, height, width, channels = images.shape
+    x = images.reshape(*batch, height // size, size, width // size, size, channels).swapaxes(-4, -3)
+    return x.reshape(*batch, height // size, width // size, size * size * channels)
+
+
+def from_patches(patches: Float[Array, "*B h w c"], size: int) -> Float[Array, "*B H W C"]:
+    """The inverse of `to_patches`."""
+    *batch, height, width, channels = patches.shape
+    x = patches.reshape(*batch, height, width, size, size, channels // size**2).swapaxes(-4, -3)
+    return x.reshape(*batch, height * size, width * size, -1)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Patches:
@@ -28,20 +42,13 @@ class Patches:
         self, rgb: Float[Array | np.ndarray, "*B H W 3"], alpha: Float[Array | np.ndarray, "*B H W 1"]
     ) -> Float[Array, "*B h w c"]:
         """Images in [0, 1] -> latents. H and W are multiples of `patch`."""
-        *batch, height, width, _ = rgb.shape
-        p = self.patch
-        x = jnp.concatenate([rgb, alpha], -1) * 2 - 1
-        x = x.reshape(*batch, height // p, p, width // p, p, 4).swapaxes(-4, -3)
-        return x.reshape(*batch, height // p, width // p, p * p * 4)
+        return to_patches(jnp.concatenate([rgb, alpha], -1) * 2 - 1, self.patch)
 
     def decode(
         self, latents: Float[Array | np.ndarray, "*B h w c"]
     ) -> tuple[Float[Array, "*B H W 3"], Float[Array, "*B H W 1"]]:
         """Latents -> (rgb, alpha) in [0, 1]."""
-        *batch, height, width, _ = latents.shape
-        p = self.patch
-        x = latents.reshape(*batch, height, width, p, p, 4).swapaxes(-4, -3)
-        x = jnp.clip(x.reshape(*batch, height * p, width * p, 4) / 2 + 0.5, 0, 1)
+        x = jnp.clip(from_patches(jnp.asarray(latents), self.patch) / 2 + 0.5, 0, 1)
         return x[..., :3], x[..., 3:]
 
     def clip(self, latents: Float[Array | np.ndarray, "*B h w c"]) -> Float[Array, "*B h w c"]:

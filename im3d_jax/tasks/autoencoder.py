@@ -53,7 +53,13 @@ NUM_SAMPLES = 2
 NUM_MEASURED = 16
 """Objects whose latents' standard deviation is measured."""
 
-FirstViews = Callable[[int], Float[Array | np.ndarray, "B K H W 3"]]
+Images = Float[Array | np.ndarray, "B K H W C"]
+"""Views in [0, 1] as an autoencoder takes them: RGB over white, and alpha where it is `rgba`."""
+
+Views = tuple[Float[Array | np.ndarray, "B K H W 3"], Float[Array | np.ndarray, "B K H W 1"]]
+"""RGB over white and alpha."""
+
+FirstViews = Callable[[int], Views]
 """The views of so many objects, the same ones at every call and on every process."""
 
 
@@ -114,11 +120,14 @@ class AutoencoderTask:
     def stream(self, name: str) -> None:
         return None
 
-    def collate(self, examples: Sequence[Example]) -> dict[str, Float[Array | np.ndarray, "B K H W 3"]]:
-        """The views. Raises UserError for a data set that holds latents."""
+    def collate(self, examples: Sequence[Example]) -> dict[str, Images]:
+        """The views as images. Raises UserError for a data set that holds latents."""
         if "latents" in examples[0]:
             raise UserError("the data set holds latents, an autoencoder trains on views; build it with views")
-        return {"rgb": input_pipeline.stack_views(examples)[0]}
+        return {"images": self._images(input_pipeline.stack_views(examples))}
+
+    def _images(self, views: Views) -> Images:
+        return jnp.concatenate(views, -1) if self.architecture.rgba else views[0]
 
     def draw(self, key: PRNGKeyArray, num_examples: int, stream: None) -> Key[Array, " {num_examples}"]:
         """A key for each example's noise."""
@@ -128,23 +137,23 @@ class AutoencoderTask:
         self,
         params: PyTree,
         constants: tuple[()],
-        batch: Mapping[str, Float[Array, "B K H W 3"]],
+        batch: Mapping[str, Images],
         draws: Key[Array, " B"],
         stream: None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """w_l1 L1 + w_ssim (1 - SSIM) + w_kl KL, and the sums over examples of each and of the PSNR."""
-        terms = self.terms(params, batch["rgb"], draws)
+        terms = self.terms(params, jnp.asarray(batch["images"]), draws)
         weights = self.weights
         losses = weights.w_l1 * terms.l1 + weights.w_ssim * (1 - terms.ssim) + weights.w_kl * terms.kl
         return losses.mean(), {name: term.sum() for name, term in terms._asdict().items()}
 
-    def terms(self, params: PyTree, rgb: Float[Array, "B K H W 3"], keys: Key[Array, " B"]) -> Terms:
+    def terms(self, params: PyTree, images: Float[Array, "B K H W C"], keys: Key[Array, " B"]) -> Terms:
         """How the image that is decoded from a drawn latent differs from the image, which is in [0, 1].
 
         l1: the mean over pixels and channels. kl: of the posterior from the unit normal, in nats, a sum over
-        the latent divided by the number of the image's values. psnr: in dB.
+        the latent divided by the number of the image's values. psnr: of the colours, in dB.
         """
-        moments = self._apply(params, rgb * 2 - 1, "encode")
+        moments = self._apply(params, images * 2 - 1, "encode")
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         log_variance = jnp.clip(log_variance, *LOG_VARIANCE)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
@@ -152,10 +161,10 @@ class AutoencoderTask:
         kl = (mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2
         axes = (1, 2, 3, 4)
         return Terms(
-            l1=jnp.abs(made - rgb).mean(axes),
-            ssim=jax.vmap(ssim)(made, rgb).mean(-1),
-            kl=kl.sum(axes) / rgb[0].size,
-            psnr=-10 * jnp.log10(((jnp.clip(made, 0, 1) - rgb) ** 2).mean(axes)),
+            l1=jnp.abs(made - images).mean(axes),
+            ssim=jax.vmap(ssim)(made, images).mean(-1),
+            kl=kl.sum(axes) / images[0].size,
+            psnr=-10 * jnp.log10(((jnp.clip(made, 0, 1) - images)[..., :3] ** 2).mean(axes)),
         )
 
     def _apply(self, params: PyTree, arrays: Float[Array, "B K _ _ _"], method: str | None) -> Array:
@@ -165,18 +174,19 @@ class AutoencoderTask:
     def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
         """FLOPs of the networks in a step, forward and backward."""
         trained, frozen = split_params(jax.eval_shape(self.init, jax.random.key(0)), trainable)
-        rgb = jax.ShapeDtypeStruct((1, num_views, self.size, self.size, 3), jnp.float32)
+        shape = (1, num_views, self.size, self.size, self.architecture.image_channels)
 
-        def loss(trained, frozen, rgb):
-            return self._apply(join(frozen, trained), rgb, None).sum()
+        def loss(trained, frozen, images):
+            return self._apply(join(frozen, trained), images, None).sum()
 
-        return float(costs.count_flops(costs.trace(jax.grad(loss), trained, frozen, rgb)) * num_examples)
+        program = costs.trace(jax.grad(loss), trained, frozen, jax.ShapeDtypeStruct(shape, jnp.float32))
+        return float(costs.count_flops(program) * num_examples)
 
     def sample(self, params: PyTree, key: PRNGKeyArray) -> dict[str, Float[np.ndarray, "K H W2 3"]]:
         """The first turntables of the data, by number, each view beside what the autoencoder makes of it."""
-        rgb = self.first_views(NUM_SAMPLES)
+        rgb, alpha = self.first_views(NUM_SAMPLES)
         codec = self._unscaled(params)
-        made = sharding.to_host(codec.decode(codec.encode(rgb, rgb[..., :1]))[0])
+        made = sharding.to_host(codec.decode(codec.encode(rgb, alpha))[0])
         return {f"{number:02d}": each for number, each in enumerate(np.concatenate([rgb, made], axis=-2))}
 
     def save(self, directory: Path, params: PyTree, metadata: dict[str, Any]) -> Path:
@@ -187,8 +197,7 @@ class AutoencoderTask:
         """
         architecture = self.architecture
         if any(map(re.compile(self.trainable).search, self._encoder_paths())):
-            rgb = self.first_views(NUM_MEASURED)
-            latents = np.asarray(self._unscaled(params).encode(rgb, rgb[..., :1]), np.float64)
+            latents = np.asarray(self._unscaled(params).encode(*self.first_views(NUM_MEASURED)), np.float64)
             architecture = dataclasses.replace(architecture, scaling_factor=float(1 / latents.std()))
         path = directory / "autoencoder"
         kl_network.write(path, params, architecture)
@@ -239,7 +248,7 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
     sizes = {name: value for name, value in config.autoencoder.kwargs.items() if name != "path"}
     stream = next(iter(config.train.streams.values()))
 
-    def first_views(count: int) -> Float[Array | np.ndarray, "B K H W 3"]:
+    def first_views(count: int) -> Views:
         """Those of the first objects of the first stream."""
         source = open_source(**stream.data, seed=config.seed, size=config.size, num_views=stream.num_views)
         examples = input_pipeline.open_stream(
@@ -251,7 +260,7 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
             **config.train.loader,
         )
         with contextlib.closing(examples):
-            return input_pipeline.stack_views(next(examples))[0]
+            return input_pipeline.stack_views(next(examples))
 
     return AutoencoderTask(
         kl_network.read_architecture("", **sizes),

@@ -110,6 +110,37 @@ def test_agrees_with_diffusers(checkpoints, codecs, rgb, family):
     assert_close(np.asarray(decoded), images.clip(0, 1))
 
 
+@torch.no_grad()
+def test_rgba_with_patches_agrees_with_diffusers_on_patches_as_channels(tmp_path, rgb):
+    """diffusers has no patches before its AutoencoderKL, so its images are cut into them by torch."""
+    module = diffusers.AutoencoderKL(**IMAGE, latent_channels=6, in_channels=16, out_channels=16).eval()
+    module.register_to_config(patch_size=2)
+    module.save_pretrained(tmp_path)
+    codec = kl.load(str(tmp_path))
+    assert codec.latent_shape(SIDE) == (SIDE // 4, SIDE // 4, 6)
+    alpha = np.random.default_rng(1).random((BATCH, FRAMES, SIDE, SIDE, 1), np.float32)
+
+    # Channels of torch's patches are ordered by channel, row, column; ours by row, column, channel.
+    images = channels_first(np.concatenate([rgb, alpha], -1)) * 2 - 1
+    patches = (
+        torch.nn.functional.pixel_unshuffle(images, 2).unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)
+    )
+    mean = module.encode(patches).latent_dist.mean
+    latents = codec.encode(rgb, alpha)
+    assert_close(np.asarray(latents), channels_last(mean) * module.config.scaling_factor)
+
+    made = module.decode(mean).sample.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)
+    made = channels_last(torch.nn.functional.pixel_shuffle(made, 2) / 2 + 0.5).clip(0, 1)
+    decoded = np.concatenate(codec.decode(latents), -1)
+    assert_close(decoded, made)
+
+
+def test_other_numbers_of_channels_are_refused(tmp_path):
+    diffusers.AutoencoderKL(**IMAGE, in_channels=5, out_channels=5).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="5 channels in and 5 out; autoencoder_kl builds 3"):
+        kl.load(str(tmp_path))
+
+
 def test_paper_size_has_the_tensors_of_diffusers():
     with torch.device("meta"):
         module = diffusers.AutoencoderKL(

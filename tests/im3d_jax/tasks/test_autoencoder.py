@@ -95,6 +95,7 @@ def test_diffusers_reads_what_was_trained(trained, module):
     [
         ("AutoencoderKL", dict(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1)),
         ("AutoencoderKL", dict(mid_block_add_attention=False, layers_per_block=2, norm_num_groups=8)),
+        ("AutoencoderKL", dict(rgba=True)),
         ("AutoencoderKLTemporalDecoder", dict(temporal_decoder=True, layers_per_block=2)),
     ],
 )
@@ -127,7 +128,7 @@ def test_the_loss_is_that_of_the_public_parts(trained, module):
     task = task_module.build(config, sharding.make_mesh())
     params = task.load(str(trained / "autoencoder"))
     rgb, keys = first_views(3), jax.random.split(jax.random.key(1), 3)
-    loss, sums = task.loss(params, (), {"rgb": jnp.asarray(rgb)}, keys, None)
+    loss, sums = task.loss(params, (), {"images": jnp.asarray(rgb)}, keys, None)
 
     noise = np.stack([jax.random.normal(key, (2, SIZE // 2, SIZE // 2, 4)) for key in keys])
     posterior = module.encode(channels_first(rgb)).latent_dist
