@@ -1,14 +1,12 @@
-"""From directories of views to the records of a data set: read ahead, checked for likeness, and split."""
+"""From directories of views to the records of a data set: read ahead, and checked for likeness."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import grain
-import numpy as np
 
 from im3d_jax.data import views
 from im3d_jax.data.turntables import Record
@@ -50,14 +48,3 @@ def keep_alike(objects: Iterable[Record | str], skip: Callable[[str], None]) -> 
             yield record
         else:
             skip(f"{record.id}: it has {shape}, the first object {alike}")
-
-
-def split_of(name: str, shares: Mapping[str, float]) -> str:
-    """The split of an object, by a hash of its name: it stays the same when other objects are added.
-
-    Args:
-        shares: split -> its share of the objects; they sum to 1.
-    """
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-    bounds = np.cumsum(list(shares.values()))
-    return list(shares)[min(int(np.searchsorted(bounds, place, side="right")), len(shares) - 1)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,24 @@ from ml_collections import ConfigDict
 from im3d_jax import autoencoders, backbones, config_flags
 from im3d_jax.commands.dataset.progress import Skipped, in_words, progress
 from im3d_jax.conditions.text import build_text
-from im3d_jax.data import building, turntables, views
+from im3d_jax.data import building, placement, turntables, views
 from im3d_jax.data.encoding import Encoders
 from recon_torch.errors import CommandParser, UserError
+
+SAID = 20  # so many names a line lists
 
 DESCRIPTION = """Builds a data set from directories of views, which it checks, and encodes where asked.
 
     im3d dataset build --views data/views --out data/turntables
     im3d dataset build --views data/views --out data/turntables --split train=0.9,test=0.1
+    im3d dataset build --views data/views --out data/turntables --split-file split.json
+    im3d dataset build --views data/views --out data/turntables --selection selected/selection.json
     im3d dataset build --views data/views --out data/turntables --embed --latents --config=my/paper.py
 
-A hash of an object's name decides its split, so an object stays in its split when others are added.
+A hash of an object's name decides its split, so an object stays in its split when others are added. A split
+file is a JSON object of lists of names, {"train": ["a/mug", ...], "test": [...]}. An object that is in no
+list is left out, and a name without an object is ignored; both are counted and named. A name that is there
+twice is an error. A variant NAME~1 of an object (`im3d dataset render --augment`) goes into the split of NAME.
 """
 
 
@@ -34,12 +44,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the data set to make, not there yet"
     )
-    parser.add_argument(
+    splitting = parser.add_mutually_exclusive_group()
+    splitting.add_argument(
         "--split",
         type=parse_shares,
         default="train=0.98,validation=0.01,test=0.01",
         metavar="NAME=SHARE,...",
         help="the splits' shares of the objects (%(default)s)",
+    )
+    splitting.add_argument(
+        "--split-file", type=Path, metavar="JSON", help="the splits as lists of the names of objects"
+    )
+    parser.add_argument(
+        "--selection",
+        type=Path,
+        metavar="JSON",
+        help="take only the objects that `im3d dataset select` has kept",
     )
     parser.add_argument(
         "--embed", action="store_true", help="store what the config's text and image encoders make"
@@ -51,15 +71,58 @@ def main(argv: list[str]) -> None:
         "--max-skipped", type=int, default=10, help="how many objects may be unfit before it stops (10)"
     )
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
-    encoders, metadata = load_encoders(config, flags.embed, flags.latents)
-    skipped = Skipped(flags.max_skipped)
     directories = views.find_objects(flags.views)
+    place, splits, chosen = choose(flags, [_name(each, flags.views) for each in directories])
+    directories = [each for each in directories if _name(each, flags.views) in chosen]
+    encoders, metadata = load_encoders(config, flags.embed, flags.latents)
+    for flag in ("split_file", "selection"):
+        if path := getattr(flags, flag):
+            metadata[flag] = {"name": path.name, "sha256": placement.file_digest(path)}
+    skipped = Skipped(flags.max_skipped)
     read = progress(building.read_objects(flags.views, directories), len(directories))
     records = encoders.encode_all(building.keep_alike(read, skipped.add))
-    placed = ((building.split_of(record.id, flags.split), record) for record in records)
-    counts = turntables.write(flags.out, placed, list(flags.split), metadata)
+    placed = ((str(place(record.id)), record) for record in records)
+    counts = turntables.write(flags.out, placed, splits, metadata)
     skipped_too = f"; {len(skipped.messages)} skipped" if skipped.messages else ""
     print(f"{flags.out}: {in_words(counts)}{skipped_too}")
+
+
+def choose(flags: Namespace, names: list[str]) -> tuple[Callable[[str], str | None], list[str], set[str]]:
+    """What places an object in a split, the names of the splits, and the names of the objects to take.
+
+    Says on stderr which objects are left out, and which names in the files have none. Raises UserError for
+    files that cannot be read, and if no objects are left.
+    """
+    chosen = set(names)
+    if flags.selection:
+        selected = placement.read_selection(flags.selection)
+        say_names("in the selection", "no object", [name for name in selected if name not in chosen])
+        chosen &= set(selected)
+        print(f"im3d: {len(chosen)} of {len(names)} objects are selected", file=sys.stderr)
+    place: Callable[[str], str | None] = partial(placement.split_of, shares=flags.split)
+    splits = list(flags.split)
+    if flags.split_file:
+        file = placement.read_split_file(flags.split_file)
+        say_names("in the split file", "no object", file.without_object(names))
+        homeless = [name for name in names if name in chosen and not file.split_of(name)]
+        say_names("objects", "no split and are left out", homeless)
+        chosen -= set(homeless)
+        place, splits = file.split_of, file.splits
+    if not chosen:
+        raise UserError(f"none of the {len(names)} objects in {flags.views} is selected and in a split")
+    return place, splits, chosen
+
+
+def say_names(where: str, what: str, names: list[str]) -> None:
+    """Such as "im3d: 2 names in the split file have no object: a/mug, b/cup", unless there are no names."""
+    if names:
+        more = f" and {len(names) - SAID} more" if len(names) > SAID else ""
+        subject = where if where == "objects" else f"names {where}"
+        print(f"im3d: {len(names)} {subject} have {what}: {', '.join(names[:SAID])}{more}", file=sys.stderr)
+
+
+def _name(directory: Path, root: Path) -> str:
+    return directory.relative_to(root).as_posix()
 
 
 def load_encoders(config: ConfigDict, embed: bool, latents: bool) -> tuple[Encoders, dict[str, Any]]:
@@ -100,7 +163,7 @@ def parse_shares(text: str) -> dict[str, float]:
         shares = {name: float(share) for name, share in (each.split("=") for each in text.split(","))}
     except ValueError:
         shares = {}
-    named = all(re.fullmatch("[a-z][a-z0-9_]*", name) and name != "all" for name in shares)
+    named = all(placement.SPLIT_NAME.fullmatch(name) for name in shares)
     if not named or min(shares.values(), default=-1) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE,... with shares that make 1")
     return shares

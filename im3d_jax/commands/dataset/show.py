@@ -32,6 +32,12 @@ def main(argv: list[str]) -> None:
     num_bytes = sum(file.stat().st_size for file in flags.path.iterdir())
     counts = in_words(turntables.read_splits(flags.path))
     print(f"{flags.path}: {counts}; {num_bytes / 1e6:.1f} MB; {source.num_views} views of {source.size} px")
+    if sources := source.metadata.get("sources"):
+        meshes = f"{sources['num_meshes']} with the digest of their mesh"
+        print(f"  made of sources {sources['sha256']}: {sources['num_objects']} objects, {meshes}")
+    for what in ("split_file", "selection"):
+        if file := source.metadata.get(what):
+            print(f"  {what.replace('_', ' ')} {file['name']}, SHA-256 {file['sha256']}")
     rows, labels = [], []
     for index in np.unique(np.linspace(0, len(source) - 1, flags.objects).astype(int)):
         try:

@@ -1,5 +1,8 @@
 """`im3d dataset build`: which objects become records, in which split, and with what encoders make of them."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from im3d_jax.data import views
 from im3d_jax.data.turntables import TurntableSource, read_splits
 from recon_torch.errors import UserError
 from recon_torch.views import cameras
+from recon_torch.views.images import read_image, write_image
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +87,58 @@ def test_what_encoders_make_is_stored(world, rendered, tmp_path, clip, clip_visi
         assert "rgb" not in example
     assert source.metadata["text_encoders"] == [encoder.encoders[0].digest]
     assert source.metadata["autoencoder"] == config_flags.load("configs/tiny.py").autoencoder.to_dict()
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def names_in(path, split):
+    source = TurntableSource(path, split)
+    return [source[number]["id"].split("/", 2)[2] for number in range(len(source))]
+
+
+def test_a_split_file_decides(world, rendered, tmp_path, capsys):
+    names = [f"{world.first + n:08d}" for n in range(world.objects)]
+    lists = {"train": [*names[3:5], "nobody"], "validation": [], "test": names[:2]}
+    file = write_json(tmp_path / "split.json", lists)
+    selection = write_json(tmp_path / "selection.json", {"names": [*names[1:], "gone"]})
+    out = tmp_path / "data"
+    world.run("build", "--views", rendered, "--out", out, "--split-file", file, "--selection", selection)
+    assert read_splits(out) == {"train": 2, "validation": 0, "test": 1}
+    assert (names_in(out, "train"), names_in(out, "test")) == (names[3:5], names[1:2])
+    printed = capsys.readouterr().err
+    assert "1 names in the split file have no object: nobody" in printed
+    assert "1 names in the selection have no object: gone" in printed
+    assert f"2 objects have no split and are left out: {names[2]}, {names[5]}" in printed
+    metadata = TurntableSource(out).metadata
+    for key, path in (("split_file", file), ("selection", selection)):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert metadata[key] == {"name": path.name, "sha256": sha256}
+
+
+def test_a_split_file_without_these_objects_is_refused(world, rendered, tmp_path, user_error):
+    file = write_json(tmp_path / "split.json", {"train": ["nobody"]})
+    with user_error("none of the 6 objects .* is selected and in a split"):
+        world.run("build", "--views", rendered, "--out", tmp_path / "data", "--split-file", file)
+    with user_error("not allowed with argument"):
+        world.build(rendered, tmp_path / "data", "--split-file", file)
+
+
+def test_the_digest_is_that_of_the_sources(world, copied, tmp_path):
+    def sources(name, **options):
+        return world.build(copied, tmp_path / name, **options).metadata["sources"]
+
+    first = sources("first")
+    assert first["num_objects"] == world.objects and first["num_meshes"] == 0
+    assert sources("second", split="train=0.5,test=0.5") == first
+    directory = copied / f"{world.first + 2:08d}"
+    picture = directory / "images/001.png"
+    rgba = read_image(picture)
+    rgba[5, 5] = 1 - rgba[5, 5]
+    write_image(picture, rgba)
+    other = sources("picture")
+    assert other["sha256"] != first["sha256"]
+    views.write_caption(directory, "another caption", {})
+    assert sources("caption")["sha256"] not in (first["sha256"], other["sha256"])

@@ -20,4 +20,5 @@ def test_a_contact_sheet_has_a_row_for_each_object(world, rendered, tmp_path, ca
     np.testing.assert_allclose(shown, source[0]["rgb"][0] - 0.25 * (1 - alpha), atol=0.51 / 255)
     printed = capsys.readouterr().out
     assert f"{world.objects} in train" in printed and f"{world.views} views of {world.size} px" in printed
+    assert source.metadata["sources"]["sha256"] in printed and f"{world.objects} objects, 0 with" in printed
     assert all(source[n]["caption"] in printed for n in (0, 2, 5))
