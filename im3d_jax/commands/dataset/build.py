@@ -32,7 +32,7 @@ DESCRIPTION = """Builds a data set from directories of views, which it checks, a
 A hash of an object's name decides its split, so an object stays in its split when others are added. A split
 file is a JSON object of lists of names, {"train": ["a/mug", ...], "test": [...]}. An object that is in no
 list is left out, and a name without an object is ignored; both are counted and named. A name that is there
-twice is an error. A variant NAME~1 of an object (`im3d dataset render --augment`) goes into the split of NAME.
+twice is an error. A variant NAME~1 of an object (`im3d dataset render --augment`) goes where NAME goes.
 """
 
 
