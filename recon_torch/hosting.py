@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import gc
+import hashlib
 import importlib
 import json
 from pathlib import Path
@@ -30,6 +31,12 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 """What diffusers and transformers raise for files that are missing, damaged or of something else."""
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+"""A directory with one of these holds a tokeniser."""
+
+MODEL_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".safetensors")
+"""Suffixes of the files that say what a model computes."""
 
 _declared: list[torch.library.Library] = []
 """What `declare` has declared, which lasts as long as these objects."""
@@ -141,6 +148,41 @@ def load(
             found = f"{problem} {min(names)} ({len(names)} such)"
             raise UserError(f"{what}: {path}, read as {model_class.__name__}, {found}; copy it again")
     return model.to(place or device(), dtype).eval().requires_grad_(False)
+
+
+def digest(path: str | Path) -> str:
+    """The SHA-256, in hex, of the files in a model's directory that say what it computes."""
+    sha = hashlib.sha256()
+    for file in sorted(Path(path).iterdir()):
+        if file.suffix in MODEL_SUFFIXES:
+            with file.open("rb") as opened:
+                sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return sha.hexdigest()
+
+
+def load_part(part_class: type[Any], path: str | Path, what: str, **options: Any) -> Any:
+    """Loads what goes with a model, such as its tokeniser, from the model's directory.
+
+    Args:
+        part_class: of transformers, with a `from_pretrained`.
+        what: where the path comes from, for errors.
+        options: for `from_pretrained`.
+
+    Raises UserError if it is not there or does not load.
+    """
+    try:
+        return part_class.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False, **options
+        )
+    except LOADING_ERRORS as error:
+        raise UserError(f"{what}: no {part_class.__name__} loads from {path}: {brief(error)}") from None
+
+
+def load_tokenizer(tokenizer_class: type[Any], path: str | Path, what: str) -> Any:
+    """Loads a tokeniser, see `load_part`. transformers would make an empty one where its vocabulary lacks."""
+    if not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{what}: no tokeniser in {path} ({', '.join(TOKENIZER_FILES)}); copy it there")
+    return load_part(tokenizer_class, path, what)
 
 
 def variant(folder: str | Path, what: str) -> str | None:

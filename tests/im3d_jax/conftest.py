@@ -128,6 +128,40 @@ def clip_vision(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def picture_parts():
+    """Sizes of tiny vision and text transformers, and what saves an image processor and a tokeniser."""
+    from transformers import BlipImageProcessor, CLIPImageProcessor
+
+    vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    text = vision | dict(vocab_size=57, bos_token_id=55, eos_token_id=56, pad_token_id=0)
+
+    def save(path, kind):
+        write_clip_tokenizer(path, pad="!")
+        if kind == "clip":
+            size = dict(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+            CLIPImageProcessor(**size).save_pretrained(path)
+        else:
+            BlipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(path)
+
+    return vision | dict(image_size=16, patch_size=8), text, save
+
+
+@pytest.fixture(scope="session")
+def blip(tmp_path_factory, picture_parts):
+    """A directory of a BLIP with random weights, which says letters."""
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    vision, text, save = picture_parts
+    path = tmp_path_factory.mktemp("blip") / "blip"
+    save(path, "blip")
+    text = text | dict(encoder_hidden_size=16, sep_token_id=56, max_position_embeddings=32)
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=8)
+    perturb(BlipForConditionalGeneration(config)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def vae(tmp_path_factory):
     """A directory of an autoencoder that halves the sides twice, to latents of 4 channels."""
     from diffusers import AutoencoderKL

@@ -1,7 +1,8 @@
-"""`im3d dataset`: data sets of turntables to train on. It renders objects, builds a data set, and shows one.
+"""`im3d dataset`: data sets of turntables to train on, from objects to the records that training reads.
 
     im3d dataset render --procedural 1000 --out data/views --size 64
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --size 512
+    im3d dataset caption --views data/views --model models/blip
     im3d dataset build --views data/views --out data/turntables
     im3d dataset build --views data/views --out data/turntables --embed --latents --config=my/paper.py
     im3d dataset show data/turntables --out sheet.png
@@ -15,7 +16,7 @@ import importlib
 
 from recon_torch.errors import UserError
 
-COMMANDS = ("render", "build", "show")
+COMMANDS = ("render", "caption", "build", "show")
 """Each is a module of this package, with a `main`."""
 
 

@@ -71,10 +71,10 @@ def main(argv: list[str]) -> None:
         "--max-skipped", type=int, default=10, help="how many objects may be unfit before it stops (10)"
     )
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
+    encoders, metadata = load_encoders(config, flags.embed, flags.latents)
     directories = views.find_objects(flags.views)
     place, splits, chosen = choose(flags, [_name(each, flags.views) for each in directories])
     directories = [each for each in directories if _name(each, flags.views) in chosen]
-    encoders, metadata = load_encoders(config, flags.embed, flags.latents)
     for flag in ("split_file", "selection"):
         if path := getattr(flags, flag):
             metadata[flag] = {"name": path.name, "sha256": placement.file_digest(path)}
