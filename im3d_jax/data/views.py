@@ -28,6 +28,7 @@ from recon_torch.files import make_directory, write_json
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import load_views, read_frame, write_views
 from recon_torch.views.images import straight, to_uint8
+from recon_torch.views.masks import threshold_masks
 from recon_torch.views.transforms import Frame, read_frames, read_transforms
 
 TOLERANCE_DEG = 0.5  # for azimuths, elevations and viewing directions
@@ -116,17 +117,32 @@ def read_object(directory: Path, name: str) -> Record:
 
 
 def read_pictures(directory: Path, count: int) -> Float[np.ndarray, "N H W 3"]:
-    """Evenly spaced views of an object, composited on white; all of them if it has no more than `count`.
+    """Evenly spaced views of an object, composited on white, see `read_views`."""
+    return read_views(directory, count)[0]
+
+
+def read_views(
+    directory: Path, count: int | None = None
+) -> tuple[Float[np.ndarray, "N H W 3"], Float[np.ndarray, "N H W 1"]]:
+    """Evenly spaced views of an object: (rgb over white, alpha), in [0, 1]. They may be empty.
+
+    count: the number of views; None, or no fewer than there are, stands for all.
 
     Raises Unfit if they cannot be read.
     """
     try:
         frames, _ = read_frames(directory / "transforms.json")
-        chosen = [frames[at * len(frames) // count] for at in range(count)] if count < len(frames) else frames
+        count = min(count or len(frames), len(frames))
+        chosen = [frames[at * len(frames) // count] for at in range(count)]
         width, height = chosen[0].width, chosen[0].height
-        return np.stack([read_frame(directory, frame, width, height)[..., :3] for frame in chosen])
+        pictures = np.stack([read_frame(directory, frame, width, height) for frame in chosen])
     except UserError as error:
         raise Unfit(str(error)) from error
+    rgb, alpha = pictures[..., :3], pictures[..., 3:]
+    unmasked = np.isnan(alpha[:, 0, 0, 0])
+    if unmasked.any():
+        alpha[unmasked] = threshold_masks(rgb[unmasked])
+    return rgb, alpha
 
 
 def source_digest(directory: Path, name: str) -> str:

@@ -162,6 +162,21 @@ def blip(tmp_path_factory, picture_parts):
 
 
 @pytest.fixture(scope="session")
+def whole_clip(tmp_path_factory, picture_parts):
+    """A directory of a CLIP with both halves and random weights, which reads 16 tokens."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision, _, save = picture_parts
+    path = tmp_path_factory.mktemp("clip") / "clip"
+    save(path, "clip")
+    text = clip_text_config().to_dict()
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision | dict(projection_dim=24), projection_dim=24)
+    perturb(CLIPModel(config)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def vae(tmp_path_factory):
     """A directory of an autoencoder that halves the sides twice, to latents of 4 channels."""
     from diffusers import AutoencoderKL

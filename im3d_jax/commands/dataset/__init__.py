@@ -3,7 +3,8 @@
     im3d dataset render --procedural 1000 --out data/views --size 64
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --size 512
     im3d dataset caption --views data/views --model models/blip
-    im3d dataset build --views data/views --out data/turntables
+    im3d dataset select --views data/views --model models/clip --keep 0.5 --out selected
+    im3d dataset build --views data/views --out data/turntables --selection selected/selection.json
     im3d dataset build --views data/views --out data/turntables --embed --latents --config=my/paper.py
     im3d dataset show data/turntables --out sheet.png
 
@@ -16,7 +17,7 @@ import importlib
 
 from recon_torch.errors import UserError
 
-COMMANDS = ("render", "caption", "build", "show")
+COMMANDS = ("render", "caption", "select", "build", "show")
 """Each is a module of this package, with a `main`."""
 
 
