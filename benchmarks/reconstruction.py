@@ -27,6 +27,7 @@ import plain_recipe
 import torch
 
 from im3d_jax.data import mesh_rendering
+from im3d_jax.data.meshes.reading import load_mesh
 from recon_torch.files import write_json
 from recon_torch.fit.optimization import Fit
 from recon_torch.losses.lpips import PerceptualDistance
@@ -114,7 +115,7 @@ def _views(mesh_file: Path, size: int, cache: Path) -> tuple[Views, Views]:
     }
     for name, orbits in cameras.items():
         if not (cache / name / "transforms.json").is_file():
-            rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(mesh_file), orbits)
+            rgba, _ = mesh_rendering.render(load_mesh(mesh_file), orbits)
             write_views(cache / name, orbits, rgba)
     return tuple(dataclasses.replace(load_views(cache / name), cameras=cameras[name]) for name in cameras)
 

@@ -1,101 +1,52 @@
-"""Views of textured meshes by ray casting on a CPU, without GL. The paper renders 100k assets (Sec. 3.1).
+"""Views of meshes by ray casting on a CPU, without GL. The paper renders 100k assets (Sec. 3.1).
 
 Light, axes and cameras are those of the procedural objects, so that renders of meshes can train and test the
-same models. Materials are a plain albedo: metalness, roughness, normal maps and transparency are left out.
+same models. Surfaces are matt and seen from both sides, also those that a file calls single-sided; metalness,
+roughness and normal maps are left out (docs/data.md lists what is read).
+
+Texture, factor and vertex colours are multiplied as linear colours, as glTF asks for. The product is turned
+to sRGB, and light and transparency work on that, because the procedural objects have sRGB albedos, and
+because whoever puts RGBA pictures over a background blends sRGB as well. Emission is added in linear light.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import trimesh
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
-from jaxtyping import Float, Int, UInt32
-from PIL import Image
+from jaxtyping import Bool, Float, Int
 
+from im3d_jax.data.meshes.colors import LINEAR_OF_BYTE, linear_from_srgb, srgb_from_linear
+from im3d_jax.data.meshes.parts import AlphaMode, Mesh, Texture, Wrap
 from im3d_jax.data.procedural import AMBIENT, LIGHT
-from recon_torch.errors import UserError, choice
 from recon_torch.views.cameras import Cameras
 
-CREASE_DEG = 40.0  # edges sharper than this are shaded flat, whatever the file's normals say
-GREY = 0.7  # the albedo of meshes without any colour
+RAYS_AT_ONCE = 2**18  # 200 MB of attributes
+MAX_LAYERS = 64  # surfaces that a ray passes through; what lies behind is not seen
+STEP = 1e-5  # so far behind a surface a ray goes on; nearer surfaces count as one
+OPAQUE_ENOUGH = 1 / 512  # less light than that from behind does not change a pixel
 
 
-class UpAxis(StrEnum):
-    """The axis of a file that points up.
+class _Surfaces(NamedTuple):
+    """Triangles of a mesh in an Embree scene. indices: of these in the mesh."""
 
-    Y is that of glTF and of most .obj files: +Y is turned to +Z, and the front, +Z, to +X, where view 0 is.
-    Z changes nothing.
-    """
-
-    Y = "y"
-    Z = "z"
+    scene: EmbreeScene
+    indices: Int[np.ndarray, " T"]
 
 
-class Mesh(NamedTuple):
-    """F triangles with attributes on each of their three corners.
+class _Hits(NamedTuple):
+    """Where rays meet triangles. triangle: -1 for none. depth: the ray parameter. u, v: barycentric."""
 
-    corners: positions inside the ball of radius 0.5, with +Z up.
-    normals: unit vectors.
-    colors: sRGB in [0, 1]. They are multiplied with the texture where there is one.
-    uvs: places in the texture; v grows upwards.
-    texture_index: the texture of each triangle; -1 for none.
-    """
+    triangle: Int[np.ndarray, " R"]
+    depth: Float[np.ndarray, " R"]
+    u: Float[np.ndarray, " R"]
+    v: Float[np.ndarray, " R"]
 
-    corners: Float[np.ndarray, "F 3 3"]
-    normals: Float[np.ndarray, "F 3 3"]
-    colors: Float[np.ndarray, "F 3 3"]
-    uvs: Float[np.ndarray, "F 3 2"]
-    texture_index: Int[np.ndarray, " F"]
-    textures: list[Float[np.ndarray, "height width 3"]]
-
-
-def load_mesh(path: str | Path, up: UpAxis | str = UpAxis.Y) -> Mesh:
-    """Reads a .glb, .gltf, .obj or .ply with all its parts, and scales it into the ball of radius 0.5.
-
-    Raises:
-        UserError: the file is missing, is no mesh or has no triangles, or `up` is not a `UpAxis`.
-    """
-    up = choice(UpAxis, up, f"the up axis of {path}")
-    if not Path(path).is_file():
-        raise UserError(f"no mesh at {path}; check the path")
-    try:
-        scene = trimesh.load_scene(path)
-    except Exception as error:  # trimesh's readers raise whatever their parsers raise
-        raise UserError(
-            f"cannot read {path} as a mesh ({error}); give a .glb, .gltf, .obj or .ply file"
-        ) from error
-    return from_scene(scene, up, str(path))
-
-
-def from_scene(scene: trimesh.Scene, up: UpAxis = UpAxis.Z, name: str = "the scene") -> Mesh:
-    """All parts of a trimesh scene, each moved by its transform, as one mesh; see `load_mesh`."""
-    textures: list[np.ndarray] = []
-    parts = []
-    for node in scene.graph.nodes_geometry:
-        transform, geometry_name = scene.graph[node]
-        geometry = scene.geometry[geometry_name]
-        if isinstance(geometry, trimesh.Trimesh) and len(geometry.faces):
-            faces = np.asarray(geometry.faces)
-            if np.linalg.det(transform[:3, :3]) < 0:
-                faces = faces[:, ::-1]  # mirroring turns triangles inside out
-            colors, uvs, texture = _appearance(geometry, faces)
-            index = -1 if texture is None else len(textures)
-            textures += [] if texture is None else [texture]
-            parts.append((*_place(geometry, faces, transform), colors, uvs, np.full(len(colors), index)))
-    if not parts:
-        raise UserError(f"{name} has no triangles; point clouds and lines cannot be rendered")
-    corners, normals, colors, uvs, texture_index = (
-        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
-    )
-    if up == UpAxis.Y:
-        corners, normals = corners[..., [2, 0, 1]], normals[..., [2, 0, 1]]
-    return Mesh(_normalise(corners, name), normals, colors, uvs, texture_index, textures)
+    def of(self, chosen: Bool[np.ndarray, " R"]) -> _Hits:
+        return _Hits(*(array[chosen] for array in self))
 
 
 def render(
@@ -103,14 +54,25 @@ def render(
 ) -> tuple[Float[np.ndarray, "K H W 4"], Float[np.ndarray, "K H W 1"]]:
     """Renders RGBA and depth, float32, with `supersampling`^2 rays for each pixel.
 
-    RGBA is in [0, 1], and its colours are not multiplied by alpha, as in PNG files. Depth is the mean of what
-    the pixel covers, along the camera's z axis and in world units; it is 0 where alpha is 0.
+    RGBA is in [0, 1], and its colours are not multiplied by alpha, as in PNG files. Alpha is the share of the
+    pixel that is covered, less what see-through surfaces let pass. Depth is the mean of what makes up the
+    alpha, along the camera's z axis and in world units; it is 0 where alpha is 0.
     """
-    scene = EmbreeScene(robust=True)
-    TriangleMesh(scene, mesh.corners.astype(np.float32))
-    views = [_render_view(mesh, scene, *rays, supersampling) for rays in _rays(cameras, supersampling)]
+    see_through = mesh.see_through
+    opaque, layers = (_surfaces(mesh, np.flatnonzero(each)) for each in (~see_through, see_through))
+    views = [
+        _render_view(mesh, opaque, layers, *rays, supersampling) for rays in _rays(cameras, supersampling)
+    ]
     rgba, depth = zip(*views, strict=True)
     return np.stack(rgba), np.stack(depth)
+
+
+def _surfaces(mesh: Mesh, indices: Int[np.ndarray, " T"]) -> _Surfaces | None:
+    if not len(indices):
+        return None
+    scene = EmbreeScene(robust=True)
+    TriangleMesh(scene, np.ascontiguousarray(mesh.corners[indices]))
+    return _Surfaces(scene, indices)
 
 
 def _rays(cameras: Cameras, supersampling: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -127,7 +89,8 @@ def _rays(cameras: Cameras, supersampling: int) -> Iterator[tuple[np.ndarray, np
 
 def _render_view(
     mesh: Mesh,
-    scene: EmbreeScene,
+    opaque: _Surfaces | None,
+    layers: _Surfaces | None,
     origin: Float[np.ndarray, "3"],
     directions: Float[np.ndarray, "rows columns 3"],
     supersampling: int,
@@ -135,12 +98,12 @@ def _render_view(
     """RGBA and depth of one view; see `render`."""
     rows, columns = directions.shape[:2]
     rays = np.ascontiguousarray(directions.reshape(-1, 3), np.float32)
-    hits = scene.run(np.tile(origin.astype(np.float32), (len(rays), 1)), rays, query="INTERSECT", output=True)
-    hit = hits["primID"] >= 0
-    samples = np.zeros((len(rays), 5), np.float32)  # premultiplied RGB, coverage, depth
-    samples[hit, :3] = _shade(mesh, rays[hit], hits["primID"][hit], hits["u"][hit], hits["v"][hit])
-    samples[hit, 3] = 1.0
-    samples[hit, 4] = hits["tfar"][hit]  # rays have unit z, so their parameter is the depth
+    samples = np.concatenate(
+        [
+            _trace(mesh, opaque, layers, origin.astype(np.float32), rays[start : start + RAYS_AT_ONCE])
+            for start in range(0, len(rays), RAYS_AT_ONCE)
+        ]
+    )
     pixels = samples.reshape(
         rows // supersampling, supersampling, columns // supersampling, supersampling, 5
     ).mean((1, 3))
@@ -148,95 +111,161 @@ def _render_view(
     return np.concatenate([pixels[..., :3] / covered, pixels[..., 3:4]], -1), pixels[..., 4:] / covered
 
 
-def _shade(
+def _trace(
     mesh: Mesh,
+    opaque: _Surfaces | None,
+    layers: _Surfaces | None,
+    origin: Float[np.ndarray, "3"],
     rays: Float[np.ndarray, "R 3"],
-    triangles: Int[np.ndarray, " R"] | UInt32[np.ndarray, " R"],
-    u: Float[np.ndarray, " R"],
-    v: Float[np.ndarray, " R"],
-) -> Float[np.ndarray, "R 3"]:
-    """The colours of points at barycentric (1 - u - v, u, v) of triangles, which are lit from both sides."""
-    weights = np.stack([1 - u - v, u, v], -1)[:, :, None]
-    color, normal, uv = (
-        (array[triangles] * weights).sum(1) for array in (mesh.colors, mesh.normals, mesh.uvs)
+) -> Float[np.ndarray, "R 5"]:
+    """For each ray RGB and depth, both multiplied by alpha, and alpha between them.
+
+    The nearest opaque surface is found first. Then rays pass through the see-through ones before it, from
+    front to back. One that coincides with an opaque surface, such as a decal, lies before it.
+    """
+    samples, passing = np.zeros((len(rays), 5), np.float32), np.ones(len(rays), np.float32)
+    wall = _hits(opaque, np.tile(origin, (len(rays), 1)), rays)
+    active, start = np.arange(len(rays)), np.zeros(len(rays), np.float32)
+    previous = np.full(len(rays), -1)
+    for _ in range(MAX_LAYERS if layers else 0):
+        hits = _hits(layers, origin + start[active, None] * rays[active], rays[active])
+        hits = hits._replace(depth=hits.depth + start[active])
+        before = (hits.triangle >= 0) & (hits.depth <= wall.depth[active] + STEP)
+        active, hits = active[before], hits.of(before)
+        fresh = hits.triangle != previous[active]  # a flat triangle is hit once; again is rounding
+        _add(samples, passing, active[fresh], mesh, rays, hits.of(fresh))
+        start[active], previous[active] = hits.depth + STEP, hits.triangle
+        active = active[passing[active] > OPAQUE_ENOUGH]
+        if not len(active):
+            break
+    ends = (wall.triangle >= 0) & (passing > OPAQUE_ENOUGH)
+    _add(samples, passing, np.flatnonzero(ends), mesh, rays, wall.of(ends))
+    return samples
+
+
+def _hits(
+    surfaces: _Surfaces | None, origins: Float[np.ndarray, "R 3"], rays: Float[np.ndarray, "R 3"]
+) -> _Hits:
+    """The first surface that each ray meets."""
+    if surfaces is None or not len(rays):
+        count = len(rays)
+        far = np.full(count, np.inf, np.float32)
+        return _Hits(np.full(count, -1), far, np.zeros(count, np.float32), np.zeros(count, np.float32))
+    found = surfaces.scene.run(np.ascontiguousarray(origins), rays, query="INTERSECT", output=True)
+    number = found["primID"].astype(np.int64)
+    missed = (number < 0) | (number >= len(surfaces.indices))
+    triangle = np.where(missed, -1, surfaces.indices[np.where(missed, 0, number)])
+    return _Hits(triangle, np.where(missed, np.inf, found["tfar"]), found["u"], found["v"])
+
+
+def _add(
+    samples: Float[np.ndarray, "all 5"],
+    passing: Float[np.ndarray, " all"],
+    numbers: Int[np.ndarray, " R"],
+    mesh: Mesh,
+    rays: Float[np.ndarray, "all 3"],
+    hits: _Hits,
+) -> None:
+    """Adds to the samples of some rays what they hit, behind what they have passed through, in place."""
+    if not len(numbers):
+        return
+    color, alpha = _shade(mesh, rays[numbers], hits)
+    weight = passing[numbers] * alpha
+    samples[numbers, :3] += color * weight[:, None]
+    samples[numbers, 3] += weight
+    samples[numbers, 4] += weight * hits.depth  # rays have unit z, so their parameter is the depth
+    passing[numbers] -= weight
+
+
+def _shade(
+    mesh: Mesh, rays: Float[np.ndarray, "R 3"], hits: _Hits
+) -> tuple[Float[np.ndarray, "R 3"], Float[np.ndarray, " R"]]:
+    """The colours and the alpha of points of triangles, which are lit from both sides."""
+    triangles, weights = hits.triangle, (1 - hits.u - hits.v, hits.u, hits.v)
+    rgba, uv, emission_uv = (
+        _interpolate(array, triangles, weights) for array in (mesh.colors, mesh.uvs, mesh.emission_uvs)
     )
-    texture_index = mesh.texture_index[triangles]
-    for index, texture in enumerate(mesh.textures):
-        chosen = texture_index == index
-        color[chosen] *= _bilinear(texture, uv[chosen])
+    emission, unlit = np.zeros((len(triangles), 3), np.float32), np.zeros(len(triangles), bool)
+    material_index = mesh.material_index[triangles]
+    for index in np.unique(material_index):
+        material, chosen = mesh.materials[index], material_index == index
+        if material.texture >= 0:
+            rgba[chosen] *= sample(mesh.textures[material.texture], uv[chosen])
+        if any(material.emission):
+            emission[chosen] = material.emission
+            if material.emission_texture >= 0:
+                emission[chosen] *= sample(mesh.textures[material.emission_texture], emission_uv[chosen])[
+                    :, :3
+                ]
+        rgba[chosen, 3] = _alpha(rgba[chosen, 3], material.alpha_mode, material.alpha_cutoff)
+        unlit[chosen] = material.unlit
+    lit = srgb_from_linear(rgba[:, :3])
+    shade = _brightness(mesh, triangles, weights, rays)[:, None]
+    lit = np.where(unlit[:, None], lit, np.clip(lit * shade, 0.0, 1.0))
+    glows = emission.any(-1)
+    lit[glows] = srgb_from_linear(linear_from_srgb(lit[glows]) + emission[glows])
+    return lit, rgba[:, 3]
+
+
+def _alpha(alpha: Float[np.ndarray, " R"], mode: AlphaMode, cutoff: float) -> Float[np.ndarray, " R"]:
+    if mode == AlphaMode.OPAQUE:
+        return np.ones_like(alpha)
+    return (alpha >= cutoff).astype(np.float32) if mode == AlphaMode.MASK else np.clip(alpha, 0.0, 1.0)
+
+
+def _brightness(
+    mesh: Mesh,
+    triangles: Int[np.ndarray, " R"],
+    weights: tuple[Float[np.ndarray, " R"], ...],
+    rays: Float[np.ndarray, "R 3"],
+) -> Float[np.ndarray, " R"]:
+    """What the light multiplies an albedo with."""
+    normal = _interpolate(mesh.normals, triangles, weights)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
     # The triangle says which side is seen: at a silhouette its smooth normal may already point away.
-    from_behind = (_outward(mesh.corners[triangles]) * rays).sum(-1, keepdims=True) > 0
-    normal *= np.where(from_behind, -1.0, 1.0)
-    return np.clip(color * (AMBIENT + (1 - AMBIENT) * (normal @ LIGHT)[:, None]), 0.0, 1.0)
+    corners = mesh.corners[triangles]
+    outward = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    from_behind = (outward * rays).sum(-1) > 0
+    return AMBIENT + (1 - AMBIENT) * (normal @ LIGHT.astype(np.float32)) * np.where(from_behind, -1.0, 1.0)
 
 
-def _bilinear(texture: Float[np.ndarray, "h w 3"], uv: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, "R 3"]:
-    """Texture colours at uv. The texture repeats outside [0, 1], and texel centres are at +0.5."""
-    height, width = texture.shape[:2]
-    column, row = uv[:, 0] * width - 0.5, (1 - uv[:, 1]) * height - 0.5
-    left, top = np.floor(column).astype(int), np.floor(row).astype(int)
-    right_share, low_share = (column - left)[:, None], (row - top)[:, None]
-    left, right, top, low = left % width, (left + 1) % width, top % height, (top + 1) % height
-    upper = texture[top, left] * (1 - right_share) + texture[top, right] * right_share
-    lower = texture[low, left] * (1 - right_share) + texture[low, right] * right_share
+def _interpolate(
+    attribute: Float[np.ndarray, "F 3 components"],
+    triangles: Int[np.ndarray, " R"],
+    weights: tuple[Float[np.ndarray, " R"], ...],
+) -> Float[np.ndarray, "R components"]:
+    return sum(attribute[triangles, corner] * weight[:, None] for corner, weight in enumerate(weights))
+
+
+def sample(texture: Texture, uv: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, "R 4"]:
+    """Linear RGBA of a texture at uv, with v downwards. Texel centres are at +0.5."""
+    height, width = texture.pixels.shape[:2]
+    column, row = uv[:, 0].astype(np.float64) * width, uv[:, 1].astype(np.float64) * height
+    if texture.nearest:
+        return _texels(texture, np.floor(row).astype(int), np.floor(column).astype(int))
+    left, top = np.floor(column - 0.5).astype(int), np.floor(row - 0.5).astype(int)
+    right_share = (column - 0.5 - left)[:, None].astype(np.float32)
+    low_share = (row - 0.5 - top)[:, None].astype(np.float32)
+    upper = _texels(texture, top, left) * (1 - right_share) + _texels(texture, top, left + 1) * right_share
+    lower = _texels(texture, top + 1, left) * (1 - right_share)
+    lower += _texels(texture, top + 1, left + 1) * right_share
     return upper * (1 - low_share) + lower * low_share
 
 
-def _place(
-    geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"], transform: Float[np.ndarray, "4 4"]
-) -> tuple[Float[np.ndarray, "F 3 3"], Float[np.ndarray, "F 3 3"]]:
-    """The corners' positions and unit normals in the frame of the scene."""
-    corners = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3])[faces]
-    flat = _outward(corners)[:, None]
-    smooth = (geometry.vertex_normals @ np.linalg.pinv(transform[:3, :3]))[faces]
-    flat, smooth = (n / np.maximum(np.linalg.norm(n, axis=-1, keepdims=True), 1e-20) for n in (flat, smooth))
-    creased = (flat * smooth).sum(-1, keepdims=True) < np.cos(np.radians(CREASE_DEG))
-    return corners, np.where(creased, flat, smooth)
+def _texels(
+    texture: Texture, row: Int[np.ndarray, " R"], column: Int[np.ndarray, " R"]
+) -> Float[np.ndarray, "R 4"]:
+    height, width = texture.pixels.shape[:2]
+    wrap_u, wrap_v = texture.wrap
+    pixels = texture.pixels[_wrapped(row, height, wrap_v), _wrapped(column, width, wrap_u)]
+    return np.concatenate([LINEAR_OF_BYTE[pixels[:, :3]], pixels[:, 3:] / np.float32(255)], -1)
 
 
-def _outward(corners: Float[np.ndarray, "F 3 3"]) -> Float[np.ndarray, "F 3"]:
-    """The normals of triangles, not of unit length. Seen from their tips, corners run counter-clockwise."""
-    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-
-
-def _appearance(
-    geometry: trimesh.Trimesh, faces: Int[np.ndarray, "F 3"]
-) -> tuple[Float[np.ndarray, "F 3 3"], Float[np.ndarray, "F 3 2"], Float[np.ndarray, "h w 3"] | None]:
-    """The corners' colours and uvs, and the texture if there is one."""
-    colors = np.full((len(faces), 3, 3), GREY)
-    uvs = np.zeros((len(faces), 3, 2))
-    visual: Any = geometry.visual  # its attributes differ from kind to kind
-    if visual.kind == "vertex":
-        return visual.vertex_colors[faces][..., :3] / 255.0, uvs, None
-    if visual.kind == "face":
-        return np.repeat(visual.face_colors[:, None, :3] / 255.0, 3, axis=1), uvs, None
-    if visual.kind != "texture":
-        return colors, uvs, None
-    factor, image = _material(visual.material)
-    colors[:] = factor
-    if image is None or visual.uv is None:
-        return colors, uvs, None
-    uvs = np.asarray(visual.uv, np.float64)[faces]
-    return colors, uvs, np.asarray(image.convert("RGB"), np.float32) / 255.0
-
-
-def _material(
-    material: trimesh.visual.material.SimpleMaterial | trimesh.visual.material.PBRMaterial,
-) -> tuple[Float[np.ndarray, "3"] | np.floating, Image.Image | None]:
-    """The colour, in sRGB, and the image, if there is one, of a glTF or .obj material."""
-    if isinstance(material, trimesh.visual.material.PBRMaterial):
-        linear = 1.0 if material.baseColorFactor is None else material.baseColorFactor[:3] / 255.0
-        # glTF's factors are linear, its images sRGB.
-        return np.power(linear, 1 / 2.2), material.baseColorTexture
-    return (np.ones(3) if material.image else material.diffuse[:3] / 255.0), material.image
-
-
-def _normalise(corners: Float[np.ndarray, "F 3 3"], name: str) -> Float[np.ndarray, "F 3 3"]:
-    """Moves the bounding box's centre to the origin, and scales the farthest point to distance 0.5."""
-    points = corners.reshape(-1, 3)
-    centred = points - (points.min(0) + points.max(0)) / 2
-    radius = np.linalg.norm(centred, axis=-1).max()
-    if not np.isfinite(radius) or radius == 0:
-        raise UserError(f"{name} has no extent, or positions that are not finite")
-    return (centred * (0.5 / radius)).reshape(corners.shape)
+def _wrapped(place: Int[np.ndarray, " R"], size: int, wrap: Wrap) -> Int[np.ndarray, " R"]:
+    """Places inside of a texture for places anywhere."""
+    if wrap == Wrap.CLAMP:
+        return np.clip(place, 0, size - 1)
+    if wrap == Wrap.REPEAT:
+        return place % size
+    place = place % (2 * size)
+    return np.minimum(place, 2 * size - 1 - place)

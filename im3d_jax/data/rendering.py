@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -17,14 +19,14 @@ import numpy as np
 
 from im3d_jax.data import RenderedObject, Renderer, mesh_rendering, objects, procedural, views
 from im3d_jax.data.isolation import Failure, attempt
-from im3d_jax.data.mesh_rendering import UpAxis
+from im3d_jax.data.meshes.reading import NOT_READ, READERS, UpAxis, load_mesh
 from im3d_jax.data.objects import Split
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.views.cameras import orbit
 from recon_torch.views.images import straight
 
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+MESH_SUFFIXES = tuple(READERS)
 
 
 class Turntable(NamedTuple):
@@ -69,15 +71,18 @@ class MeshRenderer:
     """Renders the meshes below a directory, each named by its path without the suffix.
 
     Args:
-        directory: holds .glb, .gltf, .obj and .ply files, at any depth.
+        directory: holds .glb, .gltf, .obj, .ply and .stl files, at any depth.
         captions: by name. A mesh that has none gets the caption "".
         up: the axis of the files that points up.
+
+    Attributes:
+        unread: how many files of each suffix hold meshes, or may, in formats that are not read.
 
     Raises UserError if there are no meshes, or if two of them would have one name.
     """
 
     def __init__(self, directory: Path, captions: Mapping[str, str], up: UpAxis, turntable: Turntable):
-        self._paths = find_meshes(directory)
+        self._paths, self.unread = find_meshes(directory)
         self._captions, self._up, self._turntable = captions, up, turntable
         self.names = list(self._paths)
 
@@ -89,8 +94,13 @@ class MeshRenderer:
     def render(self, name: str) -> RenderedObject:
         elevation_rad = self._turntable.elevation_rad(zlib.crc32(name.encode()))
         cameras = orbit(self._turntable.num_views, elevation_rad, self._turntable.size)
-        rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(self._paths[name], self._up), cameras)
-        more = {"mesh_sha256": hashlib.sha256(self._paths[name].read_bytes()).hexdigest()}
+        mesh = load_mesh(self._paths[name], self._up)
+        rgba, _ = mesh_rendering.render(mesh, cameras)
+        if not rgba[..., 3].any():
+            raise UserError(f"{self._paths[name]} is seen in no view: it is cut out, see-through or too thin")
+        more: dict[str, Any] = {"mesh_sha256": hashlib.sha256(self._paths[name].read_bytes()).hexdigest()}
+        if mesh.left_out:
+            more["left_out"] = list(mesh.left_out)
         return RenderedObject(rgba, cameras, self._captions.get(name, ""), elevation_rad, more)
 
 
@@ -111,21 +121,52 @@ class RenderTo:
         return None
 
 
-def find_meshes(directory: Path) -> dict[str, Path]:
-    """Name -> file of all meshes below a directory, sorted by path.
+def find_meshes(directory: Path) -> tuple[dict[str, Path], Counter[str]]:
+    """Name -> file of all meshes below a directory, sorted by path; and how many of each suffix are not read.
 
     Raises UserError if there are none, or if names collide: a name becomes the path of a directory.
     """
-    found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
+    files = _files_below(directory) if directory.is_dir() else []
+    found = [path for path in files if path.suffix.lower() in MESH_SUFFIXES]
+    unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ)
     paths = {path.relative_to(directory).with_suffix("").as_posix(): path for path in found}
     if not paths:
-        raise UserError(f"no meshes ({', '.join(MESH_SUFFIXES)}) below {directory}; correct --meshes")
+        others = (
+            f", only {in_unread_formats(unread)}; convert them to .glb" if unread else "; correct --meshes"
+        )
+        raise UserError(f"no meshes ({', '.join(MESH_SUFFIXES)}) below {directory}{others}")
     if len(paths) < len(found):
         raise UserError(f"{directory} has meshes that differ only in their suffix; rename them")
     for name in paths:
         if inside := [parent for parent in PurePosixPath(name).parents if str(parent) in paths]:
             raise UserError(f"{directory} has a mesh and a folder called {inside[0]}; rename one")
-    return paths
+    return paths, unread
+
+
+def in_unread_formats(unread: Counter[str]) -> str:
+    """Such as "12 files in formats that are not read: .fbx 10, .blend 2"."""
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in unread.most_common())
+    return f"{unread.total()} files in formats that are not read: {kinds}"
+
+
+def _files_below(directory: Path) -> list[Path]:
+    """All files at any depth, sorted, also in folders that are linked to; hidden ones are not meshes.
+
+    Raises UserError if a folder cannot be read, since what is in it would be lost in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"folder {error.filename} cannot be read ({error.strerror}); correct its permissions")
+
+    seen, found = set(), []
+    for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if name[0] != "." and name != "__MACOSX"]
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()  # a link that leads back
+            continue
+        seen.add(real)
+        found += [Path(folder, name) for name in names if name[0] != "."]
+    return sorted(found)
 
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
 from im3d_jax.commands.dataset.progress import Skipped, check_flags, parse_part, progress
 from im3d_jax.data import Renderer, isolation, rendering, views
 from im3d_jax.data.captions import read_captions
 from im3d_jax.data.isolation import Failure
-from im3d_jax.data.mesh_rendering import UpAxis
+from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.data.rendering import MeshRenderer, ProceduralRenderer, Turntable
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing
@@ -32,6 +34,9 @@ attempts the objects that failed before. What failed is in failures.csv (failure
 name, reason, number of attempts and message. The reason is "unusable" for a file that cannot be rendered,
 "memory" or "killed" where the memory did not suffice or the process died, "timeout", or "fault" for an error
 of ours. With --jobs, an object that kills its process or takes too long does not stop the others.
+
+What a mesh asks for and the views do not show, such as a normal map or a texture that is missing, is listed
+as "left_out" in the object's metadata.json, and counted at the end. docs/data.md says what is read of meshes.
 """
 
 
@@ -53,6 +58,9 @@ def main(argv: list[str]) -> None:
         said = f", {len(failures)} skipped ({reasons}); {_failures_file(flags)} names them"
     if not num_made and not num_kept:
         raise UserError(f"{flags.out}: no object was rendered{said}")
+    kinds = Counter(kind for name in names for kind in _kinds_left_out(flags.out / name))
+    listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    said += f"; left out: {listed}" if listed else ""
     print(f"{flags.out}: {num_made} objects rendered, {num_kept} were there{said}")
 
 
@@ -76,9 +84,24 @@ def _render_all(renderer: Renderer, names: list[str], num_kept: int, flags: Name
                     failures[name] = failure
                     views.remove_unfinished(flags.out / name)
                     skipped.add(f"{name}: {failure.message}")
+                elif named := [each for each in _left_out(flags.out / name) if ":" in each]:
+                    tqdm.write(f"im3d: {name} is rendered without {'; '.join(named)}", file=sys.stderr)
     finally:
         _write_failures(_failures_file(flags), failures)
     return failures
+
+
+def _left_out(directory: Path) -> list[str]:
+    """What the views of an object do not show of its file; nothing if it is not there or cannot be read."""
+    try:
+        return views.read_metadata(directory).get("left_out", [])
+    except views.Unfit:
+        return []
+
+
+def _kinds_left_out(directory: Path) -> set[str]:
+    """The same without what follows a colon, which is the name of a texture or the like."""
+    return {each.split(":")[0] for each in _left_out(directory)}
 
 
 def _failures_file(flags: Namespace) -> Path:
@@ -105,6 +128,8 @@ def _renderer(flags: Namespace) -> Renderer:
         return ProceduralRenderer(flags.procedural, turntable)
     captions = read_captions(flags.captions) if flags.captions else {}
     renderer = MeshRenderer(flags.meshes, captions, flags.up, turntable)
+    if renderer.unread:
+        print(f"im3d: {flags.meshes} has {rendering.in_unread_formats(renderer.unread)}", file=sys.stderr)
     if without := renderer.without_caption:
         of_all = f"{len(without)} of {len(renderer.names)} meshes have no caption"
         print(f"im3d: {of_all}, as {without[0]}", file=sys.stderr)
@@ -115,7 +140,10 @@ def _parse(argv: list[str]) -> Namespace:
     parser = CommandParser("dataset render", DESCRIPTION)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--meshes", type=Path, metavar="DIR", help="render the .glb, .gltf, .obj and .ply files below DIR"
+        "--meshes",
+        type=Path,
+        metavar="DIR",
+        help="render the .glb, .gltf, .obj, .ply and .stl files below DIR",
     )
     source.add_argument(
         "--procedural", type=int, metavar="N", help="render the first N procedural training objects"

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from im3d_jax.data import BatchSource, Renderer, Source, turntables, views
-from im3d_jax.data.mesh_rendering import UpAxis
+from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.data.rendering import MeshRenderer, ProceduralRenderer, Turntable
 from im3d_jax.data.sources import ProceduralSource
 from im3d_jax.data.turntables import TurntableSource

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from im3d_jax.data import mesh_rendering, procedural
+from im3d_jax.data import mesh_rendering, procedural, rendering
+from im3d_jax.data.meshes.reading import load_mesh
 from recon_torch.errors import UserError
 from recon_torch.views import cameras
 
@@ -103,10 +104,71 @@ def test_meshes_become_records(world, meshes, tmp_path, capsys):
     assert all(0 <= each["elevation_rad"] <= np.pi / 4 for each in examples)
     assert examples[0]["elevation_rad"] != examples[1]["elevation_rad"]
     orbit = cameras.orbit(world.views, examples[0]["elevation_rad"], world.size)
-    rgba, _ = mesh_rendering.render(mesh_rendering.load_mesh(meshes / "a/box.glb"), orbit)
+    rgba, _ = mesh_rendering.render(load_mesh(meshes / "a/box.glb"), orbit)
     np.testing.assert_allclose(examples[0]["alpha"], rgba[..., 3:], atol=0.51 / 255)
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
     np.testing.assert_allclose(examples[0]["rgb"], over_white, atol=1.01 / 255)
+
+
+def test_what_files_ask_for_and_views_do_not_show_is_counted_and_kept(world, tmp_path, capsys):
+    meshes, out = tmp_path / "meshes", tmp_path / "views"
+    meshes.mkdir()
+    for name, more in {"a": "map_Kd wood.png\nmap_Bump b.png\n", "b": "map_Bump b.png\n", "c": ""}.items():
+        (meshes / f"{name}.mtl").write_text(f"newmtl wood\nKd 1 1 1\n{more}")
+        (meshes / f"{name}.obj").write_text(
+            f"mtllib {name}.mtl\nusemtl wood\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 2 3\nf 1 2 4\nf 2 3 4\n"
+        )
+    for name in ("d.fbx", "e.FBX", "f/g.blend", "f/h.txt", "f/._a.obj"):
+        (meshes / name).parent.mkdir(exist_ok=True)
+        (meshes / name).write_bytes(b"?")
+    world.run("render", "--meshes", meshes, "--out", out, "--size", world.size, "--num-views", world.views)
+    printed = capsys.readouterr()
+    assert "3 objects rendered, 0 were there; left out: normal map 2, missing texture 1\n" in printed.out
+    assert "im3d: a is rendered without missing texture: wood.png\n" in printed.err
+    assert "meshes has 3 files in formats that are not read: .fbx 2, .blend 1\n" in printed.err
+    kept = {name: json.loads((out / name / "metadata.json").read_text()).get("left_out") for name in "abc"}
+    assert kept == {"a": ["missing texture: wood.png", "normal map"], "b": ["normal map"], "c": None}
+    assert len(world.build(out, tmp_path / "data")) == 3
+
+
+def test_broken_empty_and_lost_files_and_formats_that_are_not_read(world, tmp_path, capsys, user_error):
+    meshes, only = tmp_path / "meshes", tmp_path / "only"
+    meshes.mkdir()
+    only.mkdir()
+    (meshes / "a.glb").write_bytes(b"glTF")
+    (meshes / "b.obj").write_bytes(b"")
+    (meshes / "c.stl").symlink_to("gone.stl")
+    with user_error(r"no object was rendered, 3 skipped \(3 unusable\)"):
+        world.run("render", "--meshes", meshes, "--out", tmp_path / "views")
+    printed = capsys.readouterr().err
+    assert all(f"im3d: skipped {name}: " in printed for name in "abc")
+    (only / "a.fbx").write_bytes(b"?")
+    with user_error("below .*only, only 1 files in formats that are not read: .fbx 1; convert"):
+        world.run("render", "--meshes", only, "--out", tmp_path / "views")
+
+
+def test_folders_that_look_like_meshes_and_links_to_folders_are_entered(world, tmp_path, capsys):
+    inside, linked = tmp_path / "meshes" / "chair.glb", tmp_path / "elsewhere"
+    inside.mkdir(parents=True)
+    linked.mkdir()
+    trimesh.creation.box((1, 2, 3)).export(inside / "scene.glb")
+    trimesh.creation.box((1, 2, 3)).export(linked / "box.stl")
+    (tmp_path / "meshes" / "link").symlink_to(linked)
+    (linked / "loop").symlink_to(tmp_path / "meshes")
+    world.run(
+        "render",
+        "--meshes",
+        tmp_path / "meshes",
+        "--out",
+        tmp_path / "out",
+        "--size",
+        world.size,
+        "--num-views",
+        1,
+    )
+    assert "2 objects rendered" in capsys.readouterr().out
+    assert (tmp_path / "out/chair.glb/scene/metadata.json").is_file()
+    assert (tmp_path / "out/link/box/metadata.json").is_file()
 
 
 def test_meshes_with_names_in_conflict_are_refused(world, meshes, tmp_path):
@@ -159,7 +221,7 @@ def test_an_interrupted_run_keeps_its_table(world, meshes, tmp_path, monkeypatch
             raise UserError("no")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mesh_rendering, "load_mesh", stop)
+    monkeypatch.setattr(rendering, "load_mesh", stop)
     out = tmp_path / "views"
     with pytest.raises(KeyboardInterrupt):
         world.run("render", "--meshes", meshes, "--out", out, "--size", world.size)
