@@ -115,6 +115,7 @@ def stream(
     path: str = "",
     split: str = "train",
     first_object: int = 0,
+    mix: dict | None = None,
     keep_image: float = 0.9,
     keep_text: float = 0.9,
     timestep_shift: float = 1.0,
@@ -126,8 +127,10 @@ def stream(
         batch_size: over all processes.
         path, split: of a data set of `im3d dataset`. A path of "" stands for procedural objects, from number
             `first_object` of the split on.
+        mix: in their place, the parts of a mixture by name, each with a weight: every batch has examples of
+            all parts, as in {"meshes": {"weight": 0.7, "path": "data/meshes"}, "shapes": {"weight": 0.3}}.
         keep_image, keep_text, timestep_shift: see `im3d_jax.tasks.turntable.Stream`.
     """
-    data = dict(path=path, split=split, first_object=first_object)
+    data = dict(path=path, split=split, first_object=first_object) | (dict(mix=mix) if mix else {})
     drawn = dict(keep_image=keep_image, keep_text=keep_text, timestep_shift=timestep_shift)
     return ConfigDict(dict(every=every, batch_size=batch_size, num_views=num_views, **drawn, data=data))

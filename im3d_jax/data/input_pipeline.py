@@ -16,11 +16,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grain
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from im3d_jax.data import BatchSource, CorruptRecord, Example, Source, procedural
+from im3d_jax.data.mixture import Mixture
 from recon_torch.errors import UserError
+
+CACHED = {"latents": "latents", "text": "embeddings of its caption", "image_tokens": "image tokens"}
+"""What examples may hold in place of pictures and captions, and its name in messages."""
 
 NAMED = 3  # so many of the corrupt records are named in the error that stops a run
 
@@ -42,14 +47,58 @@ def stack_views(
     Float[Array, "B K H W 3"] | Float[np.ndarray, "B K H W 3"],
     Float[Array, "B K H W 1"] | Float[np.ndarray, "B K H W 1"],
 ]:
-    """The rgb and alpha of a batch: NumPy arrays, or for scenes the renders, which stay on JAX's device."""
-    if "scene" not in examples[0]:
-        rgb, alpha = (np.stack([each[name] for each in examples]) for name in ("rgb", "alpha"))
-        return rgb, alpha
+    """The rgb and alpha of a batch: NumPy arrays or, if it has scenes, arrays on JAX's device.
+
+    Scenes are rendered, together. Every other number of them in a batch compiles another program.
+    """
+    is_scene = np.array(["scene" in each for each in examples])
+    if not is_scene.any():
+        return _stack_pictures(examples)
+    views = _render([each for each in examples if "scene" in each])
+    if is_scene.all():
+        return views.rgb, views.alpha
+    stored = _stack_pictures([each for each in examples if "scene" not in each])
+    rows = np.argsort(np.argsort(~is_scene, stable=True))  # where each example is among scenes and others
+    rgb, alpha = (
+        jnp.concatenate([jnp.asarray(made), jnp.asarray(read)])[rows]
+        for made, read in zip((views.rgb, views.alpha), stored, strict=True)
+    )
+    return rgb, alpha
+
+
+def _stack_pictures(
+    examples: Sequence[Example],
+) -> tuple[Float[np.ndarray, "B K H W 3"], Float[np.ndarray, "B K H W 1"]]:
+    return np.stack([each["rgb"] for each in examples]), np.stack([each["alpha"] for each in examples])
+
+
+def _render(examples: Sequence[Example]) -> procedural.Views:
     size = examples[0]["size"]
     scenes = {name: np.stack([each["scene"][name] for each in examples]) for name in examples[0]["scene"]}
-    views = procedural.render(scenes, scenes.pop("w2c"), procedural.half_width(size), size)
-    return views.rgb, views.alpha
+    return procedural.render(scenes, scenes.pop("w2c"), procedural.half_width(size), size)
+
+
+def check_alike(examples: Sequence[Example]) -> None:
+    """Raises UserError unless all examples of a batch hold the same: pictures or latents, and what is cached.
+
+    Scenes are as good as pictures. Only a mixture of data sets can hold different things.
+    """
+    for example in examples[1:]:
+        for name, what in CACHED.items():
+            shapes = [_shapes(each.get(name)) for each in (examples[0], example)]
+            if shapes[0] != shapes[1]:
+                (has, a), (lacks, b) = zip((examples[0]["id"], example["id"]), shapes, strict=True)
+                raise UserError(
+                    f"a batch mixes examples that do not go together: {has} has {what} {a}, {lacks} has {b};"
+                    " build all data sets of a mixture with the same encoders"
+                )
+
+
+def _shapes(value: object) -> str:
+    """The shapes of one array, or of a tuple of them, in words."""
+    if value is None:
+        return "none"
+    return " and ".join(str(np.shape(each)) for each in (value if isinstance(value, tuple) else (value,)))
 
 
 class Stream:
@@ -109,7 +158,7 @@ def open_stream(
     Args:
         seed: of the order.
         batch_size: of the global batch, over all processes.
-        shuffle: False keeps the source's own order.
+        shuffle: False keeps the source's own order. The parts of a `Mixture` say that for themselves.
         num_threads: how many threads read and decode; 0 reads only when asked.
         buffer: how many batches are read ahead.
         max_corrupt: how many corrupt records this process may skip.
@@ -117,8 +166,11 @@ def open_stream(
     Raises UserError for an empty source, and for a batch that does not divide among the shards.
     """
     num_rows = _rows_of(shard, source, batch_size)
-    order = grain.MapDataset.range(len(source)).seed(seed)
-    order = (order.shuffle() if shuffle else order).repeat()
+    if isinstance(source, Mixture):
+        order = source.order(seed)
+    else:
+        order = grain.MapDataset.range(len(source)).seed(seed)
+        order = (order.shuffle() if shuffle else order).repeat()
 
     def place(row: int) -> int:
         """The place in the order of a row of this shard."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from im3d_jax.data import Example, Source, objects
+from im3d_jax.data.mixture import Mixture, Part
 from im3d_jax.data.objects import Split
 from im3d_jax.data.workers import Run, run_here
 from recon_torch.errors import UserError
@@ -48,6 +50,15 @@ class ProceduralSource:
         ]
 
 
+def _open_part(name: str, part: dict[str, Any], shared: dict[str, Any]) -> Part:
+    known = {"weight", "path", "split", "first_object"}
+    if "weight" not in part or not part.keys() <= known:
+        raise UserError(f"part {name!r} of a mix has {', '.join(sorted(part))}; give it {', '.join(known)}")
+    weight = part.pop("weight")
+    data = {"path": "", "split": "train", "first_object": 0, **part}
+    return Part(open_source(**data, **shared), float(weight), shuffle=bool(data["path"]))
+
+
 def open_source(
     *,
     path: str,
@@ -56,9 +67,10 @@ def open_source(
     seed: int,
     size: int,
     num_views: int,
+    mix: Mapping[str, Mapping[str, Any]] | None = None,
     run: Run = run_here,
 ) -> Source:
-    """Opens a data set that `im3d dataset build` made, or procedural objects.
+    """Opens a data set that `im3d dataset build` made, or procedural objects, or a mixture of such.
 
     Args:
         path: the data set's directory; "" stands for procedural objects.
@@ -67,10 +79,17 @@ def open_source(
         seed: of the world of procedural objects.
         size: side of the views in pixels.
         num_views: K.
+        mix: the parts of a mixture by name, which take the place of `path`, `split` and `first_object`: each
+            has a "weight" and may have a "path", a "split" ("train") and a "first_object" (0).
         run: makes the procedural objects, perhaps in another process; see `workers`.
 
-    Raises UserError if there is no such data set or split.
+    Raises UserError if there is no such data set or split, and for a part that has something else.
     """
+    if mix:
+        if path:
+            raise UserError(f"a stream's data have a path ({path}) and a mix; leave one of them out")
+        shared = dict(seed=seed, size=size, num_views=num_views, run=run)
+        return Mixture([_open_part(name, dict(part), shared) for name, part in mix.items()])
     if path:
         from im3d_jax.data.turntables import TurntableSource  # imports tfds, which takes seconds
 

@@ -122,7 +122,7 @@ class AutoencoderTask:
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Images]:
         """The views as images. Raises UserError for a data set that holds latents."""
-        if "latents" in examples[0]:
+        if any("latents" in example for example in examples):
             raise UserError("the data set holds latents, an autoencoder trains on views; build it with views")
         return {"images": self._images(input_pipeline.stack_views(examples))}
 

@@ -122,6 +122,7 @@ class TurntableTask:
         What records have cached is taken as it is, and the rest is encoded here. Raises UserError if what is
         cached is not what the backbone takes.
         """
+        input_pipeline.check_alike(examples)
         if "latents" in examples[0]:
             batch: dict[str, Any] = {"latents": np.stack([each["latents"] for each in examples])}
             _check("latents", batch["latents"].shape[2:], tuple(self.model.latent_shape))

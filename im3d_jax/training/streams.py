@@ -21,7 +21,7 @@ class StreamSettings:
         every: the stream's turn comes every so many steps.
         batch_size: over all processes.
         num_views: of each object.
-        path, split, first_object: of the data, see `data.sources.open_source`.
+        path, split, first_object, mix: of the data, see `data.sources.open_source`.
     """
 
     every: int
@@ -30,11 +30,12 @@ class StreamSettings:
     path: str = ""
     split: str = "train"
     first_object: int = 0
+    mix: Mapping[str, Mapping[str, Any]] | None = None
 
     @classmethod
     def of(cls, section: Any) -> StreamSettings:
         """Takes them out of a stream's section of a config, which has more."""
-        return cls(section.every, section.batch_size, section.num_views, **section.data)
+        return cls(section.every, section.batch_size, section.num_views, **section.data.to_dict())
 
 
 def check(streams: Mapping[str, StreamSettings], accumulate: int, mesh: Mesh) -> None:
@@ -88,6 +89,7 @@ def open_stream(
         seed=seed,
         size=size,
         num_views=stream.num_views,
+        mix=stream.mix,
         run=run,
     )
     return input_pipeline.open_stream(
