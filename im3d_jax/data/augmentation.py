@@ -53,49 +53,15 @@ MEANING = {
 }
 """Colour word -> the range of hues, in degrees, of the pixels that it may mean."""
 
-UNCERTAIN = frozenset(
-    [
-        "amber",
-        "beige",
-        "bronze",
-        "brass",
-        "copper",
-        "coral",
-        "cream",
-        "crimson",
-        "gold",
-        "golden",
-        "indigo",
-        "ivory",
-        "khaki",
-        "lavender",
-        "lime",
-        "maroon",
-        "mint",
-        "navy",
-        "ochre",
-        "olive",
-        "peach",
-        "rainbow",
-        "colorful",
-        "colourful",
-        "multicolored",
-        "reddish",
-        "greenish",
-        "bluish",
-        "yellowish",
-        "brownish",
-        "rose",
-        "rusty",
-        "rust",
-        "salmon",
-        "scarlet",
-        "silver",
-        "tan",
-        "wood",
-        "wooden",
-    ]
-)
+# fmt: off
+UNCERTAIN = frozenset((
+    *("amber", "beige", "bronze", "brass", "copper", "coral", "cream", "crimson", "gold"),
+    *("golden", "indigo", "ivory", "khaki", "lavender", "lime", "maroon", "mint", "navy"),
+    *("ochre", "olive", "peach", "rainbow", "colorful", "colourful", "multicolored", "reddish", "greenish"),
+    *("bluish", "yellowish", "brownish", "rose", "rusty", "rust", "salmon", "scarlet", "silver"),
+    *("tan", "wood", "wooden"),
+))
+# fmt: on
 """Words for colours, or for what has one, that are not exchanged. Captions with one keep their colours."""
 
 NO_COLOR_BEFORE = frozenset(["slice", "slices", "juice", "half", "halves", "peel", "tree", "trees"])

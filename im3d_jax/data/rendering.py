@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from im3d_jax.data import RenderedObject, Renderer, mesh_rendering, objects, procedural, views
+from im3d_jax.data import RenderedObject, Renderer, augmentation, mesh_rendering, objects, procedural, views
 from im3d_jax.data.isolation import Failure, attempt
+from im3d_jax.data.meshes.parts import Mesh
 from im3d_jax.data.meshes.reading import NOT_READ, READERS, UpAxis, load_mesh
 from im3d_jax.data.objects import Split
+from im3d_jax.data.placement import object_of
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.views.cameras import orbit
@@ -74,34 +76,65 @@ class MeshRenderer:
         directory: holds .glb, .gltf, .obj, .ply and .stl files, at any depth.
         captions: by name. A mesh that has none gets the caption "".
         up: the axis of the files that points up.
+        num_variants: of each mesh, which are rendered beside it as NAME~1, NAME~2, ...; see `augmentation`.
 
     Attributes:
         unread: how many files of each suffix hold meshes, or may, in formats that are not read.
 
-    Raises UserError if there are no meshes, or if two of them would have one name.
+    Raises UserError if there are no meshes, or if two objects would have one name.
     """
 
-    def __init__(self, directory: Path, captions: Mapping[str, str], up: UpAxis, turntable: Turntable):
+    def __init__(
+        self,
+        directory: Path,
+        captions: Mapping[str, str],
+        up: UpAxis,
+        turntable: Turntable,
+        num_variants: int = 0,
+    ):
         self._paths, self.unread = find_meshes(directory)
         self._captions, self._up, self._turntable = captions, up, turntable
-        self.names = list(self._paths)
+        variants = {name: [f"{name}~{number + 1}" for number in range(num_variants)] for name in self._paths}
+        if taken := [each for names in variants.values() for each in names if each in self._paths]:
+            raise UserError(f"a mesh has the name of a variant, {taken[0]}; rename it")
+        self.names = [each for name in self._paths for each in (name, *variants[name])]
 
     @property
     def without_caption(self) -> list[str]:
         """The names of the meshes that have no caption."""
-        return [name for name in self.names if name not in self._captions]
+        return [name for name in self._paths if name not in self._captions]
 
     def render(self, name: str) -> RenderedObject:
+        if name not in self._paths:
+            return self._render_variant(name)
+        mesh = load_mesh(self._paths[name], self._up)
+        return self._render(mesh, name, name)
+
+    def _render_variant(self, name: str) -> RenderedObject:
+        """Renders NAME~1 of NAME, whose colours are exchanged if its caption's can be."""
+        object_name, variant = object_of(name), augmentation.draw(self._turntable.seed, name)
+        mesh = load_mesh(self._paths[object_name], self._up)
+        corners, normals = augmentation.reshape(mesh.corners, mesh.normals, variant)
+        made = self._render(mesh._replace(corners=corners, normals=normals), name, object_name)
+        caption = augmentation.exchange_words(made.caption, made.rgba, variant.channels)
+        if caption is None:
+            variant, caption = variant._replace(channels=augmentation.CHANNELS[0]), made.caption
+        told = {"of": object_name, "caption_of_object": made.caption, **variant.said()}
+        rgba = augmentation.exchange(made.rgba, variant.channels)
+        return made._replace(rgba=rgba, caption=caption, more={**made.more, "augmentation": told})
+
+    def _render(self, mesh: Mesh, name: str, object_name: str) -> RenderedObject:
+        """Renders a mesh that was read from the file of `object_name`, as the object `name`."""
+        path = self._paths[object_name]
         elevation_rad = self._turntable.elevation_rad(zlib.crc32(name.encode()))
         cameras = orbit(self._turntable.num_views, elevation_rad, self._turntable.size)
-        mesh = load_mesh(self._paths[name], self._up)
         rgba, _ = mesh_rendering.render(mesh, cameras)
         if not rgba[..., 3].any():
-            raise UserError(f"{self._paths[name]} is seen in no view: it is cut out, see-through or too thin")
-        more: dict[str, Any] = {"mesh_sha256": hashlib.sha256(self._paths[name].read_bytes()).hexdigest()}
+            raise UserError(f"{path} is seen in no view: it is cut out, see-through or too thin")
+        more: dict[str, Any] = {"mesh_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         if mesh.left_out:
             more["left_out"] = list(mesh.left_out)
-        return RenderedObject(rgba, cameras, self._captions.get(name, ""), elevation_rad, more)
+        return RenderedObject(rgba, cameras, self._captions.get(object_name, ""), elevation_rad, more)
 
 
 class RenderTo:

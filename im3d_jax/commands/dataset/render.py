@@ -27,6 +27,7 @@ DESCRIPTION = """Renders objects as directories of views, which `im3d dataset bu
     im3d dataset render --procedural 1000 --out data/views --size 64
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --part 0/8
 
+    im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --augment 3
     im3d dataset render --meshes objaverse/ --out data/views --jobs 16 --timeout-s 600 --max-skipped 5000
 
 Objects that are in --out already are kept, so an interrupted command is simply started again. It then also
@@ -127,11 +128,11 @@ def _renderer(flags: Namespace) -> Renderer:
     if not flags.meshes:
         return ProceduralRenderer(flags.procedural, turntable)
     captions = read_captions(flags.captions) if flags.captions else {}
-    renderer = MeshRenderer(flags.meshes, captions, flags.up, turntable)
+    renderer = MeshRenderer(flags.meshes, captions, flags.up, turntable, flags.augment)
     if renderer.unread:
         print(f"im3d: {flags.meshes} has {rendering.in_unread_formats(renderer.unread)}", file=sys.stderr)
     if without := renderer.without_caption:
-        of_all = f"{len(without)} of {len(renderer.names)} meshes have no caption"
+        of_all = f"{len(without)} of {len(renderer.names) // (1 + flags.augment)} meshes have no caption"
         print(f"im3d: {of_all}, as {without[0]}", file=sys.stderr)
     return renderer
 
@@ -156,6 +157,13 @@ def _parse(argv: list[str]) -> Namespace:
     )
     parser.add_argument(
         "--up", type=UpAxis, choices=list(UpAxis), default=UpAxis.Y, help="the meshes' axis that is up (y)"
+    )
+    parser.add_argument(
+        "--augment",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also render N variants of each mesh: stretched, turned, with other light and colours (0)",
     )
     parser.add_argument("--size", type=int, default=512, help="side of the square views in pixels (512)")
     parser.add_argument("--num-views", type=int, default=16, help="number of evenly spaced azimuths (16)")
@@ -193,6 +201,8 @@ def _parse(argv: list[str]) -> Namespace:
             "--num-views must be at least 1": flags.num_views >= 1,
             "--elevation-deg must lie between -90 and 90": abs(flags.elevation_deg or 0) < 90,
             "--seed must not be negative": flags.seed >= 0,
+            "--augment must not be negative, and needs --meshes": flags.augment == 0
+            or (flags.augment > 0 and flags.meshes is not None),
             "--jobs must not be negative": flags.jobs >= 0,
             "--retries must not be negative": flags.retries >= 0,
             "--timeout-s must not be negative, and needs --jobs": flags.timeout_s == 0

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from im3d_jax.data import mesh_rendering, procedural, rendering
+from im3d_jax.data import mesh_rendering, procedural, rendering, views
 from im3d_jax.data.meshes.reading import load_mesh
+from im3d_jax.data.turntables import read_splits
 from recon_torch.errors import UserError
 from recon_torch.views import cameras
 
@@ -233,3 +234,17 @@ def test_a_mesh_has_its_digest_beside_its_views(world, meshes, tmp_path):
     world.run("render", "--meshes", meshes, "--out", out, "--size", world.size)
     metadata = json.loads((out / "b/metadata.json").read_text())
     assert metadata["mesh_sha256"] == hashlib.sha256((meshes / "b.glb").read_bytes()).hexdigest()
+
+
+def test_variants_lie_beside_their_mesh_and_in_its_split(world, meshes, tmp_path, user_error):
+    (meshes / "c.obj").unlink()
+    out, data = tmp_path / "views", tmp_path / "data"
+    settings = ["--size", world.size, "--num-views", world.views]
+    world.run("render", "--meshes", meshes, "--out", out, *settings, "--augment", 3)
+    names = {path.relative_to(out).as_posix() for path in views.find_objects(out)}
+    assert names == {f"{name}{tail}" for name in ("a/box", "b") for tail in ("", "~1", "~2", "~3")}
+    assert json.loads((out / "b~2/metadata.json").read_text())["augmentation"]["of"] == "b"
+    world.build(out, data, split="train=0.5,test=0.5")
+    assert sorted(count % 4 for count in read_splits(data).values()) == [0, 0]
+    with user_error("--augment must not be negative, and needs --meshes"):
+        world.run("render", *world.procedural, "--out", out, "--augment", 1)
