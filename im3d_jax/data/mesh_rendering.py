@@ -190,7 +190,8 @@ def _shade(
     for index in np.unique(material_index):
         material, chosen = mesh.materials[index], material_index == index
         if material.texture >= 0:
-            rgba[chosen] *= sample(mesh.textures[material.texture], uv[chosen])
+            with_alpha = material.alpha_mode != AlphaMode.OPAQUE
+            rgba[chosen] *= sample(mesh.textures[material.texture], uv[chosen], with_alpha)
         if any(material.emission):
             emission[chosen] = material.emission
             if material.emission_texture >= 0:
@@ -237,8 +238,15 @@ def _interpolate(
     return sum(attribute[triangles, corner] * weight[:, None] for corner, weight in enumerate(weights))
 
 
-def sample(texture: Texture, uv: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, "R 4"]:
-    """Linear RGBA of a texture at uv, with v downwards. Texel centres are at +0.5."""
+def sample(
+    texture: Texture, uv: Float[np.ndarray, "R 2"], with_alpha: bool = False
+) -> Float[np.ndarray, "R 4"]:
+    """Linear RGBA of a texture at uv, with v downwards. Texel centres are at +0.5.
+
+    Args:
+        with_alpha: colours are averaged with alpha as their weight, so that the colours of invisible texels,
+            which may be anything, leave no fringe where something is cut out.
+    """
     height, width = texture.pixels.shape[:2]
     column, row = uv[:, 0].astype(np.float64) * width, uv[:, 1].astype(np.float64) * height
     if texture.nearest:
@@ -246,10 +254,16 @@ def sample(texture: Texture, uv: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, 
     left, top = np.floor(column - 0.5).astype(int), np.floor(row - 0.5).astype(int)
     right_share = (column - 0.5 - left)[:, None].astype(np.float32)
     low_share = (row - 0.5 - top)[:, None].astype(np.float32)
-    upper = _texels(texture, top, left) * (1 - right_share) + _texels(texture, top, left + 1) * right_share
-    lower = _texels(texture, top + 1, left) * (1 - right_share)
-    lower += _texels(texture, top + 1, left + 1) * right_share
-    return upper * (1 - low_share) + lower * low_share
+    total = np.zeros((len(uv), 4), np.float32)
+    for down, row_share in enumerate((1 - low_share, low_share)):
+        for right, column_share in enumerate((1 - right_share, right_share)):
+            texels = _texels(texture, top + down, left + right)
+            if with_alpha:
+                texels[:, :3] *= texels[:, 3:]
+            total += texels * (row_share * column_share)
+    if with_alpha:
+        total[:, :3] /= np.maximum(total[:, 3:], 1e-6)
+    return total
 
 
 def _texels(

@@ -169,7 +169,8 @@ def find_meshes(directory: Path) -> tuple[dict[str, Path], Counter[str]]:
         )
         raise UserError(f"no meshes ({', '.join(MESH_SUFFIXES)}) below {directory}{others}")
     if len(paths) < len(found):
-        raise UserError(f"{directory} has meshes that differ only in their suffix; rename them")
+        first = next(path for path in found if path not in paths.values())
+        raise UserError(f"{directory} has meshes that differ only in their suffix, as {first}; rename them")
     for name in paths:
         if inside := [parent for parent in PurePosixPath(name).parents if str(parent) in paths]:
             raise UserError(f"{directory} has a mesh and a folder called {inside[0]}; rename one")

@@ -124,6 +124,7 @@ class Materials:
     def __init__(self, folder: Path, budget: TexelBudget, left_out: set[str]):
         self._folder, self._budget, self._left_out = folder, budget, left_out
         self._pixels: dict[str, Pixels | None] = {}
+        self._indices: dict[tuple, int] = {}
         self.textures: list[Texture] = []
 
     def look(self, lines: Lines) -> Look:
@@ -135,7 +136,7 @@ class Materials:
         emission, emission_texture = self._emission(lines)
         alpha = self._alpha(lines)
         color = _numbers(lines.get("kd", ""), 3) or ([1.0] * 3 if base else [GREY] * 3)
-        if base and not any(color):
+        if self._picture(lines.get("map_kd")) and not any(color):
             color = [1.0] * 3  # exporters write a black Kd beside a texture, which is not meant to be black
         glow = _numbers(lines.get("ke", ""), 3)
         if emission and not glow:
@@ -168,21 +169,36 @@ class Materials:
         found = diffuse or opacity
         if found is None:
             return None, -1, False
-        reference, pixels = found[0], found[1].copy()
-        if diffuse and not opacity and (pixels[..., 3] < 255).any():
+        reference = found[0]
+        if diffuse and opacity and opacity[0]._replace(name="") != reference._replace(name=""):
+            self._left_out.add("texture options of map_d")
+        key = tuple(each and each[0].name for each in (diffuse, opacity)) + (reference.clamp,)
+        if key not in self._indices:
+            pixels = self._with_alpha(diffuse and diffuse[1], opacity and opacity[1])
+            self._indices[key] = self._add(pixels, reference)
+        return reference, self._indices[key], opacity is not None
+
+    def _with_alpha(self, diffuse: Pixels | None, opacity: Pixels | None) -> Pixels:
+        """The colours of map_Kd, or white, with the alpha of map_d, or none."""
+        if diffuse is not None and opacity is None and (diffuse[..., 3] < 255).any():
             self._left_out.add("alpha channel of map_Kd")
-        if not diffuse:
-            pixels[..., :3] = 255
-        pixels[..., 3] = 255
-        if opacity:
-            pixels[..., 3] = _opacity(opacity[1], pixels.shape[:2])
-            if diffuse and opacity[0]._replace(name="") != reference._replace(name=""):
-                self._left_out.add("texture options of map_d")
-        return reference, self._add(pixels, reference), opacity is not None
+        like = opacity if diffuse is None else diffuse
+        assert like is not None
+        pixels = np.full_like(like, 255)
+        if diffuse is not None:
+            pixels[..., :3] = diffuse[..., :3]
+        if opacity is not None:
+            pixels[..., 3] = _opacity(opacity, pixels.shape[:2])
+        return pixels
 
     def _emission(self, lines: Lines) -> tuple[Reference | None, int]:
         found = self._picture(lines.get("map_ke"))
-        return (found[0], self._add(found[1], found[0])) if found else (None, -1)
+        if not found:
+            return None, -1
+        key = ("emission", found[0].name, found[0].clamp)
+        if key not in self._indices:
+            self._indices[key] = self._add(found[1], found[0])
+        return found[0], self._indices[key]
 
     def _add(self, pixels: Pixels, reference: Reference) -> int:
         wrap = Wrap.CLAMP if reference.clamp else Wrap.REPEAT

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +22,19 @@ NOT_SHOWN = {"l": "lines", "p": "points", "curv": "curves", "curv2": "curves", "
 
 
 class _Content:
-    """What the lines of an .obj file give, as lists."""
+    """What the lines of an .obj file give, as text.
+
+    faces: what follows each f. runs: of consecutive faces their number, their material (-1 for none), and how
+    many vertices, uvs and normals stand before them.
+    """
 
     def __init__(self) -> None:
-        self.vertices: list[list[str]] = []
-        self.uvs: list[list[str]] = []
-        self.normals: list[list[str]] = []
-        self.references: list[tuple[int, int, int]] = []  # of each corner: vertex, uv, normal; -1 for none
-        self.sizes: list[int] = []
-        self.face_materials: list[int] = []
-        self.materials: list[str] = []
+        self.vertices: list[str] = []
+        self.uvs: list[str] = []
+        self.normals: list[str] = []
+        self.faces: list[str] = []
+        self.runs: list[list[int]] = []
+        self.materials: dict[str, int] = {}
         self.libraries: list[str] = []
         self.left_out: set[str] = set()
 
@@ -51,74 +57,95 @@ def read_obj(path: Path) -> Scene:
     known = _materials(path.parent, content)
     materials = Materials(path.parent, TexelBudget(path.name), content.left_out)
     parts = []
+    names = list(content.materials)
     for number in np.unique(geometry.face_materials):
-        name = content.materials[number] if number >= 0 else None
+        name = names[number] if number >= 0 else None
         lines = None if name is None else _find_material(known, name)
         if name is not None and lines is None:
             content.left_out.add(f"missing material: {name[:200]}")
         look = None if lines is None else materials.look(lines)
         parts.append(_part(geometry, geometry.face_materials == number, look))
+        if parts[-1].material.texture >= 0 and np.isfinite(geometry.colors).all():
+            content.left_out.add("vertex colours beside a texture")
     return Scene(parts, materials.textures, content.left_out)
 
 
 def _read_lines(text: str) -> _Content:
     content, material = _Content(), -1
-    for word, rest in lines_of(text):
-        if word == "v":
-            content.vertices.append(rest.split())
-        elif word == "vt":
-            content.uvs.append(rest.split())
-        elif word == "vn":
-            content.normals.append(rest.split())
+    lists = {"v": content.vertices, "vt": content.uvs, "vn": content.normals}
+    for word, run in groupby(lines_of(text), itemgetter(0)):
+        rests = [rest for _, rest in run]
+        if word in lists:
+            lists[word] += rests
         elif word in ("f", "fo"):
-            corners = [_reference(each, content) for each in rest.split()]
-            content.references += corners
-            content.sizes.append(len(corners))
-            content.face_materials.append(material)
+            content.faces += rests
+            content.runs.append([len(rests), material, *(len(each) for each in lists.values())])
         elif word == "usemtl":
-            if rest not in content.materials:
-                content.materials.append(rest)
-            material = content.materials.index(rest)
+            material = content.materials.setdefault(rests[-1], len(content.materials))
         elif word == "mtllib":
-            content.libraries.append(rest)
+            content.libraries += rests
         elif word in NOT_SHOWN:
             content.left_out.add(NOT_SHOWN[word])
     return content
 
 
-def _reference(corner: str, content: _Content) -> tuple[int, int, int]:
-    """The places, from 0, that `7/2/3`, `7//3`, `7` or `-1` stand for; negative ones count from the end."""
-    words = [*corner.split("/"), "", ""]
-    lengths = (len(content.vertices), len(content.uvs), len(content.normals))
-    found = []
-    for word, length in zip(words[:3], lengths, strict=True):
-        place = int(word) if word else 0
-        place = place - 1 if place > 0 else length + place if place < 0 else -1
-        found.append(place)
-    if found[0] < 0 or (words[1] and found[1] < 0) or (words[2] and found[2] < 0):
+def _references(content: _Content, sizes: Int[np.ndarray, " faces"]) -> Int[np.ndarray, "corners 3"]:
+    """The places, from 0, that `7/2/3`, `7//3`, `7` or `-1` stand for, and -1 for what is not there.
+
+    Negative numbers count back from the last element before the face.
+    """
+    text = " ".join(content.faces)
+    corners = text.split()
+    slashes = {corner.count("/") for corner in corners}
+    if len(slashes) == 1 and "//" not in text and "/ " not in text and text[-1] != "/":
+        numbers = _numbers(text.replace("/", " ")).reshape(len(corners), -1)
+        numbers = np.pad(numbers, ((0, 0), (0, 2)))[:, :3].astype(np.int64)
+    else:
+        rows = [[*corner.split("/"), "", ""][:3] for corner in corners]
+        numbers = np.array([[int(word or 0) for word in row] for row in rows], np.int64).reshape(-1, 3)
+    runs = np.array(content.runs, np.int64).reshape(-1, 5)
+    before = np.repeat(np.repeat(runs[:, 2:], runs[:, 0], 0), sizes, 0)
+    places = np.where(numbers > 0, numbers - 1, np.where(numbers < 0, before + numbers, -1))
+    given = numbers != 0
+    given[:, 0] = True
+    lengths = [len(content.vertices), len(content.uvs), len(content.normals)]
+    if (wrong := (given & ((places < 0) | (places >= lengths))).any(1)).any():
+        corner = corners[int(wrong.argmax())]
         raise UserError(
             f"it has a face with the corner {corner[:40]!r}, which does not exist; export it again"
         )
-    return found[0], found[1], found[2]
+    return places
+
+
+def _rows(lines: list[str], columns: int) -> Float[np.ndarray, "rows columns"]:
+    """The first numbers of each line; those that are missing are 0."""
+    if {len(line.split()) for line in lines} == {columns}:
+        return _numbers(" ".join(lines)).reshape(-1, columns)
+    words = [word for line in lines for word in [*line.split()[:columns], *["0"] * columns][:columns]]
+    return np.array(words, np.float64).reshape(-1, columns)
+
+
+def _numbers(text: str) -> Float[np.ndarray, " numbers"]:
+    """The numbers in a text. Raises ValueError, or in older NumPy a warning, where something else stands."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return np.fromstring(text, np.float64, sep=" ")
 
 
 def _geometry(content: _Content) -> _Geometry:
-    positions = np.array([each[:3] for each in content.vertices], np.float64).reshape(-1, 3)
+    positions = _rows(content.vertices, 3)
     colors = np.full(positions.shape, np.nan)
-    for number, words in enumerate(content.vertices):
-        if len(words) >= 6:  # x y z r g b, and perhaps alpha
-            colors[number] = [float(word) for word in words[3:6]]
-    if np.nanmax(colors, initial=0) > 1:
-        colors /= 255
-    uvs = np.array([[*each[:2], "0"][:2] for each in content.uvs], np.float64).reshape(-1, 2)
-    normals = np.array([each[:3] for each in content.normals], np.float64).reshape(-1, 3)
-    references = np.array(content.references, np.int64).reshape(-1, 3)
-    if (references.max(0, initial=-1) >= [len(positions), len(uvs), len(normals)]).any():
-        raise UserError("it has faces with corners that do not exist; export it again")
-    sizes = np.array(content.sizes, np.int64)
+    colored = [number for number, line in enumerate(content.vertices) if len(line.split()) >= 6]
+    if colored:  # x y z r g b, and perhaps alpha
+        colors[colored] = _rows([content.vertices[number] for number in colored], 6)[:, 3:]
+        colors /= 255 if colors[colored].max() > 1 else 1
+    sizes = np.array([len(face.split()) for face in content.faces], np.int64)
+    references = _references(content, sizes)
     triangles = triangulate(sizes, positions[references[:, 0]])
     face_of_corner = np.repeat(np.arange(len(sizes)), sizes)
-    face_materials = np.array(content.face_materials, np.int64)[face_of_corner[triangles[:, 0]]]
+    of_faces = np.repeat([run[1] for run in content.runs], [run[0] for run in content.runs]).astype(np.int64)
+    face_materials = of_faces[face_of_corner[triangles[:, 0]]]
+    uvs, normals = _rows(content.uvs, 2), _rows(content.normals, 3)
     return _Geometry(positions, colors, uvs, normals, references[triangles], face_materials)
 
 
@@ -160,7 +187,10 @@ def _part(geometry: _Geometry, chosen: np.ndarray, look: Look | None) -> Part:
     material = look.material if look else Material()
     if uvs is None:
         material = material._replace(texture=-1, emission_texture=-1)
-    return Part(corners, normals, _colors(geometry.colors[vertex], look), base, emission, material)
+    vertex_colors = geometry.colors[vertex]
+    if material.texture >= 0:  # scanners write both, of which the texture is the better one
+        vertex_colors = np.full_like(vertex_colors, np.nan)
+    return Part(corners, normals, _colors(vertex_colors, look), base, emission, material)
 
 
 def _colors(vertex_colors: Float[np.ndarray, "F 3 3"], look: Look | None) -> Float[np.ndarray, "F 3 4"]:

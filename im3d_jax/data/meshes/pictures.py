@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -46,7 +48,7 @@ def decode_picture(content: bytes, budget: TexelBudget) -> UInt8[np.ndarray, "he
     if content.startswith(KTX2):
         raise UserError("it has a texture in KTX2 (KHR_texture_basisu), which is not read; save it with PNG")
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with _without_warnings(), Image.open(io.BytesIO(content)) as picture:
             budget.spend(picture.width * picture.height)
             if picture.mode.startswith("I"):
                 grey = np.clip(np.rint(np.asarray(picture) / 257), 0, 255).astype(np.uint8)
@@ -54,8 +56,18 @@ def decode_picture(content: bytes, budget: TexelBudget) -> UInt8[np.ndarray, "he
             return np.array(picture.convert("RGBA"))
     except UserError:
         raise
+    except Image.DecompressionBombError:
+        raise UserError("it has a texture of more texels than Pillow reads; shrink it") from None
     except Exception as error:  # Pillow's readers raise whatever their parsers raise
         raise UnreadablePicture(str(error)) from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of large pictures, which the budget limits, and of odd metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def find_beside(folder: Path, reference: str) -> Path | None:
@@ -67,12 +79,12 @@ def find_beside(folder: Path, reference: str) -> Path | None:
     """
     spellings = list(dict.fromkeys([reference, unquote(reference)]))
     for spelling in spellings:
-        path = folder / spelling
-        if "\0" not in spelling and _is_inside(spelling) and path.is_file():
-            return path
+        # os.path says "no" to names that no file can have, where Path raises an error.
+        if _is_inside(spelling) and os.path.isfile(folder / spelling):
+            return folder / spelling
     for spelling in spellings:
         names = PurePosixPath(spelling.replace("\\", "/").strip()).parts
-        if not names or "\0" in spelling:
+        if not names:
             continue
         candidates = [folder, *_texture_folders(folder), *_texture_folders(folder.parent)]
         tries = [(folder, names)] if _is_inside(spelling.replace("\\", "/")) else []
@@ -91,14 +103,14 @@ def _without_case(folder: Path, names: Iterable[str]) -> Path | None:
     """The file at a path below a folder whose names may differ in upper and lower case."""
     path = folder
     for name in names:
-        if name in (".", "..") or (path / name).exists():
+        if name in (".", "..") or os.path.exists(path / name):
             path = path / name
             continue
         matches = sorted(each for each in _listed(path) if each.casefold() == name.casefold())
         if not matches:
             return None
         path = path / matches[0]
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def _listed(folder: Path) -> list[str]:

@@ -22,7 +22,11 @@ TYPES = {
 }
 INDICES = ("vertex_indices", "vertex_index")
 UV_NAMES = (("texture_u", "texture_v"), ("s", "t"), ("u", "v"))
-COLOR_PREFIXES = ("", "diffuse_")
+COLOR_NAMES = (
+    ("red", "green", "blue", "alpha"),
+    ("diffuse_red", "diffuse_green", "diffuse_blue", "diffuse_alpha"),
+    ("r", "g", "b", "a"),
+)
 
 
 class Property(NamedTuple):
@@ -78,13 +82,20 @@ def read_ply(path: Path) -> Scene:
     face_number = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[corner_of_triangle[:, 0]]
     pictures = _textures(path.parent, textures, TexelBudget(path.name), left_out)
     uvs = _uvs(vertex, face, lists, faces, corner_of_triangle) if pictures else None
-    colors, has_alpha = _colors(vertex, face, faces, face_number, uvs is not None)
+    colors = _colors(vertex, face, faces, face_number)
+    if uvs is not None and colors is not None:
+        left_out.add("vertex colours beside a texture")
+    if uvs is not None or colors is None:
+        colors = grey(len(faces)) if uvs is None else np.ones((len(faces), 3, 4))
+    if not colors[..., 3].any():
+        left_out.add("opacity of 0")
+        colors[..., 3] = 1
+    alpha_mode = AlphaMode.BLEND if (colors[..., 3] < 1).any() else AlphaMode.OPAQUE
     normals = None
     if {"nx", "ny", "nz"} <= vertex.numbers.keys():
-        normals = np.stack([vertex.numbers[name] for name in ("nx", "ny", "nz")], -1).astype(np.float64)[
-            faces
-        ]
-    material = Material(-1 if uvs is None else 0, AlphaMode.BLEND if has_alpha else AlphaMode.OPAQUE)
+        of_vertices = np.stack([vertex.numbers[name] for name in ("nx", "ny", "nz")], -1)
+        normals = of_vertices.astype(np.float64)[faces]
+    material = Material(-1 if uvs is None else 0, alpha_mode)
     return Scene([Part(positions[faces], normals, colors, uvs, None, material)], pictures, left_out)
 
 
@@ -92,32 +103,25 @@ def read_ply(path: Path) -> Scene:
 
 
 def _colors(
-    vertex: Table,
-    face: Table,
-    faces: Int[np.ndarray, "F 3"],
-    face_number: Int[np.ndarray, " F"],
-    textured: bool,
-) -> tuple[Float[np.ndarray, "F 3 4"], bool]:
-    """Linear RGBA of the corners, from sRGB ones, and whether any is see-through."""
+    vertex: Table, face: Table, faces: Int[np.ndarray, "F 3"], face_number: Int[np.ndarray, " F"]
+) -> Float[np.ndarray, "F 3 4"] | None:
+    """Linear RGBA of the corners, from sRGB ones of vertices or else of faces; None if there are none."""
     srgb = _rgba(vertex.numbers)
     if srgb is not None:
         srgb = srgb[faces]
     elif (of_faces := _rgba(face.numbers)) is not None:
         srgb = np.repeat(of_faces[face_number][:, None], 3, 1)
     else:
-        return (np.ones((len(faces), 3, 4)) if textured else grey(len(faces))), False
-    return np.concatenate([linear_from_srgb(srgb[..., :3]), srgb[..., 3:]], -1), bool(
-        (srgb[..., 3] < 1).any()
-    )
+        return None
+    return np.concatenate([linear_from_srgb(srgb[..., :3]), srgb[..., 3:]], -1)
 
 
 def _rgba(columns: Mapping[str, Num[np.ndarray, " rows"]]) -> Float[np.ndarray, "rows 4"] | None:
     """Colours in [0, 1] of integers of any width, or of floats up to 1 or to 255."""
-    for prefix in COLOR_PREFIXES:
-        names = [prefix + name for name in ("red", "green", "blue")]
-        if set(names) <= columns.keys():
-            alpha = [prefix + "alpha"] if prefix + "alpha" in columns else []
-            channels = [np.asarray(columns[name]) for name in names + alpha]
+    for names in COLOR_NAMES:
+        if set(names[:3]) <= columns.keys():
+            alpha = names[3] in columns
+            channels = [np.asarray(columns[name]) for name in names[: 3 + alpha]]
             kind = channels[0].dtype
             rgba = np.stack([np.asarray(each, np.float64) for each in channels], -1)
             largest = (

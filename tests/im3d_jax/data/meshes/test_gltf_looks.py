@@ -159,8 +159,9 @@ def wrapped(index, size, wrap):
 
 @pytest.mark.parametrize("wrap_u", WRAPS)
 @pytest.mark.parametrize("wrap_v", WRAPS)
-def test_wrap_modes_and_bilinear_samples(wrap_u, wrap_v, curve):
-    """A row of texels by a loop in float64, interpolated as linear colours with alpha."""
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_wrap_modes_and_bilinear_samples(wrap_u, wrap_v, with_alpha, curve):
+    """A loop over four texels in float64, of linear colours, which alpha weights where it counts."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 5, 4), np.uint8)
     uv = rng.uniform(-2.5, 2.5, (200, 2)).astype(np.float32)
@@ -168,14 +169,15 @@ def test_wrap_modes_and_bilinear_samples(wrap_u, wrap_v, curve):
     expected = []
     for u, v in uv.astype(np.float64):
         x, y = u * 5 - 0.5, v * 3 - 0.5
-        total = 0
+        total, colors = 0, 0
         for row in (int(np.floor(y)), int(np.floor(y)) + 1):
             for column in (int(np.floor(x)), int(np.floor(x)) + 1):
                 weight = (1 - abs(x - column)) * (1 - abs(y - row))
-                total = total + weight * texels[wrapped(row, 3, wrap_v), wrapped(column, 5, wrap_u)]
-        expected.append(total)
-    found = mesh_rendering.sample(Texture(pixels, (wrap_u, wrap_v)), uv)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+                texel = texels[wrapped(row, 3, wrap_v), wrapped(column, 5, wrap_u)]
+                total, colors = total + weight * texel, colors + weight * texel[3] * texel[:3]
+        expected.append([*colors / total[3], total[3]] if with_alpha else total)
+    found = mesh_rendering.sample(Texture(pixels, (wrap_u, wrap_v)), uv, with_alpha)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_samplers_of_files(gltf, tmp_path, square):
@@ -323,6 +325,13 @@ def test_external_textures_are_found(uri, file, gltf, seen, square, tmp_path):
     texture = gltf.add("textures", source=gltf.add("images", uri=uri))
     gltf.square(pbr(baseColorTexture={"index": texture}), TEXCOORD_0=gltf.array(square[1]))
     close(seen(gltf.glb(folder / "a.glb")), [*TEXEL, 1])
+
+
+@pytest.mark.parametrize("uri", ["x" * 5000 + ".png", "a\0b.png", "https://example.org/wood.png", ""])
+def test_names_that_no_file_can_have_are_named_as_missing(uri, gltf, square, tmp_path):
+    texture = gltf.add("textures", source=gltf.add("images", uri=uri))
+    gltf.square(pbr(baseColorTexture={"index": texture}), TEXCOORD_0=gltf.array(square[1]))
+    assert load_mesh(gltf.glb(tmp_path / "a.glb")).left_out == (f"missing texture: {uri[:200]}",)
 
 
 @pytest.mark.parametrize("content", [None, b"no picture"])

@@ -148,6 +148,25 @@ def test_vertex_colours_are_srgb(largest, tmp_path, curve):
     np.testing.assert_allclose(part.colors[0, :, :3], curve[1](srgb * 255), atol=1e-6)
 
 
+def test_vertex_colours_are_multiplied_with_kd_and_give_way_to_textures(tmp_path, curve, seen):
+    colored = SQUARE.replace(" 0\n", " 0 0.5 0.5 0.5\n")
+    (part,) = read_obj(write(tmp_path, colored + FACE, "newmtl wood\nKd 1 0.5 0\n")).parts
+    half = curve[1](127.5)
+    np.testing.assert_allclose(part.colors[..., :3], [[[half, half**2, 0]] * 3] * 2)
+    picture(tmp_path / "wood.png")
+    path = write(tmp_path, colored + FACE, "newmtl wood\nmap_Kd wood.png\n")
+    np.testing.assert_allclose(seen(path), [*TEXEL, 1], atol=0.05)
+    assert load_mesh(path).left_out == ("vertex colours beside a texture",)
+
+
+def test_materials_share_textures(tmp_path):
+    picture(tmp_path / "wood.png")
+    lines = {"wood": "wood.png", "b": "-s 2 2 wood.png", "c": "-clamp on wood.png"}
+    mtl = "".join(f"newmtl {name}\nmap_Kd {line}\n" for name, line in lines.items())
+    scene = read_obj(write(tmp_path, SQUARE + FACE + "usemtl b\n" + FACE + "usemtl c\n" + FACE, mtl))
+    assert [part.material.texture for part in scene.parts] == [0, 0, 1] and len(scene.textures) == 2
+
+
 def test_faces_in_all_their_spellings(tmp_path):
     obj = (
         SQUARE

@@ -79,6 +79,13 @@ def test_polygons_of_mixed_sizes_with_colours_and_alpha(form, tmp_path, curve):
     assert part.material.alpha_mode == "BLEND"
 
 
+def test_an_alpha_of_0_everywhere_is_not_believed(tmp_path):
+    colors = [(name, "B", [100] * 5) for name in ("red", "green", "blue")] + [("alpha", "B", [0] * 5)]
+    (tmp_path / "a.ply").write_bytes(ply("ascii", positions() + colors, [[0, 1, 2]]))
+    scene = read_ply(tmp_path / "a.ply")
+    assert scene.left_out == {"opacity of 0"} and (scene.parts[0].colors[..., 3] == 1).all()
+
+
 @pytest.mark.parametrize("of_faces", [False, True])
 def test_textures(of_faces, tmp_path):
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
