@@ -93,6 +93,8 @@ def _references(content: _Content, sizes: Int[np.ndarray, " faces"]) -> Int[np.n
     """The places, from 0, that `7/2/3`, `7//3`, `7` or `-1` stand for, and -1 for what is not there.
 
     Negative numbers count back from the last element before the face.
+
+    Raises UserError for vertices that do not exist; uvs and normals that do not are only named.
     """
     text = " ".join(content.faces)
     corners = text.split()
@@ -106,15 +108,18 @@ def _references(content: _Content, sizes: Int[np.ndarray, " faces"]) -> Int[np.n
     runs = np.array(content.runs, np.int64).reshape(-1, 5)
     before = np.repeat(np.repeat(runs[:, 2:], runs[:, 0], 0), sizes, 0)
     places = np.where(numbers > 0, numbers - 1, np.where(numbers < 0, before + numbers, -1))
-    given = numbers != 0
-    given[:, 0] = True
-    lengths = [len(content.vertices), len(content.uvs), len(content.normals)]
-    if (wrong := (given & ((places < 0) | (places >= lengths))).any(1)).any():
-        corner = corners[int(wrong.argmax())]
+    wrong = (places < 0) | (places >= [len(content.vertices), len(content.uvs), len(content.normals)])
+    if wrong[:, 0].any():
+        corner = corners[int(wrong[:, 0].argmax())]
         raise UserError(
             f"it has a face with the corner {corner[:40]!r}, which does not exist; export it again"
         )
-    return places
+    content.left_out |= {
+        kind
+        for column, kind in ((1, "texture coordinates that do not exist"), (2, "normals that do not exist"))
+        if (wrong[:, column] & (numbers[:, column] != 0)).any()
+    }
+    return np.where(wrong, -1, places)
 
 
 def _rows(lines: list[str], columns: int) -> Float[np.ndarray, "rows columns"]:
@@ -141,6 +146,8 @@ def _geometry(content: _Content) -> _Geometry:
         colors /= 255 if colors[colored].max() > 1 else 1
     sizes = np.array([len(face.split()) for face in content.faces], np.int64)
     references = _references(content, sizes)
+    if (sizes < 3).any():
+        content.left_out.add("faces of fewer than three corners")
     triangles = triangulate(sizes, positions[references[:, 0]])
     face_of_corner = np.repeat(np.arange(len(sizes)), sizes)
     of_faces = np.repeat([run[1] for run in content.runs], [run[0] for run in content.runs]).astype(np.int64)

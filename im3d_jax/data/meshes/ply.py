@@ -77,6 +77,8 @@ def read_ply(path: Path) -> Scene:
     indices = lists.values.astype(np.int64)
     if indices.min() < 0 or indices.max() >= len(positions):
         raise UserError("it has indices of vertices that it does not have; export it again")
+    if (lists.sizes < 3).any():
+        left_out.add("faces of fewer than three corners")
     corner_of_triangle = triangulate(lists.sizes, positions[indices])
     faces = indices[corner_of_triangle]
     face_number = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[corner_of_triangle[:, 0]]

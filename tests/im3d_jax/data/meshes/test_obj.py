@@ -180,7 +180,18 @@ def test_faces_in_all_their_spellings(tmp_path):
     np.testing.assert_allclose(part.normals[2], [[0, 0.6, 0.8]] * 3)
 
 
-@pytest.mark.parametrize("face", ["f 1 2 9", "f 1 2 -9", "f 1/9 2/1 3/1", "f 1//1 2//1 3//1", "f a b c"])
+def test_uvs_and_normals_that_do_not_exist_are_named(tmp_path):
+    obj = SQUARE + "f 1/9/1 2/1/1 3/-7/1\nf 1 2\n"
+    mesh = load_mesh(write(tmp_path, obj))
+    names = (
+        "faces of fewer than three corners",
+        "normals that do not exist",
+        "texture coordinates that do not exist",
+    )
+    assert mesh.left_out == names and len(mesh.corners) == 1
+
+
+@pytest.mark.parametrize("face", ["f 1 2 9", "f 1 2 -9", "f 0 1 2", "f a b c", "f 1/a 2 3"])
 def test_broken_faces_are_one_line(face, tmp_path, user_error):
     with user_error("cannot read .*a.obj"):
         load_mesh(write(tmp_path, SQUARE + face + "\n"))

@@ -77,6 +77,7 @@ def test_polygons_of_mixed_sizes_with_colours_and_alpha(form, tmp_path, curve):
     np.testing.assert_allclose(part.colors[0, 0], [*curve[1]([10] * 3), 1])
     np.testing.assert_allclose(part.colors[1:3, 0], [[*curve[1]([200] * 3), 0.2]] * 2)
     assert part.material.alpha_mode == "BLEND"
+    assert read_ply(tmp_path / "a.ply").left_out == {"faces of fewer than three corners"}
 
 
 def test_an_alpha_of_0_everywhere_is_not_believed(tmp_path):
