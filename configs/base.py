@@ -119,6 +119,7 @@ def stream(
     keep_image: float = 0.9,
     keep_text: float = 0.9,
     timestep_shift: float = 1.0,
+    random_start: float = 0.0,
 ) -> ConfigDict:
     """One stream of batches. A step takes one: of those that are due, the one that is due least often.
 
@@ -129,8 +130,10 @@ def stream(
             `first_object` of the split on.
         mix: in their place, the parts of a mixture by name, each with a weight: every batch has examples of
             all parts, as in {"meshes": {"weight": 0.7, "path": "data/meshes"}, "shapes": {"weight": 0.3}}.
-        keep_image, keep_text, timestep_shift: see `im3d_jax.tasks.turntable.Stream`.
+        keep_image, keep_text, timestep_shift, random_start: see `im3d_jax.tasks.turntable.Stream`.
     """
     data = dict(path=path, split=split, first_object=first_object) | (dict(mix=mix) if mix else {})
-    drawn = dict(keep_image=keep_image, keep_text=keep_text, timestep_shift=timestep_shift)
+    drawn = dict(
+        keep_image=keep_image, keep_text=keep_text, timestep_shift=timestep_shift, random_start=random_start
+    )
     return ConfigDict(dict(every=every, batch_size=batch_size, num_views=num_views, **drawn, data=data))

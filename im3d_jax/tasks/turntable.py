@@ -40,11 +40,14 @@ class Stream(NamedTuple):
         keep_image, keep_text: probabilities that an asset keeps its conditions. Below 1, the network also
             learns to do without them, which guidance needs.
         timestep_shift: see `schedules.sample_timesteps`.
+        random_start: probability that a turntable starts at a random one of its views, which is then the
+            given image. The views are evenly spaced on a circle, so this is the object with another yaw.
     """
 
     keep_image: float
     keep_text: float
     timestep_shift: float
+    random_start: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +74,14 @@ class Draws(NamedTuple):
         number: of its timestep in the schedule.
         noise_key: of its noise.
         keep_image, keep_text: whether it keeps these conditions.
+        start: in [0, 1): the share of its turntable that lies before the view with which it starts.
     """
 
     number: Int[Array, " B"]
     noise_key: Key[Array, " B"]
     keep_image: Bool[Array, " B"]
     keep_text: Bool[Array, " B"]
+    start: Float[Array, " B"]
 
 
 class TurntableTask:
@@ -95,6 +100,11 @@ class TurntableTask:
         self.model, self.schedule = generator.model, generator.schedule
         self.partition_rules = self.model.partition_rules
         self.asks = self.model.empty_conditioning(1)
+        if self.asks.image_tokens is not None and any(each.random_start for each in streams.values()):
+            raise UserError(
+                "config.train.streams: random_start does not go with a backbone that attends to an image"
+                " encoder, whose tokens are those of view 0; set it to 0"
+            )
         empty = conditioning.no_conditions(self.asks, generator.text)
         self.constants = generator.codec, jax.device_put(empty, generator.place)
 
@@ -168,12 +178,15 @@ class TurntableTask:
     def draw(self, key: PRNGKeyArray, num_examples: int, stream: Stream) -> Draws:
         """One step's draws. Those of an asset depend on its row and not on how the batch is divided."""
         keys = jax.random.split(key, 4)
+        start_keys = jax.random.split(jax.random.fold_in(key, 4))
+        is_turned = jax.random.bernoulli(start_keys[0], stream.random_start, (num_examples,))
         levels = self.schedule.num_timesteps
         return Draws(
             schedules.sample_timesteps(keys[0], num_examples, levels, shift=stream.timestep_shift),
             jax.random.split(keys[1], num_examples),
             jax.random.bernoulli(keys[2], stream.keep_image, (num_examples,)),
             jax.random.bernoulli(keys[3], stream.keep_text, (num_examples,)),
+            jnp.where(is_turned, jax.random.uniform(start_keys[1], (num_examples,)), 0.0),
         )
 
     def loss(
@@ -186,7 +199,7 @@ class TurntableTask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, " levels"]]]:
         """The loss of Sec. 3.1 and, for each noise level, its sum over assets and their number."""
         codec, empty = constants
-        latents = _latents(codec, batch)
+        latents = _started(_latents(codec, batch), draws.start)
         given = conditioning.drop(_given(latents, batch), empty, draws.keep_image, draws.keep_text)
         alpha, sigma = schedules.level(self.schedule, draws.number)
         timestep = jnp.asarray(self.schedule.timesteps, jnp.float32)[draws.number]
@@ -252,6 +265,12 @@ def _latents(codec: Autoencoder, batch: Mapping[str, Any]) -> Float[Array, "B K 
         return jnp.asarray(batch["latents"], jnp.float32)
     # Nothing before the noise trains, so it is not differentiated.
     return jax.lax.stop_gradient(codec.encode(batch["rgb"], batch["alpha"]))
+
+
+def _started(latents: Float[Array, "B K h w c"], start: Float[Array, " B"]) -> Float[Array, "B K h w c"]:
+    """The turntables, each from the view that comes after the share `start` of its views."""
+    number = jnp.floor(start * latents.shape[1]).astype(jnp.int32)
+    return jax.vmap(lambda views, first: jnp.roll(views, -first, axis=0))(latents, number)
 
 
 def _given(latents: Float[Array, "B K h w c"], batch: Mapping[str, Any]) -> Conditioning:

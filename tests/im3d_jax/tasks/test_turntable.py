@@ -76,11 +76,11 @@ def examples():
     return ProceduralSource(0, 20_000, 8, 3).batch(range(4))
 
 
-def draws(numbers, keep_image=1, keep_text=1):
+def draws(numbers, keep_image=1, keep_text=1, start=0.0):
     count = len(numbers)
     keys = jax.random.split(jax.random.key(5), count)
     kept = (jnp.full(count, bool(keep)) for keep in (keep_image, keep_text))
-    return Draws(jnp.asarray(numbers), keys, *kept)
+    return Draws(jnp.asarray(numbers), keys, *kept, jnp.full(count, start))
 
 
 def test_the_loss_is_that_of_float64(task, examples):
@@ -120,6 +120,19 @@ def test_what_the_network_is_told(task, examples):
         np.testing.assert_allclose(given.elevation_rad, [each["elevation_rad"] for each in examples])
 
 
+def test_a_turntable_that_starts_elsewhere_is_the_turned_object(task, examples):
+    batch, params = task.collate(examples), task.model.init(None)
+    turned = {name: np.roll(batch[name], -2, axis=1) for name in ("rgb", "alpha")}
+    loss, expected = (
+        task.loss(params, task.constants, views, draws([0, 350, 700, 999], start=start), EVERYTHING)[0]
+        for views, start in ((batch, 0.7), (batch | turned, 0.0))  # floor(0.7 * 3) = 2
+    )
+    unturned, _ = task.loss(params, task.constants, batch, draws([0, 350, 700, 999]), EVERYTHING)
+    assert float(loss) == float(expected) != float(unturned)
+    with pytest.raises(UserError, match="random_start does not go with a backbone that attends"):
+        turntable.TurntableTask(task.generator, {"turntable": EVERYTHING._replace(random_start=0.5)})
+
+
 class Unasked(NoText):
     def encode(self, prompts):
         raise AssertionError("cached text is encoded again")
@@ -157,10 +170,13 @@ def test_cached_is_as_good_as_computed(task, examples):
 
 
 def test_draws_have_the_shares_and_levels_that_a_stream_asks_for(task):
-    stream = Stream(keep_image=0.9, keep_text=0.3, timestep_shift=3.0)
+    stream = Stream(keep_image=0.9, keep_text=0.3, timestep_shift=3.0, random_start=0.8)
     drawn = task.draw(jax.random.key(0), 4000, stream)
     np.testing.assert_allclose(drawn.keep_image.mean(), 0.9, atol=0.03)
     np.testing.assert_allclose(drawn.keep_text.mean(), 0.3, atol=0.03)
+    # Of the turntables that start anywhere, one in K starts at view 0.
+    of_16 = np.bincount(np.floor(np.asarray(drawn.start) * 16).astype(int), minlength=16) / 4000
+    np.testing.assert_allclose(of_16, [0.2 + 0.05] + [0.05] * 15, atol=0.02)
     # Median of u = 1/2 under 3 u / (1 + 2 u).
     np.testing.assert_allclose(np.median(drawn.number), 750, atol=5)
     assert len(np.unique(jax.random.key_data(drawn.noise_key), axis=0)) == 4000
