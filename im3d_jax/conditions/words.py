@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from im3d_jax.conditions.text import Embeddings, Masks
+
+MAX_SHOWN = 60
+"""So many known words are listed in a warning."""
 
 
 class WordEncoder(nn.Module):
@@ -55,18 +59,27 @@ class Vocabulary:
         mask[:, 0] = 1
         lookup = {word: i + 1 for i, word in enumerate(self.words)}
         for row, prompt in enumerate(prompts):
-            found = [lookup[word] for word in _split(prompt) if word in lookup][: self.max_words]
+            found = [lookup[word] for word in split_words(prompt) if word in lookup][: self.max_words]
             indices[row, : len(found)] = found
             mask[row, : len(found)] = 1
         return (indices,), (mask,)
 
     def warnings(self, prompt: str) -> list[str]:
-        """Names the words of a prompt that the encoder was not trained on, if there are any."""
-        unknown = [word for word in _split(prompt) if word not in self.words]
-        known = ", ".join(self.words)
-        message = f"words {', '.join(unknown)} are unknown to this model and left out; it knows: {known}"
-        return [message] if unknown else []
+        """Names the words of a prompt that the encoder was not trained on, if any, and words like them."""
+        unknown = [word for word in split_words(prompt) if word not in self.words]
+        if not unknown:
+            return []
+        near = [each for word in unknown for each in difflib.get_close_matches(word, self.words, n=2)]
+        hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else self._known()
+        return [f"words {', '.join(unknown)} are unknown to this model and left out; {hint}"]
+
+    def _known(self) -> str:
+        shown = ", ".join(self.words[:MAX_SHOWN])
+        return f"it knows: {shown}" + (
+            f", ... ({len(self.words)} words)" if len(self.words) > MAX_SHOWN else ""
+        )
 
 
-def _split(prompt: str) -> list[str]:
-    return re.findall(r"[a-z]+", prompt.lower())
+def split_words(text: str) -> list[str]:
+    """The words of a prompt or a caption, in lower case."""
+    return re.findall(r"[a-z]+", text.lower())

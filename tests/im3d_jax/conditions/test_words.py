@@ -19,3 +19,11 @@ def test_unknown_words_are_named():
     assert warning.startswith("words shiny, with, wheels are unknown")
     assert warning.endswith("it knows: a, blue, car, red")
     assert VOCABULARY.warnings("a red car") == []
+
+
+def test_words_like_the_unknown_ones_are_suggested():
+    (warning,) = VOCABULARY.warnings("a bleu carr, two of them")
+    assert warning.endswith("left out; did you mean blue, car?")
+    many = Vocabulary([f"word{letter}{other}" for letter in "abcdefgh" for other in "abcdefghij"])
+    (warning,) = many.warnings("zzz")
+    assert warning.endswith(", ... (80 words)") and warning.count("word") == 62
