@@ -85,6 +85,9 @@ class _Reader:
         self._left_out = set(document.get("extensionsUsed", [])) - HONOURED - WITHOUT_LOOKS
         self._materials = Materials(document, accessors, TexelBudget(name), self._left_out)
         self._world = self._world_matrices()
+        self._decoded: dict[
+            int, tuple[dict[str, Num[np.ndarray, "V components"]], Int[np.ndarray, "F 3"]]
+        ] = {}
 
     def scene(self) -> Scene:
         parts, count = [], 0
@@ -103,10 +106,11 @@ class _Reader:
     def _world_matrices(self) -> dict[int, Matrix]:
         """The matrix from each node to the world."""
         nodes = self._document.get("nodes", [])
-        children = [child for node in nodes for child in node.get("children", [])]
-        if len(set(children)) < len(children):
+        listed = [child for node in nodes for child in node.get("children", [])]
+        children = set(listed)
+        if len(children) < len(listed):
             raise UserError("it has a node with two parents; export it again")
-        open_nodes = [(index, np.eye(4)) for index in range(len(nodes)) if index not in set(children)]
+        open_nodes = [(index, np.eye(4)) for index in range(len(nodes)) if index not in children]
         world: dict[int, Matrix] = {}
         while open_nodes:
             index, parent = open_nodes.pop()
@@ -194,7 +198,9 @@ class _Reader:
 
     def _vertices(self, primitive: Mapping[str, Any], weights: Sequence[float]) -> _Vertices:
         """The arrays of a primitive, morphed by its default weights."""
-        arrays, faces = self._attributes(primitive)
+        if id(primitive) not in self._decoded:  # because many nodes may show the same mesh
+            self._decoded[id(primitive)] = self._attributes(primitive)
+        arrays, faces = dict(self._decoded[id(primitive)][0]), self._decoded[id(primitive)][1]
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight:
                 for name in target.keys() & arrays.keys():

@@ -139,6 +139,8 @@ def assemble(scene: Scene, name: str, *, y_up: bool) -> Mesh:
     check_triangles(sum(len(part.corners) for part in parts), name)
     corners = _in_unit_ball(np.concatenate([part.corners for part in parts]), name)
     normals = np.concatenate([_creased_normals(part) for part in parts])
+    numbers: dict[Material, int] = {}
+    material_of_part = [numbers.setdefault(part.material, len(numbers)) for part in parts]
     if y_up:
         corners, normals = corners[..., [2, 0, 1]], normals[..., [2, 0, 1]]
     return Mesh(
@@ -147,8 +149,8 @@ def assemble(scene: Scene, name: str, *, y_up: bool) -> Mesh:
         np.concatenate([np.nan_to_num(part.colors).astype(np.float32) for part in parts]),
         np.concatenate([_finite_uvs(part.uvs, len(part.corners)) for part in parts]),
         np.concatenate([_finite_uvs(part.emission_uvs, len(part.corners)) for part in parts]),
-        np.repeat(np.arange(len(parts)), [len(part.corners) for part in parts]),
-        [part.material for part in parts],
+        np.repeat(material_of_part, [len(part.corners) for part in parts]),
+        list(numbers),
         scene.textures,
         tuple(sorted(scene.left_out)),
     )

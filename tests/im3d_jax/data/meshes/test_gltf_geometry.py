@@ -198,6 +198,17 @@ def test_lists_strips_and_fans(mode, triangles, indexed, gltf, tmp_path):
     np.testing.assert_array_equal(corners(gltf.glb(tmp_path / "a.glb")), TETRAHEDRON[np.array(triangles)])
 
 
+def test_nodes_share_meshes_and_morph_them_apart(gltf, tmp_path):
+    delta = np.ones((4, 3), np.float32)
+    mesh = tetrahedron(gltf, primitive={"targets": [{"POSITION": gltf.array(delta)}]})
+    for weight in (0.0, 1.0, 0.5):
+        gltf.add("nodes", mesh=mesh, weights=[weight])
+    found = corners(gltf.glb(tmp_path / "a.glb")).reshape(3, 4, 3, 3)
+    for instance, weight in zip(found, (0.0, 1.0, 0.5), strict=True):
+        np.testing.assert_allclose(instance, (TETRAHEDRON + weight)[FACES])
+    assert len(load_mesh(tmp_path / "a.glb").materials) == 1
+
+
 def test_points_and_lines_are_named(gltf, tmp_path, user_error):
     mesh = tetrahedron(gltf)
     triangles = gltf.json["meshes"][mesh]["primitives"][0]
