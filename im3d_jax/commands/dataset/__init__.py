@@ -7,6 +7,7 @@
     im3d dataset build --views data/views --out data/turntables --selection selected/selection.json
     im3d dataset build --views data/views --out data/turntables --embed --latents --config=my/paper.py
     im3d dataset show data/turntables --out sheet.png
+    im3d dataset words data/turntables --out words.txt
 
 `im3d dataset COMMAND --help` lists the flags of each. docs/data.md describes the directories.
 """
@@ -17,7 +18,7 @@ import importlib
 
 from recon_torch.errors import UserError
 
-COMMANDS = ("render", "caption", "select", "build", "show")
+COMMANDS = ("render", "caption", "select", "build", "show", "words")
 """Each is a module of this package, with a `main`."""
 
 
