@@ -26,7 +26,6 @@ DESCRIPTION = """Renders objects as directories of views, which `im3d dataset bu
 
     im3d dataset render --procedural 1000 --out data/views --size 64
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --part 0/8
-
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --augment 3
     im3d dataset render --meshes objaverse/ --out data/views --jobs 16 --timeout-s 600 --max-skipped 5000
 
@@ -35,6 +34,10 @@ attempts the objects that failed before. What failed is in failures.csv (failure
 name, reason, number of attempts and message. The reason is "unusable" for a file that cannot be rendered,
 "memory" or "killed" where the memory did not suffice or the process died, "timeout", or "fault" for an error
 of ours. With --jobs, an object that kills its process or takes too long does not stop the others.
+
+With --augment N, every mesh has N variants NAME~1, NAME~2, ... beside it: stretched along each axis by
+0.8 to 1.25, turned about the upright axis, lit from elsewhere, and with the channels of its colours
+exchanged where the colours that its caption names can follow. metadata.json says how each differs.
 
 What a mesh asks for and the views do not show, such as a normal map or a texture that is missing, is listed
 as "left_out" in the object's metadata.json, and counted at the end. docs/data.md says what is read of meshes.

@@ -14,6 +14,7 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from configs import base
 from im3d_jax import backbones, checkpoint, config_flags, sharding
 from im3d_jax.commands import dataset, train
 from im3d_jax.conditions import text
@@ -366,6 +367,39 @@ def test_training_from_disk_resumes_exactly_past_a_corrupt_record(tmp_path, shru
     run_until(2, "parts")
     assert leaves_equal(whole, run_until(4, "parts"))
     assert read_log(tmp_path / "whole")[-1]["skipped_records"] == 1
+
+
+class Mixed(Toy):
+    """`Toy` on views, stored or rendered now. It notes the objects of each batch."""
+
+    batches: list = []
+
+    def collate(self, examples):
+        Mixed.batches.append([each["id"].split("/")[0] for each in examples])
+        rgb = np.asarray(input_pipeline.stack_views(examples)[0])
+        return rgb[:, 0, 4, 3:5, :2].reshape(len(rgb), 4)
+
+
+def test_training_on_a_mixture_resumes_exactly(tmp_path, shrunk, monkeypatch):
+    monkeypatch.setattr(train.tasks, "build", Mixed)
+    for number in range(3):
+        rgba = np.random.default_rng(number).uniform(size=(3, 8, 8, 4))
+        views.write_object(tmp_path / f"views/{number}", rgba, orbit(3, 0.2, 8), "a red mug", 0.2)
+    dataset.main(["build", f"--views={tmp_path / 'views'}", f"--out={tmp_path / 'data'}", "--split=train=1"])
+    mix = {"stored": {"weight": 0.25, "path": str(tmp_path / "data")}, "shapes": {"weight": 0.75}}
+
+    def run_until(num_steps, workdir):
+        config = shrunk(num_steps=num_steps)
+        with config.unlocked():
+            del config.train.streams["image"]
+            config.train.streams.turntable = base.stream(batch_size=8, num_views=3, mix=mix)
+        return train.train(config, tmp_path / workdir)[0]
+
+    whole = run_until(3, "whole")
+    assert [batch.count("train-00000") for batch in Mixed.batches[:3]] == [2, 2, 2]
+    assert [batch.count("procedural") for batch in Mixed.batches[:3]] == [6, 6, 6]
+    run_until(2, "parts")
+    assert leaves_equal(whole, run_until(3, "parts"))
 
 
 @pytest.fixture
