@@ -92,6 +92,69 @@ def test_a_git_captions_too(tmp_path, picture_parts):
     assert len(made) == 3 and all(np.isfinite(each.score) for each in made)
 
 
+def test_words_that_are_to_be_continued_are_not_in_the_caption(blip):
+    asked = Captioner(blip, max_tokens=5, prompt="cat a b").caption(PICTURES)
+    plain = Captioner(blip, max_tokens=5).caption(PICTURES)
+    assert [each.text for each in asked] != [each.text for each in plain]
+    assert all(len(each.text.split()) <= 5 and not each.text.startswith("cat a b") for each in asked)
+
+
+def test_a_vision_encoder_with_a_text_decoder_captions_too(tmp_path, picture_parts):
+    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+
+    vision, _, save = picture_parts
+    save(tmp_path / "pair", "blip")
+    ids = dict(bos_token_id=55, eos_token_id=56)
+    text = GPT2Config(vocab_size=57, n_embd=16, n_layer=1, n_head=2, n_positions=32, **ids)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**vision), text)
+    config.decoder_start_token_id, config.pad_token_id = 55, 0
+    torch.manual_seed(1)
+    model = VisionEncoderDecoderModel(config)
+    model.generation_config.decoder_start_token_id, model.generation_config.pad_token_id = 55, 0
+    model.save_pretrained(tmp_path / "pair")
+    made = Captioner(tmp_path / "pair", max_tokens=5).caption(PICTURES)
+    assert len(made) == 3 and all(each.score < 0 for each in made)
+
+
+CHAT = """{% for turn in messages %}USER: {% for part in turn['content'] %}
+{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}
+{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
+
+
+def test_a_model_that_chats_is_asked(tmp_path, picture_parts):
+    import tokenizers
+    import transformers
+
+    vision, text, _ = picture_parts
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *"abcdefghijkl", "Describe", "object"]
+    model = tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=["<image>"], **special
+    )
+    size = dict(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(**size),
+        tokenizer=fast,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    ).save_pretrained(tmp_path)
+    text = text | dict(
+        model_type="llama", vocab_size=len(words), num_key_value_heads=2, bos_token_id=1, eos_token_id=2
+    )
+    parts = dict(vision_config=vision | dict(model_type="clip_vision_model"), text_config=text)
+    torch.manual_seed(1)
+    config = transformers.LlavaConfig(**parts, image_token_index=4, vision_feature_layer=-1)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    asked = [Captioner(tmp_path, max_tokens=5, prompt=prompt).caption(PICTURES) for prompt in ("", "object")]
+    assert all(len(each) == 3 and all(np.isfinite(one.score) for one in each) for each in asked)
+    assert asked[0][0].score != asked[1][0].score
+
+
 def pickle(path):
     torch.save({}, path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
