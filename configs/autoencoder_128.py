@@ -4,7 +4,7 @@ Command: im3d train --config=configs/autoencoder_128.py --workdir=runs/autoencod
 Devices: CPU.
 Result:  not measured yet.
 
-The frames are the views of two data sets, of meshes and of procedural objects, which launch/train_tiny_128.sh
+The frames are the views of two data sets, of meshes and of procedural objects, which launch/train_toys.sh
 makes.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-DATA = "data/tiny_128"
+DATA = "data/toys"
 """The directory of the data sets: NAME_pixels, and NAME_latents of this autoencoder, for each name."""
 
 

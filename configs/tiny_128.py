@@ -1,22 +1,13 @@
-"""The 128 px model: the denoiser of configs/tiny.py on the latents of a small learned autoencoder.
+"""A larger relative of the shipped model: 128 px and wider, to be trained on a GPU. There are no weights yet.
 
-Train:   launch/train_tiny_128.sh, which makes the data, the autoencoder and both stages
+Train:   launch/train_tiny_gpu.sh 540
 Command: im3d generate --config=configs/tiny_128.py --prompt "a red mushroom" --out out/mushroom
 Devices: two CPU cores are enough to generate.
-Result:  there are no weights yet; configs/tiny_128_turntable.py says how far the training is.
-
-The autoencoder brings 128 px to the 16x16 places that four-pixel patches make of 64 px, so a step of the
-denoiser costs the same.
 """
-
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from configs import tiny
-
-WORDS = Path(__file__).with_name("words.txt")
-"""The words of the captions of configs/tiny_128_text_to_image.py, as `im3d dataset words` lists them."""
 
 
 def get_config() -> ConfigDict:
@@ -25,12 +16,7 @@ def get_config() -> ConfigDict:
 
 def enlarge(config: ConfigDict) -> ConfigDict:
     """Changes a config of the 64 px model, of generation or of training, to the 128 px model."""
-    words = tuple(WORDS.read_text().split())
     config.size = 128
     config.weights = "runs/tiny_128_turntable/weights.safetensors"
-    config.autoencoder = dict(
-        name="autoencoder_kl", kwargs=dict(path="runs/autoencoder_128/autoencoder", frames_per_call=0)
-    )
-    config.backbone.kwargs.update(latent_shape=(16, 16, 12), vocabulary=len(words) + 1)
-    config.text.kwargs.words = words
+    config.backbone.kwargs.update(latent_shape=(32, 32, 64), model_channels=64, channel_mult=(1, 2, 2))
     return config
