@@ -166,11 +166,7 @@ def open_stream(
     Raises UserError for an empty source, and for a batch that does not divide among the shards.
     """
     num_rows = _rows_of(shard, source, batch_size)
-    if isinstance(source, Mixture):
-        order = source.order(seed)
-    else:
-        order = grain.MapDataset.range(len(source)).seed(seed)
-        order = (order.shuffle() if shuffle else order).repeat()
+    order = _order_of(source, seed, shuffle)
 
     def place(row: int) -> int:
         """The place in the order of a row of this shard."""
@@ -201,6 +197,14 @@ def _rows_of(shard: Shard, source: Source, batch_size: int) -> int:
     if batch_size % shard.count or not 0 <= shard.index < shard.count:
         raise UserError(f"a batch of {batch_size} does not divide among {shard.count} processes; match them")
     return batch_size // shard.count
+
+
+def _order_of(source: Source, seed: int, shuffle: bool) -> grain.MapDataset:
+    """The endless order of a source's indices."""
+    if isinstance(source, Mixture):
+        return source.order(seed)
+    order = grain.MapDataset.range(len(source)).seed(seed)
+    return (order.shuffle() if shuffle else order).repeat()
 
 
 def _read_ahead(num_threads: int, buffer: int) -> grain.ReadOptions:

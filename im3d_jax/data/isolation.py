@@ -121,13 +121,18 @@ def run_all(
                 if child.is_dead:
                     children[number] = _Child(make, arguments)
     finally:
-        for child in children:
-            child.pipe.close()  # which ends a process once its item is done
-        until = time.monotonic() + GRACE_S
-        for child in children:
-            child.process.join(max(0.0, until - time.monotonic()))
-            child.process.kill()
-            child.process.join()
+        _end(children)
+
+
+def _end(children: Sequence[_Child]) -> None:
+    """Lets the processes finish their items, and ends those that take longer than `GRACE_S`."""
+    for child in children:
+        child.pipe.close()  # which ends a process once its item is done
+    until = time.monotonic() + GRACE_S
+    for child in children:
+        child.process.join(max(0.0, until - time.monotonic()))
+        child.process.kill()
+        child.process.join()
 
 
 def _ended(
