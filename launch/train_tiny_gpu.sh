@@ -78,6 +78,6 @@ trap bring EXIT
 stage text_to_image "${IMAGE_SECONDS:-200}" || exit
 first="--config.train.init_from=$runs/tiny_128_text_to_image/weights.safetensors"
 stage turntable "${TURNTABLE_SECONDS:-600}" "$first" || exit
-[[ ${EVALUATE:-1} == 0 ]] || timeout "$(left)" python3 -m im3d_jax evaluate --suite tiny --parts views \
+[[ ${EVALUATE:-1} == 0 ]] || timeout "$(left)" python3 -m im3d_jax evaluate --suite procedural --parts views \
   --config=configs/tiny_128.py --config.weights="$runs/tiny_128_turntable/weights.safetensors" \
   --out "$runs/evaluation"

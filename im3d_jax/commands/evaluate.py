@@ -1,7 +1,8 @@
 """`im3d evaluate`: measures a model on test objects whose ground truth is known.
 
-    im3d evaluate --suite tiny --out out/evaluation
-    im3d evaluate --suite tiny --out out/evaluation --parts views,elevation --num-objects 8
+    im3d evaluate --suite procedural --out out/evaluation
+    im3d evaluate --suite procedural --out out/evaluation --parts views,elevation --num-objects 8
+    im3d evaluate --suite meshes --meshes DIR --captions captions.csv --split-file split.json --out out/meshes
 
 Writes table.md, results.json and contact sheets into OUT. What an earlier run with the same config and
 weights has measured there is kept, so an interrupted run resumes: within the part `assets` at the next
@@ -12,13 +13,18 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
+from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.evaluate import MAX_OBJECTS, Part, SuiteName
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import make_directory
+
+if TYPE_CHECKING:
+    from im3d_jax.evaluate.truth import Objects
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +34,7 @@ def main(argv: list[str]) -> None:
         if not 1 <= getattr(flags, name) <= MAX_OBJECTS:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} is {getattr(flags, name)}, must be from 1 to {MAX_OBJECTS}")
+    check_suite(flags)
     run(config, flags, parts)
 
 
@@ -36,8 +43,16 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--suite",
         choices=[str(each) for each in SuiteName],
-        default=str(SuiteName.TINY),
-        help="set of test objects (default %(default)s)",
+        default=str(SuiteName.PROCEDURAL),
+        help="the kind of test objects (default %(default)s)",
+    )
+    parser.add_argument("--meshes", type=Path, metavar="DIR", help="of the suite meshes: their directory")
+    parser.add_argument("--captions", type=Path, metavar="CSV", help="of the suite meshes: name,caption")
+    parser.add_argument(
+        "--split-file", type=Path, metavar="JSON", help="of the suite meshes: the names in train and test"
+    )
+    parser.add_argument(
+        "--up", type=UpAxis, choices=list(UpAxis), default=UpAxis.Y, help="the meshes' axis that is up (y)"
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory for tables, results and sheets"
@@ -65,6 +80,28 @@ def parse_parts(text: str) -> list[Part]:
     return [part for part in Part if part in wanted]
 
 
+def check_suite(flags: Namespace) -> None:
+    """Raises UserError unless the flags of the suite meshes are there for that suite, and for it alone."""
+    if flags.suite == SuiteName.MESHES:
+        if not (flags.meshes and flags.split_file):
+            raise UserError("--suite meshes needs --meshes and --split-file")
+    elif flags.meshes or flags.captions or flags.split_file:
+        raise UserError("--meshes, --captions and --split-file belong to --suite meshes")
+
+
+def load_objects(config: ConfigDict, flags: Namespace) -> Objects:
+    """The test objects that the flags name."""
+    from im3d_jax.data.captions import read_captions
+    from im3d_jax.data.placement import read_split_file
+    from im3d_jax.evaluate.truth import MeshObjects, ProceduralObjects
+
+    if flags.suite == SuiteName.PROCEDURAL:
+        return ProceduralObjects(config.seed, config.size, config.num_views)
+    captions = read_captions(flags.captions) if flags.captions else {}
+    names = read_split_file(flags.split_file).names()
+    return MeshObjects(flags.meshes, captions, names, flags.up, config.seed, config.size, config.num_views)
+
+
 def run(config: ConfigDict, flags: Namespace, parts: list[Part]) -> None:
     """Loads the model, measures the parts and prints their tables."""
     # Imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
@@ -73,5 +110,6 @@ def run(config: ConfigDict, flags: Namespace, parts: list[Part]) -> None:
 
     out = make_directory(flags.out)
     with pipeline.load(config) as loaded:
-        suite = Suite(loaded, config.seed, out, flags.num_objects, flags.asset_objects)
+        objects = load_objects(config, flags)
+        suite = Suite(loaded, objects, config.seed, out, flags.num_objects, flags.asset_objects)
         print(evaluate(suite, parts))

@@ -47,6 +47,10 @@ class SplitFile(NamedTuple):
         """The split of an object or of a variant of it; None if it is in none."""
         return self.by_name.get(name) or self.by_name.get(object_of(name))
 
+    def names(self) -> dict[str, list[str]]:
+        """The names of the objects of each split."""
+        return {split: [name for name, of in self.by_name.items() if of == split] for split in self.splits}
+
     def without_object(self, names: Sequence[str]) -> list[str]:
         """The names in the file that are not among `names`, even as an object that has variants there."""
         known = {*names, *map(object_of, names)}

@@ -18,4 +18,5 @@ class Part(StrEnum):
 class SuiteName(StrEnum):
     """The sets of test objects that there are."""
 
-    TINY = "tiny"
+    PROCEDURAL = "procedural"
+    MESHES = "meshes"

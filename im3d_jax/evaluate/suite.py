@@ -34,20 +34,26 @@ class Suite:
 
     Attributes:
         pipeline: the model.
-        seed: of the objects and of the sampling.
+        objects: the test objects, and training objects whose mean is a baseline.
+        seed: of the sampling.
         out: directory for all results.
         num_objects: test objects of the parts `views` and `prompts`.
         num_asset_objects: test objects of the part `assets`, at most `num_objects`.
     """
 
     def __init__(
-        self, pipeline: Pipeline, seed: int, out: Path, num_objects: int, num_asset_objects: int
+        self,
+        pipeline: Pipeline,
+        objects: Objects,
+        seed: int,
+        out: Path,
+        num_objects: int,
+        num_asset_objects: int,
     ) -> None:
         """Loads LPIPS. Raises UserError if its weights cannot be found."""
-        self.pipeline, self.seed, self.out = pipeline, seed, out
+        self.pipeline, self.objects, self.seed, self.out = pipeline, objects, seed, out
         self.num_objects, self.num_asset_objects = num_objects, min(num_asset_objects, num_objects)
         settings = pipeline.settings
-        self.objects = Objects(seed, settings.size, settings.num_views)
         self.perceptual = PerceptualDistance(settings.fit.lpips_net, settings.fit.lpips_weights)
 
     @cached_property
@@ -64,6 +70,11 @@ class Suite:
             weights.update(np.ascontiguousarray(tensor).tobytes())
         return f"{self.pipeline.settings.config_digest[:16]}-{weights.hexdigest()[:16]}"
 
+    @property
+    def key(self) -> str:
+        """What results are kept under: they are of the same model on the same objects."""
+        return f"{self.digest} {self.objects.about}"
+
     def measure(self, part: Part) -> dict[str, Any]:
         """The result of a part, measured now or kept from an earlier run."""
         parts = {
@@ -73,7 +84,7 @@ class Suite:
             Part.ELEVATION: (self.measure_elevation, NUM_ELEVATION_OBJECTS),
         }
         make, count = parts[part]
-        return results.kept(self.out / "parts" / f"{part}.json", f"{self.digest} {count} objects", make)
+        return results.kept(self.out / "parts" / f"{part}.json", f"{self.key} {count} objects", make)
 
     def measure_views(self) -> dict[str, Any]:
         generator = self.pipeline.generator
@@ -104,7 +115,7 @@ class Suite:
                 seed=self.seed,
                 until_steps=settings.until_steps,
                 directory=self.out / "assets",
-                key=self.digest,
+                key=self.key,
             )
 
     def measure_prompts(self) -> dict[str, Any]:
@@ -130,8 +141,8 @@ class Suite:
                 " not the published metric and cannot be compared with other papers"
             )
         return [
-            f"Objects: the first of the test split, which training never meets; {settings.size} px, "
-            f"{settings.num_views} views.",
+            f"Objects: {self.objects.about}, of the test split, which training never meets; {settings.size} "
+            f"px, {settings.num_views} views.",
             f"{lpips}.",
             f"PSNR is the mean of each view's, capped at {MAX_PSNR_DB:g} dB; in the foreground each pixel "
             "counts by its true coverage. A silhouette is what is at least half covered.",
