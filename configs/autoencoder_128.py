@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
             path="",
             rgba=True,
             patch_size=4,
-            block_out_channels=(64, 96),
+            block_out_channels=(48, 64),
             layers_per_block=1,
             latent_channels=12,
             norm_num_groups=8,
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.backbone = config.text = ConfigDict()
     config.train = base.training(
         task="autoencoder",
-        streams=dict(frames=dict(batch_size=8, num_views=4, mix=mixture("pixels"))),
+        streams=dict(frames=dict(batch_size=4, num_views=2, mix=mixture("pixels"))),
         num_steps=3000,
         decay_steps=1000,
         learning_rate=1e-3,
