@@ -40,13 +40,6 @@ def shrunk(**settings):
     return config
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Workdir of a short run."""
