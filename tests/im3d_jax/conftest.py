@@ -31,7 +31,7 @@ def get_config():
     config = tiny.get_config()
     config.update(size=32, num_views=4, weights={weights!r})
     config.backbone.kwargs.update(latent_shape=(8, 8, 64), model_channels=8, channel_mult=(1,), ff_mult=1,
-        num_res_blocks=(1,), attention_levels=(), head_dim=8, temporal_span=("pixel",), text_dims=(8,))
+        num_res_blocks=(0,), attention_levels=(), head_dim=8, temporal_span=("pixel",), text_dims=(8,))
     config.text_to_image.num_steps = 2
 {changes}
     return config
@@ -312,7 +312,9 @@ def shrunk(one_level):
     def make(name="tiny_turntable.py", **settings):
         config = config_flags.load(ROOT / "configs" / name)
         config.size = 8
-        other_sizes = dict(latent_shape=(2, 2, 64), head_dim=8, text_dims=(8,), ff_mult=1)
+        other_sizes = dict(
+            latent_shape=(2, 2, 64), num_res_blocks=(0,), head_dim=8, text_dims=(8,), ff_mult=1
+        )
         config.backbone.kwargs.update(one_level | other_sizes)
         shared = dict(init_from="", num_steps=4, warmup_steps=0, decay_steps=0, learning_rate=1e-3)
         kept = dict(every=4, keep=2, keep_every=0, weights_every=0)

@@ -182,7 +182,7 @@ def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     config.backbone.kwargs.update(latent_shape=(2, 2, 4), model_channels=8, channel_mult=(1,))
     assert config.backbone.kwargs.dtype == "bfloat16" and config.backbone.kwargs.remat
     config.backbone.kwargs.update(
-        num_res_blocks=(1,), attention_levels=(0,), head_dim=8, text_dims=(6, 10), num_transformer_layers=1
+        num_res_blocks=(0,), attention_levels=(0,), head_dim=8, text_dims=(6, 10), num_transformer_layers=1
     )
     sizes = dict(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4)
     config.autoencoder.unlock()
