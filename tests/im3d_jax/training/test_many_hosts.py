@@ -44,9 +44,8 @@ def train(config_file, workdir, processes, devices, mesh):
     """Runs it and gives (lines of metrics.jsonl, weights, output of each process)."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "OMP_NUM_THREADS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, "-m", "im3d_jax", "train", f"--config={config_file}", f"--workdir={workdir}"]
     command.append(f"--config.train.mesh={mesh}")

@@ -245,11 +245,10 @@ from im3d_jax import config_flags, sharding, tasks
 from im3d_jax.training.state import OptimizerSettings, create, make_optimizer
 from im3d_jax.training.step import make_step
 
-jax.config.update("jax_disable_most_optimizations", True)
 config = config_flags.load("configs/tiny_turntable.py")
 config.size = 8
 config.backbone.kwargs.update(
-    latent_shape=(2, 2, 64), model_channels=8, channel_mult=(1,), num_res_blocks=(1,), attention_levels=(),
+    latent_shape=(2, 2, 64), model_channels=8, channel_mult=(1,), num_res_blocks=(0,), attention_levels=(),
     head_dim=8, temporal_span=("pixel",), text_dims=(8,), ff_mult=1,
 )
 mesh = sharding.make_mesh(sharding.parse_mesh(sys.argv[1], jax.device_count()))
@@ -272,7 +271,7 @@ def test_eighty_devices_divide_the_papers_batch():
     for num_devices, mesh in ((80, "data=20,fsdp=4"), (1, "data=1")):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}",
         }
         command = [sys.executable, "-c", EIGHTY, mesh]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
