@@ -81,17 +81,20 @@ TINY = dict(
 )
 ORBIT = SHALLOW | dict(block_out_channels=(64,), num_attention_heads=(2,), input_view="last")
 SHIPPED = {
-    "emu_video": ("emu_video", dict(num_res_blocks=(1, 0), num_transformer_layers=1)),
+    "emu_video": ("emu_video", dict(num_res_blocks=(0, 0), num_transformer_layers=1)),
     "emu_video with the arguments of the tiny model": ("emu_video", EMU | TINY),
     "emu_video with the heads of Stable Diffusion 1": (
         "emu_video",
         EMU | dict(num_heads=4, temporal_span=("first",)),
     ),
-    "svd": ("svd", dict(layers_per_block=0)),
+    "svd": ("svd", SHALLOW | dict(block_out_channels=(64,), num_attention_heads=(2,))),
     "sv3d_u": ("svd", ORBIT | dict(vector="sv3d_u")),
     "sv3d_p": ("svd", ORBIT | dict(vector="sv3d_p", orbit_direction=-1)),
     "unet3d as ModelScope": ("unet3d", SHALLOW | dict(block_out_channels=(32,), image="none")),
-    "unet3d with the image on channels": ("unet3d", SHALLOW | dict(image="channels")),
+    "unet3d with the image on channels": (
+        "unet3d",
+        SHALLOW | dict(block_out_channels=(32,), image="channels"),
+    ),
     "unet3d as I2VGen-XL": ("unet3d", SHALLOW | dict(block_out_channels=(32,), image="i2vgen")),
 }
 
