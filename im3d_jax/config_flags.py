@@ -13,17 +13,19 @@ import importlib
 import importlib.util
 import json
 import sys
-import traceback
+import textwrap
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from recon_torch.errors import CommandParser, UserError, first_line
+from im3d_jax import user_code
+from recon_torch.errors import CommandParser, UserError
 
 _PREFIX = "--config."
 _ROOT = Path(__file__).parents[1]  # the repository, or site-packages, where configs/ lies beside the packages
@@ -60,7 +62,10 @@ def load(path: str | Path) -> ConfigDict:
     candidates = [Path(path), _ROOT / path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise UserError(f"no config file {path}; give --config=configs/NAME.py")
+        shipped = [f"configs/{each.name}" for each in sorted((_ROOT / "configs").glob("[!_]*.py"))]
+        near = difflib.get_close_matches(str(path), shipped, n=1)
+        hint = f"did you mean {near[0]}?" if near else "give the path of a .py file, such as configs/tiny.py"
+        raise UserError(f"no config file {str(path)!r}; {hint}")
     spec = importlib.util.spec_from_file_location(f"im3d_config_{found.stem}", found)
     if spec is None or spec.loader is None:
         raise UserError(f"config {found} is not a Python file; give --config=configs/NAME.py")
@@ -104,44 +109,40 @@ def _lies_in(module: ModuleType, directory: Path) -> bool:
 @contextmanager
 def _mistakes_in_one_line(file: Path) -> Iterator[None]:
     """Turns what a mistake in a config raises into a UserError with the file, the line and the mistake."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        place = f"{file.resolve().parent} and {file.resolve().parent.parent}"
-        raise UserError(
-            f"{_place(error, file)}: no module {error.name!r} in {place} or on Python's path; correct the"
-            " import, install the module or add its directory to PYTHONPATH"
-        ) from error
-    except SyntaxError as error:
-        raise UserError(f"config {error.filename}, line {error.lineno}: {error.msg}; correct it") from error
-    except UserError:
-        raise
-    except (AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise UserError(f"{_place(error, file)}: {kind}: {_message(error)}; correct it") from error
+    directory = file.resolve().parent
+
+    def is_theirs(each: Path) -> bool:
+        return each.parent in (directory, _ROOT / "configs")
+
+    with user_code.mistakes_in_one_line("config ", str(file), is_theirs, "correct it"):
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"config {user_code.place_of(error, str(file), is_theirs)}: no module {error.name!r} in"
+                f" {directory} and {directory.parent} or on Python's path; correct the import, install the"
+                " module or add its directory to PYTHONPATH"
+            ) from error
 
 
-def _place(error: Exception, file: Path) -> str:
-    """The innermost line of the config, or of a neighbour that it uses, at which an error was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    near = {file.resolve().parent, _ROOT / "configs"}
-    lines = [frame for frame in frames if Path(frame.filename).resolve().parent in near]
-    return f"config {lines[-1].filename}, line {lines[-1].lineno}" if lines else f"config {file}"
-
-
-def _message(error: Exception) -> str:
-    """The first line of an error; of ml_collections, whose message may be no more than the missing key."""
-    text = first_line(error).strip("'\"").split(" Other fields present")[0]
-    return f"the config has no key {text!r}" if text.isidentifier() else text
-
-
-def with_overrides(config: str | Path | ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+def with_overrides(config: Any, overrides: Any) -> ConfigDict:
     """The config of a file, or a copy of a config, with other values for some of its dotted keys.
+
+    Args:
+        config: the path of the file, or a ConfigDict.
+        overrides: values by dotted keys; a string is read as on the command line.
 
     Raises UserError as `load` does, and for an unknown key or a value of another type.
     """
+    if not isinstance(config, str | Path | ConfigDict):
+        raise UserError(f"a config is a file's path or a ConfigDict, not {_brief(config)}")
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise UserError(
+            f"overrides are a dictionary by dotted names, {{'video.num_steps': 20}}, not {_brief(overrides)}"
+        )
     made = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load(config)
     for key, value in overrides.items():
+        value = value.item() if isinstance(value, np.generic) else value
         override(made, key, value if isinstance(value, str) else repr(value))
     return made
 
@@ -152,6 +153,10 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     Raises UserError for a key that the config does not have, and for a value of another type.
     """
     known = dict(_leaves(config))
+    if inside := [each for each in known if each.startswith(f"{key}.")]:
+        raise UserError(
+            f"unknown config key {key!r}: it is a section; set an entry of it, such as {inside[0]!r}"
+        )
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0) or ["none: the config is empty"]
         raise UserError(f"unknown config key {key!r}; the nearest is {near[0]!r}")
@@ -163,18 +168,22 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         config[leaf] = value
     except TypeError:  # raised for a placeholder, which is None and has a type nevertheless
         kind = config.get_ref(leaf).get_type().__name__
-        raise UserError(f"config key {key!r} takes {kind} (now {known[key]!r}), not {text!r}") from None
+        raise UserError(f"config key {key!r} takes {kind} (now {known[key]!r}), not {_brief(text)}") from None
 
 
 def as_json(config: ConfigDict) -> dict:
-    """The config as JSON holds it, with lists in place of tuples."""
-    return json.loads(json.dumps(config.to_dict()))
+    """The config as JSON holds it, with lists in place of tuples. Raises UserError for other values."""
+    return json.loads(json.dumps(config.to_dict(), default=_refuse))
 
 
 def config_digest(config: ConfigDict) -> str:
     """The SHA-256, in hex, of the config as JSON with sorted keys: equal configs have equal digests."""
-    canonical = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"), default=_refuse)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _refuse(value: object) -> NoReturn:
+    raise UserError(f"the config has {_brief(value)}; its values are numbers, strings, None and tuples")
 
 
 def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -213,7 +222,23 @@ def _read(text: str, old: Any, key: str) -> Any:
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
-        value = type(old)(value)
+        value = type(old)(_items(value, old, text, key))
     if old is not None and type(value) is not type(old):
-        raise UserError(f"config key {key!r} takes {type(old).__name__} (now {old!r}), not {text!r}")
+        raise UserError(f"config key {key!r} takes {type(old).__name__} (now {old!r}), not {_brief(text)}")
     return value
+
+
+def _items(values: Sequence[Any], old: Sequence[Any], text: str, key: str) -> list[Any]:
+    """The items of a tuple or list that replaces `old`: of the type of those, if they have one type."""
+    kinds = {type(item) for item in old}
+    if kinds == {float}:
+        values = [float(item) if type(item) is int else item for item in values]
+    if len(kinds) == 1 and not {type(item) for item in values} <= kinds:
+        kind = kinds.pop().__name__
+        raise UserError(f"config key {key!r} takes items of type {kind} (now {old!r}), not {_brief(text)}")
+    return list(values)
+
+
+def _brief(value: object) -> str:
+    """A value as an error quotes it, cut to the length of a line."""
+    return textwrap.shorten(repr(value), 80, placeholder=" ...") if len(repr(value)) > 80 else repr(value)

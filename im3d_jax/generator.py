@@ -18,7 +18,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from im3d_jax import autoencoders, backbones
+from im3d_jax import autoencoders, backbones, config_sections
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.backbones import Backbone
 from im3d_jax.conditions import conditioning
@@ -28,7 +28,7 @@ from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.settings import MaskSettings, RoundSettings, TextToImageSettings, VideoSettings
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, choice
 from recon_torch.views import masks
 
 ROOT = Path(__file__).parents[1]
@@ -286,17 +286,16 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
 
     Raises UserError for parts that do not go together, and for weights that are missing or do not fit.
     """
-    name = config.backbone.name
-    model = backbones.build(name, config.backbone.kwargs.to_dict())
+    config_sections.require(config, "num_views", "size", "seed", "weights", "schedule")
+    name, arguments = config_sections.named(config, "backbone")
+    model = backbones.build(name, arguments)
     if model.num_views not in (None, config.num_views):
         raise UserError(
             f"config.num_views is {config.num_views}, but {name} makes {model.num_views}; match them"
         )
     place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
-    codec = autoencoders.build(
-        **config.autoencoder.to_dict(), size=config.size, latent_shape=model.latent_shape
-    )
-    text = text_module.build_text(**config.text.to_dict())
+    codec = autoencoders.build(*config_sections.named(config, "autoencoder"), config.size, model.latent_shape)
+    text = text_module.build_text(*config_sections.named(config, "text"))
     _check_text(name, model, text)
     return Generator(
         name=name,
@@ -308,12 +307,29 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
         params=_load_weights(config, model, text, place) if params is None else params,
         size=config.size,
         num_views=config.num_views,
-        image=TextToImageSettings(**config.text_to_image),
-        video=VideoSettings(**config.video),
-        rounds=RoundSettings(**config.rounds),
-        masks=MaskSettings(**config.masks),
+        image=config_sections.settings(config, "text_to_image", TextToImageSettings),
+        video=config_sections.settings(config, "video", VideoSettings),
+        rounds=config_sections.settings(config, "rounds", RoundSettings),
+        masks=config_sections.settings(config, "masks", MaskSettings),
         place=place,
     )
+
+
+def check_sampling(generator: Generator) -> None:
+    """Raises UserError for steps, spacings, solvers or levels with which the generator cannot sample."""
+    image, video, rounds = generator.image, generator.video, generator.rounds
+    runs = [
+        ("text_to_image", image.num_steps, image.spacing, 1.0),
+        ("video", video.num_steps, video.spacing, 1.0),
+        ("rounds", rounds.num_steps, video.spacing, rounds.start_level),
+    ]
+    for section, num_steps, spacing, start_level in runs:
+        try:
+            sampler.make_steps(generator.schedule, num_steps, spacing, start_level)
+        except UserError as error:
+            raise UserError(f"config.{section}: {error}") from None
+    choice(sampler.Solver, image.solver, "config.text_to_image.solver")
+    choice(sampler.Solver, video.solver, "config.video.solver")
 
 
 def _check_text(name: str, model: Backbone, text: TextEncoder) -> None:
@@ -328,7 +344,7 @@ def _load_image_encoder(config: ConfigDict, model: Backbone, is_needed: bool) ->
     """The encoder of the picture's tokens, for a backbone that attends to them; otherwise None."""
     if model.empty_conditioning(1).image_tokens is None:
         return None
-    if not config.image_encoder.path:
+    if not config_sections.known(config, "image_encoder", ["path"]).get("path"):
         if not is_needed:
             return None
         raise UserError(f"{config.backbone.name} attends to an image encoder: set config.image_encoder.path")

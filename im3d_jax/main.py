@@ -67,6 +67,9 @@ def run(argv: list[str] | None = None) -> int:
     """The process's exit code: 0, 2 for a mistake of the user (one line on stderr), 130 for Ctrl-C."""
     # Before torch loads: threads that spin while they wait slow down whatever shares the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The script `im3d` has its own directory on Python's path, and a config may name the user's modules here.
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:

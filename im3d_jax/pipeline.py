@@ -16,11 +16,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from im3d_jax import config_flags, generator, method
+from im3d_jax import config_flags, config_sections, generator, method
 from im3d_jax.asset import REPORT, STAGING, Asset, Picture, Request, move_into, rank, read_picture
 from im3d_jax.conditions import pictures
 from im3d_jax.generator import Generator
-from im3d_jax.settings import AssetSettings, PictureSettings, TextToImageSettings, TurntableSettings
+from im3d_jax.settings import (
+    AssetSettings,
+    PictureSettings,
+    RoundSettings,
+    TextToImageSettings,
+    TurntableSettings,
+)
 from im3d_jax.stages import Show, Stages, progress
 from recon_torch.elevation import estimator as elevation
 from recon_torch.elevation.estimator import ElevationEstimator
@@ -187,27 +193,32 @@ class Pipeline:
 def load(config: ConfigDict) -> Pipeline:
     """The pipeline that a config describes. Raises UserError for weights that are missing or do not fit."""
     settings = read_settings(config)
-    return Pipeline(generator.load(config), load_estimator(config), settings)
+    loaded = generator.load(config)
+    generator.check_sampling(loaded)
+    return Pipeline(loaded, load_estimator(config), settings)
 
 
 def load_estimator(config: ConfigDict) -> ElevationEstimator:
     """Loads the estimator of elevation that a config names. Raises UserError for unreadable weights."""
+    config_sections.known(config, "elevation", ["weights", "dino", "deg"])
+    config_sections.require(config, "elevation.weights", "elevation.dino")
     return elevation.load(config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None)
 
 
 def read_settings(config: ConfigDict) -> AssetSettings:
     """The settings of a config, without loading anything. Raises UserError for values that cannot be."""
+    config_sections.require(config, "num_views", "size", "elevation.deg")
     return AssetSettings(
         num_views=config.num_views,
         size=config.size,
-        rounds_at_steps=tuple(config.rounds.at_steps),
+        rounds_at_steps=tuple(config_sections.settings(config, "rounds", RoundSettings).at_steps),
         config_digest=config_flags.config_digest(config),
         elevation_deg=config.elevation.deg,
-        picture=PictureSettings(**config.image),
-        text_to_image=TextToImageSettings(**config.text_to_image),
-        turntable=TurntableSettings(**config.turntable),
-        fit=FitSettings(**config.fit),
-        gates=GateSettings(**config.gates),
+        picture=config_sections.settings(config, "image", PictureSettings),
+        text_to_image=config_sections.settings(config, "text_to_image", TextToImageSettings),
+        turntable=config_sections.settings(config, "turntable", TurntableSettings),
+        fit=config_sections.settings(config, "fit", FitSettings),
+        gates=config_sections.settings(config, "gates", GateSettings),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from typing_extensions import get_protocol_members
 
+from im3d_jax import user_code
 from recon_torch.errors import UserError
 
 
@@ -36,19 +37,25 @@ class Registry:
     attribute: str
     ours: Mapping[str, str]
 
-    def module(self, name: str) -> ModuleType:
+    def module(self, name: Any) -> ModuleType:
         """The module of a name. Raises UserError if there is none."""
         return self._import(self._place(name)[0])
 
-    def find(self, name: str) -> Callable[..., Any]:
+    def find(self, name: Any) -> Callable[..., Any]:
         """What a name stands for: a class or a function. Raises UserError if there is no such thing."""
         path, attribute = self._place(name)
         module = self._import(path)
         if not hasattr(module, attribute):
             raise UserError(f"{self.key}: {path} has no {attribute}, which its contract asks for")
-        return getattr(module, attribute)
+        found = getattr(module, attribute)
+        if not callable(found):
+            kind = type(found).__name__
+            raise UserError(
+                f"{self.key}: {path}:{attribute} is of type {kind}; it has to be a class or function"
+            )
+        return found
 
-    def make(self, name: str, kwargs: Mapping[str, Any]) -> Any:
+    def make(self, name: Any, kwargs: Mapping[str, Any]) -> Any:
         """What a name makes of the arguments `kwargs`.
 
         Raises UserError for an unknown name, and for arguments that it does not take or that are missing.
@@ -61,20 +68,24 @@ class Registry:
             raise UserError(f"{self.key}: {name} needs the argument {', '.join(absent)}; add it")
         return make(**kwargs)
 
-    def build(self, name: str, kwargs: Mapping[str, Any], contract: type) -> Any:
+    def build(self, name: Any, kwargs: Mapping[str, Any], contract: type) -> Any:
         """What a name makes of the arguments `kwargs`, with all that the protocol `contract` lists.
 
         Raises UserError as `make` does, and for members of the contract that are missing.
         """
         made = self.make(name, kwargs)
+        if isinstance(made, type):
+            raise UserError(f"{self.key}: {name} returns the class {made.__name__}; return an object of it")
         if lacking := missing_members(made, contract):
             raise UserError(
                 f"{self.key}: {name} lacks {', '.join(lacking)} of the {contract.__name__} contract"
             )
         return made
 
-    def _place(self, name: str) -> tuple[str, str]:
+    def _place(self, name: Any) -> tuple[str, str]:
         """(module, attribute) of a name."""
+        if not isinstance(name, str):
+            raise UserError(f"{self.key} is {name!r}; give a name, such as {next(iter(self.ours))!r}")
         place = self.ours.get(name, name)
         path, _, attribute = place.partition(":")
         if name not in self.ours and "." not in name and ":" not in name:
@@ -86,24 +97,38 @@ class Registry:
         return path, attribute or self.attribute
 
     def _import(self, path: str) -> ModuleType:
-        try:
-            return importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name and not f"{path}.".startswith(f"{error.name}."):
+        package = path.partition(".")[0]
+        absent = UserError(f"{self.key}: no module {path}; give one of {', '.join(self.ours)} or your own")
+        if not all(part.isidentifier() for part in path.split(".")):
+            raise absent
+        with user_code.mistakes_in_one_line(
+            f"{self.key}: ",
+            path,
+            is_theirs=lambda file: package in (*file.parts, file.stem),
+            advice=f"correct it (`python -m {path}` shows the traceback)",
+        ):
+            try:
+                return importlib.import_module(path)
+            except ModuleNotFoundError as error:
+                if not error.name or f"{path}.".startswith(f"{error.name}."):
+                    raise absent from None
                 raise UserError(f"{self.key}: {path} needs the module {error.name}; install it") from error
-            raise UserError(
-                f"{self.key}: no module {path}; give one of {', '.join(self.ours)} or your own"
-            ) from None
 
 
 def missing_members(thing: object, contract: type) -> list[str]:
-    """The members of a protocol that `thing` does not have."""
-    return sorted(name for name in get_protocol_members(contract) if not hasattr(thing, name))
+    """The members of a protocol that `thing` does not have, and its methods that `thing` cannot call."""
+    members = get_protocol_members(contract)
+    methods = {name for name in members if inspect.isfunction(getattr(contract, name, None))}
+    absent = {name for name in members if not hasattr(thing, name)}
+    return sorted(absent | {name for name in methods - absent if not callable(getattr(thing, name))})
 
 
 def _wrong_arguments(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(arguments that `make` has no parameter for, its parameters that have no argument and no default)."""
-    parameters = inspect.signature(make).parameters
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # of classes that are written in C, which check their arguments themselves
+        return [], []
     named = {
         name: each
         for name, each in parameters.items()

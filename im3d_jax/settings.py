@@ -7,7 +7,7 @@ these classes. They have the fields and the defaults of `configs/base.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from recon_torch.errors import UserError
 from recon_torch.settings import FitSettings, GateSettings
@@ -69,6 +69,10 @@ class RoundSettings:
     num_steps: int = 10
     start_level: float = 0.7
 
+    def __post_init__(self) -> None:
+        if self.num_runs < 0:
+            raise UserError(f"num_runs is {self.num_runs}; give 0 or more")
+
 
 @dataclass(frozen=True)
 class MaskSettings:
@@ -106,6 +110,10 @@ class TurntableSettings:
     size: int = 192
     fps: int = 24
 
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.size, self.fps) < 1:
+            raise UserError(f"num_frames, size and fps are {astuple(self)}; give at least 1 for each")
+
 
 @dataclass(frozen=True)
 class AssetSettings:
@@ -118,7 +126,7 @@ class AssetSettings:
             estimated.
         config_digest: tells assets of different configs apart, see `config_flags.config_digest`.
 
-    Raises UserError for rounds that do not come one after another within the fit.
+    Raises UserError for rounds that do not come one after another within the fit, and for sizes below 1.
     """
 
     num_views: int
@@ -139,6 +147,8 @@ class AssetSettings:
                 f"config.rounds.at_steps {self.rounds_at_steps}, config.fit.num_steps {self.fit.num_steps}"
             )
             raise UserError(f"{given}: make each larger than the one before")
+        if self.num_views < 1 or self.size < 1:
+            raise UserError(f"config.num_views {self.num_views}, config.size {self.size}: give at least 1")
 
     @property
     def until_steps(self) -> tuple[int, ...]:

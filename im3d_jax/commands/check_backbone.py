@@ -14,7 +14,7 @@ import contextlib
 
 import jax
 
-from im3d_jax import backbones, config_flags
+from im3d_jax import backbones, config_flags, config_sections
 from im3d_jax.backbones.conformance import NUM_DEVICES, Outcome, check
 from recon_torch.errors import CommandParser, UserError
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     if configured == bool(flags.name):
         raise UserError("give either a backbone's name or --config=FILE")
     if configured:
-        name, kwargs = config.backbone.name, config.backbone.kwargs.to_dict()
+        name, kwargs = config_sections.named(config, "backbone")
         trainable = config.train.trainable if "train" in config else ".*"
     else:
         name, trainable = flags.name, ".*"

@@ -18,7 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from im3d_jax import backbones, checkpoint, config_flags
+from im3d_jax import backbones, checkpoint, config_flags, config_sections
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import make_directory, replacing
 
@@ -58,8 +58,8 @@ def to_checkpoint(
 
 def _build(config: ConfigDict, method: str) -> Any:
     """The config's backbone. Raises UserError if it has no such method."""
-    name = config.backbone.name
-    model = backbones.build(name, config.backbone.kwargs.to_dict())
+    name, arguments = config_sections.named(config, "backbone")
+    model = backbones.build(name, arguments)
     if not hasattr(model, method):
         raise UserError(f"config.backbone: {name} has no {method}, so there is no such layout of its weights")
     return model

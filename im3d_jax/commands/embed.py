@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from im3d_jax import config_flags
+from im3d_jax import config_flags, config_sections
 from im3d_jax.conditions.encoders import PretrainedText
 from im3d_jax.conditions.precomputed import StoredDtype, write
 from recon_torch.errors import CommandParser, UserError
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
         help="type of the numbers in the files (default %(default)s)",
     )
     flags, config = config_flags.parse(argv, parser)
+    config_sections.named(config, "text")
     if config.text.name != "pretrained":
         raise UserError(f"config.text.name is {config.text.name!r}; im3d embed needs 'pretrained'")
     prompts = read_prompts(flags.prompts)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from im3d_jax import backbones, config_flags, costs, sharding
+from im3d_jax import backbones, config_flags, config_sections, costs, sharding
 from im3d_jax.backbones import Backbone
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.plan import Sampling, Training, count_parameters, plan_generation, plan_training
@@ -63,7 +63,7 @@ def plan(
         raise UserError(f"--accelerator {accelerator!r} is unknown; there is {', '.join(costs.ACCELERATORS)}")
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is {utilisation}; give a share in (0, 1]")
-    model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
+    model = backbones.build(*config_sections.named(config, "backbone"))
     if not model.traceable:
         raise UserError(
             f"config.backbone: {config.backbone.name} is not a JAX program; there is no plan of it"

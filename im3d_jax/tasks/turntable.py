@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
-from im3d_jax import backbones, checkpoint, costs, generator, sharding
+from im3d_jax import backbones, checkpoint, config_sections, costs, generator, sharding
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.conditions import conditioning, pictures
 from im3d_jax.conditions.conditioning import Conditioning
@@ -296,7 +296,7 @@ def build(config: ConfigDict, mesh: Mesh) -> TurntableTask:
         prompts=tuple(settings.sample.prompts),
         images=tuple(settings.sample.images),
         elevation_rad=float(np.deg2rad(settings.sample.elevation_deg)),
-        picture=PictureSettings(**config.image),
+        picture=config_sections.settings(config, "image", PictureSettings),
     )
     return TurntableTask(
         generator.load(config, params={}, place=sharding.replicated(mesh)),

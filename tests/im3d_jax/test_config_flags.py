@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -154,10 +155,57 @@ def test_mistakes_in_a_config_are_one_line_with_their_place(mistake, tmp_path, u
         config_flags.load(directory / "leaf.py")
 
 
-def test_bugs_in_a_config_keep_their_traceback(tmp_path):
-    leaf = "def get_config():\n    return 1 / 0\n"
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("open('none.txt')", "FileNotFoundError: .*none.txt"),
+        ("assert 1 > 2, 'sizes'", "AssertionError: sizes"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("a = '\0'", "null byte"),
+    ],
+)
+def test_whatever_a_config_raises_is_one_line(line, message, tmp_path, user_error):
+    leaf = f"def get_config():\n    {line}\n"
+    with user_error(f"config .*leaf.py.*: .*{message}.*; correct it"):
         config_flags.load(write_configs(tmp_path / "my_configs", leaf=leaf) / "leaf.py")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"fit": 3}, "unknown config key 'fit': it is a section; set an entry of it, such as 'fit.densify'"),
+        ({"fit.levels": ("a",)}, r"'fit.levels' takes items of type int \(now \(1, 2\)\)"),
+        ({"fit.steps": "a" * 1000}, r"'fit.steps' takes int .* not '?.{,90}$"),
+        ({3: 3}, "overrides are a dictionary by dotted names"),
+        ("seed=3", "overrides are a dictionary by dotted names, .* not 'seed=3'"),
+    ],
+)
+def test_overrides_in_a_call(config_file, overrides, message, user_error):
+    with user_error(message):
+        config_flags.with_overrides(config_file, overrides)
+
+
+def test_overrides_in_a_call_take_numpys_numbers(config_file):
+    changes = {"seed": np.int64(3), "fit.rate": np.float32(0.5), "fit.levels": [4]}
+    config = config_flags.with_overrides(config_file, changes)
+    assert (config.seed, config.fit.rate, config.fit.levels) == (3, 0.5, (4,))
+
+
+@pytest.mark.parametrize("config", [None, 3, {"seed": 3}])
+def test_what_is_no_config_is_a_user_error(config, user_error):
+    with user_error("a config is a file's path or a ConfigDict, not "):
+        config_flags.with_overrides(config, {})
+
+
+def test_a_path_without_its_suffix_is_told_the_file(user_error):
+    with user_error("no config file 'configs/tiny'; did you mean configs/tiny.py"):
+        config_flags.load("configs/tiny")
+
+
+def test_a_config_of_other_values_than_json_has_is_a_user_error(user_error):
+    with user_error("the config has <built-in function len>"):
+        config_flags.config_digest(ConfigDict({"a": len}))
 
 
 def test_a_placeholder_takes_values_of_its_type():

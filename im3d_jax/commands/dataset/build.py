@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from im3d_jax import autoencoders, backbones, config_flags
+from im3d_jax import autoencoders, backbones, config_flags, config_sections
 from im3d_jax.commands.dataset.progress import Skipped, in_words, progress
 from im3d_jax.conditions.text import build_text
 from im3d_jax.data import building, placement, turntables, views
@@ -149,9 +149,9 @@ def load_encoders(config: ConfigDict, embed: bool, latents: bool) -> tuple[Encod
             " give another --config"
         )
     if latents:
-        model = backbones.build(config.backbone.name, config.backbone.kwargs.to_dict())
+        model = backbones.build(*config_sections.named(config, "backbone"))
         codec = autoencoders.build(
-            **config.autoencoder.to_dict(), size=config.size, latent_shape=model.latent_shape
+            *config_sections.named(config, "autoencoder"), config.size, model.latent_shape
         )
         metadata["autoencoder"] = config.autoencoder.to_dict()
     return Encoders(text, image, codec, config.size), metadata
