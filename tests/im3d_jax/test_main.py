@@ -1,11 +1,13 @@
 """The command line: exit codes and the one line that a user sees."""
 
+import importlib
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+import im3d_jax
 from im3d_jax import main
 from recon_torch.errors import CommandParser, UserError
 
@@ -78,3 +80,16 @@ def test_help_as_a_module_lists_commands_and_loads_no_framework():
     ).stdout
     assert listed == module
     assert all(name in listed for name in main.COMMANDS)
+
+
+def test_completion_offers_the_public_names():
+    assert dir(im3d_jax) == ["Asset", "Pipeline", "UserError", "load"]
+
+
+def test_modules_of_the_working_directory_are_found(command, monkeypatch, tmp_path):
+    """The script `im3d` has its own directory, not the working directory, on Python's path."""
+    (tmp_path / "module_of_a_user.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    command(lambda argv: importlib.import_module("module_of_a_user"))
+    assert main.run(["probe"]) == 0
