@@ -250,7 +250,9 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
 
     def first_views(count: int) -> Views:
         """Those of the first objects of the first stream."""
-        source = open_source(**stream.data.to_dict(), seed=config.seed, size=config.size, num_views=stream.num_views)
+        source = open_source(
+            **stream.data.to_dict(), seed=config.seed, size=config.size, num_views=stream.num_views
+        )
         examples = input_pipeline.open_stream(
             source,
             seed=config.seed,
