@@ -1,7 +1,8 @@
 """What `im3d dataset render` renders: procedural objects, or the meshes below a directory (Sec. 3.1).
 
 Both are a `Renderer`. Every object is seen from the same number of evenly spaced azimuths at one elevation,
-which is drawn for each object by its number or its name, so that it depends on no other object.
+which is drawn for each object by its number or its name, so that it depends on no other object. What draws
+a mesh is a `MeshDrawer`: the ray caster of `mesh_rendering`, or Blender.
 """
 
 from __future__ import annotations
@@ -11,24 +12,35 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 
 from im3d_jax.data import RenderedObject, Renderer, augmentation, mesh_rendering, objects, procedural, views
+from im3d_jax.data.augmentation import Variant
+from im3d_jax.data.blender import SUFFIXES as BLENDER_SUFFIXES
 from im3d_jax.data.isolation import Failure, attempt
-from im3d_jax.data.meshes.parts import Mesh
 from im3d_jax.data.meshes.reading import NOT_READ, READERS, UpAxis, load_mesh
 from im3d_jax.data.objects import Split
 from im3d_jax.data.placement import object_of
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
-from recon_torch.views.cameras import orbit
+from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import straight
 
 MESH_SUFFIXES = tuple(READERS)
+
+
+class MeshEngine(StrEnum):
+    """What draws meshes: the ray caster of `mesh_rendering`, or Blender."""
+
+    RAYS = "rays"
+    BLENDER = "blender"
 
 
 class Turntable(NamedTuple):
@@ -69,14 +81,65 @@ class ProceduralRenderer:
         return RenderedObject(rgba, orbit(num_views, elevation_rad, size), made.captions[0], elevation_rad)
 
 
+class Drawn(NamedTuple):
+    """Views of a mesh.
+
+    rgba: in [0, 1], colours not multiplied by alpha.
+    left_out: what its file asks for and the views do not show, sorted.
+    more: what else the object's metadata.json is to say, as values that JSON has.
+    """
+
+    rgba: Float[np.ndarray, "K H W 4"]
+    left_out: tuple[str, ...]
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+@runtime_checkable
+class MeshDrawer(Protocol):
+    """Draws the meshes of `MeshRenderer`, which says what they are called and where the cameras stand.
+
+    Attributes:
+        suffixes: of the files that it reads, in lower case.
+    """
+
+    @property
+    def suffixes(self) -> Sequence[str]: ...
+
+    def __call__(self, path: Path, up: UpAxis, cameras: Cameras, variant: Variant | None) -> Drawn:
+        """Draws the mesh of a file, fitted into the ball of radius 0.5 at the origin.
+
+        Args:
+            up: the axis of the file that points up, if its format does not say it.
+            variant: stretches and turns the mesh, and moves the light. The colours stay.
+
+        Raises UserError if the file cannot be drawn.
+        """
+        ...
+
+
+class RayCaster:
+    """Draws meshes without GL: a `MeshDrawer`."""
+
+    suffixes = MESH_SUFFIXES
+
+    def __call__(self, path: Path, up: UpAxis, cameras: Cameras, variant: Variant | None) -> Drawn:
+        mesh = load_mesh(path, up)
+        if variant is not None:
+            corners, normals = augmentation.reshape(mesh.corners, mesh.normals, variant)
+            mesh = mesh._replace(corners=corners, normals=normals)
+        rgba, _ = mesh_rendering.render(mesh, cameras)
+        return Drawn(rgba, mesh.left_out)
+
+
 class MeshRenderer:
     """Renders the meshes below a directory, each named by its path without the suffix.
 
     Args:
-        directory: holds .glb, .gltf, .obj, .ply and .stl files, at any depth.
+        directory: holds mesh files that `draw` reads, at any depth.
         captions: by name. A mesh that has none gets the caption "".
         up: the axis of the files that points up.
         num_variants: of each mesh, which are rendered beside it as NAME~1, NAME~2, ...; see `augmentation`.
+        draw: makes the views; the ray caster by default.
 
     Attributes:
         unread: how many files of each suffix hold meshes, or may, in formats that are not read.
@@ -91,8 +154,10 @@ class MeshRenderer:
         up: UpAxis,
         turntable: Turntable,
         num_variants: int = 0,
+        draw: MeshDrawer | None = None,
     ):
-        self._paths, self.unread = find_meshes(directory)
+        self._draw: MeshDrawer = draw or RayCaster()
+        self._paths, self.unread = find_meshes(directory, self._draw.suffixes)
         self._captions, self._up, self._turntable = captions, up, turntable
         variants = {name: [f"{name}~{number + 1}" for number in range(num_variants)] for name in self._paths}
         if taken := [each for names in variants.values() for each in names if each in self._paths]:
@@ -105,17 +170,12 @@ class MeshRenderer:
         return [name for name in self._paths if name not in self._captions]
 
     def render(self, name: str) -> RenderedObject:
-        if name not in self._paths:
-            return self._render_variant(name)
-        mesh = load_mesh(self._paths[name], self._up)
-        return self._render(mesh, name, name)
+        return self._render(name, name, None) if name in self._paths else self._render_variant(name)
 
     def _render_variant(self, name: str) -> RenderedObject:
         """Renders NAME~1 of NAME, whose colours are exchanged if its caption's can be."""
         object_name, variant = object_of(name), augmentation.draw(self._turntable.seed, name)
-        mesh = load_mesh(self._paths[object_name], self._up)
-        corners, normals = augmentation.reshape(mesh.corners, mesh.normals, variant)
-        made = self._render(mesh._replace(corners=corners, normals=normals), name, object_name)
+        made = self._render(name, object_name, variant)
         caption = augmentation.exchange_words(made.caption, made.rgba, variant.channels)
         if caption is None:
             variant, caption = variant._replace(channels=augmentation.CHANNELS[0]), made.caption
@@ -123,18 +183,19 @@ class MeshRenderer:
         rgba = augmentation.exchange(made.rgba, variant.channels)
         return made._replace(rgba=rgba, caption=caption, more={**made.more, "augmentation": told})
 
-    def _render(self, mesh: Mesh, name: str, object_name: str) -> RenderedObject:
-        """Renders a mesh that was read from the file of `object_name`, as the object `name`."""
+    def _render(self, name: str, object_name: str, variant: Variant | None) -> RenderedObject:
+        """Renders the mesh of `object_name` as the object `name`."""
         path = self._paths[object_name]
         elevation_rad = self._turntable.elevation_rad(zlib.crc32(name.encode()))
         cameras = orbit(self._turntable.num_views, elevation_rad, self._turntable.size)
-        rgba, _ = mesh_rendering.render(mesh, cameras)
-        if not rgba[..., 3].any():
+        drawn = self._draw(path, self._up, cameras, variant)
+        if not drawn.rgba[..., 3].any():
             raise UserError(f"{path} is seen in no view: it is cut out, see-through or too thin")
-        more: dict[str, Any] = {"mesh_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        if mesh.left_out:
-            more["left_out"] = list(mesh.left_out)
-        return RenderedObject(rgba, cameras, self._captions.get(object_name, ""), elevation_rad, more)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        more: dict[str, Any] = {"mesh_sha256": digest, **drawn.more}
+        if drawn.left_out:
+            more["left_out"] = list(drawn.left_out)
+        return RenderedObject(drawn.rgba, cameras, self._captions.get(object_name, ""), elevation_rad, more)
 
 
 class RenderTo:
@@ -154,20 +215,26 @@ class RenderTo:
         return None
 
 
-def find_meshes(directory: Path) -> tuple[dict[str, Path], Counter[str]]:
+def find_meshes(
+    directory: Path, suffixes: Sequence[str] = MESH_SUFFIXES
+) -> tuple[dict[str, Path], Counter[str]]:
     """Name -> file of all meshes below a directory, sorted by path; and how many of each suffix are not read.
+
+    suffixes: of the files that are meshes.
 
     Raises UserError if there are none, or if names collide: a name becomes the path of a directory.
     """
     files = _files_below(directory) if directory.is_dir() else []
-    found = [path for path in files if path.suffix.lower() in MESH_SUFFIXES]
-    unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ)
+    found = [path for path in files if path.suffix.lower() in suffixes]
+    unread = Counter(
+        suffix for path in files if (suffix := path.suffix.lower()) in NOT_READ and suffix not in suffixes
+    )
     paths = {path.relative_to(directory).with_suffix("").as_posix(): path for path in found}
     if not paths:
         others = (
             f", only {in_unread_formats(unread)}; convert them to .glb" if unread else "; correct --meshes"
         )
-        raise UserError(f"no meshes ({', '.join(MESH_SUFFIXES)}) below {directory}{others}")
+        raise UserError(f"no meshes ({', '.join(suffixes)}) below {directory}{others}")
     if len(paths) < len(found):
         first = next(path for path in found if path not in paths.values())
         raise UserError(f"{directory} has meshes that differ only in their suffix, as {first}; rename them")
@@ -178,9 +245,11 @@ def find_meshes(directory: Path) -> tuple[dict[str, Path], Counter[str]]:
 
 
 def in_unread_formats(unread: Counter[str]) -> str:
-    """Such as "12 files in formats that are not read: .fbx 10, .blend 2"."""
+    """Such as "12 files in formats that are not read: .fbx 10, .max 2 (--renderer blender reads .fbx)"."""
     kinds = ", ".join(f"{suffix} {count}" for suffix, count in unread.most_common())
-    return f"{unread.total()} files in formats that are not read: {kinds}"
+    readable = ", ".join(suffix for suffix, _ in unread.most_common() if suffix in BLENDER_SUFFIXES)
+    hint = f" (--renderer blender reads {readable})" if readable else ""
+    return f"{unread.total()} files in formats that are not read: {kinds}{hint}"
 
 
 def _files_below(directory: Path) -> list[Path]:
@@ -215,6 +284,7 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
         before = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path} cannot be read; remove it, or choose another --out") from None
+    before.setdefault("renderer", MeshEngine.RAYS)  # there was no other one when it was begun
     for key, value in settings.items():
         if before.get(key) != value:
             begun = f"{path.parent} was begun with {key} {before.get(key)}, now it is {value}"

@@ -10,15 +10,19 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from im3d_jax.commands.dataset.progress import Skipped, check_flags, parse_part, progress
 from im3d_jax.data import Renderer, isolation, rendering, views
+from im3d_jax.data.blender import Engine, Look
+from im3d_jax.data.blender.rendering import Blender
 from im3d_jax.data.captions import read_captions
 from im3d_jax.data.isolation import Failure
 from im3d_jax.data.meshes.reading import UpAxis
-from im3d_jax.data.rendering import MeshRenderer, ProceduralRenderer, Turntable
+from im3d_jax.data.placement import file_digest
+from im3d_jax.data.rendering import MeshEngine, MeshRenderer, ProceduralRenderer, RayCaster, Turntable
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing
 
@@ -28,6 +32,7 @@ DESCRIPTION = """Renders objects as directories of views, which `im3d dataset bu
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --part 0/8
     im3d dataset render --meshes objaverse/ --captions captions.csv --out data/views --augment 3
     im3d dataset render --meshes objaverse/ --out data/views --jobs 16 --timeout-s 600 --max-skipped 5000
+    im3d dataset render --meshes objaverse/ --out data/views --renderer blender --samples 64
 
 Objects that are in --out already are kept, so an interrupted command is simply started again. It then also
 attempts the objects that failed before. What failed is in failures.csv (failures-I-of-N.csv with --part I/N):
@@ -39,15 +44,22 @@ With --augment N, every mesh has N variants NAME~1, NAME~2, ... beside it: stret
 0.8 to 1.25, turned about the upright axis, lit from elsewhere, and with the channels of its colours
 exchanged where the colours that its caption names can follow. metadata.json says how each differs.
 
+With --renderer blender, Blender renders the meshes, with their metal, roughness and normal maps, in white
+light with shadows or in that of --environment. It also reads .fbx, .usd, .usda, .usdc, .usdz, .dae and .blend
+files, which say themselves what is up; scripts in .blend files are never run.
+
 What a mesh asks for and the views do not show, such as a normal map or a texture that is missing, is listed
 as "left_out" in the object's metadata.json, and counted at the end. docs/data.md says what is read of meshes.
 """
+
+SAMPLES = Look().samples
 
 
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
     renderer = _renderer(flags)
     settings = {key: getattr(flags, key) for key in ("size", "num_views", "elevation_deg", "seed")}
+    settings |= {"renderer": flags.renderer, **_look_of(flags)}
     rendering.keep_settings(flags.out / "render.json", settings)
     part, num_parts = flags.part
     names = renderer.names[part::num_parts]
@@ -131,13 +143,27 @@ def _renderer(flags: Namespace) -> Renderer:
     if not flags.meshes:
         return ProceduralRenderer(flags.procedural, turntable)
     captions = read_captions(flags.captions) if flags.captions else {}
-    renderer = MeshRenderer(flags.meshes, captions, flags.up, turntable, flags.augment)
+    draw = Blender(_look(flags)) if flags.renderer == MeshEngine.BLENDER else RayCaster()
+    renderer = MeshRenderer(flags.meshes, captions, flags.up, turntable, flags.augment, draw)
     if renderer.unread:
         print(f"im3d: {flags.meshes} has {rendering.in_unread_formats(renderer.unread)}", file=sys.stderr)
     if without := renderer.without_caption:
         of_all = f"{len(without)} of {len(renderer.names) // (1 + flags.augment)} meshes have no caption"
         print(f"im3d: {of_all}, as {without[0]}", file=sys.stderr)
     return renderer
+
+
+def _look(flags: Namespace) -> Look:
+    return Look(flags.engine or Engine.CYCLES, flags.samples or SAMPLES, flags.environment)
+
+
+def _look_of(flags: Namespace) -> dict[str, Any]:
+    """What a directory of Blender's renders is begun with; nothing for other renderers."""
+    if flags.renderer != MeshEngine.BLENDER:
+        return {}
+    look = _look(flags)
+    digest = file_digest(look.environment) if look.environment else None
+    return {"engine": look.engine, "samples": look.samples, "environment_sha256": digest}
 
 
 def _parse(argv: list[str]) -> Namespace:
@@ -147,7 +173,7 @@ def _parse(argv: list[str]) -> Namespace:
         "--meshes",
         type=Path,
         metavar="DIR",
-        help="render the .glb, .gltf, .obj, .ply and .stl files below DIR",
+        help="render the .glb, .gltf, .obj, .ply and .stl files below DIR, and more with --renderer blender",
     )
     source.add_argument(
         "--procedural", type=int, metavar="N", help="render the first N procedural training objects"
@@ -167,6 +193,26 @@ def _parse(argv: list[str]) -> Namespace:
         default=0,
         metavar="N",
         help="also render N variants of each mesh: stretched, turned, with other light and colours (0)",
+    )
+    parser.add_argument(
+        "--renderer",
+        type=MeshEngine,
+        choices=list(MeshEngine),
+        default=MeshEngine.RAYS,
+        help="what renders meshes (rays)",
+    )
+    parser.add_argument(
+        "--engine",
+        type=Engine,
+        choices=list(Engine),
+        help="of --renderer blender (cycles); eevee needs a GPU",
+    )
+    parser.add_argument("--samples", type=int, help=f"of --renderer blender for each pixel ({SAMPLES})")
+    parser.add_argument(
+        "--environment",
+        type=Path,
+        metavar="FILE",
+        help="with --renderer blender, an .hdr or .exr panorama that lights the meshes",
     )
     parser.add_argument("--size", type=int, default=512, help="side of the square views in pixels (512)")
     parser.add_argument("--num-views", type=int, default=16, help="number of evenly spaced azimuths (16)")
@@ -206,6 +252,11 @@ def _parse(argv: list[str]) -> Namespace:
             "--seed must not be negative": flags.seed >= 0,
             "--augment must not be negative, and needs --meshes": flags.augment == 0
             or (flags.augment > 0 and flags.meshes is not None),
+            "--renderer blender needs --meshes": flags.renderer == MeshEngine.RAYS
+            or flags.meshes is not None,
+            "--engine, --samples and --environment need --renderer blender": flags.renderer != MeshEngine.RAYS
+            or (flags.engine, flags.samples, flags.environment) == (None, None, None),
+            "--samples must be at least 1": flags.samples is None or flags.samples >= 1,
             "--jobs must not be negative": flags.jobs >= 0,
             "--retries must not be negative": flags.retries >= 0,
             "--timeout-s must not be negative, and needs --jobs": flags.timeout_s == 0

@@ -126,7 +126,7 @@ def test_what_files_ask_for_and_views_do_not_show_is_counted_and_kept(world, tmp
     printed = capsys.readouterr()
     assert "3 objects rendered, 0 were there; left out: normal map 2, missing texture 1\n" in printed.out
     assert "im3d: a is rendered without missing texture: wood.png\n" in printed.err
-    assert "meshes has 3 files in formats that are not read: .fbx 2, .blend 1\n" in printed.err
+    assert "meshes has 3 files in formats that are not read: .fbx 2, .blend 1 (--" in printed.err
     kept = {name: json.loads((out / name / "metadata.json").read_text()).get("left_out") for name in "abc"}
     assert kept == {"a": ["missing texture: wood.png", "normal map"], "b": ["normal map"], "c": None}
     assert len(world.build(out, tmp_path / "data")) == 3
@@ -144,7 +144,7 @@ def test_broken_empty_and_lost_files_and_formats_that_are_not_read(world, tmp_pa
     printed = capsys.readouterr().err
     assert all(f"im3d: skipped {name}: " in printed for name in "abc")
     (only / "a.fbx").write_bytes(b"?")
-    with user_error("below .*only, only 1 files in formats that are not read: .fbx 1; convert"):
+    with user_error(r"only, only 1 files .* not read: .fbx 1 \(--renderer blender reads .fbx\); convert"):
         world.run("render", "--meshes", only, "--out", tmp_path / "views")
 
 
