@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Float
 
 from im3d_jax.data.blender.process import last_line
-from im3d_jax.data.meshes.parts import CREASE_DEG, check_triangles
+from im3d_jax.data.meshes.parts import CREASE_DEG, check_triangles, grey
 from im3d_jax.data.meshes.reading import MAX_FILE_BYTES, UpAxis
+from im3d_jax.data.meshes.stl import read_stl
 from recon_torch.errors import UserError, first_line
 
 Y_UP = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
@@ -141,7 +142,8 @@ def _read_ply(bpy: Any, path: str) -> set[str]:
 
 def _read_stl(bpy: Any, path: str) -> set[str]:
     bpy.ops.wm.stl_import(filepath=path, forward_axis="Y", up_axis="Z")
-    return set()
+    colors = [part.colors for part in read_stl(Path(path)).parts]
+    return {"face colours"} if any((each != grey(len(each))).any() for each in colors) else set()
 
 
 def _read_fbx(bpy: Any, path: str) -> set[str]:
@@ -237,6 +239,8 @@ def _placed(bpy: Any, suffix: str, left_out: set[str]) -> list[Placed]:
         if not mesh.polygons:
             left_out.add("lines" if mesh.edges else "points")
             continue
+        if suffix == ".obj" and mesh.color_attributes and any(mesh.materials):
+            left_out.add("vertex colours beside a material")
         count += len(mesh.loops) - 2 * len(mesh.polygons)
         check_triangles(count, "the file")
         materials = tuple(slot.material and slot.material.original for slot in shown.material_slots)

@@ -164,6 +164,23 @@ def test_missing_textures_and_extensions_are_named(tmp_path):
     assert draw(tmp_path / "model.gltf").left_out == ("extension MADE_up",)
 
 
+def test_colours_that_blender_does_not_show_are_named(tmp_path):
+    box = trimesh.creation.box((1, 2, 3))
+    content = bytearray(box.export(file_type="stl"))
+    (tmp_path / "plain.stl").write_bytes(content)
+    for face in range(len(box.faces)):
+        content[84 + 50 * face + 48 : 84 + 50 * face + 50] = (0x8000 | 31).to_bytes(2, "little")
+    (tmp_path / "colored.stl").write_bytes(content)
+    assert draw(tmp_path / "plain.stl").left_out == ()
+    assert draw(tmp_path / "colored.stl").left_out == ("face colours",)
+    (tmp_path / "a.mtl").write_text("newmtl wood\nKd 1 1 1\n")
+    corners = "v 0 0 0 1 0 0\nv 1 0 0 1 0 0\nv 0 1 0 1 0 0\nv 0 0 1 1 0 0\nf 1 2 3\nf 1 2 4\n"
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\nusemtl wood\n{corners}")
+    (tmp_path / "b.obj").write_text(corners)
+    assert draw(tmp_path / "a.obj").left_out == ("vertex colours beside a material",)
+    assert draw(tmp_path / "b.obj").left_out == ()
+
+
 def test_folders_of_meshes_are_not_written_to(exported):
     before = sorted(os.listdir(exported))
     for name in ("boxes.fbx", "boxes.usdz", "boxes.blend", "boxes.dae", "boxes.glb"):
