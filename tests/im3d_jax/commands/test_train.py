@@ -189,7 +189,7 @@ def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     config.autoencoder.kwargs = dict(path="random", **sizes)
     config.train.update(num_steps=2, warmup_steps=1, log_every=1)
     config.train.streams.turntable.update(batch_size=8, num_views=2)
-    monkeypatch.setattr(text, "build_text", lambda **_: RandomText())
+    monkeypatch.setattr(text, "build_text", lambda *_: RandomText())
     state, _ = train.train(config, tmp_path)
     assert state.step == 2 and all("temporal" in path for path in state.trained)
     held = jax.tree.leaves((state.trained, state.ema, state.opt_state))

@@ -64,7 +64,7 @@ class Tokens:
 def task(shrunk, monkeypatch):
     """The task with `Scale`, encoders of a few numbers, and a schedule with zero terminal SNR."""
     config = shrunk()
-    monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda **_: Letters())
+    monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda *_: Letters())
     monkeypatch.setattr(backbones, "build", lambda *_: Scale())
     made = turntable.build(config, sharding.make_mesh(devices=jax.devices()[:1]))
     made.generator = dataclasses.replace(made.generator, image_encoder=Tokens())

@@ -118,7 +118,7 @@ def test_processes_that_differ_all_say_in_what():
 def test_a_process_that_does_not_come_to_agree():
     for code, stdout, stderr in wait(*start_two("--agree-s=1", second=["--late-s=3"])):
         assert code == 2 and "devices" not in stdout
-        assert "im3d: error: not all processes came to compare settings in 1 s: " in stderr
+        assert "im3d: error: not all processes compared their settings within 1 s: " in stderr
 
 
 def test_all_processes_report_a_hang_and_one_stack_shows_where():
