@@ -77,6 +77,7 @@ def test_configs_of_other_commands_are_named_mistakes(path, message, user_error)
         ({"num_views": 0}, "config.num_views 0, config.size 64: give at least 1"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_sampled_is_found_when_the_model_is_loaded(changes, message, user_error):
     with user_error(message):
         pipeline.load(config_flags.with_overrides("configs/tiny.py", changes))

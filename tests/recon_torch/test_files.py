@@ -61,6 +61,7 @@ for write in (
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path):
     """Writes in a process whose files may not grow beyond 20 kB."""
     names = ["a.json", "a.png", "a.mp4", "a.ply"]

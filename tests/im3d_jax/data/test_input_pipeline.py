@@ -120,6 +120,7 @@ def test_empty_sources_and_batches_that_do_not_divide_are_refused():
         ids(Numbers(0), 1)
 
 
+@pytest.mark.slow
 def test_procedural_examples_are_rendered_as_the_objects_are():
     source = ProceduralSource(seed=5, first_object=20_100, size=16, num_views=2)
     settings = SETTINGS | dict(batch_size=4, shuffle=False)

@@ -66,6 +66,7 @@ def test_failures_are_named_and_the_rest_is_done(tmp_path, jobs):
     assert attempts == dict.fromkeys(names, 1) | {"memory": 2, "once": 2}
 
 
+@pytest.mark.slow
 def test_processes_that_die_are_replaced(tmp_path):
     names = ["killed-1", "a", "crash", "exit", "b", "slow", "c", "d"]
     found = run(tmp_path, names, jobs=2, retries=1, timeout_s=3.0)

@@ -184,6 +184,7 @@ def test_order_of_convergence(solver, order):
 
 @pytest.mark.parametrize("solver", sampler.Solver)
 @pytest.mark.parametrize("start_level", [1.0, 0.7])
+@pytest.mark.slow
 def test_samples_of_gaussian_data_have_its_mean_and_spread(solver, start_level):
     schedule = schedules.make_schedule(zero_terminal_snr=True)
     steps = sampler.make_steps(schedule, 60 if solver.endswith("2m") else 200, start_level=start_level)

@@ -42,6 +42,7 @@ def read_lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_lines_and_event_files_hold_the_means(tmp_path, clock):
     rng = np.random.default_rng(0)
     losses = {"image": rng.random(12), "turntable": rng.random(12)}

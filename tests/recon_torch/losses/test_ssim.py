@@ -65,6 +65,7 @@ def test_ms_ssim_uses_the_scales_that_fit(side, scales, image_pair):
     np.testing.assert_allclose(ms_ssim(images, targets).item(), expected, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_ms_ssim_gradient_against_finite_differences(image_pair):
     images, targets = image_pair(22, 1, torch.float64)
     assert torch.autograd.gradcheck(lambda x: ms_ssim(x, targets), images, atol=1e-6)
