@@ -10,39 +10,20 @@ makes.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import autoencoder_tiny, base
 
 DATA = "data/toys"
 """The directory of the data sets: NAME_pixels, and NAME_latents of this autoencoder, for each name."""
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = autoencoder_tiny.get_config()
     config.size = 128
-    config.autoencoder = dict(
-        name="autoencoder_kl",
-        kwargs=dict(
-            path="",
-            rgba=True,
-            patch_size=4,
-            block_out_channels=(48, 64),
-            layers_per_block=1,
-            latent_channels=12,
-            norm_num_groups=8,
-            mid_block_add_attention=False,
-        ),
+    config.autoencoder.kwargs.update(
+        rgba=True, patch_size=4, block_out_channels=(48, 64), latent_channels=12, norm_num_groups=8
     )
-    config.backbone = config.text = ConfigDict()
-    config.train = base.training(
-        task="autoencoder",
-        streams=dict(frames=dict(batch_size=4, num_views=2, mix=mixture("pixels"))),
-        num_steps=3000,
-        decay_steps=1000,
-        learning_rate=1e-3,
-        ema_decay=0.99,
-        checkpoint=dict(every=250, keep=2, keep_every=0, weights_every=0),
-    )
-    config.train.autoencoder = dict(w_l1=1.0, w_ssim=0.2, w_kl=5e-7)
+    config.train.streams.frames = base.stream(batch_size=4, num_views=2, mix=mixture("pixels"))
+    config.train.update(num_steps=3000, decay_steps=1000)
     return config
 
 

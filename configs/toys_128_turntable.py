@@ -3,7 +3,7 @@
 All layers train, as in configs/tiny_turntable.py. Half of the turntables start at a random view.
 
 Command: im3d train --config=configs/toys_128_turntable.py --workdir=runs/toys_128_turntable
-Devices: CPU; launch/train_tiny_gpu.sh on a GPU.
+Devices: CPU. It has not been tried on a GPU.
 Result:  not trained yet.
 """
 
