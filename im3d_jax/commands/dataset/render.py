@@ -194,6 +194,24 @@ def _parse(argv: list[str]) -> Namespace:
         metavar="N",
         help="also render N variants of each mesh: stretched, turned, with other light and colours (0)",
     )
+    _add_view_flags(parser)
+    _add_blender_flags(parser)
+    _add_job_flags(parser)
+    flags = parser.parse_args(argv)
+    _check(flags)
+    return flags
+
+
+def _add_view_flags(parser: CommandParser) -> None:
+    parser.add_argument("--size", type=int, default=512, help="side of the square views in pixels (512)")
+    parser.add_argument("--num-views", type=int, default=16, help="number of evenly spaced azimuths (16)")
+    parser.add_argument(
+        "--elevation-deg", type=float, help="of all cameras; default: drawn from 0 to 45 for each object"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of procedural objects and elevations (0)")
+
+
+def _add_blender_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--renderer",
         type=MeshEngine,
@@ -214,12 +232,9 @@ def _parse(argv: list[str]) -> Namespace:
         metavar="FILE",
         help="with --renderer blender, an .hdr or .exr panorama that lights the meshes",
     )
-    parser.add_argument("--size", type=int, default=512, help="side of the square views in pixels (512)")
-    parser.add_argument("--num-views", type=int, default=16, help="number of evenly spaced azimuths (16)")
-    parser.add_argument(
-        "--elevation-deg", type=float, help="of all cameras; default: drawn from 0 to 45 for each object"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of procedural objects and elevations (0)")
+
+
+def _add_job_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--part",
         type=parse_part,
@@ -242,7 +257,10 @@ def _parse(argv: list[str]) -> Namespace:
     parser.add_argument(
         "--timeout-s", type=float, default=0.0, help="with --jobs, the longest time for an object; 0: any (0)"
     )
-    flags = parser.parse_args(argv)
+
+
+def _check(flags: Namespace) -> None:
+    """Raises UserError for flags that cannot be, or do not go together."""
     check_flags(
         {
             "--procedural must be at least 1": flags.procedural is None or flags.procedural >= 1,
@@ -263,4 +281,3 @@ def _parse(argv: list[str]) -> Namespace:
             or (flags.timeout_s > 0 and flags.jobs > 0),
         }
     )
-    return flags
