@@ -118,8 +118,11 @@ class MeshObjects:
 
     @property
     def about(self) -> str:
-        of = json.dumps([dict(self.split), dict(self.captions), self.up, self.seed], sort_keys=True)
-        return f"meshes of split file and captions {hashlib.sha256(of.encode()).hexdigest()[:12]}"
+        # Sizes stand for contents: files that were exported again are other objects.
+        sizes = {name: path.stat().st_size for name, path in find_meshes(self.directory)[0].items()}
+        of = [dict(self.split), dict(self.captions), sizes, self.up, self.seed]
+        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+        return f"meshes of files, split and captions {digest[:12]}"
 
     def render(
         self, count: int, split: Split = Split.TEST, azimuths_rad: Float[np.ndarray, " K"] | None = None

@@ -82,7 +82,7 @@ def test_meshes_of_the_test_split_are_measured(config_path, tetrahedra, tmp_path
     flags = [*tetrahedra, "--parts=elevation", f"--out={tmp_path}/out", f"--config={config_path}"]
     evaluate.main(flags)
     result = json.loads((tmp_path / "out/results.json").read_text())
-    assert "meshes of split file" in result["about"][0]
+    assert "meshes of files, split and captions" in result["about"][0]
     expected = [np.degrees(objects.elevation_rad(0, zlib.crc32(name))) for name in (b"a/green", b"b/blue")]
     found = [row["elevation_deg"] for row in result["elevation"]["objects"]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -100,6 +100,9 @@ def test_true_views_of_meshes_are_those_of_the_split(tetrahedra, tmp_path, user_
     assert (truth.rgb[truth.alpha[..., 0] == 0] == 1).all()  # over white
     other = dataclasses.replace(meshes, split={"test": ["a/green", "c/gone"]})
     assert other.about != meshes.about
+    before = meshes.about
+    (tmp_path / "meshes/a/green.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    assert meshes.about != before
     with user_error("c/gone of the split 'test' is no mesh below"):
         other.render(1)
     with user_error("the split file has no 'train'"):
