@@ -14,6 +14,8 @@ def get_config() -> ConfigDict:
         dict(
             seed=0,  # for procedural objects and training; an asset's seed is `im3d generate --seed`
             weights="",
+            # JAX's threads on a CPU, which decide the last bits of a sample. 0: as many as there are cores.
+            num_threads=0,
             size=64,
             num_views=16,
             image_encoder=dict(path=""),

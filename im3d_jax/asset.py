@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from im3d_jax import threads
 from im3d_jax.conditions import pictures
 from im3d_jax.settings import AssetSettings, PictureSettings, TurntableSettings
 from im3d_jax.stages import Stages
@@ -232,7 +233,7 @@ def make_report(
         "quality": made.quality,
         "rounds": [{"until_step": each.until_step, **each.quality} for each in made.rounds],
         "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
+        "device": f"{jax.devices()[0].device_kind}, {threads.count()} threads",
         "notes": client.notes,
     }
 

@@ -18,7 +18,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from im3d_jax import autoencoders, backbones, config_sections
+from im3d_jax import autoencoders, backbones, config_sections, threads
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.backbones import Backbone
 from im3d_jax.conditions import conditioning
@@ -287,6 +287,7 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
     Raises UserError for parts that do not go together, and for weights that are missing or do not fit.
     """
     config_sections.require(config, "num_views", "size", "seed", "weights", "schedule")
+    threads.limit(config.get("num_threads", 0))
     name, arguments = config_sections.named(config, "backbone")
     model = backbones.build(name, arguments)
     if model.num_views not in (None, config.num_views):

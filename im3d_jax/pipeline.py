@@ -79,7 +79,7 @@ class Pipeline:
         Args:
             prompt: what to make, or what the picture shows.
             image: file with a picture to start from: RGBA, or an object on a plain background.
-            seed: the same seed makes the same asset on the same machine.
+            seed: the same seed makes the same asset on the same machine with as many threads.
             elevation_deg: how high above the object the picture was taken, between -90 and 90, if that is
                 known; otherwise it is estimated from the generated video.
             out: directory for the files; None: a temporary one, which lasts as long as the asset.

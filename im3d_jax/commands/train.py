@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from im3d_jax import checkpoint, config_flags, sharding, tasks
+from im3d_jax import checkpoint, config_flags, sharding, tasks, threads
 from im3d_jax.data import workers
 from im3d_jax.params import join
 from im3d_jax.tasks import Task
@@ -166,6 +166,7 @@ def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, parser)
     if "train" not in config:
         raise UserError(f"{flags.config} has no `train` section; give configs/tiny_text_to_image.py")
+    threads.limit(config.get("num_threads", 0))
     hosts.initialize(flags)
     hosts.agree({"config": config_flags.config_digest(config), **hosts.versions()})
     make_directory(flags.workdir)
