@@ -44,7 +44,7 @@ def cores() -> int:
 
 def _has_started() -> bool:
     """Whether JAX has made its devices, after which it refuses another number of them."""
-    before = jax.config.jax_num_cpu_devices
+    before = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # defined at import
     try:
         jax.config.update("jax_num_cpu_devices", before + 1 if before > 0 else 2)
         jax.config.update("jax_num_cpu_devices", before)
