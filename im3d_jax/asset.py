@@ -15,10 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,8 +29,9 @@ from im3d_jax import threads
 from im3d_jax.conditions import pictures
 from im3d_jax.settings import AssetSettings, PictureSettings, TurntableSettings
 from im3d_jax.stages import Stages
-from recon_torch.errors import UserError
-from recon_torch.files import make_directory, write_json
+from recon_torch import outputs
+from recon_torch.files import write_json
+from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
 from recon_torch.settings import Verdict
 from recon_torch.views.cameras import Cameras, orbit
@@ -43,14 +41,23 @@ from recon_torch.views.video import write_video
 
 REPORT = "report.json"
 
-STAGING = ".im3d_"
-"""How the names of directories begin in which an asset's files wait until all of them are written."""
-
-OUR_FILES = re.compile(
-    r"asset\.(ply|safetensors)|turntable\.mp4|views\.png|report\.json"
-    r"|(views_\d+/)?(transforms\.json|images/\d{3,}\.png)"
+ASSET = Kind(
+    "generate",
+    (
+        r"asset\.(ply|safetensors)",
+        r"turntable\.(mp4|gif)",
+        r"views\.png",
+        r"transforms\.json",
+        r"images/\d{3,}\.png",
+        r"views_\d+/transforms\.json",
+        r"views_\d+/images/\d{3,}\.png",
+        r"report\.json",
+    ),
 )
-"""The files of an asset, relative to its directory. Whatever else lies there belongs to somebody else."""
+"""The files of an asset. Whatever else lies in its directory belongs to somebody else."""
+
+PICTURE = Kind(ASSET.command, (r"input\.png",))
+"""What a text-to-image pipeline has drawn for an asset, which stays when the asset is made again."""
 
 PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
 """The packages whose versions a report names."""
@@ -164,13 +171,13 @@ class Asset:
 
         Raises UserError if the directory cannot be made or written to.
         """
-        target = make_directory(directory)
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=target) as staging:
-            for path in files_of(self.directory):
-                copy = Path(staging, path.relative_to(self.directory))
+        files = outputs.files_of(self.directory, ASSET)
+        with outputs.opened(directory, ASSET, files) as target, outputs.owned(target) as staging:
+            for path in files:
+                copy = staging / path.relative_to(self.directory)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
-            move_into(Path(staging), target)
+            outputs.replace(staging, target, ASSET, REPORT)
         return target
 
     def __repr__(self) -> str:
@@ -267,15 +274,16 @@ def write(
     They take the place of those of an earlier asset. Raises UserError where the system refuses to write.
     """
     report = make_report(made, request, client, settings.config_digest)
-    with stages.timed("export"), tempfile.TemporaryDirectory(prefix=STAGING, dir=request.out) as staging:
-        write_files(Path(staging), made, client, settings.turntable)
-        if request.save_views:
-            for number, each in enumerate(made.rounds):
-                views = _without_white(each.targets)
-                write_views(Path(staging, f"views_{number}"), made.cameras, views, "images")
-        move_into(Path(staging), request.out)
-    report["seconds"] = stages.seconds()
-    write_json(request.out / REPORT, report)
+    with outputs.owned(request.out) as staging:
+        with stages.timed("export"):
+            write_files(staging, made, client, settings.turntable)
+            if request.save_views:
+                for number, each in enumerate(made.rounds):
+                    views = _without_white(each.targets)
+                    write_views(staging / f"views_{number}", made.cameras, views, "images")
+        report["seconds"] = stages.seconds()
+        write_json(staging / REPORT, report)
+        outputs.replace(staging, request.out, ASSET, REPORT)
     return Asset(request.out, report, made.cameras, made.rounds)
 
 
@@ -299,35 +307,3 @@ def write_files(
 def _without_white(rgba: Float[np.ndarray, "K H W 4"]) -> Float[np.ndarray, "K H W 4"]:
     """The views as RGBA images; they come with colours over white."""
     return straight(rgba[..., :3], rgba[..., 3:].clip(0, 1))
-
-
-def files_of(directory: Path) -> Iterator[Path]:
-    """The files of an asset in its directory. The report, which stands for a whole asset, comes last."""
-    patterns = ("*", "images/*", "views_*/*", "views_*/images/*")
-    found = sorted(path for pattern in patterns for path in directory.glob(pattern) if path.is_file())
-    ours = [path for path in found if OUR_FILES.fullmatch(path.relative_to(directory).as_posix())]
-    yield from sorted(ours, key=lambda path: path == directory / REPORT)
-
-
-def remove_files(directory: Path) -> None:
-    """Removes an asset's files, the report first. Whatever else is in the directory stays."""
-    for path in reversed(list(files_of(directory))):
-        path.unlink()
-        for name in list(path.relative_to(directory).parents)[:-1]:  # the last one is the directory itself
-            if not any((directory / name).iterdir()):
-                (directory / name).rmdir()
-
-
-def move_into(source: Path, target: Path) -> None:
-    """Moves an asset's files to another directory, in place of those of the asset that is there.
-
-    Raises UserError where the system refuses, for example where a file has the name of a directory of ours.
-    """
-    try:
-        remove_files(target)
-        for path in files_of(source):
-            destination = target / path.relative_to(source)
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, destination)
-    except OSError as error:
-        raise UserError(f"cannot write into {target} ({error.strerror}); choose another place") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -11,13 +12,14 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags, config_sections, generator, method
-from im3d_jax.asset import REPORT, STAGING, Asset, Picture, Request, move_into, rank, read_picture
+from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, rank, read_picture
 from im3d_jax.conditions import pictures
 from im3d_jax.generator import Generator
 from im3d_jax.settings import (
@@ -28,10 +30,11 @@ from im3d_jax.settings import (
     TurntableSettings,
 )
 from im3d_jax.stages import Show, Stages, progress
+from recon_torch import locks, outputs
 from recon_torch.elevation import estimator as elevation
 from recon_torch.elevation.estimator import ElevationEstimator
 from recon_torch.errors import UserError
-from recon_torch.files import make_directory, write_json
+from recon_torch.files import write_json
 from recon_torch.process import ReconstructionClient
 from recon_torch.process.client import ReconClient
 from recon_torch.settings import FitSettings, GateSettings, Verdict
@@ -92,20 +95,21 @@ class Pipeline:
         request = Request(prompt, str(image), seed, Path(out or ""), elevation_deg, save_views)
         check(request)
         picture = read_picture(image, self.settings.size, self.settings.picture) if image else None
-        request = request._replace(out=Path(tempfile.mkdtemp(prefix="im3d_")) if out is None else Path(out))
+        temporary = None if out is not None else Path(tempfile.mkdtemp(dir=locks.process_directory()))
+        request = request._replace(out=temporary or request.out)
         try:
-            if picture is None and self.settings.text_to_image.pipeline:
-                [request] = draw_pictures(self.settings, [request], show)
-            make_directory(request.out)
-            self.warn([prompt])
-            with self.own_client() as client:
-                asset = self.make_best(request, client, picture, retry_seeds, show)
+            with opened(request):
+                if picture is None and self.settings.text_to_image.pipeline:
+                    [request] = draw_pictures(self.settings, [request], show)
+                self.warn([prompt])
+                with self.own_client() as client:
+                    asset = self.make_best(request, client, picture, retry_seeds, show)
         except BaseException:
-            if out is None:
-                shutil.rmtree(request.out, ignore_errors=True)
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if out is None:
-            weakref.finalize(asset, shutil.rmtree, request.out, ignore_errors=True)
+        if temporary:
+            weakref.finalize(asset, shutil.rmtree, temporary, ignore_errors=True)
         return asset
 
     def make_best(
@@ -122,24 +126,39 @@ class Pipeline:
         Several threads may do this, each with a client of its own.
 
         picture: of `request.image`, if it has been read already.
+
+        Raises UserError also if something that is not ours lies where the asset is to be written, and if
+        another process or thread makes one there.
         """
         if request.image and picture is None:
             picture = read_picture(request.image, self.settings.size, self.settings.picture)
+        with opened(request):
+            return self._make_best(request, client, picture, num_retries, show)
+
+    def _make_best(
+        self,
+        request: Request,
+        client: ReconstructionClient,
+        picture: Picture | None,
+        num_retries: int,
+        show: Show,
+    ) -> Asset:
         best = self._make_once(request, client, picture, show)
         tries = [best.report]
         while tries[-1]["quality"]["verdict"] == Verdict.BAD and len(tries) <= num_retries:
-            with tempfile.TemporaryDirectory(prefix=STAGING, dir=request.out) as directory:
+            with outputs.owned(request.out) as directory:
                 seed = request.seed + RETRY_SEED_STEP * len(tries)
-                another = request._replace(seed=seed, out=Path(directory))
+                another = request._replace(seed=seed, out=directory)
                 made = self._make_once(another, client, picture, show)
                 tries.append(made.report)
                 if rank(made.report) < rank(best.report):
                     best = dataclasses.replace(made, directory=request.out)
-                    move_into(another.out, request.out)
+                    outputs.replace(directory, request.out, ASSET, REPORT)
         if len(tries) > 1:
             told = [{"seed": each["seed"], **each["quality"]} for each in tries]
-            best = dataclasses.replace(best, report=best.report | {"tries": told})
-            write_json(request.out / REPORT, best.report)
+            report = best.report | {"tries": told}
+            best = dataclasses.replace(best, report=report)
+            outputs.put(request.out, ASSET, REPORT, lambda path: write_json(path, report))
         return best
 
     def _make_once(
@@ -225,6 +244,11 @@ def read_settings(config: ConfigDict) -> AssetSettings:
 # ---- Requests ----
 
 
+def opened(request: Request) -> contextlib.AbstractContextManager[Path]:
+    """Holds the directory of a request, see `outputs.opened`. A thread may do so again within."""
+    return outputs.opened(request.out, ASSET, [request.image] if request.image else [])
+
+
 def check(request: Request) -> None:
     """Raises UserError for a request without prompt and image, or with an impossible elevation."""
     if not request.prompt.strip() and not request.image:
@@ -246,6 +270,8 @@ def draw_pictures(
     how, asked = settings.text_to_image, [request for request in requests if not request.image]
     if not asked:
         return list(requests)
+    for request in asked:
+        outputs.check(request.out, PICTURE)
     with show("images", how.num_steps * len(asked)) as bar:
         drawn = text_to_image.draw(
             how.pipeline,
@@ -259,6 +285,6 @@ def draw_pictures(
     for request, picture in zip(asked, drawn, strict=True):
         name = f"the picture of {request.prompt!r}"
         placed = pictures.place(picture, name, settings.size, **dataclasses.asdict(settings.picture))
-        paths[request.out] = make_directory(request.out) / "input.png"
-        write_image(paths[request.out], straight(*placed))
+        write = partial(write_image, image=straight(*placed))
+        paths[request.out] = outputs.put(request.out, PICTURE, "input.png", write)
     return [r._replace(image=r.image or str(paths[r.out])) for r in requests]

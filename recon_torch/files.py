@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -10,7 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recon_torch import locks
 from recon_torch.errors import UserError
+
+TEMPORARY = ".im3d_"
+"""How the names of files and directories begin that are not finished yet."""
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a system answers that has no room: a full disk, a quota, a limit on the size of files, a mount to read."""
 
 
 def _umask() -> int:
@@ -32,19 +40,38 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
     temporary = Path(name)
+    locks.lock_file(handle)  # for as long as this process lives, it is no leftover
     try:
         yield temporary
         temporary.chmod(FILE_MODE)  # because mkstemp makes files that only their owner can read
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
+    except Exception as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else refusal(error)
+        if reason is None or isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot write {path} ({reason}); choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Why the system has refused to write, such as "No space left on device"; None for any other error.
+
+    Libraries hand this on in many ways: as an OSError, as the cause of another error, or in its text alone.
+    """
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        for number in REFUSALS:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__ or error
+    return None
 
 
 def make_directory(path: str | Path) -> Path:

@@ -16,7 +16,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.outputs import Kind
 
 DEFAULT_CONFIG = "configs/tiny.py"
 
@@ -87,8 +89,7 @@ def generate(config: ConfigDict, flags: Namespace) -> None:
     """Makes the assets one after the other with one generator and one worker, and prints a line for each."""
     # Imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
     from im3d_jax import pipeline
-    from im3d_jax.asset import Request, read_picture
-    from recon_torch.files import make_directory
+    from im3d_jax.asset import ASSET, Request, read_picture
 
     wanted = [(prompt, flags.seed + n) for prompt in flags.prompt or [""] for n in range(flags.num_assets)]
     outs = [flags.out] if len(wanted) == 1 else [flags.out / f"{i:04d}" for i in range(len(wanted))]
@@ -99,12 +100,13 @@ def generate(config: ConfigDict, flags: Namespace) -> None:
     # Mistakes come to light before directories are made and minutes are spent.
     settings = pipeline.read_settings(config)
     picture = read_picture(flags.image, settings.size, settings.picture) if flags.image else None
-    if settings.text_to_image.pipeline:
-        requests = pipeline.draw_pictures(settings, requests)
-    with pipeline.load(config) as loaded:
-        for request in requests:
-            make_directory(request.out)
-        loaded.warn([request.prompt for request in requests])
-        with loaded.own_client() as client:
-            for request in requests:
-                print(loaded.make_best(request, client, picture, flags.retry_seeds))
+    for out in outs:
+        outputs.check(out, ASSET, [flags.image] if flags.image else [], root=flags.out)
+    with outputs.opened(flags.out, Kind(ASSET.command, ())):
+        if settings.text_to_image.pipeline:
+            requests = pipeline.draw_pictures(settings, requests)
+        with pipeline.load(config) as loaded:
+            loaded.warn([request.prompt for request in requests])
+            with loaded.own_client() as client:
+                for request in requests:
+                    print(loaded.make_best(request, client, picture, flags.retry_seeds))

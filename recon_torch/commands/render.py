@@ -6,7 +6,11 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.outputs import Kind
+
+RENDERS = Kind("render", (r"\d{3,}\.png", r"transforms\.json", r"turntable\.(mp4|gif)"))
 
 
 def main(argv: list[str]) -> None:
@@ -24,13 +28,16 @@ def render(flags: Namespace) -> None:
     from recon_torch.views.directory import write_views
     from recon_torch.views.video import write_video
 
+    outputs.check(flags.out, RENDERS, [flags.asset])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asset = Gaussians(*(tensor.to(device) for tensor in load_ply(flags.asset)))
     elevation_rad = math.radians(flags.elevation_deg)
     cameras = orbit(flags.num_views, elevation_rad, flags.size, radius=flags.radius, fov_deg=flags.fov_deg)
-    rgb = render_images(asset, cameras, flags.background)
-    write_views(flags.out, cameras, rgb)
-    video = write_video(flags.out / "turntable.mp4", rgb)
+    with outputs.opened(flags.out, RENDERS) as out, outputs.owned(out) as staging:
+        rgb = render_images(asset, cameras, flags.background)
+        write_views(staging, cameras, rgb)
+        video = write_video(staging / "turntable.mp4", rgb)
+        outputs.replace(staging, out, RENDERS)
     print(f"{len(cameras)} views of {len(asset.means)} Gaussians in {flags.out}, and {video.name}")
 
 

@@ -10,17 +10,21 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.fit import quality
 from recon_torch.fit.optimization import Fit
+from recon_torch.outputs import Kind
 from recon_torch.settings import FitSettings
 from recon_torch.views import world
 from recon_torch.views.cameras import Cameras
@@ -30,6 +34,19 @@ from recon_torch.views.video import write_video
 
 REPORT = "report.json"
 PACKAGES = ("torch", "gsplat", "lpips", "numba", "numpy")  # whose versions a report has
+FITTED = Kind(
+    "fit",
+    (
+        r"asset\.(ply|safetensors)",
+        r"turntable\.(mp4|gif)",
+        r"views\.png",
+        r"transforms\.json",
+        r"renders/\d{3,}\.png",
+        r"report\.json",
+    ),
+)
+"""The files of a fit. Whatever else lies in its directory belongs to somebody else."""
+
 TURNTABLE_FRAMES, TURNTABLE_FPS = 96, 24
 SHEET_VIEWS = 8
 
@@ -88,16 +105,33 @@ def prepare(
     return Asset(train, held_out, unit, fit, normalize, up, notes)
 
 
-def write(asset: Asset, out: Path, num_together: int = 1) -> tuple[Path, dict[str, Any]]:
+def write(
+    asset: Asset, out: Path, num_together: int = 1, origin: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Path, dict[str, Any]]:
     """Measures a fit that has ended, and writes its files and, as the last of them, its report.
+
+    They take the place of those of an earlier fit.
 
     Args:
         out: the directory, which exists.
         num_together: how many assets were fitted together in the seconds of the fit.
+        origin: what the fit was made from, for the report.
 
     Returns:
         The file of the object itself, and the report.
+
+    Raises:
+        UserError: something that is not ours lies where the files are to be, or they cannot be written.
     """
+    with outputs.owned(out) as staging:
+        path, report = _write(asset, staging, num_together, origin)
+        outputs.replace(staging, out, FITTED, REPORT)
+    return out / path.name, report
+
+
+def _write(
+    asset: Asset, out: Path, num_together: int, origin: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
     started, fit = time.perf_counter(), asset.fit
     agreement = {"training": fit.metrics()}
     if asset.held_out is not None:
@@ -109,6 +143,7 @@ def write(asset: Asset, out: Path, num_together: int = 1) -> tuple[Path, dict[st
     asset.seconds["export"] = time.perf_counter() - started
     place = {"center": asset.unit.center, "scale": asset.unit.scale, "up": asset.up}
     report = agreement | {
+        "origin": dict(origin),
         "seconds": asset.seconds,
         "assets_fitted_together": num_together,
         "num_steps": fit.step,

@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.process import child, protocol
 from recon_torch.settings import FitSettings, GateSettings
@@ -50,6 +51,8 @@ QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = (
 )  # shown of a dead worker's output; a Python stack fits
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
+SNAPSHOTS = "recon_"
+"""How the names of the directories of snapshots begin."""
 
 R = TypeVar("R")
 
@@ -215,7 +218,7 @@ class ReconClient:
     @property
     def snapshot_path(self) -> Path:
         """Where the worker keeps the state of the fit, for the next worker if it dies."""
-        return Path(self._directory.name, "snapshot.pt")
+        return self._directory.path / "snapshot.pt"
 
     def _call(self, command: protocol.Command, on_progress: Callable | None = None) -> protocol.Done:
         """Has the worker obey, or the next one if it dies."""
@@ -236,7 +239,7 @@ class ReconClient:
         """Sends `Start`, to a new process if there is none. `_started` takes the answer."""
         self._ready = False
         if not self._process:
-            self._process = _Process(self._directory.name, self._num_threads)
+            self._process = _Process(self._directory.path, self._num_threads)
         self._process.send(
             protocol.Start(
                 self._cameras,
@@ -316,7 +319,7 @@ class _Gone(Exception):
 class _Process:
     """One worker process, from its start to its end: our end of its pipe, and what it prints."""
 
-    def __init__(self, directory: str, num_threads: int | None) -> None:
+    def __init__(self, directory: Path, num_threads: int | None) -> None:
         log, self._log_path = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=directory)
         os.close(log)
         context = torch.multiprocessing.get_context("spawn")  # neither CUDA nor JAX survives a fork
@@ -414,12 +417,17 @@ def _main_as_it_can_be_run() -> Iterator[None]:
         main.__file__ = path
 
 
-def _private_directory(parent: str | os.PathLike | None) -> tempfile.TemporaryDirectory:
+def _private_directory(parent: str | os.PathLike | None) -> locks.OwnedDirectory:
     try:
-        return tempfile.TemporaryDirectory(prefix="recon_", dir=parent)
+        if parent is None:
+            parent = locks.process_directory()
+        else:
+            locks.clear(parent, SNAPSHOTS)
+        return locks.OwnedDirectory(SNAPSHOTS, parent)
     except OSError as error:
         raise UserError(
-            f"cannot keep snapshots in {parent}: {error.strerror}; choose another snapshot_dir"
+            f"cannot keep snapshots in {parent or 'the directory for temporary files'}: {error.strerror};"
+            " choose another snapshot_dir, or TMPDIR"
         ) from error
 
 

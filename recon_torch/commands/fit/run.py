@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import json
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from recon_torch.commands.fit import UP_AXES
+from recon_torch import outputs
+from recon_torch.commands.fit import UP_AXES, origins
 from recon_torch.errors import UserError, choice
-from recon_torch.files import make_directory
 from recon_torch.fit import recovery
-from recon_torch.fit.asset import REPORT, Asset, prepare, write
+from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, write
 from recon_torch.fit.optimization import Fit
 from recon_torch.settings import Engine, FitSettings
 from recon_torch.views.check import check
@@ -33,11 +34,12 @@ LOG_EVERY_STEPS = 200
 
 
 class Job(NamedTuple):
-    """An asset, where its views come from and where its files go."""
+    """An asset, where its views come from and where its files go. origin: see `origins`."""
 
     source: Path
     out: Path
     asset: Asset
+    origin: dict[str, Any]
 
 
 class Failures:
@@ -96,22 +98,40 @@ def fit_all(flags: argparse.Namespace) -> None:
 
 def _fit_all(flags: argparse.Namespace) -> None:
     sources = flags.views or [flags.video]
-    outs, failures = outputs(sources, flags.out), Failures(sources)
-    todo = [source for source in sources if not (flags.resume and (outs[source] / REPORT).exists())]
+    outs, failures = directories(sources, flags.out), Failures(sources)
+    todo = [source for source in sources if not (flags.resume and is_made(flags, source, outs[source]))]
     if len(todo) < len(sources):
         print(f"{len(sources) - len(todo)} of {len(sources)} are there already")
+    for source in todo:
+        outputs.check(outs[source], FITTED, origins.files(flags, source), root=flags.out)
     for first in range(0, len(todo), flags.at_once):
         groups: dict[tuple[int, int], list[Job]] = {}  # by the size of views, one of which fits together
-        for source in todo[first : first + flags.at_once]:
-            with failures.of(source):
-                job = load_job(flags, source, outs[source])
-                groups.setdefault(job.asset.size_px, []).append(job)
-        for jobs in groups.values():
-            fit_together(flags, jobs, failures)
+        with contextlib.ExitStack() as held:
+            for source in todo[first : first + flags.at_once]:
+                with failures.of(source):
+                    held.enter_context(outputs.opened(outs[source], FITTED))
+                    job = load_job(flags, source, outs[source])
+                    groups.setdefault(job.asset.size_px, []).append(job)
+            for jobs in groups.values():
+                fit_together(flags, jobs, failures)
     failures.end()
 
 
-def outputs(sources: list[Path], out: Path) -> dict[Path, Path]:
+def is_made(flags: argparse.Namespace, source: Path, out: Path) -> bool:
+    """Whether a whole asset is there that was fitted to these views with these settings; prints why not."""
+    try:
+        made_from = json.loads((out / REPORT).read_text())["origin"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError):
+        made_from = {}
+    different = origins.difference(made_from, origins.origin(flags, source))
+    if different:
+        print(f"note: {source}: is fitted again, as what is there was made from other {', '.join(different)}")
+    return not different
+
+
+def directories(sources: list[Path], out: Path) -> dict[Path, Path]:
     """Where each asset goes: `out` itself, or if there are several, its part of the path below `out`."""
     if len(sources) == 1:
         return {sources[0]: out}
@@ -125,10 +145,10 @@ def outputs(sources: list[Path], out: Path) -> dict[Path, Path]:
 def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
     """Reads the views of an asset, prints notes about them, and gets their fit ready."""
     started = time.perf_counter()
+    origin = origins.origin(flags, source)  # of the views as they are now
     train, held_out, notes = read_views(flags, source)
     for note in notes:
         print(f"note: {source}: {note}", flush=True)
-    make_directory(out)
     settings = FitSettings(
         num_steps=flags.steps,
         seed=flags.seed,
@@ -143,7 +163,7 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
         print(f"note: {source}: {note}", flush=True)
     asset.notes[:0] = notes
     asset.seconds["load"] = time.perf_counter() - started
-    return Job(source, out, asset)
+    return Job(source, out, asset, origin)
 
 
 def read_views(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None, list[str]]:
@@ -194,7 +214,7 @@ def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures)
             if error is not None:
                 raise error
             job.asset.seconds["fit"] = fit_s
-            path, report = write(job.asset, job.out, len(jobs))
+            path, report = write(job.asset, job.out, len(jobs), job.origin)
             for name in ("training", "held_out"):
                 scores = report.get(name, {})
                 if scores:
