@@ -16,6 +16,7 @@ import hashlib
 import os
 import platform
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -197,6 +198,11 @@ class Asset:
 
 
 # ---- The request ----
+
+
+def opened(request: Request) -> AbstractContextManager[Path]:
+    """Holds the directory of a request, see `outputs.opened`. A thread may do so again within."""
+    return outputs.opened(request.out, ASSET, [request.image] if request.image else [])
 
 
 def read_picture(path: str | Path, size: int, settings: PictureSettings) -> Picture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags, config_sections, generator, method
-from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, rank, read_picture
+from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, opened, rank, read_picture
 from im3d_jax.conditions import pictures
 from im3d_jax.generator import Generator
 from im3d_jax.settings import (
@@ -242,11 +241,6 @@ def read_settings(config: ConfigDict) -> AssetSettings:
 
 
 # ---- Requests ----
-
-
-def opened(request: Request) -> contextlib.AbstractContextManager[Path]:
-    """Holds the directory of a request, see `outputs.opened`. A thread may do so again within."""
-    return outputs.opened(request.out, ASSET, [request.image] if request.image else [])
 
 
 def check(request: Request) -> None:

@@ -18,7 +18,7 @@ TEMPORARY = ".im3d_"
 """How the names of files and directories begin that are not finished yet."""
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What a system answers that has no room: a full disk, a quota, a limit on the size of files, a mount to read."""
+"""What a system answers where it has no room: full disks, quotas, limits on sizes, read-only mounts."""
 
 
 def _umask() -> int:

@@ -5,9 +5,9 @@
             ...
     clear(workdir, ".im3d_")       # what killed processes left there; that of living ones stays
 
-A lock is `flock` on a file, which the kernel gives back however the process ends, and which NFS and most cluster
-file systems pass on to other hosts. The file says who holds it. Where a file system has no locks, that is all
-there is to go by: a process of this host is looked up, and of another host's process there is a warning.
+A lock is `flock` on a file, which the kernel gives back however the process ends, and which NFS and most
+cluster file systems pass on to other hosts. The file says who holds it. Where a file system has no locks,
+that is all there is: a process of this host is looked up, and one of another host is warned of.
 """
 
 from __future__ import annotations

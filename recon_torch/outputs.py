@@ -2,15 +2,15 @@
 
     ASSET = Kind("generate", ("asset[.]ply", "images/[0-9]{3,}[.]png", "report[.]json"))
 
-    with opened(out, ASSET, inputs=[picture]):        # before anything that takes long; refuses, or holds `out`
+    with opened(out, ASSET, inputs=[picture]):    # before anything that takes long; refuses, or holds `out`
         ...
-        with locks.OwnedDirectory(TEMPORARY, out) as staging:
-            ...                                       # writes all files
+        with owned(out) as staging:
+            ...                                   # writes all files
             replace(staging, out, ASSET, last="report.json")
 
-A file is ours if an earlier run has noted it in the directory's `.im3d.json`, with the digest of what it wrote: a
-file that a user has put there or has changed is not. Such a file in a place where we would write, and a
-symbolic link, is refused by name before the work begins. Whatever lies elsewhere in the directory stays.
+A file is ours if an earlier run has noted it in the directory's `.im3d.json`, with the digest of what it
+wrote: a file that a user has put there or has changed is not. Such a file in a place where we would write,
+and a symbolic link, is refused by name before the work begins. Whatever lies elsewhere stays.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ def check(
     for pattern, path, problem in found:
         if problem := problem or _problem(directory, path, pattern, kind, marker):
             raise _in_the_way(path, problem, kind)
+    refuse_inputs(directory, kind, inputs)
+
+
+def refuse_inputs(directory: Path, kind: Kind, inputs: Iterable[str | os.PathLike]) -> None:
+    """Raises UserError if a file that a command reads lies where it writes."""
     for given in inputs:
         if _is_written(directory, Path(given), kind):
             raise _in_the_way(Path(given), "is what it is to read", kind)
@@ -139,7 +144,9 @@ def replace(staged: Path, directory: Path, kind: Kind, last: str = "") -> None:
     noted = _noted(_read(directory), kind)
     there = {path.relative_to(directory).as_posix() for path in files_of(directory, kind)}
     others = {name: each for name, each in noted.items() if not _has_name(name, kind)}
-    both = {name: noted.get(name, []) + digests.get(name, []) for name in (noted.keys() & there) | digests.keys()}
+    both = {
+        name: noted.get(name, []) + digests.get(name, []) for name in (noted.keys() & there) | digests.keys()
+    }
     try:
         _note(directory, kind, others | both)
         _remove(directory, kind, last)

@@ -2,9 +2,18 @@
 
 A batch is a directory:
 
-    assets/000000/      an asset, numbered in the order of the file of prompts, or error.json that says why
-    not pictures/           what `config.text_to_image.pipeline` has drawn summary.json, gallery.html
+    assets/000000/      an asset, numbered in the order of the file of prompts, or error.json
+    pictures/           what `config.text_to_image.pipeline` has drawn
+    summary.json, gallery.html
 """
+
+from recon_torch.outputs import Kind
 
 ASSETS, PICTURES = "assets", "pictures"
 ERROR = "error.json"
+
+BATCH = Kind("batch", (r"summary\.json", r"gallery(_\d+)?\.html"), grows=True)
+"""What a batch writes into its own directory; those of its assets know their own files."""
+
+FAILURE = Kind("batch", (r"error\.json",))
+"""What a batch writes into the directory of an asset that could not be made."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from im3d_jax.jobs import ASSETS, ERROR, gallery, prompt_files
+from im3d_jax.asset import ASSET, Request
+from im3d_jax.jobs import ASSETS, BATCH, ERROR, FAILURE, gallery, prompt_files
 from im3d_jax.jobs.lanes import Maker, make_all
 from im3d_jax.jobs.outcomes import FAILED, Progress
 from im3d_jax.jobs.pictures import draw_missing
 from im3d_jax.jobs.resume import is_made
-from im3d_jax.jobs.shards import make_requests, read_shard
+from im3d_jax.jobs.shards import Shard, make_requests, read_shard
 from im3d_jax.jobs.stop import Stop
 from im3d_jax.settings import AssetSettings
 from im3d_jax.training.hosts import EXIT_REQUEUE
+from recon_torch import outputs
 from recon_torch.files import make_directory
+from recon_torch.outputs import Kind
 
 EXIT_INCOMPLETE = 1
+
+ALL_ASSETS = Kind(BATCH.command, (f"{ASSETS}/",))
 
 
 class Batch(NamedTuple):
@@ -52,11 +57,27 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
     shard = read_shard(batch.shard, os.environ)
     requests = requests[shard.number :: shard.num_shards]
-    make_directory(batch.out / ASSETS)
-    missing = [r for r in requests if not is_made(r, settings, batch.num_retries, batch.overwrite)]
-    # What failed before comes last: whatever is wrong with it does not keep the others waiting.
-    missing.sort(key=lambda request: (request.out / ERROR).is_file())
+    with outputs.opened(batch.out, BATCH, part=shard):
+        missing = [r for r in requests if not is_made(r, settings, batch.num_retries, batch.overwrite)]
+        outputs.refuse_inputs(batch.out, ALL_ASSETS, [r.image for r in requests if r.image])
+        for request in missing:
+            for kind in (ASSET, FAILURE):
+                outputs.check(request.out, kind, root=batch.out)
+        # What failed before comes last: whatever is wrong with it does not keep the others waiting.
+        missing.sort(key=lambda request: (request.out / ERROR).is_file())
+        make_directory(batch.out / ASSETS)
+        return _make(batch, settings, requests, missing, load, stop, shard)
 
+
+def _make(
+    batch: Batch,
+    settings: AssetSettings,
+    requests: Sequence[Request],
+    missing: Sequence[Request],
+    load: Callable[[], Maker],
+    stop: Stop,
+    shard: Shard,
+) -> int:
     progress = Progress(len(requests), len(requests) - len(missing), stop)
     with progress.bar:
         missing, failed = draw_missing(settings, missing, batch.out)

@@ -14,8 +14,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from im3d_jax.asset import REPORT
-from im3d_jax.jobs import ASSETS, ERROR
+from im3d_jax.jobs import ASSETS, BATCH, ERROR
 from im3d_jax.jobs.outcomes import FAILED
+from recon_torch import outputs
 from recon_torch.errors import UserError
 from recon_torch.files import replacing, write_json
 from recon_torch.settings import Verdict
@@ -59,17 +60,20 @@ class Entry(NamedTuple):
 def write(out: Path) -> str:
     """Writes summary.json and gallery.html, gallery_2.html, ... of a batch, and says where they are.
 
-    Raises UserError if `out` is not the directory of a batch.
+    Raises UserError if `out` is not the directory of a batch, and for files of these names that are not ours.
     """
     assets = collect(out)
+    outputs.check(out, BATCH)
+    outputs.claim(out, BATCH)
     write_json(out / SUMMARY, summary(assets))
     pages = [assets[i : i + ASSETS_PER_PAGE] for i in range(0, max(len(assets), 1), ASSETS_PER_PAGE)]
     names = [page_name(number) for number in range(len(pages))]
     for name, page in zip(names, pages, strict=True):
         with replacing(out / name) as temporary:
             temporary.write_text(render(page, name, names, assets), encoding="utf-8", errors="replace")
-    for stale in set(out.glob("gallery_*.html")) - {out / name for name in names}:
-        stale.unlink(missing_ok=True)
+    for stale in outputs.files_of(out, BATCH):
+        if stale.name not in (SUMMARY, *names):
+            stale.unlink(missing_ok=True)
     return f"see {out / names[0]} and {SUMMARY}"
 
 

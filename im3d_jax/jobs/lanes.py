@@ -8,18 +8,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from itertools import islice
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from im3d_jax.asset import Asset, Request
+from im3d_jax.asset import ASSET, REPORT, Asset, Request, opened
 from im3d_jax.jobs.outcomes import Outcome, failure, success
-from im3d_jax.jobs.resume import clear
 from im3d_jax.jobs.stop import Stop, Stopped
 from im3d_jax.stages import Show
+from recon_torch import outputs
 from recon_torch.process import ReconstructionClient
 
 SIGNAL_PERIOD_S = 0.5
@@ -60,11 +60,12 @@ def make_all(
     def attempt(request: Request) -> Outcome | None:
         client = idle.get()
         try:
-            clear(request.out)
-            return success(maker.make_best(request, client, num_retries=num_retries, show=stop.show))
+            with opened(request):
+                # What a killed process has left half made does not stay if this fails.
+                outputs.remove(request.out, ASSET, REPORT)
+                made = maker.make_best(request, client, num_retries=num_retries, show=stop.show)
+                return success(made)
         except Stopped:
-            with suppress(OSError):  # it is not empty if an earlier call failed to make the asset
-                request.out.rmdir()
             return None
         except Exception as error:  # whatever it is, it must not end the other assets
             return failure(request, error)

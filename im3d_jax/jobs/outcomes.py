@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from im3d_jax.asset import Asset, Request
-from im3d_jax.jobs import ERROR
+from im3d_jax.jobs import ERROR, FAILURE
 from im3d_jax.jobs.stop import Stop
+from recon_torch import outputs
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.process.client import WorkerDied, WorkerFailed
@@ -49,7 +50,7 @@ class Outcome(NamedTuple):
 
 def success(asset: Asset) -> Outcome:
     """The outcome of an asset that was made. Removes the error.json of an earlier call."""
-    (asset.directory / ERROR).unlink(missing_ok=True)
+    outputs.remove(asset.directory, FAILURE)
     psnr, seconds = asset.report["rounds"][-1]["psnr"], asset.report["seconds"]["total"]
     return Outcome(asset.directory.name, asset.verdict, psnr, seconds)
 
@@ -62,7 +63,8 @@ def failure(request: Request, error: Exception) -> Outcome:
     line, details = explain(error)
     failed_before = (request.out / ERROR).is_file()
     asked: dict[str, Any] = {"prompt": request.prompt, "image": request.image, "seed": request.seed}
-    write_json(request.out / ERROR, asked | {"error": line, "details": details})
+    told = asked | {"error": line, "details": details}
+    outputs.put(request.out, FAILURE, ERROR, lambda path: write_json(path, told))
     return Outcome(request.out.name, error=line, failed_before=failed_before)
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from im3d_jax import pipeline
-from im3d_jax.asset import Request
+from im3d_jax.asset import PICTURE, Request
 from im3d_jax.jobs import PICTURES
 from im3d_jax.jobs.outcomes import MAX_FAILURES, Outcome, failure
 from im3d_jax.settings import AssetSettings
+from recon_torch import outputs
 from recon_torch.errors import UserError
 
 AT_ONCE = 64
@@ -35,6 +36,8 @@ def draw_missing(
         for r in requests
         if not Path(r.image).is_file()
     }
+    for request in missing.values():
+        outputs.check(request.out, PICTURE, root=out)
     errors: dict[str, UserError] = {}
     for path, error in _draw(settings, list(missing.values())):
         errors[path] = error

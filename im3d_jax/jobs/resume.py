@@ -1,15 +1,12 @@
-"""What an earlier call has made: an asset that is there is not made again, and half of one is removed."""
+"""What an earlier call has made: an asset that is there is not made again."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
-from im3d_jax.asset import REPORT, STAGING, Request, file_digest, origin, remove_files
+from im3d_jax.asset import REPORT, Request, file_digest, origin
 from im3d_jax.settings import AssetSettings
 from recon_torch.errors import UserError
-from recon_torch.files import make_directory
 from recon_torch.settings import Verdict
 
 
@@ -33,15 +30,3 @@ def is_made(request: Request, settings: AssetSettings, num_retries: int, overwri
         made_from = f"{request.out} was made from another {' and '.join(different)}"
         raise UserError(f"{made_from}; give another --out, or --overwrite to make it again")
     return is_final and not different
-
-
-def clear(out: Path) -> None:
-    """Makes the directory of an asset, and removes what a killed process has left there half made.
-
-    Files that are not an asset's stay, among them error.json of an earlier call.
-    """
-    remove_files(make_directory(out))
-    for staging in out.glob(f"{STAGING}*"):
-        shutil.rmtree(staging)
-    for temporary in out.glob(".report.*.json"):
-        temporary.unlink()

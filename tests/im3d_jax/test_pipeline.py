@@ -2,6 +2,7 @@
 
 import gc
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from im3d_jax import config_flags, method, pipeline, stages
-from im3d_jax.asset import Request, files_of, move_into
+from im3d_jax.asset import ASSET, Request
 from im3d_jax.conditions import pictures
+from recon_torch import locks
 from recon_torch.errors import UserError
+from recon_torch.outputs import files_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
 
@@ -41,42 +44,45 @@ def test_temporary_files_last_as_long_as_the_asset(loaded):
 
 
 def test_a_failed_asset_leaves_no_temporary_files(loaded, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(pipeline.Pipeline, "make_best", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         loaded.make("a red car")
-    assert not list(tmp_path.iterdir())
+    (own,) = tmp_path.iterdir()  # the process's own directory, which it removes at its end
+    assert [path.name for path in own.iterdir()] == [locks.OWNER]
 
 
 def test_files_of_others_stay(loaded, tmp_path):
     """Also within the directories of an asset, whose own files of an earlier one go."""
+    loaded.make("a blue car", out=tmp_path, save_views=True)
     theirs = ["notes.txt", "images/photo.png", "images/mine/000.png", "views_0/notes.txt", "views_x/000.png"]
-    stale = ["images/099.png", "views_7/images/000.png", "views_7/transforms.json", "asset.safetensors"]
-    for name in (*theirs, *stale):
+    for name in theirs:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    asset = loaded.make("a red car", out=tmp_path, save_views=True)
+    asset = loaded.make("a red car", out=tmp_path)
     assert all((tmp_path / name).read_text() == name for name in theirs)
-    assert not any((tmp_path / name).exists() for name in (*stale, "views_7"))
+    assert (tmp_path / "views_0").is_dir() and not (tmp_path / "views_1").exists()
     assert {path.name for path in (tmp_path / "images").iterdir()} == {
         "photo.png", "mine", "000.png", "001.png", "002.png", "003.png",
     }  # fmt: skip
-    files = [path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path)]
-    assert files[-1] == "report.json" and not set(files) & set(theirs)
+    files = [path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path, ASSET)]
+    assert not set(files) & set(theirs)
     copy = asset.save(tmp_path / "copy")
-    assert sorted(path.relative_to(copy).as_posix() for path in files_of(copy)) == sorted(files)
+    assert [path.relative_to(copy).as_posix() for path in files_of(copy, ASSET)] == files
     assert (copy / "asset.ply").read_bytes() == (tmp_path / "asset.ply").read_bytes()
+    with pytest.raises(UserError, match="is what it is to read"):
+        asset.save(tmp_path)
 
 
-def test_a_file_in_the_way_of_a_directory_is_one_line(tmp_path):
-    for name in ("old", "new/images"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "new/images/000.png").write_text("")
-    (tmp_path / "old/images").write_text("a file")
-    with pytest.raises(UserError, match="cannot write into .*; choose another place"):
-        move_into(tmp_path / "new", tmp_path / "old")
-    assert (tmp_path / "old/images").read_text() == "a file"
+@pytest.mark.parametrize("name", ["images", "images/000.png", "report.json", "asset.safetensors"])
+def test_a_file_that_is_not_ours_is_refused_before_anything_is_made(loaded, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(method, "make_asset", lambda *_: 1 / 0)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is no"):
+        loaded.make("a red car", out=tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_the_picture_is_read_once_for_all_tries(loaded, monkeypatch, tmp_path):

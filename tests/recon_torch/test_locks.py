@@ -27,7 +27,7 @@ with locks.hold_part(directory, 1, 4) if what == "part" else locks.hold(director
 
 @pytest.fixture
 def other(tmp_path):
-    """Starts a process that holds tmp_path, or part 1 of 4, and has a directory there. Returns the process."""
+    """Starts a process that holds tmp_path, or part 1 of 4, and has a directory there. Returns it."""
     started = []
 
     def start(what="whole"):

@@ -53,8 +53,10 @@ def test_a_run_takes_the_place_of_an_earlier_one_and_leaves_the_rest(tmp_path):
         (lambda out: (out / "report.json").unlink() or (out / "report.json").mkdir(), "json is a directory"),
         (lambda out: (out / "images/008.png").symlink_to(out / "x"), "008.png is a symbolic link"),
         (
-            lambda out: shutil.move(out / "images", out.parent / "far")
-            and (out / "images").symlink_to(out.parent / "far"),
+            lambda out: (
+                shutil.move(out / "images", out.parent / "far")
+                and (out / "images").symlink_to(out.parent / "far")
+            ),
             "images is a symbolic link",
         ),
         (lambda out: (out / outputs.MARKER).write_text("{}"), "im3d.json is damaged or not ours"),

@@ -108,9 +108,9 @@ def fail(error):
 
 
 def files(directory):
-    """Path -> content below a directory, of all but the times that reports hold."""
+    """Path -> content below a directory, of all but the times that reports hold and the digests of these."""
     found = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+    for path in sorted(path for path in directory.rglob("[!.]*") if path.is_file()):
         content = path.read_bytes()
         if path.name == "report.json":
             content = {name: value for name, value in json.loads(content).items() if name != "seconds"}
