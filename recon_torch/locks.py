@@ -12,7 +12,6 @@ that is all there is: a process of this host is looked up, and one of another ho
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import fcntl
@@ -45,6 +44,9 @@ PROCESS = "im3d_"
 
 MAX_SOCKET_DIRECTORY = 60
 """The longest directory of sockets: their paths may have 107 characters, of which theirs takes about 40."""
+
+AFTER_SOCKETS = -200
+"""At a process's end `multiprocessing` removes its sockets at priority -100, and expects them to be there."""
 
 PATIENCE_S = 1.0
 """A lock that is taken is asked for again so long: others hold it for a moment to see whether it is held."""
@@ -132,8 +134,10 @@ class OwnedDirectory:
 
     def __init__(self, prefix: str, parent: str | os.PathLike | None = None) -> None:
         """Raises OSError. parent: default: the system's directory for temporary files."""
-        self._directory = tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
-        self.path = Path(self._directory.name)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        self._remove = multiprocessing.util.Finalize(
+            self, shutil.rmtree, (self.path, True), exitpriority=AFTER_SOCKETS
+        )
         # It gets its name when it is locked, so that nobody meets it without an owner.
         handle, name = tempfile.mkstemp(dir=self.path)
         _lock(handle)
@@ -143,7 +147,7 @@ class OwnedDirectory:
 
     def cleanup(self) -> None:
         """Removes the directory."""
-        self._directory.cleanup()
+        self._remove()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -162,21 +166,20 @@ def process_directory() -> Path:
     too, because those of a process that was killed would be left otherwise.
     """
     with _guard:
-        return _process_directory(os.getpid(), tempfile.gettempdir())
+        return _process_directory(os.getpid(), tempfile.gettempdir()).path
 
 
 @functools.cache
-def _process_directory(pid: int, parent: str) -> Path:
+def _process_directory(pid: int, parent: str) -> OwnedDirectory:
     clear(parent, PROCESS)
     own = OwnedDirectory(PROCESS, parent)
-    atexit.register(own.cleanup)
     if len(str(own.path)) < MAX_SOCKET_DIRECTORY:
         before, tempfile.tempdir = tempfile.tempdir, str(own.path)
         try:
             multiprocessing.util.get_temp_dir()  # is made now, and kept by `multiprocessing`
         finally:
             tempfile.tempdir = before
-    return own.path
+    return own
 
 
 def lock_file(handle: int) -> None:

@@ -57,7 +57,8 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
     shard = read_shard(batch.shard, os.environ)
     requests = requests[shard.number :: shard.num_shards]
-    with outputs.opened(batch.out, BATCH, part=shard):
+    outputs.check(batch.out, BATCH)
+    with outputs.opened(batch.out, Kind(BATCH.command, ()), part=shard):
         missing = [r for r in requests if not is_made(r, settings, batch.num_retries, batch.overwrite)]
         outputs.refuse_inputs(batch.out, ALL_ASSETS, [r.image for r in requests if r.image])
         for request in missing:

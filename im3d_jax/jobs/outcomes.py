@@ -71,10 +71,7 @@ def failure(request: Request, error: Exception) -> Outcome:
 def explain(error: Exception) -> tuple[str, str]:
     """(the one line of an error, its details)."""
     if isinstance(error, UserError):
-        return str(error), ""
-    if isinstance(error, WorkerDied):
-        line, _, details = str(error).partition("\n")
-        return line, details
+        return str(error), error.details if isinstance(error, WorkerDied) else ""
     if isinstance(error, WorkerFailed):
         return str(error).strip().rpartition("\n")[2], str(error)
     line = " ".join(traceback.format_exception_only(error)).strip().partition("\n")[0]

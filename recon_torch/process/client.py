@@ -59,8 +59,15 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
-class WorkerDied(RuntimeError):
-    """The worker has died twice on one asset. The message says how, and quotes what it last printed."""
+class WorkerDied(UserError):
+    """The worker has died twice on one asset. The message says how; `details` is what it last printed.
+
+    Nearly always the system has killed it for want of memory, so that it is no bug of ours.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class WorkerFailed(RuntimeError):
@@ -295,10 +302,12 @@ class ReconClient:
         """Logs why the worker is gone. Raises WorkerDied if it was the asset's last."""
         self._stop()
         self._deaths.append(f"the 3D worker {gone.cause} at about step {self.step}")
-        last_words = f"It last printed:\n{gone.log}" if gone.log else "It printed nothing."
         if len(self._deaths) >= MAX_DEATHS:
+            last_line = gone.log.strip().rpartition("\n")[2]
+            last_words = f", whose last words were: {last_line}" if last_line else ""
             deaths = ", then ".join(self._deaths)
-            raise WorkerDied(f"{deaths}; the asset is given up. {last_words}") from None
+            raise WorkerDied(f"{deaths}{last_words}; the asset is given up", gone.log) from None
+        last_words = f"It last printed:\n{gone.log}" if gone.log else "It printed nothing."
         logger.warning("%s; another one goes on from its snapshot. %s", self._deaths[-1], last_words)
 
     def _stop(self) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,11 @@ from PIL import Image
 from im3d_jax import asset, config_flags, main, pipeline
 from im3d_jax.asset import Asset
 from im3d_jax.conditions import text_to_image
-from im3d_jax.jobs import outcomes
+from im3d_jax.jobs import batch, outcomes
+from im3d_jax.jobs.stop import Stop
+from recon_torch import locks, outputs
 from recon_torch.errors import UserError
+from recon_torch.files import write_json
 from recon_torch.process.client import WorkerDied, WorkerFailed
 from recon_torch.views.cameras import orbit
 
@@ -69,7 +74,7 @@ def quick(monkeypatch):
             self.verdicts, self.happens, self.made, self.config = {}, {}, [], None
 
         def load(self, config):
-            self.config = config
+            self.config, self.settings = config, pipeline.read_settings(config)
             return self
 
         def warnings(self, prompt):
@@ -92,7 +97,8 @@ def quick(monkeypatch):
             }
             if verdict == "bad" and num_retries:
                 report["tries"] = [report | {"seed": request.seed}] * (1 + num_retries)
-            (request.out / "report.json").write_text(json.dumps(report))
+            write = partial(write_json, content=report)
+            outputs.put(request.out, asset.ASSET, "report.json", write)
             return Asset(request.out, report, orbit(1), [])
 
     quick = Quick()
@@ -221,11 +227,55 @@ def test_what_is_there_is_not_made_again(command, quick, tmp_path):
     assert seeds == [0, 1, 0, 1]
     half = tmp_path / "out/assets/000002"
     (half / "report.json").unlink()
-    (half / ".im3d_x").mkdir()
-    (half / "asset.ply").write_text("half")
+    outputs.put(half, asset.ASSET, "asset.ply", lambda path: path.write_text("half"))
+    (half / ".im3d_a1b2c3d4.json").touch()
     quick.made.clear()
     assert command("--num-assets", 2) == 0
-    assert quick.made == ["b"] and [path.name for path in half.iterdir()] == ["report.json"]
+    assert quick.made == ["b"] and {path.name for path in half.iterdir()} == {"report.json", outputs.MARKER}
+
+
+@pytest.mark.parametrize("name", ["report.json/x", "asset.ply", "images/000.png", "error.json"])
+def test_a_file_of_a_users_among_the_assets_is_refused_before_any_work(
+    command, quick, tmp_path, name, capsys
+):
+    mine = tmp_path / "out/assets/000001" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert command(prompts=["a", "b"]) == 2
+    assert str(mine.parent if "x" in name else mine) in capsys.readouterr().err and not quick.made
+    assert mine.read_text() == "mine" and [path.name for path in (tmp_path / "out").iterdir()] == ["assets"]
+
+
+def test_no_link_leads_out_of_the_batch_and_no_input_is_replaced(command, quick, pictures, tmp_path, capsys):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out/assets").mkdir(parents=True)
+    (tmp_path / "out/assets/000001").symlink_to(tmp_path / "far")
+    assert command(prompts=["a", "b"]) == 2
+    assert "000001 is a symbolic link" in capsys.readouterr().err
+    (tmp_path / "out/assets/000001").unlink()
+    pictures[0].rename(tmp_path / "out/assets/ball.png")
+    assert command(prompts=["a", {"image": "out/assets/ball.png"}]) == 2
+    assert "ball.png is what it is to read" in capsys.readouterr().err and not quick.made
+
+
+def test_a_shard_at_work_keeps_the_same_and_overlapping_ones_out(command, quick, monkeypatch, tmp_path):
+    """While shard 0/2 makes its first asset, another thread, whose locks are its own, gives commands."""
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
+    codes = {}
+
+    def others(show):
+        quick.happens.clear()
+        stop = Stop()
+        with ThreadPoolExecutor(1) as thread:
+            for shard in ("0/2", "2/4", "0/1", "1/2"):
+                asked = batch.Batch(tmp_path / "prompts.jsonl", tmp_path / "out", shard)
+                run = thread.submit(batch.run, asked, quick.settings, lambda: quick, stop)
+                codes[shard] = str(run.exception() or run.result())
+
+    quick.happens = {"a": others}
+    assert command("--shard", "0/2", prompts=["a", "b", "c", "d"]) == 0
+    assert codes.pop("1/2") == "0" and sorted(quick.made) == ["a", "b", "c", "d"]
+    assert all(f"process {os.getpid()} on" in message for message in codes.values())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +316,7 @@ def test_bad_assets_are_made_again_if_more_tries_are_asked_for(command, quick):
 def test_failures_do_not_stop_the_others_and_say_why(command, quick, tmp_path):
     errors = {
         "user": UserError("views are not finite; look at them"),
-        "died": WorkerDied("the 3D worker was killed; the asset is given up. It last printed:\nOuch\nBye"),
+        "died": WorkerDied("the 3D worker was killed; the asset is given up", "Ouch\nBye"),
         "failed": WorkerFailed("Traceback (most recent call last):\n  somewhere\nRuntimeError: CUDA error"),
         "bug": ValueError("an image has NaN\nor infinite values"),
     }
@@ -278,7 +328,7 @@ def test_failures_do_not_stop_the_others_and_say_why(command, quick, tmp_path):
     assert [each["prompt"] for each in told] == list(errors)
     assert [each["error"] for each in told] == [
         "views are not finite; look at them",
-        "the 3D worker was killed; the asset is given up. It last printed:",
+        "the 3D worker was killed; the asset is given up",
         "RuntimeError: CUDA error",
         "ValueError: an image has NaN",
     ]

@@ -1,12 +1,14 @@
 """Summary and pages, read back with Python's HTML parser; what users wrote stays text."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 
 from im3d_jax import main
 from im3d_jax.jobs import gallery
+from recon_torch.errors import UserError
 
 ATTACKS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "../../x", "a & b", "half \ud800"]
 
@@ -89,17 +91,29 @@ def test_a_verdict_is_filtered_without_scripts(tmp_path):
 
 
 def test_pages_hold_200_and_stale_ones_go(tmp_path):
-    (tmp_path / "gallery_9.html").write_text("of an earlier batch")
     for number in range(401):
         make_asset(tmp_path, number)
+    (tmp_path / "gallery_holiday.html").write_text("mine")
     gallery.write(tmp_path)
-    pages = sorted(tmp_path.glob("gallery*.html"))
-    assert [path.name for path in pages] == ["gallery.html", "gallery_2.html", "gallery_3.html"]
-    ids = [Page(path).values("article", "id") for path in pages]
+    pages = ["gallery.html", "gallery_2.html", "gallery_3.html", "gallery_holiday.html"]
+    assert sorted(path.name for path in tmp_path.glob("gallery*.html")) == pages
+    ids = [Page(tmp_path / name).values("article", "id") for name in pages[:3]]
     assert [len(each) for each in ids] == [200, 200, 1]
     assert sum(ids, []) == [f"{number:06d}" for number in range(401)]
-    links = Page(pages[1]).values("a", "href")
+    links = Page(tmp_path / pages[1]).values("a", "href")
     assert {"gallery.html", "gallery_3.html"} == {link for link in links if link.startswith("gallery")}
+    shutil.rmtree(tmp_path / "assets/000400")
+    gallery.write(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("gallery*.html")) == [*pages[:2], pages[3]]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "gallery.html"])
+def test_a_file_of_a_users_is_not_replaced(tmp_path, name):
+    make_asset(tmp_path, 0)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is not of an earlier run"):
+        gallery.write(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_the_summary_counts_and_averages(tmp_path, capsys):
