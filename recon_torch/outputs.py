@@ -121,6 +121,25 @@ def refuse_inputs(directory: Path, kind: Kind, inputs: Iterable[str | os.PathLik
             raise _in_the_way(Path(given), "is what it is to read", kind)
 
 
+def check_file(
+    path: Path,
+    command: str,
+    is_ours: Callable[[Path], bool] = lambda path: False,
+    inputs: Iterable[str | os.PathLike] = (),
+) -> None:
+    """Raises UserError if a command may not write a file that the user has named.
+
+    Args:
+        is_ours: whether the content of the file that is there tells that the command wrote it.
+        inputs: files that the command reads, none of which it may replace.
+    """
+    kind = Kind(command, (re.escape(path.name),))
+    for _, found, problem in _found(path.parent, kind.paths):
+        if problem or not is_ours(found):
+            raise _in_the_way(found, problem or "is not of an earlier run", kind)
+    refuse_inputs(path.parent, kind, inputs)
+
+
 def claim(directory: Path, kind: Kind) -> None:
     """Notes that what a kind that grows writes here is ours from now on."""
     marker = _read(directory)

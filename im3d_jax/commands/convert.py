@@ -9,6 +9,7 @@ Every tensor is accounted for: what is missing, unknown or of another shape is n
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import jax
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from im3d_jax import backbones, checkpoint, config_flags, config_sections
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import make_directory, replacing
+from recon_torch.files import replacing, sort_safetensors_header
 
 LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
 """A public layout -> the method of a model that makes its tensors."""
@@ -48,7 +51,8 @@ def to_checkpoint(
     params, _ = backbones.load_weights(model, source)
     tensors = {name: x.astype(dtype) for name, x in getattr(model, method)(params).items()}
     with replacing(target) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt", "im3d": json.dumps({"source": source.name})})
+        sort_safetensors_header(temporary)
     left = sum(leaf.size for leaf in jax.tree.leaves(params)) - sum(x.size for x in tensors.values())
     if left:
         count = len(traverse_util.flatten_dict(params)) - len(tensors)
@@ -65,6 +69,15 @@ def _build(config: ConfigDict, method: str) -> Any:
     return model
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file of weights was written by this program."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "im3d" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def main(argv: list[str]) -> None:
     parser = CommandParser("convert", __doc__)
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="PATH",
@@ -79,7 +92,7 @@ def main(argv: list[str]) -> None:
     if flags.to.suffix != ".safetensors":
         raise UserError(f"--to {flags.to} must end in .safetensors")
     dtype = PRECISIONS[flags.dtype]
-    make_directory(flags.to.parent)
+    outputs.check_file(flags.to, "convert", is_ours, [flags.source])
     if flags.layout == "im3d":
         count = to_weights(config, flags.source, flags.to, dtype)
     else:

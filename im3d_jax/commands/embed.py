@@ -15,7 +15,8 @@ from pathlib import Path
 
 from im3d_jax import config_flags, config_sections
 from im3d_jax.conditions.encoders import PretrainedText
-from im3d_jax.conditions.precomputed import StoredDtype, write
+from im3d_jax.conditions.precomputed import EMBEDDINGS, StoredDtype, write
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 
 
@@ -51,8 +52,10 @@ def main(argv: list[str]) -> None:
     if config.text.name != "pretrained":
         raise UserError(f"config.text.name is {config.text.name!r}; im3d embed needs 'pretrained'")
     prompts = read_prompts(flags.prompts)
+    outputs.check(flags.out, EMBEDDINGS, [flags.prompts])
     text = PretrainedText(config.text.kwargs["encoders"])
     for warning in dict.fromkeys(each for prompt in prompts for each in text.warnings(prompt)):
         print(f"im3d: warning: {warning}", file=sys.stderr)
-    encoded = write(text.encoders, prompts, flags.out, StoredDtype(flags.dtype))
+    with outputs.opened(flags.out, EMBEDDINGS):
+        encoded = write(text.encoders, prompts, flags.out, StoredDtype(flags.dtype))
     print(f"{flags.out}: {len(set(prompts)) + 1} prompts, {encoded} of them encoded now")

@@ -20,11 +20,25 @@ from ml_collections import ConfigDict
 from im3d_jax import config_flags
 from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.evaluate import MAX_OBJECTS, Part, SuiteName
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import make_directory
+from recon_torch.outputs import Kind
 
 if TYPE_CHECKING:
     from im3d_jax.evaluate.truth import Objects
+
+EVALUATION = Kind(
+    "evaluate",
+    (
+        r"table\.md",
+        r"results\.json",
+        r"(views|prompts)\.png",
+        r"parts/\w+\.json",
+        r"assets/\d+\.(json|png)",
+    ),
+    grows=True,
+)
+"""What the command writes into OUT."""
 
 
 def main(argv: list[str]) -> None:
@@ -108,8 +122,7 @@ def run(config: ConfigDict, flags: Namespace, parts: list[Part]) -> None:
     from im3d_jax import pipeline
     from im3d_jax.evaluate.suite import Suite, evaluate
 
-    out = make_directory(flags.out)
-    with pipeline.load(config) as loaded:
+    with outputs.opened(flags.out, EVALUATION) as out, pipeline.load(config) as loaded:
         objects = load_objects(config, flags)
         suite = Suite(loaded, objects, config.seed, out, flags.num_objects, flags.asset_objects)
         print(evaluate(suite, parts))

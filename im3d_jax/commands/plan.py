@@ -12,8 +12,10 @@ from memory if that takes longer, and no time for communication.
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from im3d_jax.backbones import Backbone
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.plan import Sampling, Training, count_parameters, plan_generation, plan_training
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import write_json
 
@@ -42,8 +45,17 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     numbers = plan(config, sharding.parse_mesh(flags.mesh), flags.accelerator, flags.utilisation)
     if flags.json:
+        outputs.check_file(flags.json, "plan", partial(has_keys, keys=numbers.keys()))
         write_json(flags.json, numbers)
     print(table(numbers))
+
+
+def has_keys(path: Path, keys: Collection[str]) -> bool:
+    """Whether a file is a JSON object with these keys, as an earlier plan is."""
+    try:
+        return set(json.loads(path.read_text())) == set(keys)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def plan(

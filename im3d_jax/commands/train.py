@@ -12,6 +12,7 @@ exit code 75.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,7 +29,6 @@ from im3d_jax.training.step import make_step
 from im3d_jax.training.streams import StreamSettings, check, is_due, open_stream, stream_of
 from im3d_jax.training.watch import Watch, Work, peak_flops
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import make_directory
 
 
 def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
@@ -169,7 +169,7 @@ def main(argv: list[str]) -> None:
     threads.limit(config.get("num_threads", 0))
     hosts.initialize(flags)
     hosts.agree({"config": config_flags.config_digest(config), **hosts.versions()})
-    make_directory(flags.workdir)
-    _, is_done = train(config, flags.workdir)
+    with hosts.on_main(partial(run.opened, flags.workdir, config.train.init_from)):
+        _, is_done = train(config, flags.workdir)
     if not is_done:
         raise SystemExit(hosts.EXIT_REQUEUE)

@@ -27,10 +27,12 @@ from im3d_jax.data import Source, input_pipeline
 from im3d_jax.data.sources import ProceduralSource, open_source
 from im3d_jax.training import hosts
 from im3d_jax.training.elevation import (
+    WEIGHTS,
     Amounts,
     Kept,
     errors_deg,
     make_learner,
+    opened,
     restore,
     save,
     train_step,
@@ -38,7 +40,6 @@ from im3d_jax.training.elevation import (
 from im3d_jax.training.watch import Watch, Work
 from recon_torch.elevation import estimator as elevation
 from recon_torch.errors import CommandParser
-from recon_torch.files import make_directory
 
 TEST_VIEWS = 16
 """Views of a test video, as many as generators make."""
@@ -137,13 +138,12 @@ def main(argv: list[str]) -> None:
         "--workdir", type=Path, required=True, help="directory for the checkpoint, weights and metrics"
     )
     flags, config = config_flags.parse(argv, parser, default="configs/elevation_tiny.py")
-    make_directory(flags.workdir)
-    estimator, is_done = train(config, flags.workdir)
-    if not is_done:
-        raise SystemExit(hosts.EXIT_REQUEUE)
-    weights = flags.workdir / "elevation.safetensors"
-    elevation.save(estimator, weights)
-    print(f"wrote {weights}")
+    with opened(flags.workdir):
+        estimator, is_done = train(config, flags.workdir)
+        if not is_done:
+            raise SystemExit(hosts.EXIT_REQUEUE)
+        elevation.save(estimator, flags.workdir / WEIGHTS)
+        print(f"wrote {flags.workdir / WEIGHTS}")
     for degraded in (False, True):
         errors = errors_on_test_deg(estimator, config, degraded)
         print(("degraded " if degraded else "true ") + "views: " + describe(errors))

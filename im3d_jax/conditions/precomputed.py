@@ -19,6 +19,7 @@ from tqdm import tqdm
 from im3d_jax.conditions.text import Embeddings, Masks
 from recon_torch.errors import UserError
 from recon_torch.files import make_directory, replacing, write_json
+from recon_torch.outputs import Kind
 
 SHARD_PROMPTS = 1024
 """Prompts of one file, which has 240 MB for 77 float32 tokens of CLIP's 768 channels."""
@@ -27,6 +28,9 @@ BATCH_PROMPTS = 64
 """Prompts that are encoded at a time."""
 
 INDEX = "index.json"
+
+EMBEDDINGS = Kind("embed", (r"index\.json", r"\d{5,}\.safetensors"), grows=True)
+"""What a directory of embeddings holds."""
 
 
 class StoredDtype(StrEnum):

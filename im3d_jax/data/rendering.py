@@ -272,6 +272,14 @@ def _files_below(directory: Path) -> list[Path]:
     return sorted(found)
 
 
+def is_begun(path: Path) -> bool:
+    """Whether a directory of renders was begun by an earlier run, whose settings are in this file."""
+    try:
+        return {"size", "num_views", "elevation_deg", "seed"} <= set(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a directory of renders, or compares them with those that it was begun with.
 

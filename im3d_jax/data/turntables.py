@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -27,6 +26,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from im3d_jax.data import CorruptRecord, Example
+from recon_torch import outputs
 from recon_torch.errors import UserError, first_line
 from recon_torch.files import make_directory
 from recon_torch.views.cameras import Cameras
@@ -119,6 +119,13 @@ class Sources:
         return {"sha256": sha256, "num_objects": num_objects, "num_meshes": self._num_meshes}
 
 
+def refuse_taken(out: str | Path) -> None:
+    """Raises UserError if a data set cannot be written there, because something is there already."""
+    out = Path(out)
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError(f"{out} is there already; remove it, or choose another --out")
+
+
 def write(
     out: str | Path,
     records: Iterable[tuple[str, Record]],
@@ -137,8 +144,7 @@ def write(
     Returns the number of records of each split. Raises UserError if there are none, or if `out` is taken.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    refuse_taken(out)
     make_directory(out.parent)
     records = iter(records)
     first = next(records, None)
@@ -146,8 +152,8 @@ def write(
         raise UserError(f"there are no objects to write to {out}")
     metadata = {**(metadata or {}), "num_views": len(first[1].cameras), "size": first[1].size}
     counts, sources = dict.fromkeys(splits, 0), Sources()
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        whole = Path(staging, out.name)
+    with outputs.owned(out.parent) as staging:
+        whole = staging / out.name
         whole.mkdir()
         info = _dataset_info(whole, first[1], metadata)
         writer = tfds.core.SequentialWriter(info, OBJECTS_PER_SHARD, file_format="array_record")
@@ -158,7 +164,10 @@ def write(
             sources.add(record)
         info.metadata["sources"] = sources.summary()
         writer.close_all()  # writes the metadata, too
-        os.replace(whole, out)
+        try:
+            os.replace(whole, out)
+        except OSError as error:
+            raise UserError(f"cannot write {out} ({error.strerror}); choose another --out") from error
     return counts
 
 

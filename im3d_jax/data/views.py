@@ -12,8 +12,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from im3d_jax.data.turntables import Record, decode_views
+from recon_torch import locks, outputs
 from recon_torch.errors import UserError
-from recon_torch.files import make_directory, write_json
+from recon_torch.files import TEMPORARY, make_directory, write_json
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import load_views, read_frame, write_views
 from recon_torch.views.images import straight, to_uint8
@@ -57,8 +56,8 @@ def write_object(
     Raises UserError if the directory is there and not empty.
     """
     make_directory(directory.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as staging:
-        whole = Path(staging, directory.name)
+    with outputs.owned(directory.parent) as staging:
+        whole = staging / directory.name
         write_views(whole, cameras, rgba, "images")
         elevation_deg = float(np.rad2deg(elevation_rad))
         metadata = {"caption": caption, "elevation_deg": elevation_deg, **(more or {})}
@@ -70,11 +69,8 @@ def write_object(
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Removes what a process left behind that died while it wrote an object to this directory."""
-    if directory.parent.is_dir():
-        for path in directory.parent.iterdir():
-            if path.name.startswith(f".{directory.name}."):
-                shutil.rmtree(path, ignore_errors=True)
+    """Removes what processes left behind that died while they wrote an object beside this directory."""
+    locks.clear(directory.parent, TEMPORARY)
 
 
 def is_object(directory: Path) -> bool:
@@ -226,7 +222,11 @@ def write_caption(directory: Path, caption: str, origin: Mapping[str, Any]) -> N
     """Gives an object a caption in its metadata.json, with a note of where it comes from.
 
     A caption that the object had before is kept there as "caption_before", unless a network made that, too.
+
+    Raises Unfit if the metadata.json is a link, or cannot be read.
     """
+    if (directory / "metadata.json").is_symlink():
+        raise Unfit("its metadata.json is a symbolic link, which is not written through")
     content = read_metadata(directory)
     before = content.get("caption")
     if before and "caption_origin" not in content:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +24,22 @@ from torch import Tensor
 from im3d_jax import checkpoint
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import ProceduralSource
-from recon_torch import seeds
+from recon_torch import outputs, seeds
 from recon_torch.blur import convolve
 from recon_torch.elevation import estimator as elevation
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
+from recon_torch.outputs import Kind
 from recon_torch.views.images import to_uint8
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "elevation.safetensors"
+
+RUN = Kind(
+    "train-elevation",
+    (r"checkpoint\.safetensors", r"metrics\.jsonl", r"elevation\.safetensors", "tensorboard/"),
+    grows=True,
+)
+"""What a run writes into its --workdir."""
 
 # ---- Data ----
 
@@ -185,6 +194,16 @@ def train_step(
 
 
 # ---- Checkpoint ----
+
+
+def opened(workdir: Path) -> AbstractContextManager[Path]:
+    """Holds the --workdir of a run, see `outputs.opened`. A run is also known by its checkpoint."""
+    path = workdir / CHECKPOINT
+    if path.is_file() and not path.is_symlink():
+        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            if "im3d" in (file.metadata() or {}):
+                outputs.claim(workdir, RUN)
+    return outputs.opened(workdir, RUN)
 
 
 def save(workdir: Path, step: int, learner: Learner, settings: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ SLURM, GKE and a plain shell start them. The paper leaves this unspecified; it u
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
 import json
@@ -26,7 +27,8 @@ import sys
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
@@ -137,6 +139,27 @@ def agree(facts: dict[str, str], timeout_s: float = 300.0) -> None:
     problem = difference([found[process] for process in sorted(found)])
     if problem:
         raise UserError(f"{problem}; start all processes with the same config, code and packages")
+
+
+@contextlib.contextmanager
+def on_main(context: Callable[[], AbstractContextManager], timeout_s: float = 300.0) -> Iterator[None]:
+    """Enters a context on process 0, for all. A UserError that this raises is raised on all processes."""
+    client, key = distributed.global_state.client, "im3d/main"
+    is_first, problem = distributed.global_state.process_id in (0, None), ""
+    with contextlib.ExitStack() as entered:
+        if is_first:
+            try:
+                entered.enter_context(context())
+            except UserError as error:
+                problem = str(error)
+        if client is not None:
+            if is_first:
+                client.key_value_set(key, json.dumps(problem), allow_overwrite=True)
+            problem = json.loads(client.blocking_key_value_get(key, int(timeout_s * 1000)))
+            client.wait_at_barrier(key, int(timeout_s * 1000))  # or process 0 could end before all have read
+        if problem:
+            raise UserError(problem)
+        yield
 
 
 def difference(facts: Sequence[dict[str, str]]) -> str | None:

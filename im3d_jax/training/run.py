@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,23 @@ from im3d_jax.params import join
 from im3d_jax.tasks import Task
 from im3d_jax.training import hosts
 from im3d_jax.training.state import TrainState
+from recon_torch import outputs
+from recon_torch.outputs import Kind
+
+RUN = Kind(
+    "train",
+    (
+        "checkpoints/",
+        r"metrics\.jsonl",
+        r"weights\.safetensors",
+        "autoencoder/",
+        "samples/",
+        "tensorboard/",
+        "profile/",
+    ),
+    grows=True,
+)
+"""What a run writes into its --workdir."""
 
 TRAINED_BY = ("seed", "size", "backbone", "autoencoder", "text", "schedule", "train")
 """Sections of the config that a run depends on: it cannot go on with others."""
@@ -38,6 +56,16 @@ MAY_CHANGE = (
     "profile",
 )
 """Keys of `config.train` that may change from one start of a run to the next."""
+
+
+def opened(workdir: Path, init_from: str) -> AbstractContextManager[Path]:
+    """Holds the --workdir of a run, see `outputs.opened`. A run is also known by its checkpoints.
+
+    init_from: the weights that it starts from, if any, which it must not replace.
+    """
+    if any((workdir / "checkpoints").glob("*/meta")):
+        outputs.claim(workdir, RUN)
+    return outputs.opened(workdir, RUN, [init_from] if init_from else [])
 
 
 def depends_on(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -49,6 +50,7 @@ QUOTED_LOG_LINES, QUOTED_LOG_COLUMNS = (
     40,
     160,
 )  # shown of a dead worker's output; a Python stack fits
+NAMES_ERROR = re.compile(r"Fatal Python error:|[\w.]*(Error|Exception)\b")
 CLOSE_TIMEOUT_S = 2.0
 SHARED_MEMORY = "/dev/shm"
 SNAPSHOTS = "recon_"
@@ -303,10 +305,9 @@ class ReconClient:
         self._stop()
         self._deaths.append(f"the 3D worker {gone.cause} at about step {self.step}")
         if len(self._deaths) >= MAX_DEATHS:
-            last_line = gone.log.strip().rpartition("\n")[2]
-            last_words = f", whose last words were: {last_line}" if last_line else ""
             deaths = ", then ".join(self._deaths)
-            raise WorkerDied(f"{deaths}{last_words}; the asset is given up", gone.log) from None
+            said = f" ({gone.last_words})" if gone.log else ""
+            raise WorkerDied(f"{deaths}{said}; the asset is given up", gone.log) from None
         last_words = f"It last printed:\n{gone.log}" if gone.log else "It printed nothing."
         logger.warning("%s; another one goes on from its snapshot. %s", self._deaths[-1], last_words)
 
@@ -323,6 +324,12 @@ class _Gone(Exception):
         super().__init__(cause)
         self.cause = cause
         self.log = log  # the last lines that it printed
+
+    @property
+    def last_words(self) -> str:
+        """The line of the log that says most: the last that names an error, or else the last one."""
+        lines = self.log.strip().splitlines() or [""]
+        return next((line for line in reversed(lines) if NAMES_ERROR.match(line)), lines[-1])
 
 
 class _Process:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from im3d_jax import config_flags, main
 from im3d_jax.conditions import text_to_image
+from recon_torch import outputs
 from recon_torch.fit import quality
 from recon_torch.formats.ply import load_ply
 from recon_torch.views.images import read_image
@@ -48,7 +49,7 @@ def asset(config_path, tmp_path_factory):
 def test_all_files_are_there(asset):
     views = {"views_0", "views_1", "views_2", "images"}
     files = {"asset.ply", "turntable.mp4", "views.png", "transforms.json", "report.json"}
-    assert {path.name for path in asset.iterdir()} == files | views
+    assert {path.name for path in asset.iterdir()} == files | views | {outputs.MARKER}
     for folder in (asset, *(asset / f"views_{number}" for number in range(3))):
         cameras, paths = read_transforms(folder / "transforms.json")
         assert len(cameras) == len(paths) == 4 and cameras.width == 32
@@ -137,7 +138,7 @@ def test_bad_assets_are_tried_again_and_the_best_stays(config_path, tmp_path, mo
     first, again = ((tmp_path / name / "asset.ply").read_bytes() for name in ("retried", "direct"))
     assert first == again
     hidden = [path.name for path in (tmp_path / "retried").iterdir() if path.name.startswith(".")]
-    assert hidden == [] and (tmp_path / "retried" / "views_2").is_dir()
+    assert hidden == [outputs.MARKER] and (tmp_path / "retried" / "views_2").is_dir()
 
 
 def test_no_try_is_better_than_the_first_by_being_later(config_path, tmp_path, monkeypatch):
@@ -161,6 +162,16 @@ def test_a_radiance_field_goes_through_the_rounds(config_path, tmp_path):
 
 def bad_cases(tmp_path, config_path):
     (tmp_path / "file").write_text("")
+    for name in (
+        "holidays/images/000.png",
+        "taken/report.json/x",
+        "file_images/images",
+        "two/0001/asset.ply",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/0001").symlink_to(tmp_path / "holidays")
     blank = tmp_path / "blank.png"
     Image.fromarray(np.full((20, 20, 3), 255, np.uint8)).save(blank)
     damaged = tmp_path / "damaged.safetensors"
@@ -181,17 +192,36 @@ def bad_cases(tmp_path, config_path):
         "at least 0": (*prompt, *out, "--retry-seeds", -1),
         "choose one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=mesh"),
         "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),
+        "images/000.png is not of an earlier run": (*prompt, "--out", tmp_path / "holidays"),
+        "report.json is a directory": (*prompt, "--out", tmp_path / "taken"),
+        "images is no directory": (*prompt, "--out", tmp_path / "file_images"),
+        "0001/asset.ply is not": (*prompt, "--num-assets", 2, "--out", tmp_path / "two"),
+        "0001 is a symbolic link": (*prompt, "--num-assets", 2, "--out", tmp_path / "linked"),
     }
 
 
 def test_mistakes_are_one_line_and_leave_nothing(config_path, tmp_path, capsys):
     cases = bad_cases(tmp_path, config_path)
-    files = set(tmp_path.iterdir())
+    files = set(tmp_path.rglob("*"))
     for words, arguments in cases.items():
         assert command(config_path, *arguments) == 2, words
         message = capsys.readouterr().err
         assert words in message and message.count("\n") == 1
-        assert set(tmp_path.iterdir()) == files, words
+        assert set(tmp_path.rglob("*")) == files, words
+
+
+def test_the_picture_that_is_given_is_not_replaced(config_path, tmp_path, capsys):
+    """A picture of the user's in the directory of images stays; one of an earlier asset's is refused."""
+    inside = np.hypot(*(np.mgrid[:60, :60] - 30)) < 15
+    mug = tmp_path / "z/images/mug.png"
+    mug.parent.mkdir(parents=True)
+    Image.fromarray(np.where(inside[..., None], [200, 30, 40], 255).astype(np.uint8)).save(mug)
+    before = mug.read_bytes()
+    for _ in range(2):
+        assert command(config_path, "--image", mug, "--out", tmp_path / "z") == 0
+        assert mug.read_bytes() == before
+    assert command(config_path, "--image", mug.with_name("000.png"), "--out", tmp_path / "z") == 2
+    assert "000.png is what it is to read" in capsys.readouterr().err
 
 
 def test_a_pipeline_draws_the_pictures_before_anything_else_loads(config_path, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_the_code_of_the_page_runs(here, local_client, capsys):
         exec(compile(block, "docs/python.md", "exec"), names)
     asset = names["asset"]
     assert {path.name for path in (here / "out" / "mushroom").iterdir()} == {
-        "asset.ply", "images", "report.json", "transforms.json", "turntable.mp4", "views.png",
+        ".im3d.json", "asset.ply", "images", "report.json", "transforms.json", "turntable.mp4", "views.png",
     }  # fmt: skip
     assert (here / "out/photo/views_1/images/003.png").is_file()
     assert (here / "out/lamp/asset.ply").read_bytes() == (asset.directory / "asset.ply").read_bytes()

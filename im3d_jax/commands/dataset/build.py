@@ -17,7 +17,9 @@ from im3d_jax.commands.dataset.progress import Skipped, in_words, progress
 from im3d_jax.conditions.text import build_text
 from im3d_jax.data import building, placement, turntables, views
 from im3d_jax.data.encoding import Encoders
+from recon_torch import locks
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.files import TEMPORARY, make_directory
 
 SAID = 20  # so many names a line lists
 
@@ -71,6 +73,14 @@ def main(argv: list[str]) -> None:
         "--max-skipped", type=int, default=10, help="how many objects may be unfit before it stops (10)"
     )
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
+    turntables.refuse_taken(flags.out)
+    parent = make_directory(flags.out.parent)
+    with locks.hold(parent, f".{flags.out.name}{locks.LOCK}"):  # the directory itself comes with all files
+        locks.clear(parent, TEMPORARY)
+        _build(config, flags)
+
+
+def _build(config: ConfigDict, flags: Namespace) -> None:
     encoders, metadata = load_encoders(config, flags.embed, flags.latents)
     directories = views.find_objects(flags.views)
     place, splits, chosen = choose(flags, [_name(each, flags.views) for each in directories])

@@ -15,7 +15,9 @@ from jaxtyping import UInt8
 from im3d_jax.commands.dataset.progress import Skipped, check_flags, parse_part, progress
 from im3d_jax.data import captioning, views
 from im3d_jax.data.captioning import Captioner, Combine
+from recon_torch import locks
 from recon_torch.errors import CommandParser
+from recon_torch.files import TEMPORARY
 from recon_torch.hosting import Dtype
 from recon_torch.views.images import to_uint8
 
@@ -39,6 +41,11 @@ def main(argv: list[str]) -> None:
     directories = views.find_objects(flags.views)
     number, num_parts = flags.part
     directories = directories[number::num_parts]
+    with locks.hold_part(flags.views, *flags.part):
+        _caption(directories, flags)
+
+
+def _caption(directories: list[Path], flags: Namespace) -> None:
     captioner = Captioner(
         flags.model,
         prompt=flags.prompt,
@@ -55,13 +62,19 @@ def main(argv: list[str]) -> None:
         kept += wanted is False
     empty = made = 0
     pictures = _pictures(missing, flags, skipped)
+    for directory in missing:
+        locks.clear(directory, TEMPORARY)
     for directory, caption in progress(_captions(pictures, captioner, flags), len(directories), kept):
         if not caption.text:
             empty += 1
             print(f"im3d: {_name(directory, flags)}: the network says nothing of it", file=sys.stderr)
             continue
+        try:
+            views.write_caption(directory, caption.text, origin | {"log_likelihood": round(caption.score, 4)})
+        except views.Unfit as error:
+            skipped.add(f"{_name(directory, flags)}: {error}")
+            continue
         made += 1
-        views.write_caption(directory, caption.text, origin | {"log_likelihood": round(caption.score, 4)})
     said = f"{flags.views}: {made} objects got a caption, {kept} had one"
     said += f", {empty} got an empty one, which was not written" if empty else ""
     print(said + (f", {len(skipped.messages)} skipped" if skipped.messages else ""))

@@ -23,8 +23,10 @@ from im3d_jax.data.isolation import Failure
 from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.data.placement import file_digest
 from im3d_jax.data.rendering import MeshEngine, MeshRenderer, ProceduralRenderer, RayCaster, Turntable
+from recon_torch import locks, outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import replacing
+from recon_torch.files import TEMPORARY, replacing
+from recon_torch.outputs import Kind
 
 DESCRIPTION = """Renders objects as directories of views, which `im3d dataset build` reads.
 
@@ -54,16 +56,34 @@ as "left_out" in the object's metadata.json, and counted at the end. docs/data.m
 
 SAMPLES = Look().samples
 
+SETTINGS = "render.json"
+
+TABLES = Kind("dataset render", (r"failures(-\d+-of-\d+)?\.csv",), grows=True)
+OBJECT = Kind("dataset render", (r".*",))
+"""A directory of an object is written as a whole, so that nothing may lie there."""
+
 
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
+    if rendering.is_begun(flags.out / SETTINGS):
+        outputs.claim(flags.out, TABLES)
+    outputs.check(flags.out, TABLES)
     renderer = _renderer(flags)
+    with outputs.opened(flags.out, TABLES, part=flags.part):
+        _render(renderer, flags)
+
+
+def _render(renderer: Renderer, flags: Namespace) -> None:
     settings = {key: getattr(flags, key) for key in ("size", "num_views", "elevation_deg", "seed")}
     settings |= {"renderer": flags.renderer, **_look_of(flags)}
-    rendering.keep_settings(flags.out / "render.json", settings)
+    rendering.keep_settings(flags.out / SETTINGS, settings)
     part, num_parts = flags.part
     names = renderer.names[part::num_parts]
     missing = [name for name in names if not views.is_object(flags.out / name)]
+    for name in missing:
+        outputs.check(flags.out / name, OBJECT, root=flags.out)
+    for folder in {(flags.out / name).parent for name in missing}:
+        locks.clear(folder, TEMPORARY)
     num_kept = len(names) - len(missing)
     failures = _render_all(renderer, missing, num_kept, flags)
     num_made = len(missing) - len(failures)

@@ -21,8 +21,10 @@ from im3d_jax.data import building, views
 from im3d_jax.data.clip import Clip
 from im3d_jax.data.measured import Measured, MeasuredFile
 from im3d_jax.data.selection import Candidate, Measures, Rule, Thresholds, Verdict, measure, select
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import make_directory, replacing, write_json
+from recon_torch.files import replacing, write_json
+from recon_torch.outputs import Kind
 from recon_torch.views.images import contact_sheet, resize, to_uint8, write_image
 
 DESCRIPTION = """Selects the rendered objects that are worth training on.
@@ -43,6 +45,13 @@ and a file of measurements, so that the command goes on where it stopped and oth
 
 SHEET_VIEWS, SHEET_PX = 4, 96
 
+SELECTION = Kind(
+    "dataset select",
+    (r"selection\.json", r"scores\.csv", r"sheet\.png", r"measured-[0-9a-f]{12}\.jsonl"),
+    grows=True,
+)
+"""What the command writes into --out."""
+
 
 class Loaded(NamedTuple):
     """An object that was read. pictures: the views for CLIP; problem: why it could not be read, or ""."""
@@ -59,8 +68,12 @@ class Loaded(NamedTuple):
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
     directories = views.find_objects(flags.views)
+    with outputs.opened(flags.out, SELECTION):
+        _select(directories, flags)
+
+
+def _select(directories: list[Path], flags: Namespace) -> None:
     clip = Clip(flags.model) if flags.model else None
-    make_directory(flags.out)
     candidates, captions = _candidates(directories, clip, flags)
     limits = Thresholds(**{name: getattr(flags, name) for name in Thresholds._fields})
     verdicts = select(candidates, limits, needs_caption=clip is not None)

@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from im3d_jax.commands.dataset.progress import check_flags, in_words
 from im3d_jax.data import CorruptRecord, turntables
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.views.images import contact_sheet, write_image
+from recon_torch.files import replacing
+from recon_torch.views.images import contact_sheet
 
+SOFTWARE = "im3d dataset show"
 BACKGROUND = 0.75  # the grey behind a contact sheet's objects, on which a wrong alpha shows
 
 DESCRIPTION = """Prints what a data set holds, and draws some of its objects over grey, one in each row.
@@ -28,6 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--objects", type=int, default=8, help="how many objects are drawn (%(default)s)")
     flags = parser.parse_args(argv)
     check_flags({"--objects must be at least 1": flags.objects >= 1})
+    outputs.check_file(flags.out, "dataset show", _is_ours)
     source = turntables.TurntableSource(flags.path, flags.split)
     num_bytes = sum(file.stat().st_size for file in flags.path.iterdir())
     counts = in_words(turntables.read_splits(flags.path))
@@ -53,4 +59,16 @@ def main(argv: list[str]) -> None:
             labels.append(example["id"].split("/")[-1][:24])
     if not rows:
         raise UserError(f"{flags.path} has no pictures to draw in {flags.split}: its records hold latents")
-    write_image(flags.out, contact_sheet(rows, labels))
+    signed = PngInfo()
+    signed.add_text("Software", SOFTWARE)
+    with replacing(flags.out) as temporary:
+        Image.fromarray(contact_sheet(rows, labels)).save(temporary, pnginfo=signed)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a picture is a sheet of an earlier call; only a .png can say so."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except OSError:
+        return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from im3d_jax.commands.dataset.progress import check_flags
 from im3d_jax.conditions.words import split_words
 from im3d_jax.data import turntables
+from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing
 
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> None:
     )
     flags = parser.parse_args(argv)
     check_flags({"--min-count must be at least 1": flags.min_count >= 1})
+    outputs.check_file(flags.out, "dataset words")
     sources = [turntables.TurntableSource(path, flags.split, num_views=1) for path in flags.paths]
     captions = [
         example["caption"] for source in sources for example in map(source.__getitem__, range(len(source)))

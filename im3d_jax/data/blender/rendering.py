@@ -19,6 +19,7 @@ from im3d_jax.data.blender import SUFFIXES, Look, importing, process, scene
 from im3d_jax.data.meshes.colors import srgb_from_linear
 from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.data.rendering import Drawn
+from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import Cameras
 
@@ -64,7 +65,7 @@ class Blender:
 
 def _take_all(bpy: object, look: Look, cameras: Cameras) -> Float[np.ndarray, "K H W 4"]:
     camera = scene.prepare(bpy, look, cameras)
-    with tempfile.TemporaryDirectory(prefix="im3d-blender-") as folder:
+    with tempfile.TemporaryDirectory(dir=locks.process_directory()) as folder:
         return np.stack([scene.take(bpy, camera, w2c, Path(folder, "view.exr")) for w2c in cameras.w2c])
 
 

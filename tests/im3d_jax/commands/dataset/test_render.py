@@ -56,9 +56,13 @@ def test_rendering_continues_where_it_stopped(world, copied, capsys):
 def test_files_of_others_are_not_overwritten(world, tmp_path):
     (tmp_path / f"{world.first:08d}").mkdir()
     (tmp_path / f"{world.first:08d}" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"cannot write .*{world.first:08d}.*; choose another place"):
+    with pytest.raises(UserError, match=f"{world.first:08d}/notes.txt is not of an earlier run"):
         world.run("render", *world.procedural, "--out", tmp_path)
     assert (tmp_path / f"{world.first:08d}" / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/failures.csv").write_text("mine")
+    with pytest.raises(UserError, match="failures.csv is not of an earlier run"):
+        world.run("render", *world.procedural, "--out", tmp_path / "other")
 
 
 def test_parts_are_disjoint_and_cover_all_objects(world, rendered, tmp_path):
