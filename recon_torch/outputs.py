@@ -124,7 +124,7 @@ def refuse_inputs(directory: Path, kind: Kind, inputs: Iterable[str | os.PathLik
 def check_file(
     path: Path,
     command: str,
-    is_ours: Callable[[Path], bool] = lambda path: False,
+    is_ours: Callable[[Path], bool],
     inputs: Iterable[str | os.PathLike] = (),
 ) -> None:
     """Raises UserError if a command may not write a file that the user has named.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from im3d_jax.conditions.words import split_words
 from im3d_jax.data import turntables
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import replacing
+from recon_torch.outputs import Kind
 
 DESCRIPTION = """Lists the words of the captions of data sets, sorted, one on each line.
 
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> None:
     )
     flags = parser.parse_args(argv)
     check_flags({"--min-count must be at least 1": flags.min_count >= 1})
-    outputs.check_file(flags.out, "dataset words")
+    kind = Kind("dataset words", (re.escape(flags.out.name),))
+    outputs.check(flags.out.parent, kind)
     sources = [turntables.TurntableSource(path, flags.split, num_views=1) for path in flags.paths]
     captions = [
         example["caption"] for source in sources for example in map(source.__getitem__, range(len(source)))
@@ -40,8 +42,8 @@ def main(argv: list[str]) -> None:
     words = vocabulary(captions, flags.min_count)
     if not words:
         raise UserError(f"no word is in {flags.min_count} of {len(captions)} captions; lower --min-count")
-    with replacing(flags.out) as temporary:
-        temporary.write_text("\n".join(words) + "\n")
+    text = "\n".join(words) + "\n"
+    outputs.put(flags.out.parent, kind, flags.out.name, lambda path: path.write_text(text))
     print(f"{flags.out}: {len(words)} words of {len(captions)} captions")
 
 

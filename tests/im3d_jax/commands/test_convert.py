@@ -94,6 +94,21 @@ def test_what_cannot_be_converted_is_one_line_and_writes_nothing(bad_files, sour
     assert not (bad_files / "never.safetensors").exists()
 
 
+def test_only_what_was_converted_before_is_replaced(directory, capsys):
+    assert (
+        command(directory, "unet", "twice.safetensors")
+        == command(directory, "unet", "twice.safetensors")
+        == 0
+    )
+    save_file({"a": torch.zeros(2)}, directory / "mine.safetensors")
+    before = (directory / "mine.safetensors").read_bytes()
+    assert command(directory, "unet", "mine.safetensors") == 2
+    assert "mine.safetensors is not of an earlier run" in capsys.readouterr().err
+    assert (directory / "mine.safetensors").read_bytes() == before
+    assert command(directory, "twice.safetensors", "twice.safetensors", "--layout=diffusers") == 2
+    assert "twice.safetensors is what it is to read" in capsys.readouterr().err
+
+
 def test_the_target_is_a_safetensors_file(directory, capsys):
     assert command(directory, "unet", "weights.bin") == 2
     assert "must end in .safetensors" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from im3d_jax.training import hosts
 from im3d_jax.training import run as run_module
 from im3d_jax.training.streams import StreamSettings
 from im3d_jax.training.watch import NotFinite
+from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 
@@ -281,6 +283,38 @@ def test_a_stopped_command_asks_to_be_started_again(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         run("tiny_turntable.py", tmp_path)
     assert stopped.value.code == hosts.EXIT_REQUEUE == 75
+
+
+def test_a_workdir_is_of_one_run_at_a_time(tmp_path, monkeypatch, user_error):
+    """A second run is refused by the process of the first, and goes on when that has ended."""
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
+
+    def second(*_):
+        with ThreadPoolExecutor(1) as thread, user_error(f"in use by process {os.getpid()} on .* since"):
+            thread.submit(run, "tiny_turntable.py", tmp_path).result()
+        return None, True
+
+    monkeypatch.setattr(train, "train", second)
+    run("tiny_turntable.py", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/7/mine.txt", "weights.safetensors"])
+def test_files_of_a_users_in_a_workdir_are_refused(tmp_path, monkeypatch, user_error, name):
+    monkeypatch.setattr(train, "train", lambda *_: (None, True))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with user_error(f"{name.split('/')[0]} is not of an earlier run"):
+        run("tiny_turntable.py", tmp_path)
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_is_known_by_its_checkpoints_and_does_not_replace_its_start(whole, monkeypatch, user_error):
+    """`whole` was trained without the command, as a run of an earlier version has no marker."""
+    _, workdir = whole
+    monkeypatch.setattr(train, "train", lambda *_: (None, True))
+    run("tiny_turntable.py", workdir, "--config.train.init_from=")
+    with user_error("weights.safetensors is what it is to read"):
+        run("tiny_turntable.py", workdir, f"--config.train.init_from={workdir / 'weights.safetensors'}")
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path, whole, start):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -109,6 +110,12 @@ def test_interrupted_and_resumed_is_uninterrupted(whole, tmp_path, monkeypatch, 
 def test_a_run_goes_on_only_with_what_it_was_trained_by(whole, tmp_path):
     with pytest.raises(UserError, match=r"config\.batch_size 4, now 8; use another --workdir"):
         run(whole, batch_size=8)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="checkpoint.safetensors is not of an earlier run"):
+        run(tmp_path)
+    shutil.copy(whole / "checkpoint.safetensors", tmp_path)  # by which a run is known that has no marker
+    with pytest.raises(UserError, match="now 8; use another --workdir"):
+        run(tmp_path, batch_size=8)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="is damaged .*remove it"):
         run(tmp_path)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from im3d_jax.training import hosts
+from recon_torch import locks
 from recon_torch.errors import CommandParser, UserError
 
 pytestmark = pytest.mark.slow
@@ -20,6 +21,7 @@ import jax
 from jax.experimental import multihost_utils
 from im3d_jax import main
 from im3d_jax.training import hosts
+from recon_torch import locks
 from recon_torch.errors import CommandParser
 
 def hang_here():
@@ -33,10 +35,15 @@ def loop(argv):
     parser.add_argument("--agree-s", type=float, default=60)
     parser.add_argument("--hang-at", type=int)
     parser.add_argument("--timeout-s", type=float, default=60)
+    parser.add_argument("--hold")
     flags = parser.parse_args(argv)
     hosts.initialize(flags)
     time.sleep(flags.late_s)
     hosts.agree({"config.seed": flags.seed, **hosts.versions()}, flags.agree_s)
+    if flags.hold:
+        with hosts.on_main(lambda: locks.hold(flags.hold)):
+            print("holds", flush=True)
+        return
     print("main" if hosts.is_main() else "other", len(jax.devices()), "devices", flush=True)
     with hosts.StopSignal() as stop, hosts.Watchdog(flags.timeout_s) as watchdog:
         for step in range(1, 2000):
@@ -113,6 +120,15 @@ def test_processes_that_differ_all_say_in_what():
         assert code == 2 and "devices" not in stdout
         message = "im3d: error: the processes differ in config.seed (7 on 0; 8 on 1); start all"
         assert [line for line in stderr.splitlines() if line.startswith(message)], stderr
+
+
+def test_what_process_0_is_refused_ends_all(tmp_path):
+    """Process 0 alone holds the directory of a run: the second is not locked out by it."""
+    assert [(code, out) for code, out, _ in wait(*start_two("--hold", str(tmp_path)))] == [(0, "holds\n")] * 2
+    with locks.hold(tmp_path):
+        for code, stdout, stderr in wait(*start_two("--hold", str(tmp_path))):
+            assert code == 2 and not stdout
+            assert f"im3d: error: {tmp_path} is in use by process {os.getpid()} on" in stderr
 
 
 def test_a_process_that_does_not_come_to_agree():

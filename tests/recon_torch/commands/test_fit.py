@@ -350,3 +350,51 @@ def test_help_has_examples(capsys):
         fit_views.main(["--help"])
     assert ended.value.code == 0
     assert "im3d fit --views captured --held-out 8 --out fitted" in capsys.readouterr().out
+
+
+def tree(directory):
+    """Path -> content of the files below a directory."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("out", ["views", "held", "mine"])
+def test_the_views_and_files_of_a_users_are_not_replaced(tmp_path, monkeypatch, out):
+    """The directory of the views, that of the held-out ones, and one with a sheet of somebody's own."""
+    write_views(tmp_path / "views", CAMERAS)
+    write_views(tmp_path / "held", HELD_OUT)
+    write_image(tmp_path / "mine/views.png", np.zeros((4, 4, 3)))
+    monkeypatch.setattr(run, "load_job", lambda *_: 1 / 0)
+    before = tree(tmp_path)
+    options = ["--held-out", str(tmp_path / "held"), *OPTIONS]
+    with pytest.raises(UserError, match=f"{out}/(transforms.json|views.png) is"):
+        fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / out), *options])
+    assert tree(tmp_path) == before
+
+
+def test_an_own_output_is_not_fitted_into_itself(tmp_path):
+    """Its transforms.json names renders, which are views like others."""
+    write_views(tmp_path / "views", CAMERAS)
+    options = ["--steps", "2", *OPTIONS]
+    fit_views.main(["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *options])
+    with pytest.raises(UserError, match="out/transforms.json is what it is to read"):
+        fit_views.main(["--views", str(tmp_path / "out"), "--out", str(tmp_path / "out"), *options])
+
+
+def test_resuming_makes_again_what_was_made_from_something_else(tmp_path, capsys):
+    write_views(tmp_path / "views", CAMERAS)
+    paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), *OPTIONS, "--resume"]
+    report = tmp_path / "out/report.json"
+
+    def fitted(*flags):
+        before = report.stat().st_mtime_ns if report.exists() else 0
+        fit_views.main([*paths, *flags])
+        return report.stat().st_mtime_ns != before, capsys.readouterr().out
+
+    assert fitted("--steps", "2")[0] and not fitted("--steps", "2")[0]
+    assert not fitted("--steps", "2", "--at-once", "2")[0]  # which changes nothing
+    is_fitted, said = fitted("--steps", "3", "--held-out", "4")
+    assert is_fitted and "made from other held_out, --steps" in said
+    write_image(tmp_path / "views/0.png", np.full((SIZE, SIZE, 4), 0.7, np.float32))
+    is_fitted, said = fitted("--steps", "3", "--held-out", "4")
+    assert is_fitted and "made from other views" in said and json.loads(report.read_text())["num_steps"] == 3

@@ -1,14 +1,17 @@
 """`im3d render` writes what the Gaussians look like from the cameras in its transforms.json."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from recon_torch import outputs
 from recon_torch.commands import render
 from recon_torch.errors import UserError
 from recon_torch.formats.ply import save_ply
+from recon_torch.outputs import Kind
 from recon_torch.raster.gaussians import SH_C0, Gaussians
 from recon_torch.views import cameras
 from recon_torch.views.images import read_image
@@ -51,6 +54,21 @@ def test_files_show_the_asset(dot_file, tmp_path):
 def test_background_is_white_unless_given(dot_file, tmp_path):
     render.main(["--asset", str(dot_file), "--out", str(tmp_path / "o"), "--num-views", "1", "--size", "32"])
     np.testing.assert_array_equal(read_image(tmp_path / "o" / "000.png")[0, 0], [1, 1, 1])
+
+
+def test_only_what_was_rendered_before_is_replaced(dot_file, tmp_path):
+    """Files beside the asset stay, and those that an earlier call wrote go."""
+    flags = ["--asset", str(dot_file), "--out", str(tmp_path), "--size", "16"]
+    for count in (3, 2):
+        render.main([*flags, "--num-views", str(count)])
+        assert len(read_transforms(tmp_path / "transforms.json")[1]) == count
+        assert len(list(tmp_path.glob("0*.png"))) == count and dot_file.is_file()
+    outputs.put(tmp_path / "fit", Kind("fit", ("transforms[.]json",)), "transforms.json", Path.touch)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/007.png").write_text("mine")
+    for name, message in {"fit": "transforms.json is of `im3d fit`", "mine": "007.png is not of"}.items():
+        with pytest.raises(UserError, match=message):
+            render.main(["--asset", str(dot_file), "--out", str(tmp_path / name)])
 
 
 @pytest.mark.parametrize(

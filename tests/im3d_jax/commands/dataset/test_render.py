@@ -203,7 +203,7 @@ def test_processes_render_the_same_and_failures_have_a_table(world, meshes, tmp_
     assert rows(out / "failures.csv")[1][:3] == ["c", "unusable", "1"]
     world.run("render", "--meshes", meshes, *settings[:-1], here)
     found, expected = ({p.relative_to(top): p.read_bytes() for p in files(top)} for top in (out, here))
-    assert found == expected and len(found) == 2 + 2 * (world.views + 2)
+    assert found == expected and len(found) == 3 + 2 * (world.views + 2)
     capsys.readouterr()
     (meshes / "c.obj").unlink()
     world.run("render", "--meshes", meshes, *settings)

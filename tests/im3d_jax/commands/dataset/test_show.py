@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 
-from recon_torch.views.images import read_image
+from recon_torch.views.images import read_image, write_image
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_contact_sheet_has_a_row_for_each_object(world, rendered, tmp_path, capsys):
+def test_a_contact_sheet_has_a_row_for_each_object(world, rendered, tmp_path, capsys, user_error):
     source = world.build(rendered, tmp_path / "data")
+    write_image(tmp_path / "mine.png", np.zeros((4, 4, 3)))
+    with user_error("mine.png is not of an earlier run"):
+        world.run("show", tmp_path / "data", "--out", tmp_path / "mine.png")
+    world.run("show", tmp_path / "data", "--out", tmp_path / "sheet.png", "--objects", 1)
     world.run("show", tmp_path / "data", "--out", tmp_path / "sheet.png", "--objects", 3)
     sheet = read_image(tmp_path / "sheet.png")
     tile = 96

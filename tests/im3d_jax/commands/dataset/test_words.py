@@ -19,5 +19,10 @@ def test_the_words_of_a_data_set_are_written_one_on_each_line(world, rendered, t
     expected = sorted({word for n in range(len(source)) for word in source[n]["caption"].split()})
     assert (tmp_path / "words.txt").read_text().splitlines() == expected
     assert f"{len(expected)} words of {len(source)} captions" in capsys.readouterr().out
+    world.run("words", tmp_path / "data", "--out", tmp_path / "words.txt", "--min-count", 2)
+    (tmp_path / "words.txt").write_text("mine")
+    with user_error("words.txt is not of an earlier run"):
+        world.run("words", tmp_path / "data", "--out", tmp_path / "words.txt")
+    (tmp_path / "words.txt").unlink()
     with user_error("no word is in 99 of .* lower --min-count"):
         world.run("words", tmp_path / "data", "--out", tmp_path / "words.txt", "--min-count", 99)
