@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, metavar="DIR", help="where asset.ply, turntable.mp4, report.json ... are written")
-    add("--resume", action="store_true", help="leave out assets that have a report.json")
+    add("--resume", action="store_true", help="leave out assets that were made from the same views and flags")
     add("--normalize", action="store_true", help="find the object by its masks, and write it at unit size")
     add("--up", choices=UP_AXES, help="axis of the turntable; by default the one that is up in the pictures")
     # fmt: on
