@@ -13,7 +13,6 @@ A directory holds a whole asset if it holds report.json, which is written last. 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 from contextlib import AbstractContextManager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import enum
+from collections.abc import Iterable
 from typing import NoReturn, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
+QUOTED_CHARACTERS = 80  # how much of a wrong value a message shows
 
 
 class UserError(ValueError):
@@ -31,6 +34,19 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:limit]
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: its repr, which is shortened where it is long."""
+    text = repr(value)
+    return text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "..."
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """A hint at the name that somebody may have meant, as the end of a message; "" if none is like it."""
+    by_lower = {each.lower(): each for each in names}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+    return f"; is it {quoted(by_lower[found[0]])}?" if found else ""
 
 
 def choice(choices: type[E], value: str, name: str) -> E:

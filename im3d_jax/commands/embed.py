@@ -2,6 +2,8 @@
 
     im3d embed --config=configs/paper_512.py --prompts captions.txt --out data/captions
 
+--prompts is a file as `im3d batch` reads it: .txt, .json or .jsonl.
+
 Emu Video trains against frozen CLIP and T5 encoders (Girdhar et al. 2023), and the same captions come again
 in every epoch. The directory OUT gets files of embeddings and an index.json, and a config reads them with
 `config.text = dict(name="precomputed", kwargs=dict(path=OUT))`. A command that was interrupted goes on where
@@ -16,30 +18,27 @@ from pathlib import Path
 from im3d_jax import config_flags, config_sections
 from im3d_jax.conditions.encoders import PretrainedText
 from im3d_jax.conditions.precomputed import EMBEDDINGS, StoredDtype, write
+from im3d_jax.jobs import prompt_files
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a text file that are not blank.
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file of prompts; entries that are an image alone have none.
 
-    Raises UserError for a file that cannot be read or has no such line.
+    Raises UserError for a file that `prompt_files.read` refuses or that has no prompt.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read prompts from {path} ({error}); give a text file, one on a line"
-        ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"{path} has no prompts; write one on each line")
-    return prompts
+    prompts = [entry.prompt.strip() for entry in prompt_files.read(path, find_images=False)]
+    if not any(prompts):
+        raise UserError(f"{path} has no prompts, only images")
+    if without := prompts.count(""):
+        print(f"im3d: {without} of {len(prompts)} entries of {path} are an image alone", file=sys.stderr)
+    return [prompt for prompt in prompts if prompt]
 
 
 def main(argv: list[str]) -> None:
     parser = CommandParser("embed", __doc__)
-    parser.add_argument("--prompts", type=Path, required=True, help="text file with a prompt on each line")
+    parser.add_argument("--prompts", type=Path, required=True, help="a .txt, .json or .jsonl of prompts")
     parser.add_argument("--out", type=Path, required=True, help="directory for the embeddings")
     parser.add_argument(
         "--dtype",

@@ -3,19 +3,64 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+import io
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from recon_torch.errors import UserError
+from im3d_jax.data.blender import SUFFIXES
+from recon_torch.errors import UserError, quoted
+from recon_torch.text_files import read_text
+
+DELIMITERS = ",;\t"  # a spreadsheet writes semicolons where the comma is for decimals
+
+
+class _Row(NamedTuple):
+    number: int
+    cells: list[str]
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """Captions by name, from a CSV file whose rows are name,caption. Raises UserError for anything else."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read captions from {path} ({error}); give a CSV of name,caption") from None
-    wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
-    if wrong:
+    """Captions by name, from a CSV file whose rows are name,caption.
+
+    The cells are parted by commas, semicolons or tabs. Blank rows are skipped. A name that is the path of a
+    mesh file stands for this path without its suffix, too.
+
+    Raises:
+        UserError: the file cannot be read, has other rows, or has two captions for a name.
+    """
+    text = read_text(path)
+    tables = [_table(text, delimiter, path) for delimiter in DELIMITERS]
+    if not tables[0]:
+        raise UserError(f"{path} has no captions; give rows of name,caption")
+    # A caption may hold what parts the cells of another table, a name hardly does.
+    rows = min(tables, key=lambda table: (_num_wrong(table), sum(len(row.cells[0]) for row in table)))
+    wrong = next((row.number for row in rows if len(row.cells) != 2), None)
+    if wrong is not None:
         raise UserError(f"{path}, row {wrong}: not name,caption; quote captions that have commas")
-    return {name: caption.strip() for name, caption in rows}
+    captions: dict[str, str] = {}
+    for row in rows:
+        for name in _names(row.cells[0]):
+            if captions.setdefault(name, row.cells[1].strip()) != row.cells[1].strip():
+                raise UserError(
+                    f"{path}, row {row.number}: {quoted(name)} has another caption before; keep one"
+                )
+    return captions
+
+
+def _table(text: str, delimiter: str, path: Path) -> list[_Row]:
+    try:
+        rows = [_Row(*each) for each in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1)]
+    except csv.Error as error:
+        raise UserError(f"cannot read captions from {path} ({error}); give a CSV of name,caption") from None
+    return [row for row in rows if any(cell.strip() for cell in row.cells)]
+
+
+def _num_wrong(table: list[_Row]) -> int:
+    return sum(len(row.cells) != 2 for row in table)
+
+
+def _names(cell: str) -> list[str]:
+    """A name as objects have it, without "./" and backslashes, and without the suffix of a mesh file."""
+    name = PurePosixPath(cell.strip().replace("\\", "/"))
+    stem = [name.with_suffix("")] if name.suffix.lower() in SUFFIXES else []
+    return [str(each) for each in [name, *stem]]

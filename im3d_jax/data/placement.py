@@ -7,7 +7,6 @@ objects.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recon_torch.errors import UserError
+from recon_torch.text_files import read_json
 
 SPLIT_NAME = re.compile("(?!all$)[a-z][a-z0-9_]*")
 """What tfds takes as the name of a split."""
@@ -99,9 +99,9 @@ def file_digest(path: Path) -> str:
 
 def _read_json(path: Path, flag: str) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{flag} {path} cannot be read as JSON ({error}); correct the path") from None
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
 
 
 def _is_list_of_names(names: object) -> bool:

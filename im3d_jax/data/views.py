@@ -24,11 +24,13 @@ from im3d_jax.data.turntables import Record, decode_views
 from recon_torch import locks, outputs
 from recon_torch.errors import UserError
 from recon_torch.files import TEMPORARY, make_directory, write_json
+from recon_torch.text_files import read_json, read_text
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.directory import load_views, read_frame, write_views
+from recon_torch.views.directory import Views, load_views, read_frame, write_views
+from recon_torch.views.frames import Frame
 from recon_torch.views.images import straight, to_uint8
 from recon_torch.views.masks import threshold_masks
-from recon_torch.views.transforms import Frame, read_frames, read_transforms
+from recon_torch.views.transforms import read_frames
 
 TOLERANCE_DEG = 0.5  # for azimuths, elevations and viewing directions
 TOLERANCE_RADIUS = 0.01  # relative
@@ -101,7 +103,7 @@ def read_object(directory: Path, name: str) -> Record:
             raise Unfit("it has no caption: write a caption.txt or a metadata.json")
         views = load_views(directory)
         elevation_rad = check_turntable(views.cameras)
-        files = list(_png_files(directory, views.images, views.masks))
+        files = list(_png_files(directory, views))
         source = source_digest(directory, name)
     except UserError as error:
         raise Unfit(str(error)) from error
@@ -131,7 +133,7 @@ def read_views(
         count = min(count or len(frames), len(frames))
         chosen = [frames[at * len(frames) // count] for at in range(count)]
         width, height = chosen[0].width, chosen[0].height
-        pictures = np.stack([read_frame(directory, frame, width, height) for frame in chosen])
+        pictures = np.stack([read_frame(directory, frame, width, height).rgbm for frame in chosen])
     except UserError as error:
         raise Unfit(str(error)) from error
     rgb, alpha = pictures[..., :3], pictures[..., 3:]
@@ -197,20 +199,17 @@ def check_turntable(cameras: Cameras) -> float:
 def read_metadata(directory: Path) -> dict[str, Any]:
     """What is known of an object: its metadata.json, or else the "caption" of its caption.txt, or else {}.
 
-    Raises Unfit for a metadata.json that cannot be read, or whose caption or elevation is of another type.
+    Raises Unfit for files that cannot be read, or whose caption or elevation is of another type.
     """
-    path = directory / "metadata.json"
-    if not path.is_file():
-        try:
-            return {"caption": (directory / "caption.txt").read_text(encoding="utf-8").strip()}
-        except (OSError, UnicodeDecodeError):
-            return {}
+    path, text = directory / "metadata.json", directory / "caption.txt"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
+        if not path.is_file():
+            return {"caption": read_text(text).strip()} if text.is_file() else {}
+        content = read_json(path)
+    except UserError as error:
+        raise Unfit(f"what is said of it cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise Unfit("its metadata.json cannot be read, or is no JSON object")
+        raise Unfit("its metadata.json cannot be read, because it is no JSON object")
     if not isinstance(content.get("caption", ""), str) or not isinstance(
         content.get("elevation_deg"), int | float | None
     ):
@@ -234,12 +233,9 @@ def write_caption(directory: Path, caption: str, origin: Mapping[str, Any]) -> N
     write_json(directory / "metadata.json", content | {"caption": caption, "caption_origin": dict(origin)})
 
 
-def _png_files(
-    directory: Path, images: Float[np.ndarray, "K H W 3"], masks: Float[np.ndarray, "K H W 1"]
-) -> Iterator[bytes]:
+def _png_files(directory: Path, views: Views) -> Iterator[bytes]:
     """The views as PNG files with alpha. Files that already show exactly that are kept byte for byte."""
-    _, names = read_transforms(directory / "transforms.json")
-    for name, image, mask in zip(names, images, masks, strict=True):
+    for name, image, mask in zip(views.names, views.images, views.masks, strict=True):
         content = (directory / name).read_bytes()
         if not _shows(content, image, mask):
             buffer = io.BytesIO()

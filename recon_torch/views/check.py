@@ -16,8 +16,9 @@ from scipy import ndimage
 from recon_torch.errors import UserError
 from recon_torch.views import hull, masks, world
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.directory import read_frame
-from recon_torch.views.transforms import Frame, load_transforms_json, parse_frame
+from recon_torch.views.directory import MaskSource, Picture, read_frame
+from recon_torch.views.frames import Frame, parse_frame
+from recon_torch.views.transforms import Part, parts_of
 
 FEWEST_VIEWS = 4
 CHECKED_PX = 128  # height at which images are checked
@@ -38,10 +39,11 @@ class Finding(NamedTuple):
     name: str
     errors: list[str]
     remarks: list[str]
+    mask: list[str]  # how much of a frame its mask covers, and what the mask is from
 
     def __str__(self) -> str:
         words = [f"ERROR: {text}" for text in self.errors] + [f"remark: {text}" for text in self.remarks]
-        return f"{self.name}: {'; '.join(words) or 'ok'}"
+        return f"{self.name}: {'; '.join([*(words or ['ok']), *self.mask])}"
 
 
 class Checked(NamedTuple):
@@ -68,31 +70,45 @@ class PoseError(NamedTuple):
     looks_away: bool = False  # from where the axes of the cameras meet
 
 
-def check(directory: str | os.PathLike) -> Checked:
-    """Checks each frame in the transforms.json of a directory, and all of them together.
+def check(source: str | os.PathLike) -> Checked:
+    """Checks each frame of a directory of views or of a transforms.json, and all of them together.
+
+    Frames to test with are checked with those to train with, because they are of one world.
 
     Raises UserError if the file is missing, is not JSON or has no frames.
     """
-    directory = Path(directory)
-    content = load_transforms_json(directory / "transforms.json")
-    findings, frames = [], {}
-    for index, entry in enumerate(content["frames"]):
-        finding = Finding(f"frame {index} ({str(entry.get('file_path'))[:80]!r})", [], [])
-        findings.append(finding)
-        try:
-            frame = parse_frame(directory, content | entry)
-            picture = _picture(directory, frame)
-        except UserError as error:
-            finding.errors.append(str(error))
+    parts = parts_of(source)
+    findings: list[Finding] = []
+    frames: dict[int, tuple[Frame, np.ndarray]] = {}
+    for part in (parts.train, parts.test):
+        if part is None:
             continue
-        finding.errors.extend(lens_errors(frame))
-        finding.errors.extend(mask_errors(picture))
-        finding.remarks.extend(remarks(frame, picture))
-        if not finding.errors:
-            frames[index] = frame, picture
-    general = Finding("all frames", [], [])
+        for entry in part.frames:
+            number, use = len(findings), "" if part is parts.train else ", to test with"
+            finding = Finding(f"frame {number} ({str(entry.get('file_path'))[:80]!r}{use})", [], [], [])
+            findings.append(finding)
+            view = _check_frame(part, entry, finding)
+            if view is not None:
+                frames[number] = view
+    general = Finding("all frames", [], [*parts.train.notes], [])
     _compare(frames, findings, general)
     return Checked(findings, [general] if general.errors or general.remarks else [])
+
+
+def _check_frame(part: Part, entry: dict, finding: Finding) -> tuple[Frame, np.ndarray] | None:
+    """Adds what is wrong with a frame to its finding. Returns frame and picture unless there is an error."""
+    try:
+        frame = parse_frame(part.path.parent, part.shared, entry)
+        picture = _picture(part.path.parent, frame)
+    except UserError as error:
+        finding.errors.append(str(error))
+        return None
+    share = masks.covered_share(picture.rgbm[..., 3:])
+    finding.mask.append(f"{share:.1%} by {picture.mask}")
+    finding.errors.extend(lens_errors(frame))
+    finding.errors.extend(mask_errors(picture.rgbm))
+    finding.remarks.extend([*frame.notes, *picture.notes, *remarks(frame, picture.rgbm)])
+    return None if finding.errors else (frame, picture.rgbm)
 
 
 def lens_errors(frame: Frame) -> list[str]:
@@ -177,12 +193,12 @@ def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, f
     }
 
 
-def _picture(directory: Path, frame: Frame) -> Float[np.ndarray, "H W 4"]:
+def _picture(folder: Path, frame: Frame) -> Picture:
     """The image of a frame over white and its mask, small."""
     height = min(frame.height, CHECKED_PX)
-    picture = read_frame(directory, frame, max(1, round(frame.width * height / frame.height)), height)
-    if np.isnan(picture[0, 0, 3]):
-        picture[..., 3:] = masks.background_masks(picture[None, ..., :3])[0]
+    picture = read_frame(folder, frame, max(1, round(frame.width * height / frame.height)), height)
+    if picture.mask is MaskSource.NONE:
+        picture.rgbm[..., 3:] = masks.background_masks(picture.rgbm[None, ..., :3])[0]
     return picture
 
 

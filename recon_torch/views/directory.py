@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,13 +16,32 @@ from jaxtyping import Float
 from recon_torch.errors import UserError
 from recon_torch.views import masks as masks_
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.images import read_image, resize, write_image
-from recon_torch.views.transforms import Frame, read_frames, write_transforms
-
-OPAQUE = 0.99  # an alpha channel that is nowhere below this is no mask
+from recon_torch.views.frames import Frame
+from recon_torch.views.images import OPAQUE, read_image, resize, write_image
+from recon_torch.views.mask_files import read_mask
+from recon_torch.views.transforms import Part, parts_of, read_part, write_transforms
 
 # Makes masks of RGB images, both in [0, 1].
 MaskFunction = Callable[[Float[np.ndarray, "K H W 3"]], Float[np.ndarray, "K H W 1"]]
+
+
+class MaskSource(enum.StrEnum):
+    """Where the mask of a view comes from."""
+
+    FILE = "mask_path"
+    ALPHA = "alpha"
+    NONE = "background"
+
+
+class Picture(NamedTuple):
+    """The picture of a frame: its RGB over white with the mask as the fourth channel.
+
+    Where the frame has no mask, RGB is as it is, the mask is NaN, and the background is what tells it.
+    """
+
+    rgbm: Float[np.ndarray, "H W 4"]
+    mask: MaskSource
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Views:
 
 
 def load_views(
-    directory: str | os.PathLike,
+    source: str | os.PathLike,
     segment: MaskFunction = masks_.threshold_masks,
     *,
     height: int | None = None,
@@ -72,11 +93,13 @@ def load_views(
 ) -> Views:
     """Reads a transforms.json and its images, and brings all of them to one size.
 
-    The mask of a frame is its mask_path (white is foreground); without one, the alpha channel of its image,
-    unless that is opaque throughout. `segment` makes the masks of all other frames.
+    The mask of a frame is its mask_path (see `mask_files`); without one, the alpha channel of its image,
+    unless that is opaque throughout. `segment` makes the masks of all other frames. Lens distortion is undone
+    in images and masks.
 
     Args:
-        directory: where the transforms.json is.
+        source: where the transforms.json is, or this file by any name. Of views that are split, those to
+            train with are taken, see `load_split`.
         segment: makes masks of images that have none.
         height: rows of all views. By default the views have the size that most images have. Other images are
             resampled with a filter against aliasing, and their intrinsics are scaled to match; pixels are not
@@ -84,21 +107,48 @@ def load_views(
         allow_missing: leave out frames whose image does not exist, with a note.
 
     Raises:
-        UserError: what `read_frames` finds; a mask of another size than its image; a view without foreground.
+        UserError: what `read_part` finds; a mask of another size than its image; a view without foreground.
     """
-    directory = Path(directory)
-    frames, missing = read_frames(directory / "transforms.json", allow_missing)
+    return _load(parts_of(source).train, segment, height, allow_missing)
+
+
+def load_split(
+    source: str | os.PathLike,
+    segment: MaskFunction = masks_.threshold_masks,
+    *,
+    height: int | None = None,
+    allow_missing: bool = False,
+) -> tuple[Views, Views | None]:
+    """As `load_views`, with the views to test with; None if the source is not split.
+
+    It is by transforms_train.json and transforms_test.json, or by the lists train_filenames and
+    test_filenames of a transforms.json.
+    """
+    parts = parts_of(source)
+    train = _load(parts.train, segment, height, allow_missing)
+    if parts.test is None:
+        return train, None
+    return train, _load(parts.test, segment, height, allow_missing)
+
+
+def _load(part: Part, segment: MaskFunction, height: int | None, allow_missing: bool) -> Views:
+    frames, missing = read_part(part, allow_missing)
     width, height = _common_size(frames, height)
-    pictures = [read_frame(directory, frame, width, height) for frame in frames]
+    folder = part.path.parent
+    pictures = [read_frame(folder, frame, width, height) for frame in frames]
     cameras = Cameras(
         np.stack([frame.w2c for frame in frames]),
         np.stack([frame.intrinsics_at(width, height) for frame in frames]).astype(np.float32),
         width,
         height,
     )
-    notes = [f"left out, as their images are missing: {', '.join(missing)}"] if missing else []
     names = [str(frame.image) for frame in frames]
-    return assemble(cameras, np.stack(pictures), names, segment, notes, str(directory))
+    notes = [f"left out, as their images are missing: {', '.join(missing)}"] if missing else []
+    told = [[*frame.notes, *picture.notes] for frame, picture in zip(frames, pictures, strict=True)]
+    notes += part.notes + grouped(names, told)
+    return assemble(
+        cameras, np.stack([picture.rgbm for picture in pictures]), names, segment, notes, str(folder)
+    )
 
 
 def write_views(
@@ -145,10 +195,20 @@ def assemble(
     if empty:
         raise UserError(f"{source}: {', '.join(empty)}: no foreground; give views with an object in each")
     problems = [masks_.problem(mask) for mask in masks]
-    for problem in sorted({each for each in problems if each is not None}):
-        having = [name for name, own in zip(names, problems, strict=True) if own == problem]
-        notes = [*notes, f"the mask {problem}: {', '.join(having)}"]
-    return Views(cameras, images, masks, names, notes)
+    told = [[] if problem is None else [f"the mask {problem}"] for problem in problems]
+    return Views(cameras, images, masks, names, notes + grouped(names, told))
+
+
+def grouped(names: list[str], notes: list[list[str]]) -> list[str]:
+    """Notes on several views, each once, with the names of the views that it is of."""
+    having: dict[str, list[str]] = {}
+    for name, own in zip(names, notes, strict=True):
+        for note in own:
+            having.setdefault(note, []).append(name)
+    return [
+        f"{note}: {f'all {len(names)} views' if len(own) == len(names) > 1 else ', '.join(own)}"
+        for note, own in sorted(having.items())
+    ]
 
 
 def _common_size(frames: list[Frame], height: int | None) -> tuple[int, int]:
@@ -162,18 +222,24 @@ def _common_size(frames: list[Frame], height: int | None) -> tuple[int, int]:
     return max(1, round(common[0] * height / common[1])), height
 
 
-def read_frame(directory: Path, frame: Frame, width: int, height: int) -> Float[np.ndarray, "H W 4"]:
-    """A frame's RGB over white and its mask, at the given size; RGB as it is and NaN if it has no mask."""
-    image = read_image(directory / frame.image)
-    rgb, mask = image[..., :3], image[..., 3:]
+def read_frame(folder: Path, frame: Frame, width: int, height: int) -> Picture:
+    """The picture of a frame at the given size, as a pinhole sees it.
+
+    folder: of the transforms.json.
+    """
+    image = read_image(folder / frame.image, frame.upright)
+    rgb, mask, source = image[..., :3], image[..., 3:], MaskSource.NONE
+    notes: tuple[str, ...] = ()
     if frame.mask is not None:
-        mask = read_image(directory / frame.mask)[..., :1]
-        if mask.shape[:2] != rgb.shape[:2]:
-            raise UserError(
-                f"{directory / frame.mask} is {mask.shape[1]}x{mask.shape[0]} px, its image is "
-                f"{rgb.shape[1]}x{rgb.shape[0]}; make them agree"
-            )
-    elif not mask.size or mask.min() > OPAQUE:
-        return resize(np.pad(rgb, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan), width, height)
+        source = MaskSource.FILE
+        mask, reading = read_mask(folder / frame.mask, rgb.shape[1], rgb.shape[0])
+        notes = (f"its mask has {reading}",) if reading else ()
+    elif mask.size and mask.min() <= OPAQUE:
+        source = MaskSource.ALPHA
     # It is composited before it is resized, or hidden colours would bleed into the edges.
-    return resize(np.concatenate([rgb * mask + 1 - mask, mask], -1), width, height)
+    seen = rgb if source is MaskSource.NONE else np.concatenate([rgb * mask + 1 - mask, mask], -1)
+    if frame.undistortion is not None:
+        seen = frame.undistortion(seen)
+    if source is MaskSource.NONE:
+        seen = np.pad(seen, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+    return Picture(resize(seen, width, height), source, notes)

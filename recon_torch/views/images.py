@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,9 @@ from recon_torch.errors import UserError
 from recon_torch.files import replacing
 
 MAX_PIXELS = 64_000_000  # an image of 8000 x 8000 pixels; a few hundred bytes of PNG can claim far more
+MAX_SIDE_PX = 32_000  # of a picture that claims no more pixels, but all of them in one row
+OPAQUE = 0.99  # an alpha channel that is nowhere below this is no mask
+QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 
 
 def straight(rgb: Float[np.ndarray, "*N 3"], alpha: Float[np.ndarray, "*N 1"]) -> Float[np.ndarray, "*N 4"]:
@@ -42,28 +47,43 @@ def write_image(path: str | Path, image: Float[np.ndarray, "H W C"] | UInt8[np.n
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary)
 
 
-def read_image(path: str | Path) -> Float[np.ndarray, "H W C"]:
-    """Reads an image of any mode, upright as its EXIF entry says: RGBA if it has transparency, else RGB.
+def read_image(path: str | Path, upright: bool = True) -> Float[np.ndarray, "H W C"]:
+    """Reads an image of any mode: RGBA if it has transparency, else RGB.
+
+    upright: turn it as its EXIF entry says.
 
     Raises:
-        UserError: the file is missing, is not an image, or has more than 64 million pixels.
+        UserError: the file is missing, is not an image, or has too many pixels for a view.
     """
-    with _opened(path) as image:
-        return _decode(ImageOps.exif_transpose(image))
+    with opened(path) as image:
+        return _decode(ImageOps.exif_transpose(image) if upright else image, path)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """The (width, height) of the image that `read_image` would give. Raises UserError as that does."""
-    with _opened(path) as image:
-        quarter_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if quarter_turned else image.size
+    size, orientation = stored_size(path)
+    return size[::-1] if orientation in QUARTER_TURNS else size
+
+
+def stored_size(path: str | Path) -> tuple[tuple[int, int], int]:
+    """The (width, height) before any turn, and EXIF's orientation, which is 1 where there is nothing to turn.
+
+    Raises UserError as `read_image` does.
+    """
+    with opened(path) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.size, orientation if orientation in range(2, 9) else 1
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image whose header is read and says that it is of a size for a view. Raises UserError for others."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked below
+            image = Image.open(path)
+        with image:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE_PX:
                 raise UserError(
                     f"{path} has {image.width} x {image.height} pixels; give one below 8000 x 8000"
                 )
@@ -71,10 +91,12 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise UserError(f"no image at {path}; check the path") from error
     # Pillow raises SyntaxError and ValueError, too, for some broken files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot read {path} as an image; give a PNG, JPEG or WebP file") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for this machine's memory; give a smaller image") from error
 
 
 def resize(picture: Float[np.ndarray, "H W C"], width: int, height: int) -> Float[np.ndarray, "h w C"]:
@@ -119,7 +141,11 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _decode(image: Image.Image) -> Float[np.ndarray, "H W C"]:
+def _decode(image: Image.Image, path: str | Path) -> Float[np.ndarray, "H W C"]:
+    if image.mode == "F":
+        raise UserError(
+            f"{path} has floating-point pixels, whose white is not known; give a PNG, JPEG or WebP"
+        )
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
         grey = np.clip(np.asarray(image, np.float32) / 65535.0, 0.0, 1.0)
         return np.repeat(grey[..., None], 3, axis=-1)

@@ -82,12 +82,17 @@ def plain_background(
     return color if alike.mean() >= share else None
 
 
+def covered_share(mask: Float[np.ndarray, "H W 1"]) -> float:
+    """The share of the image that a mask covers."""
+    return float((mask > 0.5).mean())
+
+
 def problem(mask: Float[np.ndarray, "H W 1"]) -> Problem | None:
     """What speaks against a mask, if anything does."""
-    share = (mask > 0.5).mean()
-    if share < LEAST_SHARE:
+    covered = covered_share(mask)
+    if covered < LEAST_SHARE:
         return Problem.EMPTY
-    if share > MOST_SHARE:
+    if covered > MOST_SHARE:
         return Problem.FULL
     return Problem.CUT_OFF if (_border(mask) > 0.5).mean() > BORDER_SHARE else None
 

@@ -1,33 +1,54 @@
-"""Cameras on disk, in nerfstudio's transforms.json.
+"""Cameras on disk, in nerfstudio's transforms.json and its relatives: which files, and which frames of them.
 
-In these files a camera is an OpenGL camera-to-world matrix: x right, y up, z backward. What a file asks for
-and a pinhole camera cannot do, such as lens distortion, is refused by name.
+`frames` reads a frame. Views may be split into those to train with and those to test with: by files named
+transforms_train.json and transforms_test.json, as the original NeRF and Blender's exporters have them, or by
+nerfstudio's lists train_filenames and test_filenames in one file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from recon_torch.errors import UserError, first_line
+from recon_torch.errors import UserError, near, quoted
 from recon_torch.files import write_json
+from recon_torch.text_files import read_json
+from recon_torch.views.camera_entries import OPENGL_FROM_OPENCV
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.images import image_size
+from recon_torch.views.frames import FILENAMES, Frame, find_image, parse_frame, plain_name, shortened
 
-OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for names that have none
-LENS_DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
-PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")  # OPENCV is one where its distortion is 0
-MAX_COORDINATE, MAX_INTRINSIC_PX = 1e8, 1e6  # what is larger is a mistake in the file
-QUOTED_CHARACTERS = 80  # how much of a wrong value a message shows
+TRANSFORMS = "transforms.json"
+TRAIN, TEST, VAL = "transforms_train.json", "transforms_test.json", "transforms_val.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some frames of a file.
+
+    Attributes:
+        path: the file.
+        shared: its entries that are of all frames.
+        frames: the entries of each frame.
+        notes: what a report should say about the choice of the frames.
+    """
+
+    path: Path
+    shared: dict[str, Any]
+    frames: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The views to train with, and those to test with; None if the views are not split."""
+
+    train: Part
+    test: Part | None = None
 
 
 def write_transforms(
@@ -54,21 +75,6 @@ def write_transforms(
     write_json(path, content)
 
 
-class Frame(NamedTuple):
-    """A frame of a transforms.json that can be used. Paths are relative to the folder of the file."""
-
-    image: Path
-    mask: Path | None
-    w2c: Float[np.ndarray, "4 4"]  # float64, because worlds may be large and far from their origin
-    intrinsics_px: Float[np.ndarray, "3 3"]
-    width: int
-    height: int
-
-    def intrinsics_at(self, width: int, height: int) -> Float[np.ndarray, "3 3"]:
-        """The intrinsics for the image resized to another size."""
-        return self.intrinsics_px * np.array([[width / self.width], [height / self.height], [1.0]])
-
-
 def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
     """The cameras of a file whose images have one size, and the image of each frame, relative to its folder.
 
@@ -86,7 +92,12 @@ def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
 
 
 def read_frames(path: str | os.PathLike, allow_missing: bool = False) -> tuple[list[Frame], list[str]]:
-    """Reads a transforms.json of nerfstudio, or of the original NeRF (camera_angle_x, names without suffix).
+    """Reads all frames of a file, see `read_part`."""
+    return read_part(read_file(Path(path)), allow_missing)
+
+
+def read_part(part: Part, allow_missing: bool = False) -> tuple[list[Frame], list[str]]:
+    """Reads frames.
 
     Each frame may have intrinsics, an image size and a mask_path of its own. A size that the file does not
     give is that of the image.
@@ -98,70 +109,111 @@ def read_frames(path: str | os.PathLike, allow_missing: bool = False) -> tuple[l
         The frames, and the names of the missing images.
 
     Raises:
-        UserError: the file is missing, is not JSON, has no frames, or `parse_frame` refuses one.
+        UserError: `parse_frame` refuses a frame, or no image exists.
     """
-    path = Path(path)
-    content = load_transforms_json(path)
-    frames, missing = [], []
-    for index, entry in enumerate(content["frames"]):
+    frames, missing, folder = [], [], part.path.parent
+    for index, entry in enumerate(part.frames):
         name = entry.get("file_path")
-        if allow_missing and isinstance(name, str) and find_image(path.parent, name) is None:
+        if allow_missing and isinstance(name, str) and find_image(folder, name) is None:
             missing.append(name)
             continue
         try:
-            frames.append(parse_frame(path.parent, content | entry))
+            frames.append(parse_frame(folder, part.shared, entry))
         except UserError as error:
-            raise UserError(f"{path}: frame {index}: {error}") from None
+            raise UserError(f"{part.path}: frame {index}: {error}") from None
     if not frames:
-        raise UserError(f"{path}: none of the {len(missing)} images exists")
+        raise UserError(f"{part.path}: none of the {len(missing)} images exists")
     return frames, missing
 
 
-def load_transforms_json(path: Path) -> dict:
-    """Parses a transforms.json, whose "frames" must be a list of objects that is not empty."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; a directory of views needs a transforms.json") from None
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError for thousands of brackets
-        raise UserError(f"{path} cannot be read as JSON: {first_line(error)}") from None
+def parts_of(source: str | os.PathLike) -> Parts:
+    """The parts of a directory of views or of a file.
+
+    Raises UserError where there is no file, or `read_file` refuses it.
+    """
+    source = Path(source)
+    if source.is_file():
+        return _listed(read_file(source))
+    present = [name for name in (TRAIN, TEST, VAL) if (source / name).is_file()]
+    if (source / TRANSFORMS).is_file():
+        notes = [f"{', '.join(present)} beside {TRANSFORMS} is not read"] if present else []
+        return _listed(read_file(source / TRANSFORMS, notes))
+    if TRAIN not in present:
+        raise UserError(_nothing_at(source))
+    test = next((read_file(source / name) for name in (TEST, VAL) if name in present), None)
+    notes = [f"{VAL} is not read"] if {TEST, VAL} <= set(present) else []
+    if test is not None and not any(
+        _has_image(test, frame) for frame in test.frames
+    ):  # Blender's, not rendered
+        notes.append(f"{test.path.name} is not read, because none of its images exists")
+        test = None
+    return Parts(read_file(source / TRAIN, notes), test)
+
+
+def read_file(path: Path, notes: Sequence[str] = ()) -> Part:
+    """All frames of a file. Raises UserError if it cannot be read or its "frames" is no list of objects."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; a directory of views needs a {TRANSFORMS}")
+    content = read_json(path)
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise UserError(f"{path} has no frames; it needs a list of file_path and transform_matrix")
-    return content
+        hint = near("frames", content) if isinstance(content, dict) and frames is None else ""
+        raise UserError(f"{path} has no frames; it needs a list of file_path and transform_matrix{hint}")
+    return Part(path, {key: value for key, value in content.items() if key != "frames"}, frames, list(notes))
 
 
-def parse_frame(folder: Path, entries: dict) -> Frame:
-    """Makes a frame of the entries of a transforms.json in `folder`, and of those of the frame itself.
-
-    Raises UserError that tells all that is wrong with the frame in one line, but not which frame it is.
-    """
-    problems = []
-
-    def attempt(function, *args):
-        try:
-            return function(*args)
-        except UserError as error:
-            problems.append(str(error))
-
-    image = attempt(_image_path, folder, entries)
-    mask = attempt(_mask_path, folder, entries)
-    size_px = (attempt(_size_px, folder, entries, image) if image else None) or (1, 1)
-    w2c = attempt(_w2c, entries)
-    intrinsics_px = attempt(_intrinsics, entries, *size_px)
-    if problems:
-        raise UserError("; ".join(problems))
-    return Frame(image, mask, w2c, intrinsics_px, *size_px)
+def _has_image(part: Part, frame: dict) -> bool:
+    name = frame.get("file_path")
+    return isinstance(name, str) and find_image(part.path.parent, name) is not None
 
 
-def find_image(folder: Path, name: str) -> Path | None:
-    """The image that a file_path with or without a suffix means, relative to the folder; None if missing."""
-    for candidate in (name, *(name + suffix for suffix in IMAGE_SUFFIXES)):
-        # The system raises errors for names that are too long or hold a NUL; such images are missing.
-        with contextlib.suppress(OSError, ValueError):
-            if (folder / candidate).is_file():
-                return Path(candidate)
-    return None
+def _nothing_at(source: Path) -> str:
+    """A line that says that there is no file of cameras, with a hint at what there is instead."""
+    if source.is_dir():
+        others = sorted(path.name for path in source.glob("*.json"))
+        hint = f"; if it is {shortened(others)}, give the path of that file" if others else ""
+        return f"{source / TRANSFORMS} does not exist; a directory of views needs one{hint}"
+    beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+    path = source if source.suffix == ".json" else source / TRANSFORMS
+    return f"{path} does not exist; a directory of views needs a {TRANSFORMS}{near(source.name, beside)}"
+
+
+def _listed(part: Part) -> Parts:
+    """The parts by the lists of file names in a file; all is for training where it has none."""
+    lists = {key: _names(part, key) for key in FILENAMES if key in part.shared}
+    if not lists:
+        return Parts(part)
+    train, val, test = (lists.get(key) for key in FILENAMES)
+    others = (val or set()) | (test or set())
+
+    def having(wanted: Callable[[str], bool]) -> list[dict]:
+        return [frame for frame in part.frames if wanted(plain_name(str(frame.get("file_path"))))]
+
+    trained = having(lambda name: name not in others if train is None else name in train)
+    tested = having(lambda name: name in (test or ()))
+    both = sum(frame in trained for frame in tested)
+    left_out = len(part.frames) - len(trained) - len(tested) + both
+    notes = [*part.notes]
+    if left_out:
+        notes.append(f"{left_out} frames that are neither to train nor to test with are left out")
+    if both:
+        notes.append(f"{both} frames are to train and to test with: their scores are too good")
+    if not trained:
+        raise UserError(f"{part.path}: its lists of file names leave no frame to train with")
+    held_out = Part(part.path, part.shared, tested) if tested else None
+    return Parts(Part(part.path, part.shared, trained, notes), held_out)
+
+
+def _names(part: Part, key: str) -> set[str]:
+    """The names of a list in a file. Raises UserError for those that no frame has."""
+    listed = part.shared[key]
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise UserError(f"{part.path}: {key} is {quoted(listed)}, not a list of file names")
+    names = {plain_name(name) for name in listed}
+    unknown = sorted(names - {plain_name(str(frame.get("file_path"))) for frame in part.frames})
+    if unknown:
+        raise UserError(f"{part.path}: {key} names {shortened(unknown)}, which no frame has as its file_path")
+    return names
 
 
 def _intrinsics_entry(matrix: np.ndarray) -> dict[str, float]:
@@ -171,104 +223,3 @@ def _intrinsics_entry(matrix: np.ndarray) -> dict[str, float]:
         "cx": float(matrix[0, 2]),
         "cy": float(matrix[1, 2]),
     }
-
-
-def _image_path(folder: Path, entries: dict) -> Path:
-    name = entries.get("file_path")
-    if not isinstance(name, str) or not name:
-        raise UserError("it has no file_path")
-    found = find_image(folder, name)
-    if found is None:
-        raise UserError(f"image {_quoted(name)} does not exist")
-    return found
-
-
-def _mask_path(folder: Path, entries: dict) -> Path | None:
-    if entries.get("mask_path") is None:
-        return None
-    name = entries["mask_path"]
-    if not isinstance(name, str) or not name:
-        raise UserError(f"mask_path {_quoted(name)} is not a file name")
-    found = find_image(folder, name)
-    if found is None:
-        raise UserError(f"mask {_quoted(name)} does not exist")
-    return found
-
-
-def _size_px(folder: Path, entries: dict, image: Path) -> tuple[int, int]:
-    """The (width, height) of the image. The file's must be the same, or its intrinsics would mean nothing."""
-    found = image_size(folder / image)
-    if "w" in entries and "h" in entries:
-        given = _number(entries, "w"), _number(entries, "h")
-        if given != found:
-            raise UserError(
-                f"image {_quoted(str(image))} is {found[0]}x{found[1]} px, "
-                f"w and h say {given[0]:g}x{given[1]:g}; make them agree"
-            )
-    return found
-
-
-def _number(entries: dict, key: str) -> float:
-    value = entries.get(key)
-    with contextlib.suppress(OverflowError):  # raised for whole numbers with hundreds of digits
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    raise UserError(f"{key} is {_quoted(value)}, not a finite number")
-
-
-def _intrinsics(entries: dict, width: int, height: int) -> Float[np.ndarray, "3 3"]:
-    model = entries.get("camera_model", "PINHOLE")
-    bent = [key for key in LENS_DISTORTION if entries.get(key)]
-    if model not in PINHOLE_MODELS or bent:
-        what = ", ".join(bent) if bent else f"camera_model {_quoted(model)}"
-        raise UserError(f"lens distortion ({what}) is not supported; undistort the images")
-    fx, fy = (_focal_px(entries, axis, side) for axis, side in (("x", width), ("y", height)))
-    if fx is None:
-        raise UserError("neither fl_x (pixels) nor camera_angle_x (radians) is given")
-    fy = fx if fy is None else fy
-    if not (0 < fx < MAX_INTRINSIC_PX and 0 < fy < MAX_INTRINSIC_PX):
-        raise UserError(
-            f"the focal length ({fx:g}, {fy:g}) px must be positive, and below {MAX_INTRINSIC_PX:g}"
-        )
-    cx = _number(entries, "cx") if "cx" in entries else width / 2
-    cy = _number(entries, "cy") if "cy" in entries else height / 2
-    if not (abs(cx) < MAX_INTRINSIC_PX and abs(cy) < MAX_INTRINSIC_PX):
-        raise UserError(f"the image centre ({cx:g}, {cy:g}) px is beyond {MAX_INTRINSIC_PX:g}")
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-
-
-def _focal_px(entries: dict, axis: str, side_px: int) -> float | None:
-    """The focal length from fl_x or camera_angle_x (or _y); None if neither is given."""
-    if f"fl_{axis}" in entries:
-        return _number(entries, f"fl_{axis}")
-    name = f"camera_angle_{axis}"
-    if name not in entries:
-        return None
-    angle_rad = _number(entries, name)
-    if not 0 < angle_rad < math.pi:
-        raise UserError(f"{name} is {angle_rad:g}; an angle of view lies between 0 and pi")
-    return 0.5 * side_px / math.tan(angle_rad / 2)
-
-
-def _w2c(entries: dict) -> Float[np.ndarray, "4 4"]:
-    try:
-        c2w = np.asarray(entries.get("transform_matrix"), np.float64)
-    except (TypeError, ValueError, OverflowError):
-        c2w = np.zeros(0)
-    if c2w.shape != (4, 4):
-        raise UserError("transform_matrix is missing or is not 4x4")
-    if not (np.abs(c2w) < MAX_COORDINATE).all():  # false for NaN as well
-        raise UserError(f"transform_matrix has values that are not finite, or beyond {MAX_COORDINATE:g}")
-    rotation = c2w[:3, :3]
-    if abs(np.linalg.det(rotation)) < 1e-6:
-        raise UserError("transform_matrix is singular")
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-        raise UserError("transform_matrix is not a rotation and a translation; remove its scale or mirroring")
-    if not np.allclose(c2w[3], [0, 0, 0, 1], atol=1e-6):
-        raise UserError("transform_matrix does not end with the row 0 0 0 1")
-    return np.linalg.inv(c2w @ OPENGL_FROM_OPENCV)
-
-
-def _quoted(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "..."

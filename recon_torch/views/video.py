@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -19,6 +21,12 @@ from recon_torch.files import replacing
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import MaskFunction, Views, assemble
 from recon_torch.views.images import MAX_PIXELS, resize, to_uint8
+
+# Formats that hold a video themselves. Playlists name further files, which may be anywhere in a network.
+CONTAINERS = "mov,matroska,avi,gif,apng,mpegts,mpeg,asf,flv,ogg,ivf,mxf,h264,hevc,m4v"
+# How much shorter than its container states a whole video may be: the last frame's time is an estimate in
+# some containers, and sound begins or ends up to this much beside the pictures.
+MISSING_FRAMES, SOUND_S = 1.5, 0.05
 
 
 def write_video(path: str | Path, frames: Float[np.ndarray, "T H W 3"], fps: int = 24) -> Path:
@@ -77,7 +85,7 @@ def load_video(
     """Evenly spaced frames of a video of exactly one turn, whose next frame would be the first one again.
 
     Args:
-        path: any video that ffmpeg reads.
+        path: any video that ffmpeg reads. Pixels that are not square are made so.
         segment: makes the masks of the frames.
         num_views: how many frames to take.
         elevation_rad: elevation of the camera above the object's equator, the same in all frames.
@@ -86,12 +94,13 @@ def load_video(
         height: rows of the views; by default those of the video.
 
     Raises:
-        UserError: the file is missing, is not a video, or has fewer frames than `num_views`.
+        UserError: the file is missing, is not a video, ends before the turn does, or has fewer frames than
+            `num_views`.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"video {path} does not exist")
-    num_frames = sum(1 for _ in _frames(path))
+    num_frames, notes = _count_frames(path)
     if not 1 <= num_views <= num_frames:
         raise UserError(
             f"{path} has {num_frames} frames; take from 1 to that many views of it, not {num_views}"
@@ -109,24 +118,88 @@ def load_video(
     square.intrinsics_px[:, 0, 2] = columns / 2
     cameras = Cameras(square.w2c.astype(np.float64), square.intrinsics_px, columns, rows)
     names = [f"frame {index}" for index in chosen]
-    return assemble(cameras, pictures, names, segment, [], str(path))
+    return assemble(cameras, pictures, names, segment, notes, str(path))
 
 
-def _frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    reader = imageio_ffmpeg.read_frames(str(path))
+def _count_frames(path: Path) -> tuple[int, list[str]]:
+    """How many frames a video has, and a note where some of them are damaged.
+
+    Raises UserError if it is no video, or if less is in the file than its container states, because the rest
+    of a turn would be fitted as a full one.
+    """
+    with contextlib.closing(_frames(path)) as frames:
+        next(frames, None)  # refuses frames that are too large before all of them are decoded
+    # Sound that is longer than the pictures makes the container state more than these fill.
+    rest = ["-map", "0:a?", "-c:a", "copy", "-progress", "-", "-f", "null", os.devnull]
+    done = subprocess.run(
+        [*_ffmpeg(path, "level+info"), *rest], capture_output=True, text=True, errors="replace"
+    )
+    counts = re.findall(r"^frame=\s*(\d+)", done.stdout, re.MULTILINE)
+    if done.returncode or not counts or not int(counts[-1]):
+        raise _no_video(path)
+    complaints = re.findall(r"^(\[.*)\[(?:error|fatal)\] (.*)$", done.stderr, re.MULTILINE)
+    missing_s, frame_s = _missing_s(done.stdout, done.stderr, int(counts[-1]))
+    reasons = [said[:80] for who, said in complaints if who.startswith("[in#")]
+    if missing_s > MISSING_FRAMES * frame_s + SOUND_S * ("Audio:" in done.stderr):
+        reasons.append(f"it ends {missing_s:.2f} s before the time that it states")
+    if reasons:
+        raise UserError(
+            f"{path} is cut short or damaged ({reasons[0]}); copy it again: it must show a full turn"
+        )
+    notes = (
+        [f"the video is damaged, ffmpeg cannot decode all of it: {complaints[0][1][:80]}"]
+        if complaints
+        else []
+    )
+    return int(counts[-1]), notes
+
+
+def _missing_s(progress: str, log: str, count: int) -> tuple[float, float]:
+    """How much earlier a video ends than its container states, and how long a frame is shown, in seconds."""
+    ends_us = re.findall(r"^out_time_us=(\d+)", progress, re.MULTILINE)
+    stated = re.search(r"Duration: (\d+):(\d+):([\d.]+)", log)
+    if not ends_us or stated is None:
+        return 0.0, 0.0
+    hours, minutes, seconds = map(float, stated.groups())
+    stated_s = 3600 * hours + 60 * minutes + seconds
+    return stated_s - int(ends_us[-1]) / 1e6, stated_s / count
+
+
+def _frames(path: Path) -> Generator[UInt8[np.ndarray, "H W 3"], None, None]:
+    """The frames of a video, with square pixels, one by one. Raises UserError if there is none."""
+    square = ["-vf", "scale=w=max(1\\,round(iw*sar)):h=ih,setsar=1"]
+    command = [*_ffmpeg(path), *square, "-f", "image2pipe", "-c:v", "ppm", "-"]
+    count = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            while process.stdout.readline() == b"P6\n":
+                width, height = map(int, process.stdout.readline().split())
+                if width * height > MAX_PIXELS:
+                    raise UserError(f"{path} has frames of {width} x {height} px; give a smaller video")
+                process.stdout.readline()  # the largest value, which is 255
+                content = process.stdout.read(width * height * 3)
+                yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+                count += 1
+        finally:
+            process.kill()
+    if not count:
+        raise _no_video(path)
+
+
+def _ffmpeg(path: Path, log_level: str = "error") -> list[str]:
+    """The beginning of a command that decodes each frame of a video once."""
     try:
-        width, height = next(reader)["size"]
-        if width * height > MAX_PIXELS:
-            raise UserError(f"{path} has frames of {width} x {height} px; give a smaller video")
-        for frame in reader:
-            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-    # What imageio-ffmpeg raises for files that are not videos.
-    except (OSError, RuntimeError, IndexError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as a video; give an .mp4 that ffmpeg plays") from None
-    finally:
-        reader.close()
+        executable = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise UserError(f"{path} needs ffmpeg; reinstall imageio-ffmpeg") from None
+    source = ["-format_whitelist", CONTAINERS, "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    start = [executable, "-hide_banner", "-nostdin", "-v", log_level]
+    return [*start, *source, "-map", "0:v:0", "-fps_mode", "passthrough"]
+
+
+def _no_video(path: Path) -> UserError:
+    return UserError(f"{path} cannot be read as a video; give an .mp4 that ffmpeg plays")
 
 
 def _take(frames: Iterator[np.ndarray], chosen: np.ndarray) -> Iterator[np.ndarray]:

@@ -35,7 +35,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KEYS = ("file_path", "mask_path", "transform_matrix", "fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "p2")
-ALL_KEYS = (*KEYS, "camera_angle_x", "camera_angle_y", "camera_model", "frames")
+ANGLES, LENSES = ("camera_angle_x", "camera_angle_y", "x_fov"), ("k4", "is_fisheye", "distortion_params")
+ALL_KEYS = (*KEYS, *ANGLES, *LENSES, "camera_model", "frames", "train_filenames", "test_filenames")
 
 
 def examples(count: int) -> settings:

@@ -20,8 +20,9 @@ EXAMPLES = """examples:
   im3d fit --views captured/* --at-once 8 --out fitted      # many assets, each to fitted/NAME
   im3d fit --video turntable.mp4 --num-views 24 --elevation-deg 15 --out fitted
 
-A directory of views has images and nerfstudio's transforms.json. The foreground of a frame is its mask_path,
-or the alpha of its image, or what IS-Net finds, or else what differs from a plain background.
+A directory of views has images and nerfstudio's transforms.json, or the original NeRF's transforms_train.json
+and transforms_test.json, of which the second is held out. The foreground of a frame is its mask_path, or the
+alpha of its image, or what IS-Net finds, or else what differs from a plain background.
 docs/reconstruction.md says more.
 """
 UP_AXES = {
@@ -49,13 +50,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument_group("views").add_argument
     add("--views", type=Path, nargs="+", default=[], metavar="DIR",
-        help="a directory with images and a transforms.json; each further one is another asset")
+        help="a directory with images and a transforms.json, or such a file; each further one is an asset")
     add("--video", type=Path, metavar="FILE", help="a video of one turn of the object, in place of --views")
     add("--check", action="store_true", help="say what is wrong with each frame of --views, and fit nothing")
     add("--allow-missing", action="store_true", help="leave out frames whose image does not exist")
     add("--size", type=int, metavar="PX", help="reduce the views to this height")
     add("--held-out", metavar="DIR|N",
-        help="views to test with: another directory, or every N-th of the views, which is then not fitted")
+        help="views to test with: another directory or file, or every N-th of the views, which is then not "
+        "fitted; by default those that the views are split into, if they are")
     add("--isnet-weights", type=Path, metavar="FILE", help="find foreground masks with IS-Net")
 
     add = parser.add_argument_group("video").add_argument

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from recon_torch.errors import UserError
-from recon_torch.views.transforms import read_frames
+from recon_torch.views.transforms import TRANSFORMS, parts_of, read_part
 
 NOT_SETTINGS = ("views", "video", "held_out", "out", "check", "resume", "at_once")
 """Flags that say where views and files are, or do not change what is made."""
@@ -52,17 +53,22 @@ def files(flags: argparse.Namespace, source: Path) -> list[Path]:
     return found + [path for directory in directories for path in _files_of(directory, flags.allow_missing)]
 
 
-def _files_of(directory: Path, allow_missing: bool) -> Iterator[Path]:
-    """The transforms.json, whether it is there or not, and the pictures and masks that it names."""
-    yield directory / "transforms.json"
+def _files_of(source: Path, allow_missing: bool) -> Iterator[Path]:
+    """The files of cameras that views are read from, and the pictures and masks that these name."""
     try:
-        frames, _ = read_frames(directory / "transforms.json", allow_missing)
+        parts = parts_of(source)
     except UserError:  # is reported when the views are read
+        yield source / TRANSFORMS
         return
-    for frame in frames:
-        yield directory / frame.image
-        if frame.mask is not None:
-            yield directory / frame.mask
+    for part in (parts.train, parts.test):
+        if part is None:
+            continue
+        yield part.path
+        with contextlib.suppress(UserError):
+            for frame in read_part(part, allow_missing)[0]:
+                yield part.path.parent / frame.image
+                if frame.mask is not None:
+                    yield part.path.parent / frame.mask
 
 
 def _digest(files: Iterator[Path] | list[Path]) -> str:

@@ -26,8 +26,9 @@ from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, write
 from recon_torch.fit.optimization import Fit
 from recon_torch.settings import Engine, FitSettings
 from recon_torch.views.check import check
-from recon_torch.views.directory import MaskFunction, Views, load_views
+from recon_torch.views.directory import MaskFunction, Views, load_split, load_views
 from recon_torch.views.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
+from recon_torch.views.transforms import TRANSFORMS, parts_of
 from recon_torch.views.video import load_video
 
 LOG_EVERY_STEPS = 200
@@ -136,6 +137,10 @@ def directories(sources: list[Path], out: Path) -> dict[Path, Path]:
     if len(sources) == 1:
         return {sources[0]: out}
     whole = [source.resolve() for source in sources]
+    whole = [
+        path.parent if path.name == TRANSFORMS else path.with_suffix("") if path.is_file() else path
+        for path in whole
+    ]
     if len(set(whole)) < len(whole):
         raise UserError("--views names a directory twice")
     common = os.path.commonpath([path.parent for path in whole])
@@ -182,26 +187,31 @@ def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None
         segment = functools.partial(background_masks, edge_px=VIDEO_EDGE_PX)
     if flags.isnet_weights is not None:
         segment = functools.partial(isnet_masks, weights_path=flags.isnet_weights)
-    read = functools.partial(
-        load_views, segment=segment, height=flags.size, allow_missing=flags.allow_missing
-    )
+    how = {"height": flags.size, "allow_missing": flags.allow_missing}
     if flags.video is None:
-        views = read(source)
+        views, held_out = load_split(source, segment, **how)
     else:
-        views = load_video(
-            flags.video,
-            segment,
-            num_views=flags.num_views,
-            elevation_rad=float(np.radians(flags.elevation_deg)),
-            fov_deg=flags.fov_deg,
-            clockwise=flags.clockwise,
-            height=flags.size,
-        )
+        views, held_out = _load_video(flags, segment), None
     if flags.held_out is None:
-        return views, None
+        return views, held_out
     if flags.held_out.isdecimal():
-        return views.hold_out(int(flags.held_out))
-    return views, read(Path(flags.held_out))
+        train, held_out = views.hold_out(int(flags.held_out))
+        return train, held_out
+    if parts_of(flags.held_out).test is not None:
+        raise UserError(f"--held-out {flags.held_out} is split itself; give the path of one of its files")
+    return views, load_views(flags.held_out, segment, **how)
+
+
+def _load_video(flags: argparse.Namespace, segment: MaskFunction) -> Views:
+    return load_video(
+        flags.video,
+        segment,
+        num_views=flags.num_views,
+        elevation_rad=float(np.radians(flags.elevation_deg)),
+        fov_deg=flags.fov_deg,
+        clockwise=flags.clockwise,
+        height=flags.size,
+    )
 
 
 def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures) -> None:

@@ -127,10 +127,10 @@ def test_the_command(settings, tmp_path, capsys):
     assert json.loads((out / "index.json").read_text())["dtype"] == "float32"
 
     prompts.write_text("\n \n")
-    with pytest.raises(UserError, match="has no prompts"):
+    with pytest.raises(UserError, match="the file is empty"):
         embed.main(arguments)
     prompts.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="cannot read prompts"):
+    with pytest.raises(UserError, match="is UTF-16"):
         embed.main(arguments)
     config.write_text(CONFIG.format(name="words", encoders=()))
     with pytest.raises(UserError, match="config.text.name is 'words'"):

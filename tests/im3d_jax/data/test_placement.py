@@ -46,7 +46,7 @@ def test_a_split_file_places_objects_and_their_variants(tmp_path):
 
 
 MISTAKES = {
-    "json": ("{", "cannot be read as JSON"),
+    "json": ("{", "--split-file .*json, line 1: is not JSON"),
     "list": (["a"], "is not {split"),
     "names": ({"train": [1]}, "is not {split"),
     "split": ({"All right": ["a"]}, "'All right' cannot be a split's name"),
@@ -66,6 +66,6 @@ def test_mistakes_in_split_files_are_named(mistake, tmp_path, user_error):
 
 @pytest.mark.parametrize("content", ["{", ["a"], {"names": "a"}, {"names": []}, {"names": [1]}])
 def test_files_that_are_no_selections_are_refused(content, tmp_path, user_error):
-    with user_error("--selection .* (cannot be read as JSON|has no list)"):
+    with user_error("--selection .*(json, line 1: is not JSON|has no list)"):
         placement.read_selection(write(tmp_path / "selection.json", content))
     assert placement.read_selection(write(tmp_path / "right.json", {"names": ["a"]})) == ["a"]

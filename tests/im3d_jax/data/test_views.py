@@ -126,7 +126,7 @@ def write(name, content):
 
 DAMAGED = {
     "no caption": (lambda directory: (directory / "metadata.json").unlink(), "no caption"),
-    "no JSON": (write("metadata.json", "{"), "metadata.json cannot be read"),
+    "no JSON": (write("metadata.json", "{"), "metadata.json, line 1: is not JSON"),
     "a list": (write("metadata.json", "[]"), "metadata.json cannot be read"),
     "a number": (write("metadata.json", '{"caption": 3}'), "caption must be text"),
     "elevation": (write("metadata.json", '{"caption": "a cat", "elevation_deg": 21.9}'), "stand at 22.9"),

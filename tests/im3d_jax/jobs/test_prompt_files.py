@@ -44,7 +44,11 @@ GOOD = '"a duck"'
         ("a.jsonl", '{"prompt": "a", "elevation_deg": NaN}', 1, "'elevation_deg' must be"),
         ("a.jsonl", '{"prompt": "a", "elevation_deg": 90}', 1, "'elevation_deg' must be"),
         ("a.jsonl", f'{GOOD}\n{{"image": "none.png"}}', 2, "no image at"),
-        ("a.jsonl", '{"image": "car.png\\u0000"}', 1, "no image at"),
+        ("a.jsonl", '{"image": "car.png\\u0000"}', 1, "NUL"),
+        ("a.jsonl", '"a\\u0000duck"', 1, "NUL"),
+        ("a.txt", "a\nb\0", 2, "NUL"),
+        ("a.jsonl", '{"seed": 1, "prompt": "a", "seed": 2}', 1, "the key 'seed' twice"),
+        ("a.jsonl", '{"' + 5000 * "x" + '": 1}', 1, "unknown key 'xxx"),
         ("a.jsonl", '"half \\ud800"', 1, "lone surrogate"),
         ("a.jsonl", "9" * 5000, 1, "not JSON"),
         ("a.jsonl", "[" * 100_000, 1, "not JSON"),
@@ -60,6 +64,7 @@ def test_what_is_wrong_has_its_line(name, text, line, words, tmp_path):
         prompt_files.read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}, line {line}: ") and words in message and "\n" not in message
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize(

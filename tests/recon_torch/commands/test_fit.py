@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from recon_torch.commands import fit as fit_views
-from recon_torch.commands.fit import run
+from recon_torch.commands.fit import origins, run
 from recon_torch.errors import UserError
 from recon_torch.fit import asset
 from recon_torch.fit.optimization import Fit
@@ -122,6 +122,49 @@ def test_every_nth_view_is_held_out(tmp_path):
     train, held_out, _ = run.read_views(flags, flags.views[0])
     np.testing.assert_allclose(held_out.cameras.w2c, CAMERAS.w2c[[2, 5]], atol=1e-6)
     np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
+
+
+def split_of(directory):
+    """Writes the views of `directory` as the original NeRF's: frames 2 and 5 to test with."""
+    content = json.loads((directory / "transforms.json").read_text())
+    tested = [content["frames"][index] for index in (2, 5)]
+    trained = [frame for frame in content["frames"] if frame not in tested]
+    for name, frames in (("train", trained), ("test", tested)):
+        (directory / f"transforms_{name}.json").write_text(json.dumps(content | {"frames": frames}))
+    (directory / "transforms.json").unlink()
+
+
+def test_views_that_are_split_are_held_out_unless_flags_say_otherwise(tmp_path, user_error):
+    write_views(tmp_path, CAMERAS)
+    split_of(tmp_path)
+
+    def read(views, *options):
+        flags = fit_views.parse(["--views", str(views), "--out", "x", *options])
+        train, held_out, _ = run.read_views(flags, flags.views[0])
+        return train.names, held_out and held_out.names, set(origins.files(flags, flags.views[0]))
+
+    train, held_out, files = read(tmp_path)
+    assert held_out == ["2.png", "5.png"] and len(train) == 6
+    assert files >= set(tmp_path.iterdir())
+    assert read(tmp_path / "transforms_train.json")[:2] == (train, None)
+    assert read(tmp_path, "--held-out", "3")[:2] == (["0.png", "1.png", "4.png", "6.png"], ["3.png", "7.png"])
+    test_file = str(tmp_path / "transforms_test.json")
+    assert read(tmp_path / "transforms_train.json", "--held-out", test_file)[:2] == (train, held_out)
+    with user_error("is split itself; give the path of one of its files"):
+        read(tmp_path, "--held-out", str(tmp_path))
+
+
+def test_each_file_of_cameras_has_a_place_of_its_own(tmp_path):
+    for name in ("a/transforms.json", "b/transforms_train.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    sources = [tmp_path / "a" / "transforms.json", tmp_path / "b" / "transforms_train.json", tmp_path / "c"]
+    places = run.directories(sources, tmp_path / "out")
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in places.values()] == [
+        "a",
+        "b/transforms_train",
+        "c",
+    ]
 
 
 def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
@@ -280,7 +323,7 @@ def test_views_without_foreground_are_refused_and_full_ones_are_noted(tmp_path):
         fit_views.main(["--views", str(tmp_path / "empty"), *out])
     fit_views.main(["--views", str(tmp_path / "full"), *out])
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert any(note.startswith("the mask covers everything: 0.png") for note in report["notes"])
+    assert any(note == "the mask covers everything: all 8 views" for note in report["notes"])
     assert np.isfinite(report["training"]["psnr"]) and report["num_gaussians"] > 0
 
 

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.views import check
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.images import write_image
+from recon_torch.views.images import read_image, write_image
 from recon_torch.views.transforms import write_transforms
 
 SIZE = 48
@@ -77,6 +78,10 @@ FAULTS = {
     "field of view of 0.5": lambda frame, directory: frame.update(fl_y=5000.0),
     "centre (400, 24) px is outside of its 48x48": lambda frame, directory: frame.update(cx=400.0),
     "lens distortion (k1)": lambda frame, directory: frame.update(k1=0.1),
+    "3.png is white around a black object": lambda frame, directory: (
+        write_image(directory / "inverse.3.png", 1 - read_image(directory / "3.png")[..., 3:]),
+        frame.update(mask_path="inverse.3.png"),
+    ),
     "its camera is that of frame 1": lambda frame, directory: frame.update(
         transform_matrix=pose(CAMERAS[1]), file_path="1.png"
     ),
@@ -90,7 +95,10 @@ FAULTS = {
 
 def test_good_views_have_no_findings(directory):
     checked = check.check(directory)
-    assert [str(finding) for finding in checked.frames] == [f"frame {i} ('{i}.png'): ok" for i in range(8)]
+    for index, finding in enumerate(checked.frames):
+        with Image.open(directory / f"{index}.png") as picture:
+            share = np.mean(np.asarray(picture)[..., 3] > 127)
+        assert str(finding) == f"frame {index} ('{index}.png'): ok; {share:.1%} by alpha"
     assert checked.general == [] and not checked.has_errors
     assert checked.summary == "8 of 8 frames are good"
 
@@ -120,7 +128,7 @@ def test_remarks_are_not_errors(directory):
     change(directory, lambda frame: frame.update(fl_x=200.0), index=5)
     findings, _ = check.check(directory)
     assert findings[BAD].remarks == ["its mask touches the border"]
-    assert findings[5].remarks == ["fl_x is 2.53 times fl_y"]
+    assert findings[5].remarks[-1] == "fl_x is 2.53 times fl_y"
 
 
 def test_swapped_frames_are_reported_and_others_are_not(tmp_path, ball_masks):
@@ -158,3 +166,28 @@ def test_few_frames_and_parallel_cameras(directory):
 def test_a_file_that_is_not_a_transforms_json(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         check.check(tmp_path)
+
+
+def test_how_masks_and_cameras_were_read_is_a_remark(directory):
+    image = read_image(directory / "3.png")
+    write_image(directory / "mask.png", (image[..., 3:] > 0.5).astype(np.uint8))  # 0 and 1
+    write_image(directory / "3.png", image[..., :3])
+    change(directory, lambda frame: frame.update(mask_path="mask.png", fl_x=79.0, depth_file_path="d.png"))
+    (finding, other) = check.check(directory).frames[BAD : BAD + 2]
+    differs, unread, mask = finding.remarks
+    assert "fl_x: the frame's own is taken" in differs and "not read: depth_file_path" in unread
+    assert "values up to 1" in mask and finding.mask[0].endswith("% by mask_path") and not other.remarks
+
+
+def test_frames_to_test_with_are_checked_with_the_others(directory):
+    path = directory / "transforms.json"
+    content = json.loads(path.read_text())
+    train, test = (content | {"frames": content["frames"][part]} for part in (slice(0, 6), slice(6, 8)))
+    test["frames"][1]["file_path"] = "2.png"
+    (directory / "transforms_train.json").write_text(json.dumps(train))
+    (directory / "transforms_test.json").write_text(json.dumps(test))
+    path.unlink()
+    checked = check.check(directory)
+    assert [index for index, finding in enumerate(checked.frames) if finding.errors] == [7]
+    assert checked.frames[7].name == "frame 7 ('2.png', to test with)"
+    assert check.check(directory / "transforms_train.json").summary == "6 of 6 frames are good"

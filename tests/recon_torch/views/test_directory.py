@@ -8,7 +8,7 @@ import pytest
 
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
-from recon_torch.views.directory import load_views, write_views
+from recon_torch.views.directory import load_split, load_views, write_views
 from recon_torch.views.images import write_image
 from recon_torch.views.transforms import write_transforms
 
@@ -116,6 +116,91 @@ def test_images_are_resized_to_the_most_common_size(tmp_path):
         columns, rows = np.meshgrid(np.arange(64) + 0.5, np.arange(48) + 0.5)
         middle = (columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()
         np.testing.assert_allclose(middle, (x / depth, y / depth), atol=0.15)
+
+
+@pytest.mark.parametrize("model", ["OPENCV", "OPENCV_FISHEYE"])
+@pytest.mark.parametrize("source", ["alpha", "mask_path", "none"])
+def test_lens_distortion_is_undone_in_images_and_masks(tmp_path, model, source):
+    """A ball as the lens shows it becomes the ball that the pinhole cameras of the views see."""
+    size, f, around = 96, 130.0, orbit(2, 0.3, 96)
+    center, radius = np.array([0.3, 0.25, -0.2]), 0.15  # away from the axis, where the lens matters
+    coefficients = {"k1": -0.3, "k2": 0.1, "p1": 0.01, "p2": -0.02} if model == "OPENCV" else {"k1": 0.1}
+    ticks = np.arange(size) + 0.5
+    seen = np.stack(np.meshgrid(ticks, ticks), -1)
+    for index, w2c in enumerate(around.w2c.astype(np.float64)):
+        directions = inverse(model, coefficients, (seen - size / 2) / f)
+        rays = np.concatenate([directions, np.ones((size, size, 1))], -1)
+        rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+        local = w2c[:3, :3] @ center + w2c[:3, 3]
+        mask = (np.linalg.norm(np.cross(rays, local), axis=-1) < radius)[..., None].astype(np.float32)
+        image = np.where(mask > 0, np.float32([0.8, 0.2, 0.1]), 1 if source == "none" else np.float32(0.4))
+        write_image(tmp_path / f"{index}.png", np.concatenate([image, mask][: 1 + (source == "alpha")], -1))
+        write_image(tmp_path / f"mask{index}.png", mask)
+    names = ["0.png", "1.png"]
+    write_transforms(tmp_path / "transforms.json", around, names)
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    content |= {"camera_model": model, "fl_x": f, "fl_y": f} | coefficients
+    for index, frame in enumerate(content["frames"]):
+        frame |= {"mask_path": f"mask{index}.png"} if source == "mask_path" else {}
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+
+    views = load_views(tmp_path)
+    assert any("undone: all 2 views" in note for note in views.notes)
+    for w2c, intrinsics, mask, image in zip(
+        views.cameras.w2c, views.cameras.intrinsics_px, views.masks, views.images, strict=True
+    ):
+        rays = np.concatenate(
+            [(seen - intrinsics[:2, 2]) / intrinsics[[0, 1], [0, 1]], np.ones_like(seen)], -1
+        )
+        rays = rays[..., :3] / np.linalg.norm(rays[..., :3], axis=-1, keepdims=True)
+        local = w2c[:3, :3] @ center + w2c[:3, 3]
+        expected = np.linalg.norm(np.cross(rays, local), axis=-1) < radius
+        assert expected.sum() > 60
+        if source != "none":  # a threshold takes in all that an edge has of the object
+            assert mask.sum() == pytest.approx(expected.sum(), rel=0.02)
+        middle, wanted = (
+            (seen * each[..., None]).sum((0, 1)) / each.sum() for each in (mask[..., 0], expected)
+        )
+        np.testing.assert_allclose(middle, wanted, atol=0.4 if source == "none" else 0.15)
+        np.testing.assert_allclose(image[mask[..., 0] == 0], 1, atol=1e-6)
+
+
+def inverse(model, coefficients, seen):
+    """The directions that a lens shows at these points, by bisection along the radius and a fixed point."""
+    k1, k2, p1, p2 = (coefficients.get(key, 0.0) for key in ("k1", "k2", "p1", "p2"))
+    if model == "OPENCV_FISHEYE":
+        wanted = np.linalg.norm(seen, axis=-1, keepdims=True)
+        angle = wanted
+        for _ in range(50):
+            angle = wanted / (1 + k1 * angle**2)
+        return seen * np.tan(angle) / np.maximum(wanted, 1e-9)
+    points = seen
+    for _ in range(50):
+        x, y = points[..., :1], points[..., 1:]
+        squared = x**2 + y**2
+        shift = np.concatenate(
+            [
+                2 * p1 * x * y + p2 * (squared + 2 * x**2),
+                p1 * (squared + 2 * y**2) + 2 * p2 * x * y,
+            ],
+            -1,
+        )
+        points = (seen - shift) / (1 + k1 * squared + k2 * squared**2)
+    return points
+
+
+def test_split_views_have_the_notes_of_their_masks(tmp_path):
+    write(tmp_path, [half_red(alpha=False)] * 3, mask_path="mask.png")
+    write_image(tmp_path / "mask.png", EXPECTED_MASK.astype(np.uint8))  # 0 and 1
+    content = json.loads((tmp_path / "transforms.json").read_text()) | {"test_filenames": ["1.png"]}
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    train, test = load_split(tmp_path)
+    assert (train.names, test.names) == (["0.png", "2.png"], ["1.png"])
+    np.testing.assert_array_equal(test.masks, [EXPECTED_MASK])
+    reading = "its mask has values up to 1: all but 0 is the object"
+    assert train.notes == [f"{reading}: all 2 views", "the mask touches the border: all 2 views"]
+    assert test.notes[0] == f"{reading}: 1.png"
+    np.testing.assert_array_equal(load_views(tmp_path).images, train.images)
 
 
 def test_missing_images_are_named_and_left_out(tmp_path):

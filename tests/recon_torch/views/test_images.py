@@ -1,5 +1,9 @@
 """Images are read as they were written, and files that are no images are one clear error; contact sheets."""
 
+import struct
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,10 +73,49 @@ def test_unreadable_images_are_user_errors(tmp_path, monkeypatch):
             read_image(tmp_path / name)
     with pytest.raises(UserError, match="cannot read"):
         read_image(tmp_path)
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="floating-point"):
+        read_image(tmp_path / "float.tif")
     write_image(tmp_path / "large.png", random_image(8, 8, 3))
     monkeypatch.setattr(images, "MAX_PIXELS", 63)
     with pytest.raises(UserError, match="8 x 8 pixels"):
         read_image(tmp_path / "large.png")
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixel."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", b""),
+        (b"IEND", b""),
+    ]
+    sealed = [
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
+
+
+@pytest.mark.parametrize("size", [(64_000_000, 1), (1, 32_001), (10_000, 10_000)])
+def test_a_size_that_no_view_has_is_refused_by_the_header(tmp_path, size, user_error):
+    (tmp_path / "large.png").write_bytes(png_header(*size))
+    tracemalloc.start()
+    for read in (read_image, image_size):
+        with user_error(f"large.png has {size[0]} x {size[1]} pixels"):
+            read(tmp_path / "large.png")
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_pictures_that_do_not_fit_into_memory_are_user_errors(tmp_path, monkeypatch, user_error):
+    write_image(tmp_path / "x.png", random_image(8, 8, 3))
+
+    def no_memory(image, path):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_decode", no_memory)
+    with user_error("x.png is too large for this machine's memory"):
+        read_image(tmp_path / "x.png")
 
 
 def test_contact_sheet_places_every_tile():

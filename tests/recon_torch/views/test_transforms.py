@@ -9,7 +9,7 @@ from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.transforms import read_frames, read_transforms, write_transforms
+from recon_torch.views.transforms import parts_of, read_frames, read_part, read_transforms, write_transforms
 
 
 @pytest.fixture
@@ -76,15 +76,18 @@ DAMAGE = {  # the message, and what is done to the file or to its frame 1
     "beyond 1e": lambda content, frame: frame["transform_matrix"][0].__setitem__(3, 1e30),
     "not a rotation": lambda content, frame: frame.update(transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()),
     "end with the row": lambda content, frame: frame["transform_matrix"][3].__setitem__(0, 1.0),
-    "neither fl_x": lambda content, frame: content.pop("fl_x"),
+    "neither fl_x": lambda content, frame: (content.pop("fl_x"), content.pop("fl_y")),
     "cx is 'wide'": lambda content, frame: content.update(cx="wide"),
     "cy is 1000": lambda content, frame: frame.update(cy=10**400),
     "focal length": lambda content, frame: content.update(fl_x=-3.0),
     "between 0 and pi": lambda content, frame: (content.pop("fl_x"), content.update(camera_angle_x=0)),
+    "frames; it needs a list of file_path and transform_matrix; is it 'Frames'": lambda content, frame: (
+        content.update(Frames=content.pop("frames"))
+    ),
     "is 32x24 px, w and h say 0x24": lambda content, frame: content.update(w=0),
     "is 32x24 px, w and h say 64x24": lambda content, frame: frame.update(w=64),
     r"distortion \(k1\)": lambda content, frame: content.update(k1=0.1),
-    "camera_model 'OPENCV_FISHEYE'": lambda content, frame: content.update(camera_model="OPENCV_FISHEYE"),
+    "camera_model 'FISHEYE624'": lambda content, frame: content.update(camera_model="FISHEYE624"),
     "singular; fl_x is None": lambda content, frame: frame.update(
         transform_matrix=np.zeros((4, 4)).tolist(), fl_x=None
     ),
@@ -148,5 +151,107 @@ def test_missing_and_unparsable_files_are_user_errors(tmp_path):
         read_transforms(tmp_path / "transforms.json")
     for text in ("{", "[" * 100_000, "9" * 5000, "\ud800"):
         (tmp_path / "transforms.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-        with pytest.raises(UserError, match="JSON|no frames"):
+        with pytest.raises(UserError, match="JSON|no frames|not UTF-8"):
             read_transforms(tmp_path / "transforms.json")
+
+
+def write_split(directory, split: dict, **lists):
+    """Writes a file of cameras for each name, and images but for those that are called "later"."""
+    around = orbit(8, 0.3, 32).resized(32, 24)
+    for file, names in split.items():
+        write_transforms(directory / file, around[: len(names)], names, **lists)
+        for name in names:
+            image = directory / f"{name.removesuffix('.png')}.png"
+            image.parent.mkdir(exist_ok=True)
+            if "later" not in name:
+                Image.new("RGB", (32, 24)).save(image)
+
+
+def names_of(part):
+    return None if part is None else [str(frame.image) for frame in read_part(part)[0]]
+
+
+BLENDER = {
+    "transforms_train.json": ["./train/r_0", "./train/r_1"],
+    "transforms_test.json": ["./test/r_0"],
+}
+
+
+def test_blender_s_split_is_trained_and_tested(tmp_path):
+    write_split(tmp_path, BLENDER)
+    parts = parts_of(tmp_path)
+    assert names_of(parts.train) == ["train/r_0.png", "train/r_1.png"] and parts.train.notes == []
+    assert names_of(parts.test) == ["test/r_0.png"]
+    alone = parts_of(tmp_path / "transforms_test.json")
+    assert names_of(alone.train) == ["test/r_0.png"] and alone.test is None
+
+
+def test_what_is_beside_a_split_is_named(tmp_path):
+    write_split(tmp_path, BLENDER | {"transforms_val.json": ["./val/r_0"]})
+    assert parts_of(tmp_path).train.notes == ["transforms_val.json is not read"]
+    (tmp_path / "transforms_test.json").unlink()
+    assert names_of(parts_of(tmp_path).test) == ["val/r_0.png"]
+    write_split(tmp_path, {"transforms.json": ["a"]})
+    parts = parts_of(tmp_path)
+    assert names_of(parts.train) == ["a.png"] and parts.test is None
+    assert parts.train.notes == [
+        "transforms_train.json, transforms_val.json beside transforms.json is not read"
+    ]
+
+
+def test_blender_s_test_views_may_not_be_rendered(tmp_path):
+    """The add-on BlenderNeRF writes their cameras at once."""
+    write_split(tmp_path, BLENDER | {"transforms_test.json": ["./test/later"]})
+    parts = parts_of(tmp_path)
+    assert parts.test is None and "none of its images exists" in parts.train.notes[0]
+
+
+FOUR = ["a.png", "b.png", "c.png", "d.png"]
+
+
+@pytest.mark.parametrize(
+    ("lists", "train", "test", "note"),
+    [
+        (dict(train_filenames=["a.png", ".\\b.png"], test_filenames=["./c.png", "d.png"]), "ab", "cd", None),
+        (dict(train_filenames=["a.png"], test_filenames=["d.png"]), "a", "d", "2 frames that are neither"),
+        (dict(train_filenames=["a.png"]), "a", None, "3 frames that are neither"),
+        (dict(test_filenames=["d.png"]), "abc", "d", None),
+        (dict(val_filenames=["d.png"]), "abc", None, "1 frames that are neither"),
+        (
+            dict(train_filenames=FOUR, test_filenames=["d.png"]),
+            "abcd",
+            "d",
+            "1 frames are to train and to test",
+        ),
+    ],
+)
+def test_lists_of_file_names_split_the_frames(tmp_path, lists, train, test, note):
+    write_split(tmp_path, {"transforms.json": FOUR}, **lists)
+    parts = parts_of(tmp_path)
+    assert names_of(parts.train) == [f"{name}.png" for name in train]
+    assert names_of(parts.test) == (test and [f"{name}.png" for name in test])
+    assert [note in said for said in parts.train.notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        (dict(train_filenames=["a.png", "e.png"]), "train_filenames names e.png, which no frame has"),
+        (dict(test_filenames=FOUR), "leave no frame to train with"),
+        (dict(val_filenames="a.png"), "val_filenames is 'a.png', not a list"),
+    ],
+)
+def test_wrong_lists_are_refused(tmp_path, lists, message, user_error):
+    write_split(tmp_path, {"transforms.json": FOUR}, **lists)
+    with user_error(message):
+        parts_of(tmp_path)
+
+
+def test_a_file_of_another_name_is_a_hint(tmp_path, user_error):
+    write_split(tmp_path, {"Transforms.json": ["a"]})
+    with user_error(r"transforms\.json does not exist; .* if it is Transforms\.json, give the path"):
+        parts_of(tmp_path)
+    with user_error(r"none/transforms\.json does not exist"):
+        parts_of(tmp_path / "none")
+    with user_error(r"transforms\.json does not exist; .* is it 'Transforms\.json'"):
+        parts_of(tmp_path / "transforms.json")

@@ -1,5 +1,7 @@
 """Videos are read as they were written: which frames are taken, and the cameras that they get."""
 
+import subprocess
+
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -78,6 +80,57 @@ def test_bad_videos_are_user_errors(video, tmp_path, user_error):
         (tmp_path / name).write_bytes(damaged)
         with user_error(f"{name} cannot be read as a video"):
             load(tmp_path / name)
+
+
+def ffmpeg(*arguments):
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("share", [0.95, 0.85])
+def test_a_video_that_is_cut_short_is_no_full_turn(video, tmp_path, name, share, user_error):
+    ffmpeg("-i", video, "-c", "copy", "-movflags", "+faststart", tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+    with user_error(f"{name} is cut short or damaged"):
+        load(tmp_path / name)
+
+
+def test_a_video_that_ends_between_two_frames_is_cut_short_too(video, tmp_path, user_error):
+    """ffmpeg says nothing then: only the time that the container states shows it."""
+    content = video.read_bytes()
+    table = content.index(b"stsz") + 12  # the sizes of the frames, of which the last ones end the file
+    count = int.from_bytes(content[table : table + 4], "big")
+    sizes = np.frombuffer(content[table + 4 : table + 4 + 4 * count], ">u4")
+    assert count == NUM_FRAMES
+    (tmp_path / "cut.mp4").write_bytes(content[: -int(sizes[-3:].sum())])
+    with user_error(r"cut.mp4 is cut short or damaged \(it ends 0.1. s before"):
+        load(tmp_path / "cut.mp4")
+
+
+def test_sound_may_be_longer_than_the_pictures(video, tmp_path):
+    sound = ["-f", "lavfi", "-i", "sine=duration=2"]
+    ffmpeg("-i", video, *sound, "-c:v", "copy", "-c:a", "aac", tmp_path / "sound.mp4")
+    assert load(tmp_path / "sound.mp4").names == load(video).names
+
+
+@pytest.mark.parametrize(("aspect", "columns"), [("2/1", 128), ("1/2", 32), ("0/1", 64)])
+def test_pixels_are_made_square(video, tmp_path, aspect, columns):
+    ffmpeg("-i", video, "-vf", f"setsar={aspect}", "-c:v", "libx264", tmp_path / "wide.mkv")
+    views = load(tmp_path / "wide.mkv")
+    assert views.images.shape == (5, HEIGHT, columns, 3)
+    focal = 0.5 * HEIGHT / np.tan(np.radians(20))
+    expected = [[focal, 0, columns / 2], [0, focal, 24], [0, 0, 1]]
+    np.testing.assert_allclose(views.cameras.intrinsics_px[0], expected, rtol=1e-5)
+    inside = np.zeros((HEIGHT, columns))
+    inside[12:36, round(20 * columns / 64) : round(44 * columns / 64)] = 1
+    assert (np.abs(views.masks[..., 0] - inside) > 0.4).mean() < 0.03
+
+
+def test_a_playlist_opens_no_further_file(tmp_path, video, user_error):
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {video}\n")
+    with user_error("list.mp4 cannot be read as a video"):
+        load(tmp_path / "list.mp4")
 
 
 def smooth_frames(count, height, width):
