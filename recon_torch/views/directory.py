@@ -21,6 +21,8 @@ from recon_torch.views.images import OPAQUE, read_image, resize, write_image
 from recon_torch.views.mask_files import read_mask
 from recon_torch.views.transforms import Part, parts_of, read_part, write_transforms
 
+LIKE_ALPHA = 0.01  # the share of an image in which a mask may differ from its alpha channel without a word
+
 # Makes masks of RGB images, both in [0, 1].
 MaskFunction = Callable[[Float[np.ndarray, "K H W 3"]], Float[np.ndarray, "K H W 1"]]
 
@@ -228,18 +230,34 @@ def read_frame(folder: Path, frame: Frame, width: int, height: int) -> Picture:
     folder: of the transforms.json.
     """
     image = read_image(folder / frame.image, frame.upright)
-    rgb, mask, source = image[..., :3], image[..., 3:], MaskSource.NONE
-    notes: tuple[str, ...] = ()
-    if frame.mask is not None:
-        source = MaskSource.FILE
-        mask, reading = read_mask(folder / frame.mask, rgb.shape[1], rgb.shape[0])
-        notes = (f"its mask has {reading}",) if reading else ()
-    elif mask.size and mask.min() <= OPAQUE:
-        source = MaskSource.ALPHA
+    rgb, mask, source, notes = image[..., :3], *_mask_of(folder, frame, image)
     # It is composited before it is resized, or hidden colours would bleed into the edges.
-    seen = rgb if source is MaskSource.NONE else np.concatenate([rgb * mask + 1 - mask, mask], -1)
+    seen = rgb if mask is None else np.concatenate([rgb * mask + 1 - mask, mask], -1)
     if frame.undistortion is not None:
         seen = frame.undistortion(seen)
-    if source is MaskSource.NONE:
+    if mask is None:
         seen = np.pad(seen, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
     return Picture(resize(seen, width, height), source, notes)
+
+
+def _mask_of(
+    folder: Path, frame: Frame, image: Float[np.ndarray, "H W C"]
+) -> tuple[Float[np.ndarray, "H W 1"] | None, MaskSource, tuple[str, ...]]:
+    """A frame's own mask, if it has one, where that comes from, and notes on how it was read."""
+    separates = image.shape[-1] == 4 and image[..., 3].min() <= OPAQUE
+    alpha = image[..., 3:] if separates else None
+    if frame.mask is None:
+        if alpha is None:
+            return None, MaskSource.NONE, ()
+        if 0 < alpha.max() < 1.5 / 255:  # by a tool that takes it for a mask of 0 and 1
+            return (
+                np.sign(alpha),
+                MaskSource.ALPHA,
+                ("its alpha has values up to 1: all but 0 is the object",),
+            )
+        return alpha, MaskSource.ALPHA, ()
+    mask, reading = read_mask(folder / frame.mask, image.shape[1], image.shape[0])
+    notes = (f"its mask has {reading}",) if reading else ()
+    if alpha is not None and ((alpha > 0.5) != (mask > 0.5)).mean() > LIKE_ALPHA:
+        notes += ("its mask_path is taken, which its alpha channel contradicts",)
+    return mask, MaskSource.FILE, notes

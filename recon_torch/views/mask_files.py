@@ -108,7 +108,7 @@ def _of_levels(levels: Int[np.ndarray, "H W"]) -> tuple[Float[np.ndarray, "H W"]
     if with_outlines and counts[classes].sum() >= LEAST_OF_VOID * counts[-1]:
         return _of_classes(levels, f"classes up to {found[classes][-1]} and their outlines")
     white = 255 if most <= 255 else 65535
-    if most >= white * WHITE / 255:
+    if white >= most >= white * WHITE / 255:
         return levels / white, ""
     if found[0] == 0 and len(found) <= FEW_LEVELS:
         return _of_classes(levels, f"values up to {most}")

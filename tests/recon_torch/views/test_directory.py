@@ -53,6 +53,25 @@ def test_mask_and_composition_over_white(tmp_path, source):
     np.testing.assert_allclose(views.cameras.w2c, orbit(2, 0.3, SIZE).w2c, atol=1e-6)
 
 
+def test_an_alpha_of_0_and_1_is_read_as_it_is_meant(tmp_path):
+    image = half_red(alpha=True)
+    image[..., 3] /= 255
+    write(tmp_path, [image] * 2)
+    views = load_views(tmp_path)
+    np.testing.assert_array_equal(views.masks, [EXPECTED_MASK] * 2)
+    assert views.notes[0] == "its alpha has values up to 1: all but 0 is the object: all 2 views"
+
+
+def test_a_mask_that_its_alpha_contradicts_is_taken_with_a_note(tmp_path):
+    write(tmp_path, [half_red(alpha=True)] * 2, mask_path="mask.png")
+    write_image(tmp_path / "mask.png", EXPECTED_MASK)
+    assert load_views(tmp_path).notes == ["the mask touches the border: all 2 views"]
+    write_image(tmp_path / "mask.png", EXPECTED_MASK[::-1, ::-1])
+    views = load_views(tmp_path)
+    np.testing.assert_array_equal(views.masks[0], EXPECTED_MASK[::-1, ::-1])
+    assert "which its alpha channel contradicts: all 2 views" in views.notes[0]
+
+
 def test_only_views_without_a_mask_are_segmented(tmp_path):
     write(tmp_path, [half_red(alpha=True), half_red(alpha=False), half_red(alpha=True)])
     seen = []
