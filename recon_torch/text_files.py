@@ -64,15 +64,16 @@ def parse_json(text: str, path: str | os.PathLike, line: int = 1) -> Any:
 
     Raises UserError, which names file and line, for what is no JSON or gives one key of an object twice.
     """
+    place = str(path) if "\n" in text.strip() else f"{path}, line {line}"
     try:
         return json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line + error.lineno - 1}"
         raise UserError(f"{place}: is not JSON ({error.msg}, column {error.colno})") from None
     except UserError as error:
-        raise UserError(f"{path}, line {line}: {error}") from None
+        raise UserError(f"{place}: {error}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise UserError(f"{path}, line {line}: is not JSON that can be read ({first_line(error)})") from None
+        raise UserError(f"{place}: is not JSON that can be read ({first_line(error)})") from None
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

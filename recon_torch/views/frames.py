@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from recon_torch.views.lens import Undistortion, undo
 T = TypeVar("T")
 
 FILENAMES = ("train_filenames", "val_filenames", "test_filenames")
+MOST_FOLDERS = 32  # of a path that is searched
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for names that have none
 OTHER_KEYS = ("file_path", "mask_path", "transform_matrix", "frames", *FILENAMES)
 SAME_FOCAL = 0.01  # relative difference of two focal lengths in a file that may be rounding
@@ -122,7 +123,7 @@ def parse_frame(folder: Path, shared: dict, own: dict) -> Frame:
 
 def plain_name(name: str) -> str:
     """A file_path in one spelling, so that two of them can be compared."""
-    return str(Path(name.replace("\\", "/")))
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def find_image(folder: Path, name: str) -> Path | None:
@@ -140,14 +141,20 @@ def find_image(folder: Path, name: str) -> Path | None:
 
 
 def missing_image(folder: Path, name: str) -> str:
-    """A line that says that there is no such image, with a hint at one of the same name in other letters."""
-    place, hint = folder, ""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        for part in Path(plain_name(name)).parts:
-            wanted = {(part + suffix).lower() for suffix in ("", *IMAGE_SUFFIXES)}
-            place = next(each for each in sorted(place.iterdir()) if each.name.lower() in wanted)
-        hint = f"; is it {quoted(str(place.relative_to(folder)))}?" if place.is_file() else ""
-    return f"{quoted(name)} does not exist{hint}"
+    """A line that says that there is no such image, with a hint at one that may be meant.
+
+    It has the same name in other letters, or without the folders at the beginning, as on another machine.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    for start in range(min(len(parts), MOST_FOLDERS)):
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            found = folder
+            for part in parts[start:]:
+                wanted = {(part + suffix).lower() for suffix in ("", *IMAGE_SUFFIXES)}
+                found = next(each for each in sorted(found.iterdir()) if each.name.lower() in wanted)
+            if found.is_file():
+                return f"{quoted(name)} does not exist; is it {quoted(str(found.relative_to(folder)))}?"
+    return f"{quoted(name)} does not exist"
 
 
 def _merged(shared: dict, own: dict) -> dict:

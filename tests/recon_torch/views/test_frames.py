@@ -27,7 +27,10 @@ def test_one_image_in_many_spellings(folder, name):
     assert frame_of(folder, file_path=name, mask_path=name).image.as_posix() == "images/000.png"
 
 
-@pytest.mark.parametrize("name", ["Images/000.PNG", "images\\000.PNG", "IMAGES/000"])
+@pytest.mark.parametrize(
+    "name",
+    ["Images/000.PNG", "images\\000.PNG", "IMAGES/000", "C:\\me\\images\\000.png", "/tmp/me/images/000"],
+)
 def test_other_letters_are_refused_with_a_hint(folder, name, user_error):
     with user_error(r"does not exist; is it 'images/000\.png'\?; mask .* is it 'images/000\.png'\?"):
         frame_of(folder, file_path=name, mask_path=name)
