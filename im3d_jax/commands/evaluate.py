@@ -11,6 +11,7 @@ object. Remove OUT to measure everything anew.
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,6 +114,11 @@ def load_objects(config: ConfigDict, flags: Namespace) -> Objects:
         return ProceduralObjects(config.seed, config.size, config.num_views)
     captions = read_captions(flags.captions) if flags.captions else {}
     names = read_split_file(flags.split_file).names()
+    every = [name for split in names.values() for name in split]
+    without = [name for name in every if not captions.get(name)]
+    if flags.captions and without:
+        said = f"{len(without)} of {len(every)} objects have no caption, as {without[0]}"
+        print(f"im3d: {flags.captions}: {said}", file=sys.stderr)
     return MeshObjects(flags.meshes, captions, names, flags.up, config.seed, config.size, config.num_views)
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import zlib
+from argparse import Namespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from im3d_jax import config_flags, pipeline
 from im3d_jax.commands import evaluate
@@ -86,6 +88,16 @@ def test_meshes_of_the_test_split_are_measured(config_path, tetrahedra, tmp_path
     expected = [np.degrees(objects.elevation_rad(0, zlib.crc32(name))) for name in (b"a/green", b"b/blue")]
     found = [row["elevation_deg"] for row in result["elevation"]["objects"]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_objects_that_a_table_of_captions_leaves_out_are_named(tmp_path, capsys):
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "test": ["b", "c"]}))
+    (tmp_path / "captions.csv").write_text("a.glb;a cat\nc;\n")
+    files = dict(captions=tmp_path / "captions.csv", split_file=tmp_path / "split.json", meshes=tmp_path)
+    flags = Namespace(suite="meshes", up=UpAxis.Y, **files)
+    found = evaluate.load_objects(ConfigDict(dict(seed=0, size=32, num_views=4)), flags)
+    assert found.captions["a"] == "a cat"
+    assert "2 of 3 objects have no caption, as b" in capsys.readouterr().err
 
 
 def test_true_views_of_meshes_are_those_of_the_split(tetrahedra, tmp_path, user_error):
