@@ -257,7 +257,7 @@ def _mask_of(
             )
         return alpha, MaskSource.ALPHA, ()
     mask, reading = read_mask(folder / frame.mask, image.shape[1], image.shape[0])
-    notes = (f"its mask has {reading}",) if reading else ()
+    notes: tuple[str, ...] = (f"its mask has {reading}",) if reading else ()
     if alpha is not None and ((alpha > 0.5) != (mask > 0.5)).mean() > LIKE_ALPHA:
         notes += ("its mask_path is taken, which its alpha channel contradicts",)
     return mask, MaskSource.FILE, notes
