@@ -39,16 +39,18 @@ def prepared(
     import jax
     import numpy as np
 
-    from im3d_jax import config_flags, sharding, tasks
+    from im3d_jax import config_flags, config_sections, sharding, tasks
     from im3d_jax.training.feed import over_mesh
     from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
     from im3d_jax.training.step import make_step
-    from im3d_jax.training.streams import StreamSettings, open_stream
+    from im3d_jax.training.streams import open_stream
+    from im3d_jax.training_settings import TrainSettings
 
     config = config_flags.load(CONFIG)
     config.train.streams.turntable.batch_size = batch_size
+    settings = config_sections.settings(config, "train", TrainSettings)
     mesh = sharding.make_mesh(sharding.parse_mesh(mesh_text, jax.device_count()))
-    task, rates = tasks.build(config, mesh), OptimizerSettings.of(config.train)
+    task, rates = tasks.build(config, mesh), OptimizerSettings.of(settings)
     optimizer = make_optimizer(rates)
     state, frozen = create(
         task.init,
@@ -62,11 +64,11 @@ def prepared(
     )
     examples = next(
         open_stream(
-            StreamSettings.of(config.train.streams.turntable),
+            settings.streams["turntable"],
             mesh,
             seed=config.seed,
             size=config.size,
-            **config.train.loader,
+            **vars(settings.loader),
         )
     )
     batch = over_mesh(task.collate(examples), mesh)

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import sys
-import textwrap
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,32 +23,55 @@ from typing import Any, NoReturn
 import numpy as np
 from ml_collections import ConfigDict
 
-from im3d_jax import user_code
-from recon_torch.errors import CommandParser, UserError
+from im3d_jax import config_help, config_sections, user_code
+from im3d_jax.config_kinds import ModelConfig
+from recon_torch.errors import CommandParser, UserError, quoted
 
+HELP = "--help-config"
 _PREFIX = "--config."
 _ROOT = Path(__file__).parents[1]  # the repository, or site-packages, where configs/ lies beside the packages
 
 
-def parse(argv: list[str], parser: CommandParser, default: str | None = None) -> tuple[Namespace, ConfigDict]:
+def parse(
+    argv: list[str], parser: CommandParser, default: str | None = None, kind: type = ModelConfig
+) -> tuple[Namespace, ConfigDict]:
     """Splits a command line into the parser's own flags and a locked config with its overrides applied.
 
     Args:
         argv: the arguments after the command's name.
-        parser: knows the command's own flags; `--config` is added here.
+        parser: knows the command's own flags; `--config` and `--help-config` are added here.
         default: the config file if `--config` is absent; None makes `--config` compulsory.
+        kind: the settings class of the entries that the config may have.
 
-    Raises UserError for a config file that cannot be loaded, an unknown key or a value of another type.
+    Raises UserError for a config file that cannot be loaded, an unknown key, and a value of another type or
+    out of its range.
     """
     overrides, rest = _split(argv)
-    parser.add_argument("--config", default=default, required=default is None, metavar="FILE",
-                        help="config file; --config.a.b=value overrides one of its values"
-                        + (f" (default {default})" if default else ""))  # fmt: skip
+    _add_flags(parser, default)
+    if HELP in rest:  # it needs no other flags, also those that are compulsory
+        with_config = CommandParser("", "")
+        _add_flags(with_config, default)
+        config = _load_with(with_config.parse_known_args(rest)[0].config, overrides)
+        print("\n".join(config_help.lines(config, kind)))
+        raise SystemExit(0)
     flags = parser.parse_args(rest)
-    config = load(flags.config)
+    config = _load_with(flags.config, overrides)
+    config_sections.check(config, kind)
+    return flags, config
+
+
+def _add_flags(parser: CommandParser, default: str | None) -> None:
+    parser.add_argument("--config", default=default, required=default is None, metavar="FILE",
+                        help="config file, which is run as Python; --config.a.b=value overrides a value of it"
+                        + (f" (default {default})" if default else ""))  # fmt: skip
+    parser.add_argument(HELP, action="store_true", help="list the config's entries and what each takes")
+
+
+def _load_with(path: str, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
+    config = load(path)
     for key, text in overrides:
         override(config, key, text)
-    return flags, config
+    return config
 
 
 def load(path: str | Path) -> ConfigDict:
@@ -135,10 +157,10 @@ def with_overrides(config: Any, overrides: Any) -> ConfigDict:
     Raises UserError as `load` does, and for an unknown key or a value of another type.
     """
     if not isinstance(config, str | Path | ConfigDict):
-        raise UserError(f"a config is a file's path or a ConfigDict, not {_brief(config)}")
+        raise UserError(f"a config is a file's path or a ConfigDict, not {quoted(config)}")
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         raise UserError(
-            f"overrides are a dictionary by dotted names, {{'video.num_steps': 20}}, not {_brief(overrides)}"
+            f"overrides are a dictionary by dotted names, {{'video.num_steps': 20}}, not {quoted(overrides)}"
         )
     made = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load(config)
     for key, value in overrides.items():
@@ -168,7 +190,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         config[leaf] = value
     except TypeError:  # raised for a placeholder, which is None and has a type nevertheless
         kind = config.get_ref(leaf).get_type().__name__
-        raise UserError(f"config key {key!r} takes {kind} (now {known[key]!r}), not {_brief(text)}") from None
+        raise UserError(f"config key {key!r} takes {kind} (now {known[key]!r}), not {quoted(text)}") from None
 
 
 def as_json(config: ConfigDict) -> dict:
@@ -183,7 +205,7 @@ def config_digest(config: ConfigDict) -> str:
 
 
 def _refuse(value: object) -> NoReturn:
-    raise UserError(f"the config has {_brief(value)}; its values are numbers, strings, None and tuples")
+    raise UserError(f"the config has {quoted(value)}; its values are numbers, strings, None and tuples")
 
 
 def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -224,7 +246,7 @@ def _read(text: str, old: Any, key: str) -> Any:
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
         value = type(old)(_items(value, old, text, key))
     if old is not None and type(value) is not type(old):
-        raise UserError(f"config key {key!r} takes {type(old).__name__} (now {old!r}), not {_brief(text)}")
+        raise UserError(f"config key {key!r} takes {type(old).__name__} (now {old!r}), not {quoted(text)}")
     return value
 
 
@@ -235,10 +257,5 @@ def _items(values: Sequence[Any], old: Sequence[Any], text: str, key: str) -> li
         values = [float(item) if type(item) is int else item for item in values]
     if len(kinds) == 1 and not {type(item) for item in values} <= kinds:
         kind = kinds.pop().__name__
-        raise UserError(f"config key {key!r} takes items of type {kind} (now {old!r}), not {_brief(text)}")
+        raise UserError(f"config key {key!r} takes items of type {kind} (now {old!r}), not {quoted(text)}")
     return list(values)
-
-
-def _brief(value: object) -> str:
-    """A value as an error quotes it, cut to the length of a line."""
-    return textwrap.shorten(repr(value), 80, placeholder=" ...") if len(repr(value)) > 80 else repr(value)

@@ -1,4 +1,4 @@
-"""Sections of a config as settings: what is absent, unknown or of another type is reported by its name.
+"""Sections of a config as settings: what is absent, unknown or out of its range is reported by its name.
 
 A config file may set anything, so this is checked where a config is read. Overrides on the command line are
 checked by `config_flags`, and the names of backbones and their like by `registry`.
@@ -6,18 +6,20 @@ checked by `config_flags`, and the names of backbones and their like by `registr
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import numbers
-import types
-import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from recon_torch.errors import UserError
+from recon_torch import ranges
+from recon_torch.errors import UserError, quoted
 
 T = TypeVar("T")
+
+PARTS = ("backbone", "autoencoder", "text", "schedule")
+"""The sections that name a part, whose arguments `parts` checks."""
 
 NAMED = ("name", "kwargs")
 """The entries of a section that names a backbone, an autoencoder or a text encoder."""
@@ -36,14 +38,8 @@ def require(config: ConfigDict, *keys: str) -> None:
 def known(config: ConfigDict, section: str, entries: Iterable[str]) -> ConfigDict:
     """The section `section`. Raises UserError if it is none, or has an entry that is not among `entries`."""
     require(config, section)
-    values, entries = config[section], list(entries)
-    if not isinstance(values, ConfigDict):
-        raise UserError(f"config.{section} is {values!r}; it has to be a section with {', '.join(entries)}")
-    for entry in values:
-        if entry not in entries:
-            [near] = difflib.get_close_matches(entry, entries, n=1, cutoff=0.0)
-            raise UserError(f"config.{section} has an unknown entry {entry!r}; the nearest is {near!r}")
-    return values
+    _entries(config[section], f"config.{section}", entries, takes_more=False)
+    return config[section]
 
 
 def named(config: ConfigDict, section: str) -> tuple[str, dict[str, Any]]:
@@ -58,33 +54,85 @@ def named(config: ConfigDict, section: str) -> tuple[str, dict[str, Any]]:
 def settings(config: ConfigDict, section: str, kind: type[T]) -> T:
     """The settings of a section, `kind(**section)`; an entry that the section lacks has its default.
 
-    kind: a dataclass whose annotations are numbers, strings, enums, tuples of these, or unions.
+    kind: a class of `recon_torch.ranges.settings`. Fields of such classes are sections within the section.
 
-    Raises UserError for an unknown entry, for a value of another type, and where `kind` does.
+    Raises UserError for an unknown entry, for a value that is out of its range, and where `kind` does.
     """
-    hints = typing.get_type_hints(kind)
-    values = known(config, section, hints)
-    for entry, value in values.items():
-        if not _fits(value, hints[entry]):
-            raise UserError(f"config.{section}.{entry} is {value!r}; it takes {_told(hints[entry])}")
+    require(config, section)
+    own = section == "train" and _has_own_task(config)
+    return read(config[section], f"config.{section}", kind, takes_more=own)
+
+
+def read(values: Any, name: str, kind: type[T], takes_more: bool = False) -> T:
+    """The settings of the section that errors call `name`, see `settings`.
+
+    takes_more: leave entries aside that `kind` does not have.
+    """
+    hints = ranges.hints_of(kind)
+    entries = _entries(values, name, hints, takes_more)
+    if absent := [entry for entry in _required(kind) if entry not in entries]:
+        raise UserError(f"{name} has no {absent[0]}; set it")
+    made = {
+        entry: _value(entries[entry], f"{name}.{entry}", hint)
+        for entry, hint in hints.items()
+        if entry in entries
+    }
     try:
-        return kind(**values)
+        return kind(**made)
     except UserError as error:
-        raise UserError(f"config.{section}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of an annotated type. As in Python, an int will do for a float."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple | list) and all(_fits(each, arguments[0]) for each in value)
-    if hint in (int, float):
-        number = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, hint)
+def check(config: ConfigDict, kind: type) -> None:
+    """Raises UserError for the first entry of a whole config that is unknown or out of its range.
+
+    Sections that are absent are left to the command that asks for them. A config that names a task of the
+    user's own may have entries of the user's own, at the top and in its section `train`.
+    """
+    hints, own = ranges.hints_of(kind), _has_own_task(config)
+    try:
+        entries = _entries(config, "config", [*hints, *PARTS], takes_more=own)
+    except UserError as error:
+        raise UserError(f"{error}, or is this a config of another command?") from None
+    for entry in (entry for entry in hints if entry in entries):
+        section, name = ranges.section_of(hints[entry]), f"config.{entry}"
+        if section and entries[entry] is not None:
+            read(entries[entry], name, section, takes_more=own and entry == "train")
+        else:
+            ranges.taken(entries[entry], hints[entry], name)
 
 
-def _told(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+def _has_own_task(config: ConfigDict) -> bool:
+    """Whether `config.train.task` is a user's module, by the rule of `registry`."""
+    train = config.get("train")
+    task = train.get("task") if isinstance(train, ConfigDict) else None
+    return isinstance(task, str) and ("." in task or ":" in task)
+
+
+def _entries(values: Any, name: str, known: Iterable[str], takes_more: bool) -> dict[str, Any]:
+    """The entries of a section. Raises UserError if it is none, or has an entry that is not known."""
+    known = list(known)
+    if not isinstance(values, ConfigDict):
+        of = f" with {', '.join(known)}" if known else ""
+        raise UserError(f"{name} is {quoted(values)}; it has to be a section{of}")
+    unknown = [entry for entry in values if entry not in known]
+    if unknown and not takes_more:
+        [near] = difflib.get_close_matches(str(unknown[0]), known, n=1, cutoff=0.0)
+        raise UserError(f"{name} has an unknown entry {unknown[0]!r}; the nearest is {near!r}")
+    return dict(values.items())
+
+
+def _required(kind: type) -> list[str]:
+    """The fields of a settings class that have no default."""
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return [each.name for each in fields if each.default is missing and each.default_factory is missing]
+
+
+def _value(value: Any, name: str, hint: Any) -> Any:
+    if value is not None and (kind := ranges.section_of(hint)):
+        return read(value, name, kind)
+    if value is not None and (kind := ranges.sections_by_name(hint)):
+        entries = _entries(value, name, (), takes_more=True)
+        return {key: read(each, f"{name}.{key}", kind) for key, each in entries.items()}
+    return ranges.taken(value, hint, name)

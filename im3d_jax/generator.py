@@ -27,8 +27,14 @@ from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
 from im3d_jax.diffusion.guidance import Guidance
-from im3d_jax.settings import MaskSettings, RoundSettings, TextToImageSettings, VideoSettings
-from recon_torch.errors import UserError, choice
+from im3d_jax.settings import (
+    ImageEncoderSettings,
+    MaskSettings,
+    RoundSettings,
+    TextToImageSettings,
+    VideoSettings,
+)
+from recon_torch.errors import UserError
 from recon_torch.views import masks
 
 ROOT = Path(__file__).parents[1]
@@ -316,9 +322,12 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
     )
 
 
-def check_sampling(generator: Generator) -> None:
-    """Raises UserError for steps, spacings, solvers or levels with which the generator cannot sample."""
-    image, video, rounds = generator.image, generator.video, generator.rounds
+def check_sampling(config: ConfigDict) -> None:
+    """Raises UserError for steps, spacings or levels with which a generator of the config cannot sample."""
+    schedule = schedules.make_schedule(**config.schedule)
+    image = config_sections.settings(config, "text_to_image", TextToImageSettings)
+    video = config_sections.settings(config, "video", VideoSettings)
+    rounds = config_sections.settings(config, "rounds", RoundSettings)
     runs = [
         ("text_to_image", image.num_steps, image.spacing, 1.0),
         ("video", video.num_steps, video.spacing, 1.0),
@@ -326,11 +335,9 @@ def check_sampling(generator: Generator) -> None:
     ]
     for section, num_steps, spacing, start_level in runs:
         try:
-            sampler.make_steps(generator.schedule, num_steps, spacing, start_level)
+            sampler.make_steps(schedule, num_steps, spacing, start_level)
         except UserError as error:
             raise UserError(f"config.{section}: {error}") from None
-    choice(sampler.Solver, image.solver, "config.text_to_image.solver")
-    choice(sampler.Solver, video.solver, "config.video.solver")
 
 
 def _check_text(name: str, model: Backbone, text: TextEncoder) -> None:
@@ -345,13 +352,14 @@ def _load_image_encoder(config: ConfigDict, model: Backbone, is_needed: bool) ->
     """The encoder of the picture's tokens, for a backbone that attends to them; otherwise None."""
     if model.empty_conditioning(1).image_tokens is None:
         return None
-    if not config_sections.known(config, "image_encoder", ["path"]).get("path"):
+    path = config_sections.settings(config, "image_encoder", ImageEncoderSettings).path
+    if not path:
         if not is_needed:
             return None
         raise UserError(f"{config.backbone.name} attends to an image encoder: set config.image_encoder.path")
     from im3d_jax.conditions.encoders import ImageEncoder  # needs the extra "hosted"
 
-    return ImageEncoder(config.image_encoder.path)
+    return ImageEncoder(path)
 
 
 def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place: Sharding) -> Any:

@@ -17,25 +17,28 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from im3d_jax import config_flags, config_sections, generator, method
+from im3d_jax import config_flags, config_sections, generator, method, parts
 from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, opened, rank, read_picture
 from im3d_jax.conditions import pictures
+from im3d_jax.config_kinds import ModelConfig
 from im3d_jax.generator import Generator
 from im3d_jax.settings import (
     AssetSettings,
+    ElevationSettings,
     PictureSettings,
     RoundSettings,
     TextToImageSettings,
     TurntableSettings,
 )
 from im3d_jax.stages import Show, Stages, progress
-from recon_torch import locks, outputs
+from recon_torch import locks, outputs, ranges
 from recon_torch.elevation import estimator as elevation
 from recon_torch.elevation.estimator import ElevationEstimator
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.process import ReconstructionClient
 from recon_torch.process.client import ReconClient
+from recon_torch.ranges import ElevationDeg, NumRetries, Seed
 from recon_torch.settings import FitSettings, GateSettings, Verdict
 from recon_torch.views.cameras import orbit
 from recon_torch.views.images import straight, write_image
@@ -93,6 +96,7 @@ class Pipeline:
         """
         request = Request(prompt, str(image), seed, Path(out or ""), elevation_deg, save_views)
         check(request)
+        ranges.taken(retry_seeds, NumRetries, "retry_seeds")
         picture = read_picture(image, self.settings.size, self.settings.picture) if image else None
         temporary = None if out is not None else Path(tempfile.mkdtemp(dir=locks.process_directory()))
         request = request._replace(out=temporary or request.out)
@@ -211,27 +215,27 @@ class Pipeline:
 def load(config: ConfigDict) -> Pipeline:
     """The pipeline that a config describes. Raises UserError for weights that are missing or do not fit."""
     settings = read_settings(config)
-    loaded = generator.load(config)
-    generator.check_sampling(loaded)
-    return Pipeline(loaded, load_estimator(config), settings)
+    return Pipeline(generator.load(config), load_estimator(config), settings)
 
 
 def load_estimator(config: ConfigDict) -> ElevationEstimator:
     """Loads the estimator of elevation that a config names. Raises UserError for unreadable weights."""
-    config_sections.known(config, "elevation", ["weights", "dino", "deg"])
-    config_sections.require(config, "elevation.weights", "elevation.dino")
-    return elevation.load(config.elevation.weights or elevation.TINY_WEIGHTS, config.elevation.dino or None)
+    settings = config_sections.settings(config, "elevation", ElevationSettings)
+    return elevation.load(settings.weights or elevation.TINY_WEIGHTS, settings.dino or None)
 
 
 def read_settings(config: ConfigDict) -> AssetSettings:
     """The settings of a config, without loading anything. Raises UserError for values that cannot be."""
-    config_sections.require(config, "num_views", "size", "elevation.deg")
+    config_sections.require(config, "num_views", "size")
+    config_sections.check(config, ModelConfig)
+    parts.check(config)
+    generator.check_sampling(config)
     return AssetSettings(
         num_views=config.num_views,
         size=config.size,
         rounds_at_steps=tuple(config_sections.settings(config, "rounds", RoundSettings).at_steps),
         config_digest=config_flags.config_digest(config),
-        elevation_deg=config.elevation.deg,
+        elevation_deg=config_sections.settings(config, "elevation", ElevationSettings).deg,
         picture=config_sections.settings(config, "image", PictureSettings),
         text_to_image=config_sections.settings(config, "text_to_image", TextToImageSettings),
         turntable=config_sections.settings(config, "turntable", TurntableSettings),
@@ -244,11 +248,11 @@ def read_settings(config: ConfigDict) -> AssetSettings:
 
 
 def check(request: Request) -> None:
-    """Raises UserError for a request without prompt and image, or with an impossible elevation."""
+    """Raises UserError for a request without prompt and image, or with an impossible seed or elevation."""
     if not request.prompt.strip() and not request.image:
         raise UserError("nothing to make; give a prompt or an image")
-    if request.elevation_deg is not None and not -90 < request.elevation_deg < 90:
-        raise UserError(f"elevation_deg is {request.elevation_deg:g}, must lie between -90 and 90")
+    ranges.taken(request.seed, Seed, "seed")
+    ranges.taken(request.elevation_deg, ElevationDeg | None, "elevation_deg")
 
 
 def draw_pictures(

@@ -20,6 +20,7 @@ from typing import Any
 from typing_extensions import get_protocol_members
 
 from im3d_jax import user_code
+from recon_torch import ranges
 from recon_torch.errors import UserError
 
 
@@ -56,9 +57,14 @@ class Registry:
         return found
 
     def make(self, name: Any, kwargs: Mapping[str, Any]) -> Any:
-        """What a name makes of the arguments `kwargs`.
+        """What a name makes of the arguments `kwargs`. Raises UserError as `check` does."""
+        return self.check(name, kwargs)(**kwargs)
 
-        Raises UserError for an unknown name, and for arguments that it does not take or that are missing.
+    def check(self, name: Any, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+        """What a name stands for, which can be called with the arguments `kwargs`.
+
+        Raises UserError for an unknown name, for arguments that it does not take or that are missing, and for
+        those that are out of the range that it states, see `recon_torch.ranges`.
         """
         make = self.find(name)
         unknown, absent = _wrong_arguments(make, kwargs)
@@ -66,7 +72,14 @@ class Registry:
             raise UserError(f"{self.key}: {name} takes no argument {', '.join(unknown)}; remove it")
         if absent:
             raise UserError(f"{self.key}: {name} needs the argument {', '.join(absent)}; add it")
-        return make(**kwargs)
+        ranges.check_arguments(make, kwargs, self.section)
+        return make
+
+    @property
+    def section(self) -> str:
+        """Where a config has the arguments."""
+        section, _, entry = self.key.rpartition(".")
+        return f"{section}.kwargs" if entry == "name" else section
 
     def build(self, name: Any, kwargs: Mapping[str, Any], contract: type) -> Any:
         """What a name makes of the arguments `kwargs`, with all that the protocol `contract` lists.

@@ -1,21 +1,58 @@
-"""The settings of making an asset, as plain values: one class for each section of a config, without JAX or
+"""The settings of making an asset, with their ranges: a class for each section of a config, without JAX or
 torch.
 
 A config is read once, where the model is loaded (`generator.load`, `pipeline.load`). All code below takes
-these classes. They have the fields and the defaults of `configs/base.py`.
+these classes. `configs/base.py` takes its values from them.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
 
 from recon_torch.errors import UserError
-from recon_torch.settings import FitSettings, GateSettings
+from recon_torch.ranges import ElevationDeg, Pixels, Range, Share, settings
+from recon_torch.settings import SMALLEST_SIDE_PX, FitSettings, GateSettings
+
+NumSteps = Annotated[int, Range(1, 10_000)]
+Guidance = Annotated[float, Range(-1000, 1000)]
 
 
-@dataclass(frozen=True)
+class Spacing(StrEnum):
+    """How the noise levels of a run of the sampler are spread.
+
+    With zero terminal SNR take one of the first two: "karras" then spends half its steps where x is all but
+    noise.
+    """
+
+    TRAILING = "trailing"  # even in the training timestep, from the noisiest
+    LINSPACE = "linspace"  # even in the training timestep, with both ends
+    KARRAS = "karras"  # even in r^(1/7)
+
+
+class Solver(StrEnum):
+    """DPM-Solver++ of first or second order, for the ODE or the SDE."""
+
+    ODE_1 = "1"
+    ODE_2M = "2m"
+    SDE_1 = "sde_1"
+    SDE_2M = "sde_2m"
+
+    @property
+    def draws_noise(self) -> bool:
+        return self in (Solver.SDE_1, Solver.SDE_2M)
+
+    @property
+    def is_second_order(self) -> bool:
+        return self in (Solver.ODE_2M, Solver.SDE_2M)
+
+
+@settings
 class TextToImageSettings:
     """How a prompt becomes the picture that is view 0 (`config.text_to_image`). Unspecified in the paper.
+
+    Guidance scales and solver were chosen on validation objects.
 
     Attributes:
         pipeline: directory of a diffusers text-to-image pipeline, which draws instead of the backbone.
@@ -26,16 +63,18 @@ class TextToImageSettings:
 
     pipeline: str = ""
     template: str = "{}, one whole object, centred, on a plain white background"
-    num_steps: int = 40
-    spacing: str = "trailing"
-    solver: str = "2m"
-    w_text: float = 2.0
-    rescale: float = 0.0
+    num_steps: NumSteps = 40
+    spacing: Spacing | str = Spacing.TRAILING
+    solver: Solver | str = Solver.ODE_2M
+    w_text: Guidance = 2.0
+    rescale: Share = 0.0
 
 
-@dataclass(frozen=True)
+@settings
 class VideoSettings:
     """How videos are sampled, the first one and those of the rounds (`config.video`; Sec. 3.1).
+
+    Guidance scales and solver are unspecified in the paper. They were chosen on validation objects.
 
     Attributes:
         num_steps: denoising steps of the first video. The paper takes 40.
@@ -44,16 +83,16 @@ class VideoSettings:
         tie_first_view: view 0 is the conditioning picture itself, not the network's version of it.
     """
 
-    num_steps: int = 40
-    spacing: str = "trailing"
-    solver: str = "2m"
-    w_image: float | tuple[float, ...] = 1.0
-    w_text: float | tuple[float, ...] = 1.0
-    rescale: float = 0.0
+    num_steps: NumSteps = 40
+    spacing: Spacing | str = Spacing.TRAILING
+    solver: Solver | str = Solver.ODE_2M
+    w_image: Guidance | tuple[Guidance, ...] = 1.0
+    w_text: Guidance | tuple[Guidance, ...] = 1.0
+    rescale: Share = 0.0
     tie_first_view: bool = True
 
 
-@dataclass(frozen=True)
+@settings
 class RoundSettings:
     """When and how renders of the fit are noised and denoised again (`config.rounds`; Sec. 3.4, A.1).
 
@@ -64,17 +103,28 @@ class RoundSettings:
         start_level: noise level s of a restart, J_s = sqrt(1 - s^2) J + s eps. Unspecified in the paper.
     """
 
-    at_steps: tuple[int, ...] = (500, 1000)
-    num_runs: int = 2
-    num_steps: int = 10
-    start_level: float = 0.7
-
-    def __post_init__(self) -> None:
-        if self.num_runs < 0:
-            raise UserError(f"num_runs is {self.num_runs}; give 0 or more")
+    at_steps: tuple[Annotated[int, Range(1, 1_000_000)], ...] = (500, 1000)
+    num_runs: Annotated[int, Range(0, 100)] = 2
+    num_steps: NumSteps = 10
+    start_level: Annotated[float, Range(above=0, most=1)] = 0.7
 
 
-@dataclass(frozen=True)
+@settings
+class ElevationSettings:
+    """How the elevation of a video's cameras is known (`config.elevation`; Sec. 3.3).
+
+    Attributes:
+        weights: of the estimator; "": the shipped ones.
+        dino: directory of the DINO model with which the estimator was trained; "": none.
+        deg: the elevation of all videos, for a generator that is told it; None: it is estimated.
+    """
+
+    weights: str = ""
+    dino: str = ""
+    deg: ElevationDeg | None = None
+
+
+@settings
 class MaskSettings:
     """How views from an autoencoder without alpha get their foreground masks (`config.masks`; A.1).
 
@@ -84,10 +134,10 @@ class MaskSettings:
     """
 
     isnet: str = ""
-    tolerance: float = 0.04
+    tolerance: Share = 0.04
 
 
-@dataclass(frozen=True)
+@settings
 class PictureSettings:
     """How a user's picture becomes view 0 (`config.image`), see `conditions.pictures.place`.
 
@@ -97,22 +147,28 @@ class PictureSettings:
         mask_weights: IS-Net's .onnx file, for pictures whose background is not plain; "": none.
     """
 
-    fill: float = 0.7
-    background_tolerance: float = 0.06
+    fill: Annotated[float, Range(0.05, 1)] = 0.7
+    background_tolerance: Share = 0.06
     mask_weights: str = ""
 
 
-@dataclass(frozen=True)
+@settings
 class TurntableSettings:
     """The video turntable.mp4 of the finished asset (`config.turntable`); its side is in pixels."""
 
-    num_frames: int = 48
-    size: int = 192
-    fps: int = 24
+    num_frames: Annotated[int, Range(1, 10_000)] = 48
+    size: Pixels = 192
+    fps: Annotated[int, Range(1, 240)] = 24
 
-    def __post_init__(self) -> None:
-        if min(self.num_frames, self.size, self.fps) < 1:
-            raise UserError(f"num_frames, size and fps are {astuple(self)}; give at least 1 for each")
+
+@settings
+class ImageEncoderSettings:
+    """The encoder of the picture for a backbone that attends to it (`config.image_encoder`).
+
+    path: a directory with a CLIPVisionModelWithProjection; "" for none.
+    """
+
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +182,8 @@ class AssetSettings:
             estimated.
         config_digest: tells assets of different configs apart, see `config_flags.config_digest`.
 
-    Raises UserError for rounds that do not come one after another within the fit, and for sizes below 1.
+    Raises UserError for rounds that do not come one after another within the fit, and for views that are too
+    small to be fitted.
     """
 
     num_views: int
@@ -147,8 +204,8 @@ class AssetSettings:
                 f"config.rounds.at_steps {self.rounds_at_steps}, config.fit.num_steps {self.fit.num_steps}"
             )
             raise UserError(f"{given}: make each larger than the one before")
-        if self.num_views < 1 or self.size < 1:
-            raise UserError(f"config.num_views {self.num_views}, config.size {self.size}: give at least 1")
+        if self.size < SMALLEST_SIDE_PX:
+            raise UserError(f"config.size is {self.size}; views of an asset need {SMALLEST_SIDE_PX} px")
 
     @property
     def until_steps(self) -> tuple[int, ...]:

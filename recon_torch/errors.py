@@ -36,10 +36,10 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
     return lines[0][:limit]
 
 
-def quoted(value: object) -> str:
-    """A value as a message shows it: its repr, which is shortened where it is long."""
+def quoted(value: object, limit: int = QUOTED_CHARACTERS) -> str:
+    """A value as a message shows it: its repr, of which so many characters are kept."""
     text = repr(value)
-    return text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "..."
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def near(name: str, names: Iterable[str]) -> str:
@@ -64,14 +64,20 @@ def choice(choices: type[E], value: str, name: str) -> E:
         raise UserError(f"{name} is {str(value)!r}; choose one of {', '.join(choices)}") from None
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of examples, and adds to a flag's help what its type says that it takes."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        takes = getattr(action.type, "takes", "")
+        return f"{action.help}; {takes}" if takes else str(action.help)
+
+
 class CommandParser(argparse.ArgumentParser):
     """The argument parser of one command: takes no abbreviations, raises UserError for a wrong flag."""
 
     def __init__(self, command: str, description: str) -> None:
-        # The raw formatter keeps the line breaks of the examples in the help text.
-        formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(
-            prog=f"im3d {command}", description=description, allow_abbrev=False, formatter_class=formatter
+            prog=f"im3d {command}", description=description, allow_abbrev=False, formatter_class=HelpFormatter
         )
 
     def error(self, message: str) -> NoReturn:

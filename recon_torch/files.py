@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recon_torch import locks
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, quoted
 
 TEMPORARY = ".im3d_"
 """How the names of files and directories begin that are not finished yet."""
@@ -72,6 +73,25 @@ def refusal(error: BaseException) -> str | None:
                 return os.strerror(number)
         error = error.__cause__ or error.__context__ or error
     return None
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises UserError for a path that names something else than a file, such as a pipe, which may never end.
+
+    A path that names nothing passes: whoever reads it says so.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    except ValueError:
+        raise UserError(
+            f"{quoted(str(path))} is no path; it has a character that paths cannot have"
+        ) from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise UserError(f"{path} is {kind}; give the path of a file")
 
 
 def make_directory(path: str | Path) -> Path:

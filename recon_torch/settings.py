@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from recon_torch.errors import choice
+from recon_torch.ranges import Positive, Range, Seed, Share, Steps, Weight, settings
+
+SMALLEST_SIDE_PX = 32
+"""The side of the smallest views that are fitted: the LPIPS networks cannot pool smaller ones."""
+
+Gaussians = Annotated[int, Range(1, 10_000_000)]
+Stages = Annotated[int, Range(1, 7)]
+Rate = Annotated[float, Range(0, 10)]
+Correlation = Annotated[float, Range(-1, 2)]  # above 1 for a gate that never passes
 
 
 class Engine(enum.StrEnum):
@@ -17,6 +24,14 @@ class Engine(enum.StrEnum):
     GSPLAT = "gsplat"
     CPU = "cpu"
     TORCH = "torch"
+
+
+class LpipsNet(enum.StrEnum):
+    """The network whose features LPIPS compares."""
+
+    VGG = "vgg"
+    ALEX = "alex"
+    SQUEEZE = "squeeze"
 
 
 class LpipsDtype(enum.StrEnum):
@@ -41,7 +56,7 @@ class Start(enum.StrEnum):
     BALL = "ball"  # the paper's
 
 
-@dataclass(frozen=True)
+@settings
 class FitSettings:
     """How a scene is fitted. An enum may be given as its string; the settings then hold the enum.
 
@@ -52,53 +67,48 @@ class FitSettings:
     fast, which gives 0.4 dB more on held-out views.
 
     Raises:
-        UserError: a string that is none of an enum's.
+        UserError: a value out of its range, and a string that is none of an enum's.
     """
 
-    num_gaussians: int = 5000  # at the start
-    num_steps: int = 1200
-    views_per_step: int = 1
-    init_radius: float = 0.5
+    num_gaussians: Gaussians = 5000  # at the start
+    num_steps: Steps = 1200
+    views_per_step: Annotated[int, Range(1, 1024)] = 1
+    init_radius: Annotated[float, Range(above=0, most=10)] = 0.5
     start: Start | str = Start.HULL
 
-    w_lpips: float = 10.0
-    w_ssim: float = 0.2
-    w_mask: float = 1.0
-    w_rgb: float = 0.0  # Table 2's ablation sets this and w_lpips=0
-    w_l1: float = 5.0  # 0 in the paper
-    lpips_net: str = "vgg"
-    lpips_stages: int | None = None  # how many of the first ones; None: all, or 3 where weights are random
+    w_lpips: Weight = 10.0
+    w_ssim: Weight = 0.2
+    w_mask: Weight = 1.0
+    w_rgb: Weight = 0.0  # Table 2's ablation sets this and w_lpips=0
+    w_l1: Weight = 5.0  # 0 in the paper
+    lpips_net: LpipsNet | str = LpipsNet.VGG
+    lpips_stages: Stages | None = None  # how many of the first ones; None: all, or 3 where weights are random
     lpips_weights: str = "auto"  # a file, "random", or "auto": torchvision's cache, else a loss without LPIPS
     lpips_dtype: LpipsDtype | str = LpipsDtype.AUTO  # for the loss; metrics are computed in float32
-    background: float = 1.0  # grey level behind the views
+    background: Share = 1.0  # grey level behind the views
 
-    lr_means: float = 3e-3
-    lr_means_final: float = 6e-5
-    lr_sh0: float = 1e-2
-    lr_opacities: float = 5e-2
-    lr_scales: float = 1e-2
-    lr_quats: float = 5e-3
+    lr_means: Annotated[float, Range(above=0, most=10)] = 3e-3
+    lr_means_final: Rate = 6e-5
+    lr_sh0: Rate = 1e-2
+    lr_opacities: Rate = 5e-2
+    lr_scales: Rate = 1e-2
+    lr_quats: Rate = 5e-3
 
-    refine_every: int = 50
-    refine_until: float = 0.8  # share of the steps, so that what was added last has time to settle
-    grow_grad2d: float = 0.0014  # for views of 128 px; falls with the square root of their size
-    grow_scale3d: float = 0.005  # larger Gaussians are split, smaller ones are doubled
-    prune_opacity: float = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
-    prune_unseen: float = 0.06  # Gaussians that fill fewer pixels than this share of the mean; 0 in the paper
-    max_gaussians: int = 20000
+    refine_every: Steps = 50
+    refine_until: Share = 0.8  # share of the steps, so that what was added last has time to settle
+    grow_grad2d: Weight = 0.0014  # for views of 128 px; falls with the square root of their size
+    grow_scale3d: Weight = 0.005  # larger Gaussians are split, smaller ones are doubled
+    prune_opacity: Share = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
+    prune_unseen: Share = 0.06  # Gaussians that fill fewer pixels than this share of the mean; 0 in the paper
+    max_gaussians: Gaussians = 20000
 
     representation: Representation | str = Representation.GAUSSIANS
-    nerf_cells: int = 64  # along each side of its grid
-    nerf_samples: int = 64  # along each ray
-    lr_nerf: float = 0.2
+    nerf_cells: Annotated[int, Range(4, 512)] = 64  # along each side of its grid
+    nerf_samples: Annotated[int, Range(2, 4096)] = 64  # along each ray
+    lr_nerf: Rate = 0.2
 
     engine: Engine | str = Engine.AUTO
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        enums = dict(start=Start, representation=Representation, lpips_dtype=LpipsDtype, engine=Engine)
-        for name, kind in enums.items():
-            object.__setattr__(self, name, choice(kind, getattr(self, name), name))
+    seed: Seed = 0
 
 
 class Level(enum.StrEnum):
@@ -117,7 +127,7 @@ class Verdict(enum.StrEnum):
     BAD = "bad"
 
 
-@dataclass(frozen=True)
+@settings
 class GateSettings:
     """Thresholds of the quality gates, between what good fits and made-up failures measure (docs/gates.md).
 
@@ -131,20 +141,25 @@ class GateSettings:
     janus_back, janus_gap: correlation of the back with the front, and by how much less that of the sides is.
     """
 
-    floaters: float = 0.01
-    floaters_bad: float = 0.05
-    floater_size: float = 0.1
-    cell_opacity: float = 0.1
-    floor_area: float = 0.35
-    floor_ratio: float = 2.0
-    view_shape: float = 0.9
-    view_psnr: float = 14.0
-    views_bad: float = 0.25
-    janus_back: float = 0.8
-    janus_gap: float = 0.3
+    floaters: Share = 0.01
+    floaters_bad: Share = 0.05
+    floater_size: Share = 0.1
+    cell_opacity: Share = 0.1
+    floor_area: Share = 0.35
+    floor_ratio: Positive = 2.0
+    view_shape: Correlation = 0.9
+    view_psnr: Annotated[float, Range(0, 1000)] = 14.0
+    views_bad: Share = 0.25
+    janus_back: Correlation = 0.8
+    janus_gap: Correlation = 0.3
 
 
-def plain(settings: FitSettings | GateSettings) -> dict[str, Any]:
-    """The settings as a config holds them: a dictionary with strings in place of enums."""
-    values = dataclasses.asdict(settings)
-    return {name: str(v) if isinstance(v, enum.StrEnum) else v for name, v in values.items()}
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as a config holds them: dictionaries, with strings in place of enums."""
+    return _without_enums(dataclasses.asdict(settings))
+
+
+def _without_enums(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_enums(each) for name, each in value.items()}
+    return str(value) if isinstance(value, enum.StrEnum) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from im3d_jax.autoencoders import kl_network
+from recon_torch.ranges import Range
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +86,7 @@ class AutoencoderKL:
         return done.reshape(*images.shape[:-3], *done.shape[2:])
 
 
-def load(path: str, frames_per_call: int = 8, **sizes) -> AutoencoderKL:
+def load(path: str, frames_per_call: Annotated[int, Range(0, 1024)] = 8, **sizes) -> AutoencoderKL:
     """Reads the weights of an autoencoder.
 
     Args:

@@ -11,10 +11,10 @@ its tensor in a checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -27,11 +27,16 @@ from im3d_jax import pretrained
 from im3d_jax.autoencoders.patches import from_patches, to_patches
 from im3d_jax.backbones.attention import attend
 from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
-from recon_torch.errors import UserError, choice
+from recon_torch import ranges
+from recon_torch.errors import UserError
 from recon_torch.files import replacing, write_json
+from recon_torch.ranges import Positive, Range, settings
 
 Clips = Float[Array, "B F _ _ _"]
 """B clips of F frames, channels last. Sides and channels change on the way."""
+
+
+Channels = Annotated[int, Range(1, 65_536)]
 
 
 class ComputeDtype(StrEnum):
@@ -41,7 +46,7 @@ class ComputeDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-@dataclass(frozen=True)
+@settings
 class Architecture:
     """Sizes of the networks, by the names of diffusers' config.json. The defaults are Emu Video's.
 
@@ -60,25 +65,25 @@ class Architecture:
         dtype: of the computation, see `ComputeDtype`; normalisation and softmax stay float32.
     """
 
-    block_out_channels: Sequence[int] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 8
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    shift_factor: float = 0.0
+    block_out_channels: Sequence[Channels] = (128, 256, 512, 512)
+    layers_per_block: Annotated[int, Range(1, 64)] = 2
+    latent_channels: Annotated[int, Range(1, 4096)] = 8
+    norm_num_groups: Channels = 32
+    scaling_factor: Positive = 0.18215
+    shift_factor: Annotated[float, Range(-1e6, 1e6)] = 0.0
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
     temporal_decoder: bool = False
     rgba: bool = False
-    patch_size: int = 1
-    dtype: str = "float32"
+    patch_size: Annotated[int, Range(1, 64)] = 1
+    dtype: ComputeDtype | str = ComputeDtype.FLOAT32
 
     def __post_init__(self):
-        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        if not self.block_out_channels:
+            raise UserError("block_out_channels is empty; give the width of each level")
         if self.temporal_decoder:
             object.__setattr__(self, "use_post_quant_conv", False)
-        choice(ComputeDtype, self.dtype, "dtype of autoencoder_kl")
 
     @property
     def image_channels(self) -> int:
@@ -129,7 +134,7 @@ def read_architecture(path: str, **sizes: Any) -> Architecture:
         )
     config = pretrained.read_config(_directory(path)) if path else {}
     if not config:
-        return Architecture(**sizes)
+        return _architecture("config.autoencoder.kwargs", sizes)
     if repeated := sizes.keys() - {"dtype"}:
         raise UserError(
             f"config.autoencoder.kwargs.{min(repeated)}: config.json of {path} says it; remove it"
@@ -145,7 +150,14 @@ def read_architecture(path: str, **sizes: Any) -> Architecture:
     said = {name: value for name, value in (UNSAID | config).items() if value is not None}
     sizes |= {each.name: said[each.name] for each in fields(Architecture) if each.name in said}
     sizes |= _image_format(path, said)
-    return Architecture(**sizes, temporal_decoder=family == "AutoencoderKLTemporalDecoder")
+    sizes["temporal_decoder"] = family == "AutoencoderKLTemporalDecoder"
+    return _architecture(f"autoencoder_kl of {path}", sizes)
+
+
+def _architecture(source: str, sizes: Mapping[str, Any]) -> Architecture:
+    """The architecture of these sizes. Raises UserError that names the source of a size that cannot be."""
+    ranges.check_arguments(Architecture, sizes, source)
+    return Architecture(**sizes)
 
 
 def _image_format(path: str, said: Mapping[str, Any]) -> dict[str, Any]:

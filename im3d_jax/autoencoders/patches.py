@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from recon_torch.errors import UserError
+from recon_torch.ranges import Range
 
 
 def to_patches(images: Float[Array, "*B H W C"], size: int) -> Float[Array, "*B h w c"]:
@@ -32,10 +36,12 @@ class Patches:
     The colours are over white. Alpha is denoised with them, which gives the fit its masks (Sec. 3.3).
     """
 
-    patch: int = field(default=4, metadata={"static": True})
+    patch: Annotated[int, Range(1, 256)] = field(default=4, metadata={"static": True})
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """(h, w, c) of the latent of a square image of `size` pixels."""
+        """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
+        if size % self.patch:
+            raise UserError(f"config.size is {size}; patches take multiples of {self.patch}")
         return size // self.patch, size // self.patch, self.patch**2 * 4
 
     def encode(

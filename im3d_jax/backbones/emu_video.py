@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from im3d_jax.backbones import Params, attention, emu_video_checkpoints, layers,
 from im3d_jax.backbones.layers import ZEROS, FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.words import WordEncoder
+from im3d_jax.diffusion.objective import PredictionType
+from recon_torch.ranges import Range
 
 GROUPS = 32
 """Groups of channels that are normalised together, as in Stable Diffusion."""
@@ -86,31 +88,35 @@ class Model(unet.UNetModel):
         max_words: tokens of the empty prompt.
     """
 
-    latent_shape: Sequence[int] = (64, 64, 8)
-    prediction_type: str = "v"
-    model_channels: int = 384
-    channel_mult: Sequence[int] = (1, 2, 4, 4)
-    num_res_blocks: Sequence[int] = (3, 4, 4, 4)
-    attention_levels: Sequence[int] = (0, 1, 2)
-    head_dim: int = 64
-    num_heads: int = 0
-    num_transformer_layers: int = 2
-    ff_mult: int = 4
-    temporal_span: Sequence[str] = (Span.PIXEL,) * 4
+    latent_shape: unet.LatentShape = (64, 64, 8)
+    prediction_type: PredictionType | str = PredictionType.V
+    model_channels: unet.Channels = 384
+    channel_mult: Sequence[Annotated[int, Range(1, 64)]] = (1, 2, 4, 4)
+    num_res_blocks: Sequence[unet.Layers] = (3, 4, 4, 4)
+    attention_levels: Sequence[unet.Level] = (0, 1, 2)
+    head_dim: Annotated[int, Range(1, 4096)] = 64
+    num_heads: Annotated[int, Range(0, 1024)] = 0
+    num_transformer_layers: unet.Layers = 2
+    ff_mult: Annotated[int, Range(1, 64)] = 4
+    temporal_span: Sequence[Span | str] = (Span.PIXEL,) * 4
     closed_orbit: bool = False
     clean_first_view: bool = False
     image_in_every_view: bool = False
     copy_gate: bool = False
-    text_dims: Sequence[int] = (768, 2048)
-    vocabulary: int = 0
-    max_words: int = 16
+    text_dims: Sequence[unet.Channels] = (768, 2048)
+    vocabulary: Annotated[int, Range(0, 10_000_000)] = 0
+    max_words: unet.MaxWords = 16
 
-    choices: ClassVar = {"temporal_span": Span}
+    choices: ClassVar = {"temporal_span": Span, "prediction_type": PredictionType}
     num_views: ClassVar[int | None] = None
     temporal_pattern: ClassVar[str] = "temporal"
 
     def problems(self) -> Iterator[str]:
-        yield from self.latent_problems(len(self.channel_mult))
+        num_levels = len(self.channel_mult)
+        yield from self.latent_problems(num_levels)
+        yield from self.level_problems(
+            num_levels, num_res_blocks=self.num_res_blocks, temporal_span=self.temporal_span
+        )
         if self.copy_gate and self.prediction_type != "x0":
             yield f"copy_gate blends clean views; it cannot predict {self.prediction_type!r}"
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from im3d_jax.backbones import Params, attention, layers, svd_checkpoints, unet
 from im3d_jax.backbones.layers import FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
+from recon_torch.ranges import NumViews, Positive, Range
 
 GROUPS = 32
 """Groups of channels that are normalised together."""
@@ -88,22 +89,22 @@ class Model(unet.UNetModel):
             1e-5 there as everywhere.
     """
 
-    latent_shape: Sequence[int] = (72, 72, 4)
-    block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    attention_levels: Sequence[int] = (0, 1, 2)
-    num_attention_heads: Sequence[int] = (5, 10, 20, 20)
-    cross_attention_dim: int = 1024
-    addition_time_embed_dim: int = 256
-    num_views: int | None = 25
-    vector: str = Vector.SVD
-    fps: int = 7
-    motion_bucket: int = 127
-    noise_aug: float = 0.02
-    input_view: str = InputView.FIRST
-    orbit_direction: int = 1
-    latent_scale: float = 0.18215
-    groupnorm_eps: float = 1e-6
+    latent_shape: unet.LatentShape = (72, 72, 4)
+    block_out_channels: Sequence[unet.Channels] = (320, 640, 1280, 1280)
+    layers_per_block: unet.Layers = 2
+    attention_levels: Sequence[unet.Level] = (0, 1, 2)
+    num_attention_heads: Sequence[Annotated[int, Range(1, 1024)]] = (5, 10, 20, 20)
+    cross_attention_dim: unet.Channels = 1024
+    addition_time_embed_dim: unet.Channels = 256
+    num_views: NumViews | None = 25
+    vector: Vector | str = Vector.SVD
+    fps: Annotated[int, Range(1, 1000)] = 7
+    motion_bucket: Annotated[int, Range(0, 255)] = 127
+    noise_aug: Annotated[float, Range(0, 1000)] = 0.02
+    input_view: InputView | str = InputView.FIRST
+    orbit_direction: Annotated[int, Range(-1, 1)] = 1
+    latent_scale: Positive = 0.18215
+    groupnorm_eps: Annotated[float, Range(above=0, most=1)] = 1e-6
 
     choices: ClassVar = {"vector": Vector, "input_view": InputView}
     prediction_type: ClassVar[str] = "v"
@@ -112,7 +113,9 @@ class Model(unet.UNetModel):
     )
 
     def problems(self) -> Iterator[str]:
-        yield from self.latent_problems(len(self.block_out_channels))
+        num_levels = len(self.block_out_channels)
+        yield from self.latent_problems(num_levels)
+        yield from self.level_problems(num_levels, num_attention_heads=self.num_attention_heads)
         if any(channels % GROUPS for channels in self.block_out_channels):
             yield f"block_out_channels {self.block_out_channels} are not multiples of 32, the norms' groups"
         if self.orbit_direction not in (1, -1):

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from im3d_jax.backbones.unet import WHAT
 from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch import hosting
 from recon_torch.errors import UserError, choice
+from recon_torch.ranges import NumViews, Positive, Range
 
 SMALL = dict(
     diffusers_class="I2VGenXLUNet",
@@ -68,14 +69,14 @@ class Model:
     diffusers_class: str = ""
     path: str = ""
     kwargs: Mapping[str, Any] | Sequence = ()
-    latent_shape: Sequence[int] = (64, 64, 4)
-    max_words: int = 77
+    latent_shape: Sequence[Annotated[int, Range(1, 65_536)]] = (64, 64, 4)
+    max_words: Annotated[int, Range(1, 4096)] = 77
     prediction_type: str = ""
-    num_views: int | None = None
-    fps: int = 16
-    added_time_ids: Sequence[float] = (6, 127, 0.02)
-    latent_scale: float = 0.18215
-    dtype: str = hosting.Dtype.FLOAT32
+    num_views: NumViews | None = None
+    fps: Annotated[int, Range(1, 1000)] = 16
+    added_time_ids: Sequence[Annotated[float, Range(-1e6, 1e6)]] = (6, 127, 0.02)
+    latent_scale: Positive = 0.18215
+    dtype: hosting.Dtype | str = hosting.Dtype.FLOAT32
 
     partition_rules = ()
     traceable = False

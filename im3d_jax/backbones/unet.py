@@ -12,7 +12,7 @@ import abc
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from im3d_jax.backbones.layers import (
 )
 from im3d_jax.conditions.conditioning import Conditioning
 from recon_torch.errors import UserError, choice
+from recon_torch.ranges import Range
 
 WHAT = "config.backbone.kwargs"
 """Where a user sets the arguments of a model, for errors."""
@@ -43,6 +44,21 @@ class Remat(enum.StrEnum):
     DOTS = "dots_saveable"
     DOTS_WITH_NO_BATCH_DIMS = "dots_with_no_batch_dims_saveable"
     EVERYTHING = "everything_saveable"
+
+
+class ComputeDtype(enum.StrEnum):
+    """What a network may compute in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+LatentShape = Sequence[Annotated[int, Range(1, 4096)]]
+Channels = Annotated[int, Range(1, 65_536)]
+Layers = Annotated[int, Range(0, 64)]
+Level = Annotated[int, Range(0, 31)]
+MaxWords = Annotated[int, Range(1, 4096)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +77,10 @@ class UNetModel(abc.ABC):
             for all at once, which at 64x64 places takes 64 MB for each frame and head.
     """
 
-    latent_shape: Sequence[int]
-    dtype: str = "float32"
-    remat: str = Remat.KEEP_ALL
-    query_chunk: int = 0
+    latent_shape: LatentShape
+    dtype: ComputeDtype | str = ComputeDtype.FLOAT32
+    remat: Remat | str = Remat.KEEP_ALL
+    query_chunk: Annotated[int, Range(0, 2**24)] = 0
 
     choices: ClassVar[dict[str, type[enum.StrEnum]]] = {}
     """The arguments of the subclass that are members of an enum, or sequences of such."""
@@ -73,7 +89,7 @@ class UNetModel(abc.ABC):
     traceable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        kinds: dict[str, type[enum.StrEnum]] = {"remat": Remat, **self.choices}
+        kinds: dict[str, type[enum.StrEnum]] = {"remat": Remat, "dtype": ComputeDtype, **self.choices}
         for name in (field.name for field in fields(self)):
             value, kind, where = getattr(self, name), kinds.get(name), f"{WHAT}.{name}"
             if isinstance(value, (list, tuple)):
@@ -99,6 +115,9 @@ class UNetModel(abc.ABC):
 
     def latent_problems(self, num_levels: int) -> Iterator[str]:
         """Why latents of this shape cannot pass through so many levels, or be attended to in such chunks."""
+        if len(self.latent_shape) != 3:
+            yield f"latent_shape {self.latent_shape} is not (height, width, channels)"
+            return
         height, width = self.latent_shape[:2]
         divisor = 2 ** (num_levels - 1)
         if height % divisor or width % divisor:
@@ -106,6 +125,14 @@ class UNetModel(abc.ABC):
         places = [height * width // 4**level for level in range(num_levels)]
         if any(count > self.query_chunk > 0 and count % self.query_chunk for count in places):
             yield f"query_chunk {self.query_chunk} does not divide the places {places}"
+
+    def level_problems(self, num_levels: int, **of_levels: Sequence[Any]) -> Iterator[str]:
+        """Why arguments that have an entry for each level do not suffice for so many levels."""
+        if not num_levels:
+            yield "there are no levels"
+        for name, values in of_levels.items():
+            if len(values) < num_levels:
+                yield f"{name} {values} has {len(values)} entries for {num_levels} levels"
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Parameters, with every temporal layer at the identity."""

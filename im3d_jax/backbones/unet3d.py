@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from jaxtyping import Array, Float
 from im3d_jax.backbones import Params, attention, layers, unet, unet3d_checkpoints
 from im3d_jax.backbones.layers import RANDOM, ZEROS, FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.diffusion.objective import PredictionType
+from recon_torch.ranges import Range
 
 POOLED_SIDE = 32
 """Side of the grid to which I2VGen-XL averages the image's latent before it makes tokens of it."""
@@ -75,23 +77,24 @@ class Model(unet.UNetModel):
     of ones.
     """
 
-    latent_shape: Sequence[int] = (32, 32, 4)
-    prediction_type: str = "epsilon"
-    block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    head_dim: int = 64
-    cross_attention_dim: int = 1024
-    max_words: int = 77
-    image: str = ImageInput.NONE
-    fps: float = 16.0
+    latent_shape: unet.LatentShape = (32, 32, 4)
+    prediction_type: PredictionType | str = PredictionType.EPSILON
+    block_out_channels: Sequence[unet.Channels] = (320, 640, 1280, 1280)
+    layers_per_block: unet.Layers = 2
+    norm_num_groups: unet.Channels = 32
+    head_dim: Annotated[int, Range(1, 4096)] = 64
+    cross_attention_dim: unet.Channels = 1024
+    max_words: unet.MaxWords = 77
+    image: ImageInput | str = ImageInput.NONE
+    fps: Annotated[float, Range(above=0, most=1000)] = 16.0
 
-    choices: ClassVar = {"image": ImageInput}
+    choices: ClassVar = {"image": ImageInput, "prediction_type": PredictionType}
     num_views: ClassVar[int | None] = None
     temporal_pattern: ClassVar[str] = "temp_convs|temp_attentions|transformer_in"
 
     def problems(self) -> Iterator[str]:
         yield from self.latent_problems(len(self.block_out_channels))
+        yield from self.level_problems(len(self.block_out_channels))
         for name, size in (("norm_num_groups", self.norm_num_groups), ("head_dim", self.head_dim)):
             if any(channels % size for channels in self.block_out_channels):
                 yield f"block_out_channels {self.block_out_channels} are not multiples of {name} {size}"

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.ranges import Flag, NumAssets, NumRetries, Seed, whole
 
 DEFAULT_CONFIG = "configs/tiny.py"
 
@@ -47,20 +48,28 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument(
         "--lanes",
-        type=int,
+        type=whole(1, 256),
         metavar="N",
         default=1,
         help="assets made at once: one is sampled while another is fitted",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", default=0, help="seed of each prompt's first asset (default 0)"
+        "--seed",
+        type=Flag(Seed),
+        metavar="N",
+        default=0,
+        help="seed of each prompt's first asset (default 0)",
     )
     parser.add_argument(
-        "--num-assets", type=int, metavar="N", default=1, help="assets for each prompt (default 1)"
+        "--num-assets",
+        type=Flag(NumAssets),
+        metavar="N",
+        default=1,
+        help="assets for each prompt (default 1)",
     )
     parser.add_argument(
         "--retry-seeds",
-        type=int,
+        type=Flag(NumRetries),
         metavar="N",
         default=0,
         help="further seeds to try while the result is bad (default 0)",
@@ -73,14 +82,9 @@ def make_parser() -> CommandParser:
 
 
 def check(flags: Namespace) -> None:
-    """Raises UserError for flags that do not go together or are out of their range."""
-    if flags.summarize:
-        return
-    if not flags.prompts or not flags.out:
+    """Raises UserError for flags that do not go together."""
+    if not flags.summarize and not (flags.prompts and flags.out):
         raise UserError("give --prompts FILE and --out DIR, or --summarize DIR")
-    for name, least in (("num_assets", 1), ("lanes", 1), ("retry_seeds", 0), ("seed", 0)):
-        if getattr(flags, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(flags, name)}, needs at least {least}")
 
 
 # The rest is imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.

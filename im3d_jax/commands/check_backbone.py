@@ -20,9 +20,6 @@ from recon_torch.errors import CommandParser, UserError
 
 
 def main(argv: list[str]) -> None:
-    with contextlib.suppress(RuntimeError):  # JAX has its devices already: the sharded check is skipped
-        jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that takes time here
     parser = CommandParser("check-backbone", __doc__)
     parser.add_argument(
         "name", nargs="?", default="", help="a backbone of im3d_jax, or an importable module of your own"
@@ -31,6 +28,9 @@ def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
     if configured == bool(flags.name):
         raise UserError("give either a backbone's name or --config=FILE")
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already: the sharded check is skipped
+        jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that takes time here
     if configured:
         name, kwargs = config_sections.named(config, "backbone")
         trainable = config.train.trainable if "train" in config else ".*"

@@ -24,6 +24,7 @@ from im3d_jax.evaluate import MAX_OBJECTS, Part, SuiteName
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
+from recon_torch.ranges import whole
 
 if TYPE_CHECKING:
     from im3d_jax.evaluate.truth import Objects
@@ -45,10 +46,6 @@ EVALUATION = Kind(
 def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, make_parser(), default="configs/tiny.py")
     parts = parse_parts(flags.parts)
-    for name in ("num_objects", "asset_objects"):
-        if not 1 <= getattr(flags, name) <= MAX_OBJECTS:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} is {getattr(flags, name)}, must be from 1 to {MAX_OBJECTS}")
     check_suite(flags)
     run(config, flags, parts)
 
@@ -74,11 +71,15 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--parts", default=",".join(Part), metavar="PARTS", help="some of %(default)s")
     parser.add_argument(
-        "--num-objects", type=int, default=24, metavar="N", help="test objects (default %(default)s)"
+        "--num-objects",
+        type=whole(1, MAX_OBJECTS),
+        default=24,
+        metavar="N",
+        help="test objects (default %(default)s)",
     )
     parser.add_argument(
         "--asset-objects",
-        type=int,
+        type=whole(1, MAX_OBJECTS),
         default=24,
         metavar="N",
         help="how many of them are made into assets (default %(default)s)",

@@ -19,6 +19,7 @@ from im3d_jax import config_flags
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
+from recon_torch.ranges import ElevationDeg, Flag, NumAssets, NumRetries, Seed
 
 DEFAULT_CONFIG = "configs/tiny.py"
 
@@ -45,21 +46,29 @@ def make_parser() -> CommandParser:
         "--out", type=Path, required=True, metavar="DIR", help="directory for the asset's files"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the first asset; the next ones count up"
+        "--seed",
+        type=Flag(Seed),
+        default=0,
+        metavar="N",
+        help="seed of the first asset; the next ones count up",
     )
     parser.add_argument(
-        "--num-assets", type=int, default=1, metavar="N", help="assets for each prompt (default 1)"
+        "--num-assets",
+        type=Flag(NumAssets),
+        default=1,
+        metavar="N",
+        help="assets for each prompt (default 1)",
     )
     parser.add_argument(
         "--elevation-deg",
-        type=float,
+        type=Flag(ElevationDeg),
         metavar="DEG",
         help="elevation of the camera that took the picture, if it is known (default: estimated)",
     )
     parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
     parser.add_argument(
         "--retry-seeds",
-        type=int,
+        type=Flag(NumRetries),
         default=0,
         metavar="N",
         help="further seeds to try while the result is bad (default 0)",
@@ -68,7 +77,7 @@ def make_parser() -> CommandParser:
 
 
 def check(flags: Namespace) -> None:
-    """Raises UserError for flags that do not go together or are out of their range."""
+    """Raises UserError for flags that do not go together."""
     if not flags.prompt and not flags.image:
         raise UserError("nothing to make; give --prompt TEXT or --image FILE")
     if flags.image and len(flags.prompt) > 1:
@@ -77,12 +86,6 @@ def check(flags: Namespace) -> None:
         raise UserError(
             "--prompt is empty; describe the object, as in --prompt 'a red car with a blue cabin'"
         )
-    if flags.num_assets < 1:
-        raise UserError(f"--num-assets is {flags.num_assets}, needs at least 1")
-    if flags.retry_seeds < 0:
-        raise UserError(f"--retry-seeds is {flags.retry_seeds}, needs at least 0")
-    if flags.elevation_deg is not None and not -90 < flags.elevation_deg < 90:
-        raise UserError(f"--elevation-deg is {flags.elevation_deg:g}, must lie between -90 and 90")
 
 
 def generate(config: ConfigDict, flags: Namespace) -> None:

@@ -30,6 +30,7 @@ from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import write_json
+from recon_torch.ranges import real
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +38,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--mesh", default="data=1", help="devices by axis, such as data=10,fsdp=8")
     parser.add_argument("--accelerator", default="h200", help=f"one of {', '.join(costs.ACCELERATORS)}")
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, help="the share of its peak FLOP/s to assume, in (0, 1]"
+        "--utilisation",
+        type=real(above=0, most=1),
+        default=0.4,
+        help="the share of its peak FLOP/s to assume (%(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     flags, config = config_flags.parse(argv, parser)

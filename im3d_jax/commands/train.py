@@ -19,15 +19,16 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from im3d_jax import checkpoint, config_flags, sharding, tasks, threads
+from im3d_jax import checkpoint, config_flags, config_sections, sharding, tasks, threads
 from im3d_jax.data import workers
 from im3d_jax.params import join
 from im3d_jax.tasks import Task
 from im3d_jax.training import feed, hosts, run
 from im3d_jax.training.state import OptimizerSettings, TrainState, create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
-from im3d_jax.training.streams import StreamSettings, check, is_due, open_stream, stream_of
+from im3d_jax.training.streams import check, is_due, open_stream, stream_of
 from im3d_jax.training.watch import Watch, Work, peak_flops
+from im3d_jax.training_settings import TrainSettings
 from recon_torch.errors import CommandParser, UserError
 
 
@@ -36,11 +37,11 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
 
     Returns the state and whether all steps are done.
     """
-    settings = config.train
+    settings = config_sections.settings(config, "train", TrainSettings)
+    streams = settings.streams
 
     # ---- Task and mesh ----
     mesh = sharding.make_mesh(sharding.parse_mesh(settings.mesh, jax.device_count()))
-    streams = {name: StreamSettings.of(section) for name, section in settings.streams.items()}
     check(streams, settings.accumulate, mesh)
     task = tasks.build(config, mesh)
 
@@ -84,7 +85,7 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
         step, batches, skipped = int(state.step), meta["batches"], meta["skipped"]
 
         # ---- Data ----
-        reading = dict(seed=config.seed, size=config.size, run=processes.run, **settings.loader)
+        reading = dict(seed=config.seed, size=config.size, run=processes.run, **vars(settings.loader))
         readers = {
             name: opened.enter_context(
                 contextlib.closing(open_stream(stream, mesh, start=batches[name], **reading))
@@ -101,7 +102,7 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
         # ---- Steps ----
         order = (stream_of(streams, s) for s in range(step, settings.num_steps))
         is_stopped = step >= settings.num_steps
-        with feed.Feed(order, read) as ready, watch(config, workdir, task, state, mesh) as shown:
+        with feed.Feed(order, read) as ready, watch(settings, workdir, task, state, mesh) as shown:
             while not is_stopped:
                 batch, wait_s = next(ready)
                 stream = task.stream(batch.stream)
@@ -130,9 +131,8 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
     return state, step == settings.num_steps
 
 
-def watch(config: ConfigDict, workdir: Path, task: Task, state: TrainState, mesh: Mesh) -> Watch:
+def watch(settings: TrainSettings, workdir: Path, task: Task, state: TrainState, mesh: Mesh) -> Watch:
     """Makes what shows the run, which stands at `state`."""
-    settings = config.train
     peak = peak_flops(jax.devices()[0].device_kind)
     work = {
         name: Work(

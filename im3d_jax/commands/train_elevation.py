@@ -22,13 +22,13 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from im3d_jax import config_flags
+from im3d_jax import config_flags, config_sections
+from im3d_jax.config_kinds import ElevationConfig
 from im3d_jax.data import Source, input_pipeline
 from im3d_jax.data.sources import ProceduralSource, open_source
 from im3d_jax.training import hosts
 from im3d_jax.training.elevation import (
     WEIGHTS,
-    Amounts,
     Kept,
     errors_deg,
     make_learner,
@@ -38,8 +38,11 @@ from im3d_jax.training.elevation import (
     train_step,
 )
 from im3d_jax.training.watch import Watch, Work
+from im3d_jax.training_settings import DataSettings
 from recon_torch.elevation import estimator as elevation
 from recon_torch.errors import CommandParser
+
+DEFAULT_CONFIG = "configs/elevation_tiny.py"
 
 TEST_VIEWS = 16
 """Views of a test video, as many as generators make."""
@@ -53,58 +56,64 @@ MAY_CHANGE = ("num_test_objects", "loader", "checkpoint_every", "log_every", "te
 def train(config: ConfigDict, workdir: Path) -> tuple[elevation.ElevationEstimator, bool]:
     """Minimises the absolute error with AdamW, from where `workdir` stands.
 
-    Returns the estimator and whether all steps are done.
+    Returns the estimator and whether all steps are done. Raises UserError for settings that cannot be.
     """
+    settings = config_sections.read(config, "config", ElevationConfig)
     learner = make_learner(
-        config.seed, config.dino or None, config.num_steps, config.learning_rate, config.weight_decay
+        settings.seed,
+        settings.dino or None,
+        settings.num_steps,
+        settings.learning_rate,
+        settings.weight_decay,
     )
     step = restore(workdir, learner, depends_on(config))
-    source = open_split(config, config.data.split, config.num_objects, config.num_views)
-    examples = open_examples(config, source, config.batch_size, start=step, shuffle=True)
-    amounts = Amounts(**config.augment)
-    is_stopped = step == config.num_steps
-    with contextlib.closing(examples), hosts.StopSignal() as stop, watch(config, workdir, step) as shown:
+    source = open_split(settings, settings.data.split, settings.num_objects, settings.num_views)
+    examples = open_examples(settings, source, settings.batch_size, start=step, shuffle=True)
+    is_stopped = step == settings.num_steps
+    with contextlib.closing(examples), hosts.StopSignal() as stop, watch(settings, workdir, step) as shown:
         while not is_stopped:
             asked = monotonic()
             videos = next(examples)
             wait_s = monotonic() - asked
-            metrics = train_step(learner, videos, amounts, config.seed, step)
+            metrics = train_step(learner, videos, settings.augment, settings.seed, step)
             step += 1
             ids = [each["id"] for each in videos]
             shown.add(step, "elevation", metrics, ids, wait_s, len(examples.skipped))
-            is_stopped = stop.at(step) or step == config.num_steps
-            if is_stopped or step % config.checkpoint_every == 0:
+            is_stopped = stop.at(step) or step == settings.num_steps
+            if is_stopped or step % settings.checkpoint_every == 0:
                 shown.write()
                 save(workdir, step, learner, depends_on(config))
-    return learner.estimator.eval(), step == config.num_steps
+    return learner.estimator.eval(), step == settings.num_steps
 
 
-def open_split(config: ConfigDict, split: str, count: int, num_views: int) -> Source:
-    """A split of the data set of `config.data`, or its first `count` procedural objects."""
-    data = dict(path=config.data.path, split=split, first_object=0)
-    source = open_source(**data, seed=config.seed, size=config.size, num_views=num_views)
+def open_split(settings: ElevationConfig, split: str, count: int, num_views: int) -> Source:
+    """A split of the data set of `settings.data`, or its first `count` procedural objects."""
+    data = DataSettings(settings.data.path, split)
+    source = open_source(data, seed=settings.seed, size=settings.size, num_views=num_views)
     return Kept(source, count) if isinstance(source, ProceduralSource) else source
 
 
-def open_examples(config: ConfigDict, source: Source, batch_size: int, **order: Any) -> input_pipeline.Stream:
+def open_examples(
+    settings: ElevationConfig, source: Source, batch_size: int, **order: Any
+) -> input_pipeline.Stream:
     """Batches, read ahead. order: `start` and `shuffle` of `input_pipeline.open_stream`."""
     shard = input_pipeline.Shard(0, 1)
     return input_pipeline.open_stream(
-        source, seed=config.seed, batch_size=batch_size, shard=shard, **order, **config.loader
+        source, seed=settings.seed, batch_size=batch_size, shard=shard, **order, **vars(settings.loader)
     )
 
 
-def watch(config: ConfigDict, workdir: Path, step: int) -> Watch:
+def watch(settings: ElevationConfig, workdir: Path, step: int) -> Watch:
     """Makes what shows the run, which stands at `step`."""
-    work = Work(config.batch_size, config.batch_size * elevation.NUM_FRAMES)
+    work = Work(settings.batch_size, settings.batch_size * elevation.NUM_FRAMES)
     return Watch(
         workdir,
         step=step,
-        num_steps=config.num_steps,
-        log_every=config.log_every,
+        num_steps=settings.num_steps,
+        log_every=settings.log_every,
         work={"elevation": work},
-        max_skipped=config.max_skipped,
-        tensorboard=config.tensorboard,
+        max_skipped=settings.max_skipped,
+        tensorboard=settings.tensorboard,
     )
 
 
@@ -114,15 +123,15 @@ def depends_on(config: ConfigDict) -> dict[str, Any]:
 
 
 def errors_on_test_deg(
-    estimator: elevation.ElevationEstimator, config: ConfigDict, degraded: bool
+    estimator: elevation.ElevationEstimator, settings: ElevationConfig, degraded: bool
 ) -> Float[np.ndarray, " N"]:
     """Absolute errors on 16-view videos of the test split, as rendered or degraded as in training."""
-    source = open_split(config, config.data.test_split, config.num_test_objects, TEST_VIEWS)
-    with contextlib.closing(open_examples(config, source, 1, start=0, shuffle=False)) as batches:
-        number = min(config.num_test_objects, len(source))
+    source = open_split(settings, settings.data.test_split, settings.num_test_objects, TEST_VIEWS)
+    with contextlib.closing(open_examples(settings, source, 1, start=0, shuffle=False)) as batches:
+        number = min(settings.num_test_objects, len(source))
         videos = (video for (video,) in islice(batches, number))
-        amounts = Amounts(**config.augment) if degraded else None
-        return errors_deg(estimator, videos, amounts, config.seed)
+        amounts = settings.augment if degraded else None
+        return errors_deg(estimator, videos, amounts, settings.seed)
 
 
 def describe(errors_deg: Float[np.ndarray, " N"]) -> str:
@@ -137,7 +146,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--workdir", type=Path, required=True, help="directory for the checkpoint, weights and metrics"
     )
-    flags, config = config_flags.parse(argv, parser, default="configs/elevation_tiny.py")
+    flags, config = config_flags.parse(argv, parser, DEFAULT_CONFIG, ElevationConfig)
+    settings = config_sections.read(config, "config", ElevationConfig)
     with opened(flags.workdir):
         estimator, is_done = train(config, flags.workdir)
         if not is_done:
@@ -145,5 +155,5 @@ def main(argv: list[str]) -> None:
         elevation.save(estimator, flags.workdir / WEIGHTS)
         print(f"wrote {flags.workdir / WEIGHTS}")
     for degraded in (False, True):
-        errors = errors_on_test_deg(estimator, config, degraded)
+        errors = errors_on_test_deg(estimator, settings, degraded)
         print(("degraded " if degraded else "true ") + "views: " + describe(errors))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from jaxtyping import Array, Float
 from torch import Tensor
 
 from im3d_jax.conditions.text import Embeddings, Masks
-from recon_torch import hosting
+from recon_torch import hosting, ranges
 from recon_torch.blur import convolve, gaussian_window
-from recon_torch.errors import UserError, choice
+from recon_torch.errors import UserError
+from recon_torch.ranges import Range
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 """A directory with one of these holds a tokeniser."""
@@ -45,7 +46,7 @@ class EncoderKind(StrEnum):
     T5 = "t5"
 
 
-CLASSES = {
+CLASSES: dict[str, tuple[str, str]] = {
     EncoderKind.CLIP: ("CLIPTextModel", "CLIPTokenizer"),
     EncoderKind.T5: ("T5EncoderModel", "T5Tokenizer"),
 }
@@ -70,11 +71,11 @@ class TokenEncoder:
             was trained with: T5 has a mask; CLIP has none, and models of its images attend to all 77 tokens.
     """
 
-    kind: EncoderKind
+    kind: EncoderKind | str
     path: str
     tokenizer: str = ""
-    max_length: int = 77
-    layer: int = -1
+    max_length: Annotated[int, Range(2, 4096)] = 77
+    layer: Annotated[int, Range(-100, -1)] = -1
     mask_padding: bool | None = None
 
     def __post_init__(self):
@@ -182,11 +183,9 @@ class PretrainedText:
                 raise UserError(f"config.text: an encoder takes no {', '.join(sorted(wrong))}; remove it")
             if missing := {"kind", "path"} - set(each):
                 raise UserError(f"config.text: an encoder has no {' and no '.join(sorted(missing))}; add it")
+            ranges.check_arguments(TokenEncoder, each, "config.text.kwargs.encoders")
         self.encoders = tuple(
-            TokenEncoder(
-                **{**each, "kind": choice(EncoderKind, each["kind"], "config.text: an encoder's kind")}
-            )
-            for each in encoders
+            TokenEncoder(**{**each, "kind": EncoderKind(each["kind"])}) for each in encoders
         )
         self._cache: dict[str, tuple] = {}
 

@@ -9,8 +9,12 @@ from jaxtyping import Float
 from PIL import Image
 
 from recon_torch.errors import UserError
+from recon_torch.files import check_regular
 from recon_torch.views import masks
 from recon_torch.views.images import read_image
+
+SMALLEST_SIDE_PX, MOST_ELONGATED = 8, 100
+"""Of a picture: its shorter side, and how many times as long the longer one is at most."""
 
 PLAIN_BORDER = 0.5
 """A background is plain if at least this share of the picture's border has one colour."""
@@ -20,6 +24,7 @@ def load_image(
     path: str | Path, size: int, fill: float, background_tolerance: float, mask_weights: str = ""
 ) -> tuple[Float[np.ndarray, "{size} {size} 3"], Float[np.ndarray, "{size} {size} 1"]]:
     """Reads a picture and makes it view 0, see `place`. Raises UserError also for what cannot be read."""
+    check_regular(path)
     return place(read_image(path), str(path), size, fill, background_tolerance, mask_weights)
 
 
@@ -47,6 +52,12 @@ def place(
     Returns (rgb, alpha), float32 in [0, 1]. Raises UserError if the picture holds no foreground, or has
     neither alpha nor a plain background and there are no mask weights.
     """
+    height, width = picture.shape[:2]
+    if min(height, width) < SMALLEST_SIDE_PX or max(height, width) > MOST_ELONGATED * min(height, width):
+        raise UserError(
+            f"{name} has {width} x {height} pixels; give a picture of at least {SMALLEST_SIDE_PX} x"
+            f" {SMALLEST_SIDE_PX} that is not more than {MOST_ELONGATED} times as long as wide"
+        )
     rgb, alpha = picture[..., :3], picture[..., 3:]
     if not alpha.size or alpha.min() > 0.99:
         alpha = _foreground(rgb, name, background_tolerance, mask_weights)

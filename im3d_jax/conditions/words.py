@@ -6,12 +6,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from im3d_jax.conditions.text import Embeddings, Masks
+from recon_torch.ranges import Range
 
 MAX_SHOWN = 60
 """So many known words are listed in a warning."""
@@ -44,7 +46,7 @@ class Vocabulary:
     """
 
     words: Sequence[str]
-    max_words: int = 16
+    max_words: Annotated[int, Range(1, 4096)] = 16
 
     def __post_init__(self):
         object.__setattr__(self, "words", tuple(self.words))  # a config read from JSON has a list

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from im3d_jax.data import Example, Source, objects
 from im3d_jax.data.mixture import Mixture, Part
 from im3d_jax.data.objects import Split
 from im3d_jax.data.workers import Run, run_here
+from im3d_jax.training_settings import DataSettings, PartSettings
 from recon_torch.errors import UserError
 
 
@@ -50,50 +50,34 @@ class ProceduralSource:
         ]
 
 
-def _open_part(name: str, part: dict[str, Any], shared: dict[str, Any]) -> Part:
-    known = {"weight", "path", "split", "first_object"}
-    if "weight" not in part or not part.keys() <= known:
-        raise UserError(f"part {name!r} of a mix has {', '.join(sorted(part))}; give it {', '.join(known)}")
-    weight = part.pop("weight")
-    data = {"path": "", "split": "train", "first_object": 0, **part}
-    return Part(open_source(**data, **shared), float(weight), shuffle=bool(data["path"]))
-
-
 def open_source(
-    *,
-    path: str,
-    split: str,
-    first_object: int,
-    seed: int,
-    size: int,
-    num_views: int,
-    mix: Mapping[str, Mapping[str, Any]] | None = None,
-    run: Run = run_here,
+    data: DataSettings | PartSettings, *, seed: int, size: int, num_views: int, run: Run = run_here
 ) -> Source:
     """Opens a data set that `im3d dataset build` made, or procedural objects, or a mixture of such.
 
     Args:
-        path: the data set's directory; "" stands for procedural objects.
-        split: one of the data set's splits, or one of `objects.Split`.
-        first_object: number of the first procedural object, counted from the start of its split.
+        data: which; see `DataSettings`.
         seed: of the world of procedural objects.
         size: side of the views in pixels.
         num_views: K.
-        mix: the parts of a mixture by name, which take the place of `path`, `split` and `first_object`: each
-            has a "weight" and may have a "path", a "split" ("train") and a "first_object" (0).
         run: makes the procedural objects, perhaps in another process; see `workers`.
 
-    Raises UserError if there is no such data set or split, and for a part that has something else.
+    Raises UserError if there is no such data set or split, and for a mixture with a path beside it.
     """
-    if mix:
-        if path:
-            raise UserError(f"a stream's data have a path ({path}) and a mix; leave one of them out")
-        shared = dict(seed=seed, size=size, num_views=num_views, run=run)
-        return Mixture([_open_part(name, dict(part), shared) for name, part in mix.items()])
-    if path:
+    shared = dict(seed=seed, size=size, num_views=num_views)
+    if isinstance(data, DataSettings) and data.mix:
+        if data.path:
+            raise UserError(f"a stream's data have a path ({data.path}) and a mix; leave one of them out")
+        parts = [
+            Part(open_source(part, **shared, run=run), float(part.weight), shuffle=bool(part.path))
+            for part in data.mix.values()
+        ]
+        return Mixture(parts)
+    if data.path:
         from im3d_jax.data.turntables import TurntableSource  # imports tfds, which takes seconds
 
-        return TurntableSource(path, split=split, size=size, num_views=num_views)
-    if split not in list(Split):
-        raise UserError(f"no split {split!r} of procedural objects; there is {', '.join(Split)}")
-    return ProceduralSource(seed, objects.SPLITS[Split(split)][0] + first_object, size, num_views, run)
+        return TurntableSource(data.path, split=data.split, size=size, num_views=num_views)
+    if data.split not in list(Split):
+        raise UserError(f"no split {data.split!r} of procedural objects; there is {', '.join(Split)}")
+    first = objects.SPLITS[Split(data.split)][0] + data.first_object
+    return ProceduralSource(seed, first, size, num_views, run)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from im3d_jax.diffusion.schedules import MIN_LEVEL
+from im3d_jax.training_settings import LossWeight
 from recon_torch.errors import choice
 
 Views = Float[Array, "B K h w c"]
@@ -25,17 +26,6 @@ class PredictionType(StrEnum):
     EPSILON = "epsilon"  # the noise (Ho et al. 2020, https://arxiv.org/abs/2006.11239)
     V = "v"  # alpha eps - sigma x0 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512)
     X0 = "x0"  # the clean views
-
-
-class LossWeight(StrEnum):
-    """w_t of the loss, which is unspecified in the paper.
-
-    UNIFORM is 1 in the prediction's own space; the others are defined on the squared error in x0.
-    """
-
-    UNIFORM = "uniform"
-    MIN_SNR_5 = "min_snr_5"  # min(SNR, 5)  (Hang et al. 2023, https://arxiv.org/abs/2303.09556)
-    TRUNCATED_SNR = "truncated_snr"  # max(SNR, 1)  (Salimans & Ho 2022)
 
 
 def expand(per_asset: PerAsset | float, like: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -18,7 +18,6 @@ and the step counts, so all of them are arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import NamedTuple
 
 import jax
@@ -28,38 +27,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from im3d_jax.diffusion.objective import Views, add_noise
 from im3d_jax.diffusion.schedules import MIN_LEVEL, Schedule
+from im3d_jax.settings import Solver, Spacing
 from recon_torch.errors import UserError, choice
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, https://arxiv.org/abs/2206.00364
-
-
-class Spacing(StrEnum):
-    """How the levels of a run are spread.
-
-    With zero terminal SNR take one of the first two: "karras" then spends half its steps where x is all but
-    noise.
-    """
-
-    TRAILING = "trailing"  # even in the training timestep, from the noisiest
-    LINSPACE = "linspace"  # even in the training timestep, with both ends
-    KARRAS = "karras"  # even in r^(1/7)
-
-
-class Solver(StrEnum):
-    """DPM-Solver++ of first or second order, for the ODE or the SDE."""
-
-    ODE_1 = "1"
-    ODE_2M = "2m"
-    SDE_1 = "sde_1"
-    SDE_2M = "sde_2m"
-
-    @property
-    def draws_noise(self) -> bool:
-        return self in (Solver.SDE_1, Solver.SDE_2M)
-
-    @property
-    def is_second_order(self) -> bool:
-        return self in (Solver.ODE_2M, Solver.SDE_2M)
 
 
 # ---- Steps ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from im3d_jax.registry import Registry
 from recon_torch.errors import UserError
+from recon_torch.ranges import Range
+
+NumSteps = Annotated[int, Range(2, 100_000)]
+Beta = Annotated[float, Range(above=0, below=1)]
+Sigma = Annotated[float, Range(above=0, most=1e6)]
 
 MIN_LEVEL = 2.0**-12
 """The smallest alpha and sigma that anything is divided by.
@@ -43,10 +48,8 @@ SCHEDULES = Registry(
 def make_schedule(kind: str = "scaled_linear", num_steps: int = 1000, **kwargs) -> Schedule:
     """The schedule that a network was trained with, one of `SCHEDULES`.
 
-    Raises UserError as `Registry.make` does, and for fewer than two steps.
+    Raises UserError as `Registry.make` does.
     """
-    if num_steps < 2:
-        raise UserError(f"schedule: num_steps is {num_steps}, needs at least 2")
     schedule = SCHEDULES.make(kind, {"num_steps": num_steps} | kwargs)
     if not isinstance(schedule, Schedule):
         raise UserError(f"{SCHEDULES.key}: {kind} returns no im3d_jax.diffusion.schedules.Schedule")
@@ -54,7 +57,7 @@ def make_schedule(kind: str = "scaled_linear", num_steps: int = 1000, **kwargs) 
 
 
 def scaled_linear(
-    num_steps: int, beta_start: float = 8.5e-4, beta_end: float = 1.2e-2, zero_terminal_snr: bool = False
+    num_steps: NumSteps, beta_start: Beta = 8.5e-4, beta_end: Beta = 1.2e-2, zero_terminal_snr: bool = False
 ) -> Schedule:
     """sqrt(beta) is linear (Rombach et al. 2022). The defaults are Emu Video's (arXiv 2311.10709, appendix).
 
@@ -66,17 +69,17 @@ def scaled_linear(
 
 
 def linear(
-    num_steps: int, beta_start: float = 8.5e-4, beta_end: float = 1.2e-2, zero_terminal_snr: bool = False
+    num_steps: NumSteps, beta_start: Beta = 8.5e-4, beta_end: Beta = 1.2e-2, zero_terminal_snr: bool = False
 ) -> Schedule:
     """beta is linear (Ho et al. 2020). zero_terminal_snr: see `scaled_linear`."""
     return _of_betas(np.linspace(beta_start, beta_end, num_steps), zero_terminal_snr)
 
 
 def cosine(
-    num_steps: int,
+    num_steps: NumSteps,
     zero_terminal_snr: bool = False,
-    beta_start: float | None = None,
-    beta_end: float | None = None,
+    beta_start: Beta | None = None,
+    beta_end: Beta | None = None,
 ) -> Schedule:
     """alpha^2 falls like a squared cosine (Nichol & Dhariwal 2021). zero_terminal_snr: see `scaled_linear`.
 
@@ -87,11 +90,11 @@ def cosine(
 
 
 def edm(
-    num_steps: int,
-    sigma_min: float = 0.002,
-    sigma_max: float = 700.0,
-    beta_start: float | None = None,
-    beta_end: float | None = None,
+    num_steps: NumSteps,
+    sigma_min: Sigma = 0.002,
+    sigma_max: Sigma = 700.0,
+    beta_start: Beta | None = None,
+    beta_end: Beta | None = None,
     zero_terminal_snr: bool | None = None,
 ) -> Schedule:
     """EDM's levels (Karras et al. 2022, https://arxiv.org/abs/2206.00364); the defaults are SVD's and SV3D's.

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recon_torch.errors import UserError, quoted
+from recon_torch.ranges import MAX_SEED
 from recon_torch.text_files import parse_json, read_lines, read_text
-
-MAX_SEED = 2**31 - 1
 
 BETWEEN_ITEMS = re.compile(r"[\s,]*")
 

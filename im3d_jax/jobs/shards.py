@@ -11,6 +11,8 @@ from im3d_jax.jobs import ASSETS
 from im3d_jax.jobs.prompt_files import Entry
 from recon_torch.errors import UserError
 
+MAX_ASSETS = 10_000_000
+
 
 class Shard(NamedTuple):
     """Shard `number`, counted from 0, of `num_shards`."""
@@ -28,7 +30,12 @@ def make_requests(entries: Sequence[Entry], out: Path, seed: int, num_assets: in
     Args:
         seed: of the first asset of an entry that names none.
         num_assets: assets of each entry; their seeds count up.
+
+    Raises UserError for more assets than `MAX_ASSETS`.
     """
+    if len(entries) * num_assets > MAX_ASSETS:
+        asked = f"{len(entries)} prompts with --num-assets {num_assets}"
+        raise UserError(f"{asked} are more than {MAX_ASSETS} assets; divide them among several batches")
     requests: list[Request] = []
     for entry in entries:
         first_seed = seed if entry.seed is None else entry.seed

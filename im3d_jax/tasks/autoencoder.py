@@ -26,13 +26,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
-from im3d_jax import costs, sharding
+from im3d_jax import config_sections, costs, sharding
 from im3d_jax.autoencoders import kl_network
 from im3d_jax.autoencoders.kl import AutoencoderKL
 from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import open_source
 from im3d_jax.params import join, split_params
+from im3d_jax.training_settings import AutoencoderLossSettings, TrainSettings
 from recon_torch.errors import UserError
 
 ENCODER = r"^(encoder|quant_conv)/"
@@ -63,14 +64,6 @@ FirstViews = Callable[[int], Views]
 """The views of so many objects, the same ones at every call and on every process."""
 
 
-class LossWeights(NamedTuple):
-    """The weights of the terms of the loss (`config.train.autoencoder`)."""
-
-    w_l1: float
-    w_ssim: float
-    w_kl: float
-
-
 class Terms(NamedTuple):
     """The terms of the loss and the PSNR in dB of each of B examples; see `AutoencoderTask.terms`."""
 
@@ -90,7 +83,7 @@ class AutoencoderTask:
         self,
         architecture: kl_network.Architecture,
         size: int,
-        weights: LossWeights,
+        weights: AutoencoderLossSettings,
         trainable: str,
         first_views: FirstViews,
     ):
@@ -245,21 +238,23 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
     `config.autoencoder.kwargs` has the sizes of a `kl_network.Architecture`, and `config.train.init_from` may
     name a file of weights of those sizes in diffusers' layout.
     """
-    sizes = {name: value for name, value in config.autoencoder.kwargs.items() if name != "path"}
-    stream = next(iter(config.train.streams.values()))
+    _, arguments = config_sections.named(config, "autoencoder")
+    sizes = {name: value for name, value in arguments.items() if name != "path"}
+    settings = config_sections.settings(config, "train", TrainSettings)
+    if not settings.streams:
+        raise UserError("config.train.streams is empty; give a stream of frames")
+    stream = next(iter(settings.streams.values()))
 
     def first_views(count: int) -> Views:
         """Those of the first objects of the first stream."""
-        source = open_source(
-            **stream.data.to_dict(), seed=config.seed, size=config.size, num_views=stream.num_views
-        )
+        source = open_source(stream.data, seed=config.seed, size=config.size, num_views=stream.num_views)
         examples = input_pipeline.open_stream(
             source,
             seed=config.seed,
             batch_size=count,
             shard=input_pipeline.Shard(0, 1),
             shuffle=bool(stream.data.path),
-            **config.train.loader,
+            **vars(settings.loader),
         )
         with contextlib.closing(examples):
             return input_pipeline.stack_views(next(examples))
@@ -267,7 +262,7 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
     return AutoencoderTask(
         kl_network.read_architecture("", **sizes),
         config.size,
-        LossWeights(**config.train.autoencoder),
-        config.train.trainable,
+        settings.autoencoder or AutoencoderLossSettings(),
+        settings.trainable,
         first_views,
     )

@@ -23,11 +23,11 @@ from im3d_jax.conditions import conditioning, pictures
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.diffusion import objective, schedules
-from im3d_jax.diffusion.objective import LossWeight
 from im3d_jax.generator import Generator
 from im3d_jax.params import join, split_params
 from im3d_jax.settings import PictureSettings
-from recon_torch.errors import UserError, choice
+from im3d_jax.training_settings import LossWeight, TrainSettings
+from recon_torch.errors import UserError
 
 NUM_LEVELS = 10
 """Equal parts of the schedule, from clean to noisy, whose losses are told apart."""
@@ -287,20 +287,20 @@ def _given(latents: Float[Array, "B K h w c"], batch: Mapping[str, Any]) -> Cond
 
 def build(config: ConfigDict, mesh: Mesh) -> TurntableTask:
     """The task that a config describes, whose constants are on every device of the mesh."""
-    settings = config.train
+    settings = config_sections.settings(config, "train", TrainSettings)
     streams = {
-        name: Stream(*(section[field] for field in Stream._fields))
-        for name, section in settings.streams.items()
+        name: Stream(*(getattr(stream, field) for field in Stream._fields))
+        for name, stream in settings.streams.items()
     }
     samples = SampleSettings(
-        prompts=tuple(settings.sample.prompts),
-        images=tuple(settings.sample.images),
+        prompts=settings.sample.prompts,
+        images=settings.sample.images,
         elevation_rad=float(np.deg2rad(settings.sample.elevation_deg)),
         picture=config_sections.settings(config, "image", PictureSettings),
     )
     return TurntableTask(
         generator.load(config, params={}, place=sharding.replicated(mesh)),
         streams,
-        choice(LossWeight, settings.loss_weight, "config.train.loss_weight"),
+        LossWeight(settings.loss_weight),
         samples,
     )

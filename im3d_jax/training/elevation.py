@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from im3d_jax import checkpoint
+from im3d_jax.config_kinds import AugmentSettings
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import ProceduralSource
 from recon_torch import outputs, seeds
@@ -87,25 +87,8 @@ def draw_sets(frames: Float[Tensor, "B K H W 3"], generator: torch.Generator) ->
 # ---- Augmentation ----
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """How much `degrade` changes frames at most; each video or frame draws its own amount.
-
-    Attributes:
-        noise: standard deviation of Gaussian noise, drawn for each frame.
-        blur_px: standard deviation of a Gaussian blur, drawn for each video.
-        shift_px: of each frame by itself, along both axes.
-        colour: relative strength of each channel of a video.
-    """
-
-    noise: float
-    blur_px: float
-    shift_px: int
-    colour: float
-
-
 def degrade(
-    frames: Float[Tensor, "B T H W 3"], generator: torch.Generator, amounts: Amounts
+    frames: Float[Tensor, "B T H W 3"], generator: torch.Generator, amounts: AugmentSettings
 ) -> Float[Tensor, "B T H W 3"]:
     """Frames as a generator might make them: less sharp and less consistent than renders.
 
@@ -171,7 +154,7 @@ def make_learner(
 
 
 def train_step(
-    learner: Learner, videos: Sequence[Example], amounts: Amounts, seed: int, step: int
+    learner: Learner, videos: Sequence[Example], amounts: AugmentSettings, seed: int, step: int
 ) -> dict[str, float | bool]:
     """Does one step, which leaves the weights alone if it is not finite. Returns metrics for `Watch.add`."""
     estimator, optimizer, schedule = learner
@@ -254,7 +237,10 @@ def restore(workdir: Path, learner: Learner, settings: dict[str, Any]) -> int:
 
 
 def errors_deg(
-    estimator: elevation.ElevationEstimator, videos: Iterable[Example], amounts: Amounts | None, seed: int
+    estimator: elevation.ElevationEstimator,
+    videos: Iterable[Example],
+    amounts: AugmentSettings | None,
+    seed: int,
 ) -> Float[np.ndarray, " N"]:
     """The absolute error on each of N videos, degraded by random amounts if `amounts` is given."""
     generator = torch.Generator().manual_seed(seed)

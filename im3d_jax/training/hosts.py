@@ -37,6 +37,7 @@ from jax._src import distributed  # the coordinator's key-value store has no pub
 from jax.experimental import multihost_utils
 
 from recon_torch.errors import UserError, first_line
+from recon_torch.ranges import whole
 
 EXIT_REQUEUE = 75
 """Exit code of a run that was asked to stop and has saved its state (EX_TEMPFAIL of sysexits.h)."""
@@ -61,11 +62,18 @@ def add_flags(parser: ArgumentParser) -> None:
     """Adds the flags that `initialize` reads. Without any of them one process trains alone."""
     group = parser.add_argument_group("several processes", "the same command on every host")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--num-processes", type=whole(1, 1_000_000), metavar="N", help="how many processes there are"
+    )
+    group.add_argument(
+        "--process-id", type=whole(0, 999_999), metavar="I", help="which of them this is, from 0"
+    )
     group.add_argument("--cluster", choices=CLUSTERS, help="instead: take all three from the scheduler")
     group.add_argument(
-        "--connect-timeout-s", type=int, default=300, help="seconds to wait for the others (300)"
+        "--connect-timeout-s",
+        type=whole(1, 1_000_000),
+        default=300,
+        help="seconds to wait for the others (300)",
     )
 
 

@@ -64,8 +64,8 @@ class OptimizerSettings:
 
     @classmethod
     def of(cls, section: Any) -> OptimizerSettings:
-        """Takes them out of a config's section `train`, which has more."""
-        return cls(**{field.name: section[field.name] for field in fields(cls)})
+        """Takes them out of a config's section `train`, or its `TrainSettings`, which have more."""
+        return cls(**{field.name: getattr(section, field.name) for field in fields(cls)})
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:

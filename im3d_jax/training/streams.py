@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from jax.sharding import Mesh
 
 from im3d_jax import sharding
 from im3d_jax.data import input_pipeline, sources, workers
+from im3d_jax.training_settings import StreamSettings
 from recon_torch.errors import UserError
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """One stream of batches (`config.train.streams`).
-
-    Attributes:
-        every: the stream's turn comes every so many steps.
-        batch_size: over all processes.
-        num_views: of each object.
-        path, split, first_object, mix: of the data, see `data.sources.open_source`.
-    """
-
-    every: int
-    batch_size: int
-    num_views: int
-    path: str = ""
-    split: str = "train"
-    first_object: int = 0
-    mix: Mapping[str, Mapping[str, Any]] | None = None
-
-    @classmethod
-    def of(cls, section: Any) -> StreamSettings:
-        """Takes them out of a stream's section of a config, which has more."""
-        return cls(section.every, section.batch_size, section.num_views, **section.data.to_dict())
 
 
 def check(streams: Mapping[str, StreamSettings], accumulate: int, mesh: Mesh) -> None:
@@ -82,22 +56,13 @@ def open_stream(
         run: what makes procedural objects, see `data.workers`.
         loader: see `data.input_pipeline.open_stream`.
     """
-    source = sources.open_source(
-        path=stream.path,
-        split=stream.split,
-        first_object=stream.first_object,
-        seed=seed,
-        size=size,
-        num_views=stream.num_views,
-        mix=stream.mix,
-        run=run,
-    )
+    source = sources.open_source(stream.data, seed=seed, size=size, num_views=stream.num_views, run=run)
     return input_pipeline.open_stream(
         source,
         seed=seed,
         batch_size=stream.batch_size,
         shard=input_pipeline.Shard(*sharding.rows_of_process(mesh)),
         start=start,
-        shuffle=bool(stream.path),
+        shuffle=bool(stream.data.path),
         **loader,
     )

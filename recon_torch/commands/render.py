@@ -7,8 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from recon_torch import outputs
-from recon_torch.errors import CommandParser, UserError
+from recon_torch.errors import CommandParser
 from recon_torch.outputs import Kind
+from recon_torch.ranges import ElevationDeg, Flag, FovDeg, Length, NumViews, Pixels, Share
 
 RENDERS = Kind("render", (r"\d{3,}\.png", r"transforms\.json", r"turntable\.(mp4|gif)"))
 
@@ -46,22 +47,16 @@ def _parse(argv: list[str]) -> Namespace:
     add, default = parser.add_argument, " (default %(default)s)"
     add("--asset", type=Path, required=True, metavar="FILE", help="a .ply in the layout of 3DGS")
     add("--out", type=Path, required=True, metavar="DIR", help="where pictures and turntable.mp4 are written")
-    add("--num-views", type=int, default=16, metavar="K", help="how many, at even azimuths" + default)
-    add("--elevation-deg", type=float, default=15.0, help="height above the equator" + default)
-    add("--size", type=int, default=256, metavar="PX", help="side of the square pictures" + default)
-    add("--fov-deg", type=float, default=33.8, help="field of view" + default)
-    add("--radius", type=float, default=2.0, help="distance of the cameras to the origin" + default)
-    add("--background", type=float, default=1.0, help="grey level from 0, black, to 1, white" + default)
-    flags = parser.parse_args(argv)
-    ranges = {
-        "--num-views must be at least 1": flags.num_views >= 1,
-        "--elevation-deg must lie between -90 and 90": -90 < flags.elevation_deg < 90,
-        "--size must be from 8 to 4096": 8 <= flags.size <= 4096,
-        "--fov-deg must lie between 0 and 180": 0 < flags.fov_deg < 180,
-        "--radius must be above 0": flags.radius > 0,
-        "--background must be from 0 to 1": 0 <= flags.background <= 1,
-    }
-    for message, holds in ranges.items():
-        if not holds:
-            raise UserError(message)
-    return flags
+    add(
+        "--num-views",
+        type=Flag(NumViews),
+        default=16,
+        metavar="K",
+        help="how many, at even azimuths" + default,
+    )
+    add("--elevation-deg", type=Flag(ElevationDeg), default=15.0, help="height above the equator" + default)
+    add("--size", type=Flag(Pixels), default=256, metavar="PX", help="side of the square pictures" + default)
+    add("--fov-deg", type=Flag(FovDeg), default=33.8, help="field of view" + default)
+    add("--radius", type=Flag(Length), default=2.0, help="distance of the cameras to the origin" + default)
+    add("--background", type=Flag(Share), default=1.0, help="grey level from 0, black, to 1, white" + default)
+    return parser.parse_args(argv)

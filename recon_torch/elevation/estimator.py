@@ -120,7 +120,8 @@ def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> Ele
         dino: the directory of the DINO model that it was trained with, if it was.
 
     Raises:
-        UserError: the file is missing, is not safetensors, or was trained with another encoder.
+        UserError: the file is missing, is not safetensors, was trained with another encoder, or holds values
+            that are not finite.
     """
     estimator = ElevationEstimator(dino)
     try:
@@ -137,6 +138,12 @@ def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> Ele
         raise UserError(
             f"elevation weights {path} fit another model: they take features of {made_with!r}, not of"
             f" {estimator.encoder.identity!r}; give config.elevation.dino with which they were trained"
+        )
+    damaged = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if damaged:
+        raise UserError(
+            f"elevation weights {path}: {damaged[0]} holds NaN or infinity; make them with `im3d"
+            " train-elevation`"
         )
     estimator.load_state_dict(weights, strict=False)
     return estimator.eval()

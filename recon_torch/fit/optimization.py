@@ -24,13 +24,12 @@ from recon_torch.losses.metrics import psnr, silhouette_iou, ssim
 from recon_torch.raster import Render
 from recon_torch.scene import Scene, new_scene
 from recon_torch.seeds import fold_in
-from recon_torch.settings import FitSettings
+from recon_torch.settings import SMALLEST_SIDE_PX, FitSettings
 from recon_torch.views.cameras import Cameras
 
 VIEW_STREAM, SCENE_STREAM, SETBACK_STREAM = 1, 2, 3  # what random numbers are for
 SETBACK_RATE = 0.5  # by which a setback multiplies the learning rates
 VIEWS_AT_ONCE = 8  # bounds the memory of metrics
-SMALLEST_SIDE_PX = 32  # the LPIPS networks cannot pool smaller views
 
 
 class Fit:

@@ -16,6 +16,7 @@ from recon_torch.views.cameras import Cameras, orbit
 
 HALF_WIDTH = 2.0 * np.tan(np.radians(33.8 / 2))  # half of what `cameras.orbit` sees at the origin
 FOCUS_ROUNDS = 20  # rounds of reweighting, after which the focus moves by less than 1e-3 of its distance
+ONE_PLACE_EPS = 64  # roundings by which cameras in one place may be apart
 SEARCHED_HALF_WIDTH, SEARCHED_CELLS = 1.5, 64  # the cube in which the object is searched
 REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half of a cell's diagonal
 OBJECT_RADIUS = 0.45  # radius of the hull of the masks in the world that `of_masks` makes
@@ -40,11 +41,13 @@ def of_cameras(cameras: Cameras) -> World:
     """Made from the cameras alone: their focus is the origin, where they see as much as `orbit`'s cameras do.
 
     Raises:
-        UserError: the axes are parallel, so they meet nowhere.
+        UserError: the axes are parallel, so they meet nowhere, or the cameras stand where they meet.
     """
     center = focus(cameras)
     half_width = 0.5 * min(cameras.width, cameras.height) / cameras.intrinsics_px[:, 1, 1]
     distance = np.linalg.norm(cameras.positions - center, axis=-1)
+    if distance.max() <= ONE_PLACE_EPS * np.finfo(cameras.w2c.dtype).eps * np.abs(cameras.positions).max():
+        raise UserError("the cameras all stand in one place; give views from around the object")
     return World(center, float(HALF_WIDTH / np.mean(distance * half_width)))
 
 

@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
+from im3d_jax.config_kinds import ModelConfig
 from recon_torch.errors import CommandParser, UserError
+from recon_torch.ranges import Range, settings
 from recon_torch.settings import FitSettings, GateSettings
 
 ROOT = Path(__file__).parents[2]
@@ -33,10 +36,26 @@ def config_file(tmp_path):
     return path
 
 
-def parse(*argv):
+@settings
+class SmallFit:
+    steps: Annotated[int, Range(1, 5000)] = 1200
+    rate: Annotated[float, Range(0, 10)] = 1e-3
+    densify: bool = True
+    levels: tuple[Annotated[int, Range(0, 9)], ...] = (1, 2)
+
+
+@settings
+class Small:
+    seed: Annotated[int, Range(-9, 9)] = 0
+    name: str = "tiny"
+    weights: str | None = None
+    fit: SmallFit = SmallFit()
+
+
+def parse(*argv, kind=Small):
     parser = CommandParser("probe", "for this test")
     parser.add_argument("--out")
-    return config_flags.parse(list(argv), parser)
+    return config_flags.parse(list(argv), parser, kind=kind)
 
 
 def test_flags_and_overrides_keep_types(config_file):
@@ -57,7 +76,7 @@ def test_flags_and_overrides_keep_types(config_file):
 def test_every_setting_of_the_fit_and_of_its_gates_can_be_overridden():
     _, config = parse(
         "--config=configs/tiny.py", "--config.fit.lpips_weights=vgg16.pth", "--config.fit.lpips_stages=2",
-        "--config.fit.start=hull", "--config.gates.floor_area=0.5",
+        "--config.fit.start=hull", "--config.gates.floor_area=0.5", kind=ModelConfig,
     )  # fmt: skip
     changes = dict(lpips_weights="vgg16.pth", lpips_stages=2, start="hull")
     assert FitSettings(**config.fit) == FitSettings(**changes)
@@ -71,6 +90,9 @@ def test_every_setting_of_the_fit_and_of_its_gates_can_be_overridden():
         ("--config.fit=3", "unknown config key 'fit'"),
         ("--config.fit.steps=3.5", r"'fit.steps' takes int \(now 1200\), not '3.5'"),
         ("--config.fit.steps=many", "'fit.steps' takes int"),
+        ("--config.fit.steps=0", "config.fit.steps is 0; give a whole number from 1 to 5000"),
+        ("--config.fit.levels=[3, 10]", r"config.fit.levels is \(3, 10\); give a tuple"),
+        ("--config.weights=3", "config.weights is 3; give text, or None"),
         ("--config.fit.densify=1", "'fit.densify' takes bool"),
         ("--config.fit.steps", "has no value"),
         ("--fit.steps=3", "unrecognized arguments"),
@@ -209,7 +231,7 @@ def test_a_config_of_other_values_than_json_has_is_a_user_error(user_error):
 
 
 def test_a_placeholder_takes_values_of_its_type():
-    _, config = parse("--config=configs/tiny.py", "--config.elevation.deg=10")
+    _, config = parse("--config=configs/tiny.py", "--config.elevation.deg=10", kind=ModelConfig)
     assert config.elevation.deg == 10.0
     with pytest.raises(UserError, match=r"'elevation.deg' takes float \(now None\), not 'steep'"):
         parse("--config=configs/tiny.py", "--config.elevation.deg=steep")

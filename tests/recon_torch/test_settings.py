@@ -19,12 +19,12 @@ def test_every_enum_may_be_given_by_its_name():
 
 @pytest.mark.parametrize("name", ["start", "representation", "lpips_dtype"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(UserError, match=f"{name} is 'half'; choose one of [a-z0-9, ]+$"):
+    with pytest.raises(UserError, match=f"{name} is 'half'; give one of [a-z0-9, ]+$"):
         FitSettings(**{name: "half"})
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="engine is 'opengl'; choose one of auto, gsplat, cpu, torch"):
+    with pytest.raises(UserError, match="engine is 'opengl'; give one of auto, gsplat, cpu, torch"):
         FitSettings(engine="opengl")
 
 

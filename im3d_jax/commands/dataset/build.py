@@ -20,6 +20,7 @@ from im3d_jax.data.encoding import Encoders
 from recon_torch import locks
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import TEMPORARY, make_directory
+from recon_torch.ranges import Count, Flag
 
 SAID = 20  # so many names a line lists
 
@@ -70,7 +71,10 @@ def main(argv: list[str]) -> None:
         "--latents", action="store_true", help="store the latents of the config's autoencoder, not pictures"
     )
     parser.add_argument(
-        "--max-skipped", type=int, default=10, help="how many objects may be unfit before it stops (10)"
+        "--max-skipped",
+        type=Flag(Count),
+        default=10,
+        help="how many objects may be unfit before it stops (10)",
     )
     flags, config = config_flags.parse(argv, parser, default="configs/tiny.py")
     turntables.refuse_taken(flags.out)

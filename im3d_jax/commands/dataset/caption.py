@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from im3d_jax.commands.dataset.progress import Skipped, check_flags, parse_part, progress
+from im3d_jax.commands.dataset.progress import Skipped, parse_part, progress
 from im3d_jax.data import captioning, views
 from im3d_jax.data.captioning import Captioner, Combine
 from recon_torch import locks
 from recon_torch.errors import CommandParser
 from recon_torch.files import TEMPORARY
 from recon_torch.hosting import Dtype
+from recon_torch.ranges import BatchSize, Count, Flag, NumViews, whole
 from recon_torch.views.images import to_uint8
 
 DESCRIPTION = """Writes captions of rendered objects by an image captioning network.
@@ -141,25 +142,21 @@ def _parse(argv: list[str]) -> Namespace:
     add = parser.add_argument
     add("--views", type=Path, required=True, metavar="DIR", help="holds a directory of views for each object")
     add("--model", type=Path, required=True, metavar="DIR", help="the directory of the network")
-    add("--views-per-object", type=int, default=4, metavar="N",
+    add("--views-per-object", type=Flag(NumViews), default=4, metavar="N",
         help="how many views of each object the network reads, evenly spaced (4)")
     add("--combine", type=Combine, choices=list(Combine), default=Combine.BEST,
         help="take the likeliest of the views' captions, or join all different ones (best)")
     add("--replace", action="store_true", help="write new captions for objects that have one")
     add("--prompt", default="", metavar="TEXT",
         help="words that the captions continue, which are not kept; for a model that chats, what it is asked")
-    add("--num-beams", type=int, default=1, help="of the beam search (1)")
-    add("--max-tokens", type=int, default=40, help="the longest caption in tokens (40)")
-    add("--batch-size", type=int, default=16, metavar="N", help="pictures read at once (16)")
+    add("--num-beams", type=whole(1, 64), default=1, help="of the beam search (1)")
+    add("--max-tokens", type=whole(1, 4096), default=40, help="the longest caption in tokens (40)")
+    add("--batch-size", type=Flag(BatchSize), default=16, metavar="N", help="pictures read at once (16)")
     add("--dtype", type=Dtype, choices=list(Dtype), default=Dtype.FLOAT32,
         help="what the network computes in (float32)")
     add("--part", type=parse_part, default=(0, 1), metavar="I/N",
         help="caption only part I, from 0, of N parts, so that N jobs share the objects")
-    add("--max-skipped", type=int, default=10, help="how many objects may be unfit before it stops (10)")
+    add("--max-skipped", type=Flag(Count), default=10,
+        help="how many objects may be unfit before it stops (10)")
     # fmt: on
-    flags = parser.parse_args(argv)
-    numbers = ("views_per_object", "num_beams", "max_tokens", "batch_size")
-    check_flags(
-        {f"--{name.replace('_', '-')} must be at least 1": getattr(flags, name) >= 1 for name in numbers}
-    )
-    return flags
+    return parser.parse_args(argv)

@@ -27,6 +27,7 @@ from recon_torch import locks, outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import TEMPORARY, replacing
 from recon_torch.outputs import Kind
+from recon_torch.ranges import Count, ElevationDeg, Flag, NumViews, Pixels, Seed, real, whole
 
 DESCRIPTION = """Renders objects as directories of views, which `im3d dataset build` reads.
 
@@ -196,7 +197,10 @@ def _parse(argv: list[str]) -> Namespace:
         help="render the .glb, .gltf, .obj, .ply and .stl files below DIR, and more with --renderer blender",
     )
     source.add_argument(
-        "--procedural", type=int, metavar="N", help="render the first N procedural training objects"
+        "--procedural",
+        type=whole(1, 1_000_000_000),
+        metavar="N",
+        help="render the first N procedural training objects",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="gets a directory for each object"
@@ -209,7 +213,7 @@ def _parse(argv: list[str]) -> Namespace:
     )
     parser.add_argument(
         "--augment",
-        type=int,
+        type=whole(0, 1000),
         default=0,
         metavar="N",
         help="also render N variants of each mesh: stretched, turned, with other light and colours (0)",
@@ -223,12 +227,18 @@ def _parse(argv: list[str]) -> Namespace:
 
 
 def _add_view_flags(parser: CommandParser) -> None:
-    parser.add_argument("--size", type=int, default=512, help="side of the square views in pixels (512)")
-    parser.add_argument("--num-views", type=int, default=16, help="number of evenly spaced azimuths (16)")
     parser.add_argument(
-        "--elevation-deg", type=float, help="of all cameras; default: drawn from 0 to 45 for each object"
+        "--size", type=Flag(Pixels), default=512, help="side of the square views in pixels (512)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of procedural objects and elevations (0)")
+    parser.add_argument(
+        "--num-views", type=Flag(NumViews), default=16, help="number of evenly spaced azimuths (16)"
+    )
+    parser.add_argument(
+        "--elevation-deg",
+        type=Flag(ElevationDeg),
+        help="of all cameras; default: drawn from 0 to 45 for each object",
+    )
+    parser.add_argument("--seed", type=Flag(Seed), default=0, help="of procedural objects and elevations (0)")
 
 
 def _add_blender_flags(parser: CommandParser) -> None:
@@ -245,7 +255,11 @@ def _add_blender_flags(parser: CommandParser) -> None:
         choices=list(Engine),
         help="of --renderer blender (cycles); eevee needs a GPU",
     )
-    parser.add_argument("--samples", type=int, help=f"of --renderer blender for each pixel ({SAMPLES})")
+    parser.add_argument(
+        "--samples",
+        type=whole(1, 65_536),
+        help=f"of --renderer blender for each pixel ({SAMPLES})",
+    )
     parser.add_argument(
         "--environment",
         type=Path,
@@ -263,41 +277,38 @@ def _add_job_flags(parser: CommandParser) -> None:
         help="render only part I, from 0, of N parts",
     )
     parser.add_argument(
-        "--max-skipped", type=int, default=10, help="how many objects may fail before it stops (10)"
+        "--max-skipped", type=Flag(Count), default=10, help="how many objects may fail before it stops (10)"
     )
     parser.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="render in N processes; 0, the default, in this one"
+        "--jobs",
+        type=whole(0, 4096),
+        default=0,
+        metavar="N",
+        help="render in N processes; 0, the default, in this one",
     )
     parser.add_argument(
         "--retries",
-        type=int,
+        type=whole(0, 1000),
         default=1,
         help="further attempts at an object for want of memory or when its process dies (1)",
     )
     parser.add_argument(
-        "--timeout-s", type=float, default=0.0, help="with --jobs, the longest time for an object; 0: any (0)"
+        "--timeout-s",
+        type=real(0, 1e7),
+        default=0.0,
+        help="with --jobs, the longest time for an object; 0: any (0)",
     )
 
 
 def _check(flags: Namespace) -> None:
-    """Raises UserError for flags that cannot be, or do not go together."""
+    """Raises UserError for flags that do not go together."""
     check_flags(
         {
-            "--procedural must be at least 1": flags.procedural is None or flags.procedural >= 1,
-            "--size must be from 8 to 4096": 8 <= flags.size <= 4096,
-            "--num-views must be at least 1": flags.num_views >= 1,
-            "--elevation-deg must lie between -90 and 90": abs(flags.elevation_deg or 0) < 90,
-            "--seed must not be negative": flags.seed >= 0,
-            "--augment must not be negative, and needs --meshes": flags.augment == 0
-            or (flags.augment > 0 and flags.meshes is not None),
+            "--augment needs --meshes": flags.augment == 0 or flags.meshes is not None,
             "--renderer blender needs --meshes": flags.renderer == MeshEngine.RAYS
             or flags.meshes is not None,
             "--engine, --samples and --environment need --renderer blender": flags.renderer != MeshEngine.RAYS
             or (flags.engine, flags.samples, flags.environment) == (None, None, None),
-            "--samples must be at least 1": flags.samples is None or flags.samples >= 1,
-            "--jobs must not be negative": flags.jobs >= 0,
-            "--retries must not be negative": flags.retries >= 0,
-            "--timeout-s must not be negative, and needs --jobs": flags.timeout_s == 0
-            or (flags.timeout_s > 0 and flags.jobs > 0),
+            "--timeout-s needs --jobs": flags.timeout_s == 0 or flags.jobs > 0,
         }
     )

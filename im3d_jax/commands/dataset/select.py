@@ -25,6 +25,7 @@ from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing, write_json
 from recon_torch.outputs import Kind
+from recon_torch.ranges import BatchSize, Flag, NumViews, Share, real, whole
 from recon_torch.views.images import contact_sheet, resize, to_uint8, write_image
 
 DESCRIPTION = """Selects the rendered objects that are worth training on.
@@ -228,43 +229,33 @@ def _parse(argv: list[str]) -> Namespace:
     add("--views", type=Path, required=True, metavar="DIR", help="holds a directory of views for each object")
     add("--out", type=Path, required=True, metavar="DIR", help="gets the selection, a table and a sheet")
     add("--model", type=Path, metavar="DIR", help="a CLIP's directory; without it, the rules decide alone")
-    add("--views-per-object", type=int, default=4, metavar="N",
+    add("--views-per-object", type=Flag(NumViews), default=4, metavar="N",
         help="how many views of each object CLIP sees, evenly spaced (4)")
-    add("--batch-size", type=int, default=64, metavar="N", help="pictures that CLIP sees at once (64)")
-    add("--sheet-objects", type=int, default=8, metavar="N",
+    add("--batch-size", type=Flag(BatchSize), default=64, metavar="N",
+        help="pictures that CLIP sees at once (64)")
+    add("--sheet-objects", type=whole(1, 1000), default=8, metavar="N",
         help="how many objects the sheet shows of each end and of each rule (8)")
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--keep", type=float, default=default.keep, metavar="SHARE",
+    add("--keep", type=Flag(Share), default=default.keep, metavar="SHARE",
         help="the share to keep of the objects that the rules leave, from 0 to 1")
-    add("--min-score", type=float, default=default.score, dest="score", metavar="S",
+    add("--min-score", type=real(0, 100), default=default.score, dest="score", metavar="S",
         help="the least score of an object that is kept")
     add = parser.add_argument_group("rules", "A threshold of 0 turns its rule off.").add_argument
-    add("--min-coverage", type=float, default=default.coverage, dest="coverage", metavar="SHARE",
+    add("--min-coverage", type=Flag(Share), default=default.coverage, dest="coverage", metavar="SHARE",
         help="an object is empty that covers less of its pictures than this, in the mean (%(default)s)")
-    add("--min-contrast", type=float, default=default.contrast, dest="contrast", metavar="C",
+    add("--min-contrast", type=Flag(Share), default=default.contrast, dest="contrast", metavar="C",
         help="an object is faint if what it covers differs less from white, in the mean (%(default)s)")
-    add("--min-thinnest", type=float, default=default.thinnest, dest="thinnest", metavar="SHARE",
+    add("--min-thinnest", type=Flag(Share), default=default.thinnest, dest="thinnest", metavar="SHARE",
         help="an object is a sheet if it covers less in one view, as a share of another (%(default)s)")
-    add("--min-distance", type=float, default=default.distance, dest="distance", metavar="D",
+    add("--min-distance", type=Flag(Share), default=default.distance, dest="distance", metavar="D",
         help="objects are duplicates if four small views differ by less than this share (%(default)s)")
-    add("--max-cosine", type=float, default=default.cosine, dest="cosine", metavar="C",
+    add("--max-cosine", type=Flag(Share), default=default.cosine, dest="cosine", metavar="C",
         help="with --model, objects are duplicates if their embeddings have a larger cosine (%(default)s)")
     # fmt: on
     flags = parser.parse_args(argv)
     check_flags(
         {
-            "--views-per-object must be at least 1": flags.views_per_object >= 1,
-            "--batch-size must be at least 1": flags.batch_size >= 1,
-            "--sheet-objects must be at least 1": flags.sheet_objects >= 1,
-            "--keep must lie from 0 to 1": 0 <= flags.keep <= 1,
             "--keep and --min-score need a --model": bool(flags.model or not (flags.keep or flags.score)),
-            **{f"--{flag} must not be negative": value >= 0 for flag, value in _thresholds(flags).items()},
         }
     )
     return flags
-
-
-def _thresholds(flags: Namespace) -> dict[str, float]:
-    names = {"min-score": "score", "min-coverage": "coverage", "min-contrast": "contrast"}
-    names |= {"min-thinnest": "thinnest", "min-distance": "distance", "max-cosine": "cosine"}
-    return {flag: getattr(flags, name) for flag, name in names.items()}

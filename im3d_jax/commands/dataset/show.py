@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from im3d_jax.commands.dataset.progress import check_flags, in_words
+from im3d_jax.commands.dataset.progress import in_words
 from im3d_jax.data import CorruptRecord, turntables
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing
+from recon_torch.ranges import whole
 from recon_torch.views.images import contact_sheet
 
 SOFTWARE = "im3d dataset show"
@@ -30,9 +31,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("path", type=Path, help="the data set's directory")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture to write")
     parser.add_argument("--split", default="train", help="the split whose objects are drawn (%(default)s)")
-    parser.add_argument("--objects", type=int, default=8, help="how many objects are drawn (%(default)s)")
+    parser.add_argument(
+        "--objects",
+        type=whole(1, 10_000),
+        default=8,
+        help="how many objects are drawn (%(default)s)",
+    )
     flags = parser.parse_args(argv)
-    check_flags({"--objects must be at least 1": flags.objects >= 1})
     outputs.check_file(flags.out, "dataset show", _is_ours)
     source = turntables.TurntableSource(flags.path, flags.split)
     num_bytes = sum(file.stat().st_size for file in flags.path.iterdir())

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from im3d_jax.commands.dataset.progress import check_flags
 from im3d_jax.conditions.words import split_words
 from im3d_jax.data import turntables
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
+from recon_torch.ranges import whole
 
 DESCRIPTION = """Lists the words of the captions of data sets, sorted, one on each line.
 
@@ -29,10 +29,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the text file to write")
     parser.add_argument("--split", default="train", help="the split whose captions are read (%(default)s)")
     parser.add_argument(
-        "--min-count", type=int, default=2, help="how many captions a word must be in (%(default)s)"
+        "--min-count",
+        type=whole(1, 1_000_000_000),
+        default=2,
+        help="how many captions a word must be in (%(default)s)",
     )
     flags = parser.parse_args(argv)
-    check_flags({"--min-count must be at least 1": flags.min_count >= 1})
     kind = Kind("dataset words", (re.escape(flags.out.name),))
     outputs.check(flags.out.parent, kind)
     sources = [turntables.TurntableSource(path, flags.split, num_views=1) for path in flags.paths]

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.settings import Engine, FitSettings, Representation
+from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Seed, Steps, whole
+from recon_torch.settings import SMALLEST_SIDE_PX, Engine, FitSettings, LpipsNet, Representation
 
 EXAMPLES = """examples:
   im3d fit --views out/views --out fitted
@@ -54,26 +55,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--video", type=Path, metavar="FILE", help="a video of one turn of the object, in place of --views")
     add("--check", action="store_true", help="say what is wrong with each frame of --views, and fit nothing")
     add("--allow-missing", action="store_true", help="leave out frames whose image does not exist")
-    add("--size", type=int, metavar="PX", help="reduce the views to this height")
+    add("--size", type=whole(SMALLEST_SIDE_PX, 4096), metavar="PX", help="reduce the views to this height")
     add("--held-out", metavar="DIR|N",
         help="views to test with: another directory or file, or every N-th of the views, which is then not "
         "fitted; by default those that the views are split into, if they are")
     add("--isnet-weights", type=Path, metavar="FILE", help="find foreground masks with IS-Net")
 
     add = parser.add_argument_group("video").add_argument
-    add("--num-views", type=int, default=16, metavar="K", help="how many frames to fit" + default)
-    add("--elevation-deg", type=float, metavar="E", help="how high the camera is above the equator")
-    add("--fov-deg", type=float, default=33.8, help="vertical field of view" + default)
+    add("--num-views", type=Flag(NumViews), default=16, metavar="K", help="how many frames to fit" + default)
+    add("--elevation-deg", type=Flag(ElevationDeg), metavar="E",
+        help="how high the camera is above the equator")
+    add("--fov-deg", type=Flag(FovDeg), default=33.8, help="vertical field of view" + default)
     add("--clockwise", action="store_true", help="seen from above, the camera goes clockwise")
 
     add = parser.add_argument_group("fit").add_argument
-    add("--steps", type=int, default=FitSettings.num_steps, help="optimisation steps" + default)
-    add("--seed", type=int, default=0, help="of all random numbers" + default)
-    add("--at-once", type=int, default=4, metavar="N", help="how many assets are fitted together" + default)
+    add("--steps", type=Flag(Steps), default=FitSettings.num_steps, help="optimisation steps" + default)
+    add("--seed", type=Flag(Seed), default=0, help="of all random numbers" + default)
+    add("--at-once", type=whole(1, 256), default=4, metavar="N",
+        help="how many assets are fitted together" + default)
     add("--representation", default=FitSettings.representation, choices=tuple(map(str, Representation)),
         help="Gaussians or a radiance field" + default)
-    add("--engine", default=str(Engine.AUTO), help="rasteriser: auto, gsplat or cpu" + default)
-    add("--lpips-net", default=FitSettings.lpips_net, help="vgg, alex or squeeze" + default)
+    add("--engine", default=str(Engine.AUTO), choices=tuple(map(str, Engine)), help="rasteriser" + default)
+    add("--lpips-net", default=str(FitSettings.lpips_net), choices=tuple(map(str, LpipsNet)),
+        help="the network of LPIPS" + default)
     add("--lpips-weights", default=FitSettings.lpips_weights, metavar="FILE",
         help="the weights of that network as torchvision names them, or 'random'; by default those in "
         "torchvision's cache, and where it has none, a loss without LPIPS")
@@ -90,18 +94,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _refuse_conflicts(flags: argparse.Namespace) -> None:
-    elevation_deg = flags.elevation_deg
     requirements = {
         "give either --views DIR or --video FILE": bool(flags.views) != (flags.video is not None),
         "--check needs --views DIR": not flags.check or bool(flags.views),
         "give --out DIR": flags.check or flags.out is not None,
-        "--video needs --elevation-deg, between -90 and 90": flags.video is None
-        or (elevation_deg is not None and -90 < elevation_deg < 90),
-        f"--fov-deg {flags.fov_deg} must lie between 0 and 180": 0 < flags.fov_deg < 180,
-        f"--steps {flags.steps} must be at least 1": flags.steps >= 1,
-        f"--at-once {flags.at_once} must be at least 1": flags.at_once >= 1,
+        "--video needs --elevation-deg": flags.video is None or flags.elevation_deg is not None,
         "with several --views, --held-out is N": len(flags.views) < 2 or (flags.held_out or "2").isdecimal(),
-        f"--seed {flags.seed} must be at least 0": flags.seed >= 0,
     }
     for message, holds in requirements.items():
         if not holds:

@@ -428,7 +428,7 @@ def test_other_architectures_are_refused(checkpoints, tmp_path, config, message)
     [
         ({"block_out_channels": [32]}, "kwargs.block_out_channels: config.json of .* says it; remove it"),
         ({"channel_mult": [1, 2]}, "autoencoder_kl takes no argument channel_mult; remove it"),
-        ({"dtype": "float16"}, "dtype of autoencoder_kl is 'float16'; choose one of float32, bfloat16"),
+        ({"dtype": "float16"}, "dtype is 'float16'; give one of float32, bfloat16"),
     ],
 )
 def test_wrong_arguments_are_named(checkpoints, kwargs, message):

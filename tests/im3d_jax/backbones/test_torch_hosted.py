@@ -236,7 +236,7 @@ def test_weights_come_from_a_directory_and_nothing_is_left_random(tmp_path):
         (dict(kwargs=KWARGS["UNet3DConditionModel"] | dict(depth=3)), "takes no depth"),
         (dict(kwargs=KWARGS["UNet3DConditionModel"] | dict(in_channels=7)), "need 4 or 9 and 4"),
         (dict(latent_shape=(8, 8, 5)), "latents of 5"),
-        (dict(dtype="int8"), "dtype is 'int8'; choose one of float32"),
+        (dict(dtype="int8"), "dtype is 'int8'; give one of float32"),
     ],
 )
 def test_mistakes_are_one_line(wrong, words, user_error):

@@ -27,12 +27,12 @@ def test_wrong_arguments_that_all_networks_share(name):
 @pytest.mark.parametrize(
     "name, kwargs, message",
     [
-        ("svd", dict(vector="sv4d"), "vector is 'sv4d'; choose one of svd, sv3d_u"),
+        ("svd", dict(vector="sv4d"), "vector is 'sv4d'; give one of svd, sv3d_u"),
         ("svd", dict(input_view="middle"), "input_view is 'middle'"),
-        ("svd", dict(orbit_direction=2), "orbit_direction 2"),
+        ("svd", dict(orbit_direction=2), "orbit_direction is 2; give a whole number from -1 to 1"),
         ("svd", dict(block_out_channels=(48, 96)), "multiples of 32"),
         ("svd", dict(block_out_channels=(32,) * 4, latent_shape=(70, 72, 4)), "not divisible by 8"),
-        ("unet3d", dict(image="frames"), "image is 'frames'; choose one of none, channels"),
+        ("unet3d", dict(image="frames"), "image is 'frames'; give one of none, channels"),
         ("unet3d", dict(block_out_channels=(32, 44)), "multiples of norm_num_groups 8"),
     ],
 )

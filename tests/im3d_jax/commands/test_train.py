@@ -16,14 +16,14 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from configs import base
-from im3d_jax import backbones, checkpoint, config_flags, sharding
+from im3d_jax import backbones, checkpoint, config_flags, config_sections, sharding
 from im3d_jax.commands import dataset, train
 from im3d_jax.conditions import text
 from im3d_jax.data import input_pipeline, objects, procedural, sources, turntables, views
 from im3d_jax.training import hosts
 from im3d_jax.training import run as run_module
-from im3d_jax.training.streams import StreamSettings
 from im3d_jax.training.watch import NotFinite
+from im3d_jax.training_settings import StreamSettings, TrainSettings
 from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
@@ -100,8 +100,8 @@ class Numbers:
 def toy(monkeypatch):
     """`shrunk` configs train `Toy` on `Numbers`."""
 
-    def open_numbers(*, first_object, **_):
-        return Numbers(first_object)
+    def open_numbers(data, **_):
+        return Numbers(data.first_object)
 
     monkeypatch.setattr(train.tasks, "build", Toy)
     monkeypatch.setattr(sources, "open_source", open_numbers)
@@ -142,7 +142,7 @@ def read_log(workdir):
 def test_shipped_configs_take_a_step(name, tmp_path, shrunk):
     """At initialisation the last layer is zero: only what the gate lets through of view 0 is predicted."""
     config = shrunk(name, num_steps=1)
-    streams = {name: StreamSettings.of(section) for name, section in config.train.streams.items()}
+    streams = config_sections.settings(config, "train", TrainSettings).streams
     stream = train.stream_of(streams, 0)
     drawn = config.train.streams[stream]
     drawn.keep_image = float(drawn.num_views > 1)
@@ -439,7 +439,7 @@ def test_training_on_a_mixture_resumes_exactly(tmp_path, shrunk, monkeypatch):
 @pytest.fixture
 def broken_object(toy, monkeypatch):
     """Object 3 of each stream has a NaN."""
-    monkeypatch.setattr(sources, "open_source", lambda **_: Numbers(0, broken=(3,)))
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Numbers(0, broken=(3,)))
 
 
 def test_training_stops_at_nan_and_saves_nothing(tmp_path, start, broken_object):

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from im3d_jax import config_flags, pipeline
+from im3d_jax import config_flags, config_sections, pipeline
 from im3d_jax.commands import train_elevation
+from im3d_jax.config_kinds import ElevationConfig
 from im3d_jax.data import objects, procedural
 from im3d_jax.data.turntables import Record, write
 from im3d_jax.training import elevation as training
@@ -45,8 +46,9 @@ def test_batches_are_the_objects_at_their_elevations(config, monkeypatch):
     monkeypatch.setattr(
         objects, "on_turntables", lambda seed, i, *more: made.append(i) or make(seed, i, *more)
     )
-    source = train_elevation.open_split(config, "train", 4, num_views=8)
-    examples = train_elevation.open_examples(config, source, 4, start=0, shuffle=True)
+    settings = config_sections.read(config, "config", ElevationConfig)
+    source = train_elevation.open_split(settings, "train", 4, num_views=8)
+    examples = train_elevation.open_examples(settings, source, 4, start=0, shuffle=True)
     videos = [each for _ in range(3) for each in next(examples)]
     examples.close()
     assert sorted(sum(made, [])) == [20_000, 20_001, 20_002, 20_003]
@@ -248,5 +250,6 @@ def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
 
 def test_shipped_weights_on_test_objects(config):
     config.num_test_objects = 16
-    errors_deg = train_elevation.errors_on_test_deg(elevation.load(), config, degraded=False)
+    settings = config_sections.read(config, "config", ElevationConfig)
+    errors_deg = train_elevation.errors_on_test_deg(elevation.load(), settings, degraded=False)
     assert np.median(errors_deg) < 3

@@ -230,7 +230,7 @@ def test_mistakes_are_one_line(clip, t5, tmp_path, user_error):
     save_file(tensors, lacking / "model.safetensors")
     shutil.copytree(clip / "tokenizer", pickled.parent / "tokenizer")
     cases = [
-        (dict(kind="bert"), "an encoder's kind is 'bert'; choose one of clip, t5"),
+        (dict(kind="bert"), "config.text.kwargs.encoders.kind is 'bert'; give one of clip, t5"),
         (dict(path=str(tmp_path / "none")), "no config.json in"),
         (dict(max_length=77), "max_length 77, but .* has 16 positions"),
         (dict(length=3), "takes no length"),

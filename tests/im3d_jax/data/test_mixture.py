@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from im3d_jax import config_sections
 from im3d_jax.data import Source, turntables, views
 from im3d_jax.data.input_pipeline import Shard, check_alike, open_stream, stack_views
 from im3d_jax.data.mixture import Mixture, Part
 from im3d_jax.data.rendering import ProceduralRenderer, Turntable
 from im3d_jax.data.sources import ProceduralSource, open_source
+from im3d_jax.training_settings import DataSettings, PartSettings
 
 WHOLE = Shard(0, 1)
 SETTINGS = dict(seed=3, batch_size=8, shuffle=False, num_threads=2, buffer=2, max_corrupt=0)
-DATA = dict(path="", split="train", first_object=0, seed=1, size=8, num_views=2)
+WORLD = dict(seed=1, size=8, num_views=2)
 
 
 class Numbers:
@@ -70,8 +73,8 @@ def stored(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_batch_of_stored_and_procedural_objects(stored):
-    mix = {"stored": dict(weight=1, path=stored), "shapes": dict(weight=3, first_object=50)}
-    stream = open_stream(open_source(**DATA, mix=mix), shard=WHOLE, **SETTINGS)
+    mix = {"stored": PartSettings(1, path=stored), "shapes": PartSettings(3, first_object=50)}
+    stream = open_stream(open_source(DataSettings(mix=mix), **WORLD), shard=WHOLE, **SETTINGS)
     examples = next(stream)
     stream.close()
     check_alike(examples)
@@ -102,11 +105,13 @@ def test_examples_of_one_batch_must_be_alike(user_error):
 
 
 MISTAKES = {
-    "weight": (dict(mix={"a": dict(weight=0)}), "a part of weight 0"),
-    "no weight": (dict(mix={"a": dict(path="x")}), "part 'a' of a mix has path; give it"),
-    "unknown": (dict(mix={"a": dict(weight=1, share=2)}), "part 'a' of a mix has share, weight; give it"),
-    "both": (dict(path="x", mix={"a": dict(weight=1)}), r"have a path \(x\) and a mix"),
-    "split": (dict(mix={"a": dict(weight=1, split="valid")}), "no split 'valid'"),
+    "weight": (dict(mix={"a": dict(weight=0.0)}), "config.data.mix.a.weight is 0.0; give a number above 0"),
+    "no weight": (dict(mix={"a": dict(path="x")}), "config.data.mix.a has no weight; set it"),
+    "unknown": (dict(mix={"a": dict(weight=1.0, share=2)}), "mix.a has an unknown entry 'share'"),
+    "no part": (dict(mix={"a": 3}), "config.data.mix.a is 3; it has to be a section with weight, path"),
+    "no parts": (dict(mix="all"), "config.data.mix is 'all'; it has to be a section"),
+    "both": (dict(path="x", mix={"a": dict(weight=1.0)}), r"have a path \(x\) and a mix"),
+    "split": (dict(mix={"a": dict(weight=1.0, split="valid")}), "no split 'valid'"),
 }
 
 
@@ -114,6 +119,7 @@ MISTAKES = {
 def test_mistakes_are_named(mistake, user_error):
     changes, message = MISTAKES[mistake]
     with user_error(message):
-        open_source(**DATA | changes)
+        data = config_sections.settings(ConfigDict({"data": changes}), "data", DataSettings)
+        open_source(data, **WORLD)
     with user_error("a part without objects"):
         Mixture([Part(Numbers("a", 0), 1, False)])

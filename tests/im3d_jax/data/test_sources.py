@@ -1,5 +1,7 @@
 """The source of examples that the `data` section of a config names."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,13 +9,15 @@ from im3d_jax.data import objects
 from im3d_jax.data.input_pipeline import stack_views
 from im3d_jax.data.sources import open_source
 from im3d_jax.data.turntables import TurntableSource
+from im3d_jax.training_settings import DataSettings
 from recon_torch.errors import UserError
 
-DATA = dict(split="validation", first_object=7, seed=3, size=8, num_views=2)
+DATA = DataSettings(split="validation", first_object=7)
+WORLD = dict(seed=3, size=8, num_views=2)
 
 
 def test_procedural_objects_come_from_the_split():
-    source = open_source(path="", **DATA)
+    source = open_source(DATA, **WORLD)
     first, _ = objects.SPLITS["validation"]
     example = source[1]
     assert example["id"] == f"procedural/{first + 8}"
@@ -27,13 +31,13 @@ def test_a_path_opens_a_data_set(monkeypatch):
     monkeypatch.setattr(
         TurntableSource, "__init__", lambda self, path, **more: asked.update(path=path, **more)
     )
-    source = open_source(path="data/chairs", **DATA)
+    source = open_source(replace(DATA, path="data/chairs"), **WORLD)
     assert isinstance(source, TurntableSource)
     assert asked == dict(path="data/chairs", split="validation", size=8, num_views=2)
 
 
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="no split 'valid'.* train"):
-        open_source(path="", **DATA | dict(split="valid"))
+        open_source(replace(DATA, split="valid"), **WORLD)
     with pytest.raises(UserError, match="nothing"):
-        open_source(path=str(tmp_path / "nothing"), **DATA)
+        open_source(replace(DATA, path=str(tmp_path / "nothing")), **WORLD)

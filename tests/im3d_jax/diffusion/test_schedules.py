@@ -90,7 +90,7 @@ def test_a_users_schedule_is_made_by_the_name_of_its_module(user_module):
 
 
 def test_mistakes_are_one_line(user_module):
-    with pytest.raises(UserError, match="schedule: num_steps is 1, needs at least 2"):
+    with pytest.raises(UserError, match="config.schedule.num_steps is 1; give a whole number from 2"):
         schedules.make_schedule(num_steps=1)
     with pytest.raises(UserError, match="no 'quadratic'; there is scaled_linear"):
         schedules.make_schedule("quadratic")

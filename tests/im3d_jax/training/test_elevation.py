@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from im3d_jax.config_kinds import AugmentSettings
 from im3d_jax.training import elevation as training
 from recon_torch.errors import UserError
 
@@ -10,7 +11,7 @@ CLEAN = dict(noise=0.0, blur_px=0.0, shift_px=0, colour=0.0)
 
 
 def amounts(**changed):
-    return training.Amounts(**(CLEAN | changed))
+    return AugmentSettings(**(CLEAN | changed))
 
 
 def test_sets_are_frames_a_quarter_apart():

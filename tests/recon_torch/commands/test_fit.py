@@ -332,17 +332,17 @@ def test_views_without_foreground_are_refused_and_full_ones_are_noted(tmp_path):
     [
         ("--held-out 9", "from 2 to the number of views"),
         ("--held-out nowhere", "nowhere/transforms.json does not exist"),
-        ("--steps 0", "--steps 0"),
-        ("--seed -1", "--seed -1"),
-        ("--size 8", "too small"),
-        ("--lpips-net resnet", "unknown LPIPS net"),
+        ("--steps 0", "--steps: '0' is not a whole number from 1"),
+        ("--seed -1", "--seed: '-1' is not a whole number from 0"),
+        ("--size 8", "--size: '8' is not a whole number from 32"),
+        ("--lpips-net resnet", "--lpips-net: invalid choice: 'resnet'"),
         ("--lpips-weights none.pth", "none.pth do not exist"),
         ("--isnet-weights none.onnx", "none.onnx do not exist"),
         ("--engine vulkan", "vulkan"),
         ("--colour red", "--colour"),
         ("--up w", "--up"),
         ("--video turn.mp4", "either --views DIR or --video FILE"),
-        ("--fov-deg 180", "--fov-deg 180"),
+        ("--fov-deg 180", "--fov-deg: '180' is not a number from 1 to 170"),
     ],
 )
 def test_refusals_leave_nothing_behind(tmp_path, options, message):
@@ -360,12 +360,12 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
     [
         ("--out x", "either --views DIR or --video FILE"),
         ("--views x", "give --out DIR"),
-        ("--views x --out y --at-once 0", "--at-once 0"),
+        ("--views x --out y --at-once 0", "--at-once: '0' is not a whole number from 1"),
         ("--views x ./x --out y", "names a directory twice"),
         ("--views x z --out y --held-out test", "--held-out is N"),
         ("--video x --check", "--check needs --views"),
         ("--video x --out y", "--video needs --elevation-deg"),
-        ("--video x --out y --elevation-deg 90", "--video needs --elevation-deg"),
+        ("--video x --out y --elevation-deg 90", "--elevation-deg: '90' is not a number between"),
     ],
 )
 def test_refuses_what_does_not_go_together(options, message):

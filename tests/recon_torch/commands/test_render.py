@@ -74,9 +74,10 @@ def test_only_what_was_rendered_before_is_replaced(dot_file, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--num-views 0", "--num-views must be at least 1"),
-        ("--elevation-deg 90", "--elevation-deg must lie"),
-        ("--size 9999", "--size must be"),
+        ("--num-views 0", "--num-views: '0' is not a whole number from 1"),
+        ("--elevation-deg 90", "--elevation-deg: '90' is not a number between -90 and 90"),
+        ("--size 9999", "--size: '9999' is not a whole number from 8 to 4096"),
+        ("--radius inf", "--radius: 'inf' is not a number from 0.001"),
         ("--asset none.ply", "none.ply"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_network_writes_captions(world, rendered, copied, blip):
 
 
 def test_numbers_below_one_are_refused(world, objects, user_error):
-    with user_error("--batch-size must be at least 1"):
+    with user_error("--batch-size: '0' is not a whole number from 1"):
         caption(world, objects, "--batch-size", 0)
     with user_error("no config.json in 'models/redness'"):
         caption(world, objects)

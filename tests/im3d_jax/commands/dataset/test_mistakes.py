@@ -12,7 +12,10 @@ MISTAKES = {
     "views": (["build", "--views", "nothing", "--out", "y"], "no directory nothing"),
     "encoders": (["build", "--views", "x", "--out", "y", "--embed"], "names no encoders to cache"),
     "part": (["render", "--procedural", "3", "--out", "y", "--part", "3/3"], "not I/N"),
-    "size": (["render", "--procedural", "3", "--out", "y", "--size", "1"], "--size must be from 8"),
+    "size": (
+        ["render", "--procedural", "3", "--out", "y", "--size", "1"],
+        "--size: '1' is not a whole",
+    ),
     "source": (["render", "--out", "y"], "one of the arguments --meshes --procedural is required"),
     "meshes": (["render", "--meshes", "nothing", "--out", "y"], "no meshes .* below nothing"),
     "data": (["show", "nothing", "--out", "y"], "no data set in nothing"),

@@ -250,5 +250,5 @@ def test_variants_lie_beside_their_mesh_and_in_its_split(world, meshes, tmp_path
     assert json.loads((out / "b~2/metadata.json").read_text())["augmentation"]["of"] == "b"
     world.build(out, data, split="train=0.5,test=0.5")
     assert sorted(count % 4 for count in read_splits(data).values()) == [0, 0]
-    with user_error("--augment must not be negative, and needs --meshes"):
+    with user_error("--augment needs --meshes"):
         world.run("render", *world.procedural, "--out", out, "--augment", 1)

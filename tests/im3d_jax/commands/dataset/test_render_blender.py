@@ -32,7 +32,7 @@ def test_flags_of_blender_need_it_and_meshes(world, meshes, tmp_path, user_error
         world.run("render", "--meshes", meshes, *out, "--samples", 8)
     with user_error("--renderer blender needs --meshes"):
         world.run("render", "--procedural", 1, *out, "--renderer", "blender")
-    with user_error("--samples must be at least 1"):
+    with user_error("--samples: '0' is not a whole number from 1"):
         world.run("render", "--meshes", meshes, *out, "--renderer", "blender", "--samples", 0)
     assert not (tmp_path / "out").exists()
 

@@ -139,10 +139,10 @@ def test_lines_hold_what_was_measured(tmp_path):
 
 
 MISTAKES = {
-    "share": (["--keep", 2], "--keep must lie from 0 to 1"),
+    "share": (["--keep", 2], "--keep: '2' is not a number from 0 to 1"),
     "both": (["--keep", 0.5, "--min-score", 3], "not allowed with argument"),
     "model": (["--keep", 0.5], "need a --model"),
-    "negative": (["--min-distance", -1], "--min-distance must not be negative"),
+    "negative": (["--min-distance", -1], "--min-distance: '-1' is not a number from 0 to 1"),
     "strict": (["--min-coverage", 0.9], "no object is left of 9; .*scores.csv says why"),
 }
 
