@@ -139,11 +139,11 @@ def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> Ele
             f"elevation weights {path} fit another model: they take features of {made_with!r}, not of"
             f" {estimator.encoder.identity!r}; give config.elevation.dino with which they were trained"
         )
-    damaged = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if damaged:
-        raise UserError(
-            f"elevation weights {path}: {damaged[0]} holds NaN or infinity; make them with `im3d"
-            " train-elevation`"
-        )
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise UserError(
+                f"elevation weights {path}: {name} holds values that are not finite numbers; make them with"
+                " `im3d train-elevation`"
+            )
     estimator.load_state_dict(weights, strict=False)
     return estimator.eval()

@@ -1,6 +1,8 @@
 """Pictures as view 0."""
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,8 +81,18 @@ def test_unusable_pictures_are_one_line(tmp_path):
             save(tmp_path / "noise.png", rng.random((20, 20, 3))),
             "neither a plain background nor alpha",
         ),
+        "thin": (save(tmp_path / "thin.png", rng.random((1, 300, 3))), "has 300 x 1 pixels; give"),
+        "long": (
+            save(tmp_path / "long.png", rng.random((2000, 9, 4))),
+            "has 9 x 2000 pixels; give",
+        ),
+        "a directory": (tmp_path / "directory", "is a directory; give the path of a file"),
+        "a pipe": (tmp_path / "pipe", "is a pipe; give the path of a file"),
+        "a device": (Path("/dev/zero"), "is a device; give the path of a file"),
     }
     (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # nobody ever writes into it
     for path, words in cases.values():
         with pytest.raises(UserError, match=words) as error:
             pictures.load_image(path, **SETTINGS)

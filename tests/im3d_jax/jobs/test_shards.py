@@ -52,3 +52,8 @@ def test_requests_count_seeds_and_directories_up():
         car._replace(out=directories[2]),
         car._replace(out=directories[3], seed=8),
     ]
+
+
+def test_more_assets_than_a_batch_can_hold_are_refused(user_error):
+    with user_error("2 prompts with --num-assets 6000000 are more than 10000000 assets"):
+        shards.make_requests([Entry("a duck"), Entry("a car")], Path("out"), seed=0, num_assets=6_000_000)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from recon_torch.elevation import estimator
 from recon_torch.errors import UserError
@@ -66,3 +67,22 @@ def test_weights_round_trip_and_bad_files(untrained, tmp_path):
     for name, message in [("none", "cannot read"), ("cut", "cannot read"), ("other", "fit another model")]:
         with pytest.raises(UserError, match=message):
             estimator.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensor: tensor.index_fill(0, torch.tensor([0]), math.nan),
+        lambda tensor: tensor.index_fill(0, torch.tensor([0]), -math.inf),
+        lambda tensor: tensor.double() * 1e300,  # infinite as float32
+        lambda tensor: tensor * 1j,
+    ],
+)
+def test_weights_that_are_not_finite_numbers_are_refused(spoil, untrained, tmp_path, user_error):
+    path = tmp_path / "x.safetensors"
+    estimator.save(untrained, path)
+    weights = load_file(path)
+    weights["head.2.bias"] = spoil(weights["head.2.bias"] + 1)
+    save_file(weights, path)
+    with user_error(f"elevation weights {path}: head.2.bias holds values that are not finite numbers"):
+        estimator.load(path)

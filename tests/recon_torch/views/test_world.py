@@ -68,6 +68,16 @@ def test_cameras_that_look_the_same_way_have_no_focus():
         world.focus(orbit(3, 0.3, 32, azimuths_rad=np.zeros(3)))
 
 
+@pytest.mark.parametrize("place", [(0.0, 0.0, 0.0), (1.0, -2.0, 3.0), (4000.0, 9.0, 0.5)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cameras_in_one_place_have_no_world(place, dtype, user_error):
+    """They look around themselves, and their axes meet where they stand."""
+    w2c = CAMERAS.w2c.astype(dtype)
+    w2c[:, :3, 3] = -w2c[:, :3, :3] @ np.array(place, dtype)
+    with user_error("the cameras all stand in one place"):
+        world.of_cameras(Cameras(w2c, CAMERAS.intrinsics_px, 64, 64))
+
+
 @pytest.mark.parametrize(("center", "radius"), [((0.3, -0.2, 0.1), 0.15), ((0.0, 0.0, 0.0), 0.45)])
 def test_the_world_of_masks_has_the_object_in_its_middle(ball_masks, center, radius):
     elevations = np.tile([0.0, 0.8], 4)
