@@ -124,6 +124,11 @@ def lens_of(entries: dict) -> Lens | None:
         )
     values = _coefficients(entries)
     given = [key for key, value in values.items() if value]
+    if fisheye and model is None and not given:
+        raise UserError(
+            "is_fisheye without coefficients is a pinhole to instant-ngp and an equidistant lens to OpenCV; "
+            "take it out for the first, give camera_model OPENCV_FISHEYE for the second"
+        )
     return _fisheye(values, given) if fisheye else _polynomial(values, given, model)
 
 

@@ -26,7 +26,7 @@ LENSES = {
 }
 FISHEYES = {
     "instant-ngp": ({"is_fisheye": True, "k1": 0.1, "k4": 0.4}, (0.1, 0, 0, 0.4)),
-    "instant-ngp without coefficients": (ZERO | {"is_fisheye": True}, (0, 0, 0, 0)),
+    "nerfstudio without coefficients": ({"camera_model": "OPENCV_FISHEYE", **ZERO}, (0, 0, 0, 0)),
     "nerfstudio": ({"camera_model": "OPENCV_FISHEYE", "k2": 0.2, "is_fisheye": True}, (0, 0.2, 0, 0)),
     "COLMAP": ({"camera_model": "RADIAL_FISHEYE", "k1": 0.1}, (0.1, 0, 0, 0)),
 }
@@ -40,6 +40,7 @@ REFUSED = {
     "orthographic": {"orthographic": True},
     "PINHOLE' has no lens distortion": {"camera_model": "PINHOLE", "k1": 0.1},
     "contradict each other": {"camera_model": "OPENCV", "is_fisheye": True},
+    "is_fisheye without coefficients": ZERO | {"is_fisheye": True},
     "is_fisheye is 'no'": {"is_fisheye": "no"},
     "a fisheye lens has no k5, p1": {"is_fisheye": True, "p1": 0.1, "k5": 0.1},
     "k4 is a denominator's": {"camera_model": "OPENCV", "k4": 0.1},
