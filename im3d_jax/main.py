@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import select
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recon_torch.errors import UserError
 
@@ -64,17 +65,47 @@ def dispatch(argv: list[str]) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The process's exit code: 0, 2 for a mistake of the user (one line on stderr), 130 for Ctrl-C."""
+    """The process's exit code: 0, 2 for a mistake of the user (one line on stderr), 130 for Ctrl-C.
+
+    141, as for a command that SIGPIPE ends, where what reads the output has ended, such as `head`.
+    """
     # Before torch loads: threads that spin while they wait slow down whatever shares the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The script `im3d` has its own directory on Python's path, and a config may name the user's modules here.
     if "" not in sys.path:
         sys.path.append("")
     try:
-        dispatch(sys.argv[1:] if argv is None else argv)
+        return _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        broken = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not broken:  # it is another pipe, and a bug
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in broken:  # or Python would complain when it flushes them at its end
+            os.dup2(nowhere, stream.fileno())
+        return 141
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        dispatch(argv)
+        sys.stdout.flush()
     except UserError as error:
         print(f"im3d: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit:  # --help has been printed
+        sys.stdout.flush()
+        raise
     return 0
+
+
+def _has_no_reader(stream: Any) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # it is no file at all
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))

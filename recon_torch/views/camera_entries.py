@@ -114,7 +114,7 @@ def lens_of(entries: dict) -> Lens | None:
         hint = isinstance(model, str) and near(model, MODELS)
         advice = hint or "; make pinhole images of it"
         raise UserError(f"the lens of camera_model {quoted(model)} is not supported{advice}")
-    fisheye = entries.get("is_fisheye", model in FISHEYES)
+    fisheye = model in FISHEYES if entries.get("is_fisheye") is None else entries["is_fisheye"]
     if fisheye not in (True, False):
         raise UserError(f"is_fisheye is {quoted(fisheye)}, not true or false")
     if model is not None and fisheye != (model in FISHEYES):

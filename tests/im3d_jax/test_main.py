@@ -1,6 +1,7 @@
 """The command line: exit codes and the one line that a user sees."""
 
 import importlib
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -59,6 +60,49 @@ def test_interrupt_is_130(command):
 
     command(interrupt)
     assert main.run(["probe"]) == 130
+
+
+@pytest.fixture
+def no_reader(monkeypatch):
+    """Makes stdout or stderr a pipe whose reader has ended, as `| head` does."""
+    opened = []
+
+    def install(name):
+        reader, writer = os.pipe()
+        os.close(reader)
+        opened.append(os.fdopen(writer, "w", buffering=1))
+        monkeypatch.setattr(sys, name, opened[-1])
+
+    yield install
+    for stream in opened:
+        stream.close()  # what is left in it goes nowhere, without an error
+
+
+def end(argv):
+    print("usage")
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("printing", [lambda argv: print("a line"), end])
+def test_output_that_nobody_reads_any_more_ends_the_command_quietly(command, no_reader, printing, capsys):
+    no_reader("stdout")
+    command(printing)
+    assert main.run(["probe"]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_that_nobody_reads_ends_the_command_quietly(no_reader):
+    no_reader("stderr")
+    assert main.run(["genrate"]) == 141
+
+
+def test_another_broken_pipe_is_a_bug(command):
+    def fail(argv):
+        raise BrokenPipeError
+
+    command(fail)
+    with pytest.raises(BrokenPipeError):
+        main.run(["probe"])
 
 
 def test_wrong_flag_is_a_user_error():
