@@ -176,7 +176,9 @@ def read_views(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         train, held_out = _split(flags, source)
-    notes = [note for views in (train, held_out) if views is not None for note in views.notes]
+    notes = [*train.notes]
+    if held_out is not None:
+        notes += [f"held-out views: {note}" for note in held_out.notes if note not in train.notes]
     notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
     return train, held_out, list(dict.fromkeys(notes))
 

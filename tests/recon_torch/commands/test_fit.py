@@ -140,10 +140,15 @@ def test_views_that_are_split_are_held_out_unless_flags_say_otherwise(tmp_path, 
 
     def read(views, *options):
         flags = fit_views.parse(["--views", str(views), "--out", "x", *options])
-        train, held_out, _ = run.read_views(flags, flags.views[0])
+        train, held_out, notes = run.read_views(flags, flags.views[0])
+        said.extend(notes)
         return train.names, held_out and held_out.names, set(origins.files(flags, flags.views[0]))
 
+    said = []
+    picture = read_image(tmp_path / "5.png")
+    write_image(tmp_path / "5.png", np.roll(picture, SIZE // 2, 1))
     train, held_out, files = read(tmp_path)
+    assert said == ["held-out views: the mask touches the border: 5.png"]
     assert held_out == ["2.png", "5.png"] and len(train) == 6
     assert files >= set(tmp_path.iterdir())
     assert read(tmp_path / "transforms_train.json")[:2] == (train, None)
