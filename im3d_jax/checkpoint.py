@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from numpy.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from im3d_jax.params import cast
+from recon_torch import weights_files
 from recon_torch.errors import UserError, first_line
 from recon_torch.files import replacing
+
+ASIDE = ".unreadable"
+"""What is appended to the step of a checkpoint that could not be read."""
 
 END_BYTES = 2**20  # read at a file's start, where safetensors has the names and shapes, and at its end
 
@@ -43,7 +49,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self._directory = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -51,6 +58,7 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         """Waits for what is still being written, also when an error ends the run."""
         self._manager.wait_until_finished()
+        self._remove_replaced()
         self._manager.close()
 
     def steps(self) -> list[int]:
@@ -61,12 +69,14 @@ class Checkpoints:
         """Saves a state and, as JSON, `meta`, whose entry `settings` says what the state depends on."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
+        self._remove_replaced()
 
     def restore(self, like: PyTree, settings: dict[str, Any]) -> tuple[PyTree, dict[str, Any]] | None:
         """(state, meta) of the newest checkpoint that can be read, placed as `like` is; or None.
 
-        The mesh that it was saved from may be another. Raises UserError if it was saved with other settings,
-        naming them, and if none of the checkpoints that are there can be read.
+        The mesh that it was saved from may be another. Newer ones that cannot be read are put aside, because
+        the run will save their steps again. Raises UserError if it was saved with other settings, naming
+        them, and if none of the checkpoints that are there can be read.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -74,19 +84,49 @@ class Checkpoints:
                 meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
                 check_settings(self.workdir, meta["settings"], settings)
                 abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-                return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"], meta
+                state = self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file makes of Orbax
                 print(
                     f"im3d: warning: checkpoint {step} cannot be read ({first_line(error)})", file=sys.stderr
                 )
+                continue
+            self._put_aside([each for each in steps if each > step])
+            return state, meta
         if steps:
             raise UserError(f"no checkpoint of {self.workdir} can be read; start in another --workdir")
         return None
 
     def _restore(self, step: int, **args):
         return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+    def _put_aside(self, steps: Sequence[int]) -> None:
+        """Renames checkpoints that cannot be read, which would else be in the way of new ones.
+
+        They are not removed yet, because what keeps them from being read may pass.
+        """
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self._directory / f"{step}{ASIDE}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+                print(f"im3d: {aside} is removed when its step is saved again", file=sys.stderr)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints are put aside")
+        self._manager.reload()
+
+    def _remove_replaced(self) -> None:
+        """Removes what was put aside of steps up to the newest whole checkpoint."""
+        if jax.process_index() == 0:
+            names = [path.name for path in self._directory.iterdir()]
+            newest = max((int(name) for name in names if name.isdecimal()), default=0)
+            for name in names:
+                step = name.removesuffix(ASIDE)
+                if step != name and step.isdecimal() and int(step) <= newest:
+                    shutil.rmtree(self._directory / name, ignore_errors=True)
 
 
 def check_settings(workdir: Path, saved: dict, settings: dict) -> None:
@@ -115,10 +155,13 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_weights(path: Path, params: PyTree, metadata: dict[str, Any], dtype: DTypeLike = np.float16) -> None:
-    """Writes parameters as one safetensors file of `dtype`. The file is whole or not there."""
+def save_weights(path: Path, params: PyTree, metadata: dict[str, Any], dtype: DTypeLike = np.float32) -> None:
+    """Writes parameters as one safetensors file of `dtype`. The file is whole or not there.
+
+    Raises UserError that names a parameter with a value that `dtype` does not hold.
+    """
     flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: np.array(value, dtype, order="C") for name, value in flat.items()}
+    arrays = {name: cast(value, dtype, f"{path}: {name}") for name, value in flat.items()}
     with replacing(path) as temporary:
         save_file(arrays, temporary, metadata={"im3d": json.dumps(metadata)})
 
@@ -135,18 +178,30 @@ def load_weights(path: str | Path, like, renew: Renew | None = None) -> tuple[di
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights at {path}; train them with `im3d train` or correct config.weights")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {}).get("im3d", "{}"))
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"weights {path} are damaged ({error}); fetch or train them again") from None
+    with weights_files.opened(path) as file:
+        names = list(file.keys())
+        if names and not any("/" in name for name in names):
+            convert = "convert it with `im3d convert` and name what that writes"
+            raise UserError(
+                f"weights {path} are a public checkpoint, with tensors like {names[0]}; {convert}"
+            )
+        metadata = _metadata(path, file.metadata() or {})
+        flat = {
+            name: weights_files.to_float32(file.get_tensor(name), name, f"weights {path}").numpy()
+            for name in names
+        }
     if renew:
         flat = renew(flat)
-    expected = traverse_util.flatten_dict(like, sep="/")
-    _check(path, flat, expected)
-    flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
+    _check(path, flat, traverse_util.flatten_dict(like, sep="/"))
     return traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def _metadata(path: Path, stored: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        metadata = json.loads(stored.get("im3d", "{}"))
+        return dict(metadata)
+    except (ValueError, TypeError):
+        raise UserError(f"weights {path} have damaged metadata; fetch or train them again") from None
 
 
 def _check(path: Path, found: dict, expected: dict) -> None:
@@ -160,4 +215,6 @@ def _check(path: Path, found: dict, expected: dict) -> None:
             shapes = f"is {found[name].shape}, the config makes it {value.shape}"
             raise UserError(f"weights {path}: {name} {shapes}; give the config that they were trained with")
         if not np.isfinite(found[name]).all():
-            raise UserError(f"weights {path}: {name} holds NaN or infinity; fetch or train them again")
+            raise UserError(
+                f"weights {path}: {name} holds NaN or infinity; fetch, convert or train them again"
+            )

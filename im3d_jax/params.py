@@ -1,4 +1,4 @@
-"""Parameters by path, divided into those that train and those that stay frozen."""
+"""Parameters by path, divided into those that train and those that stay frozen; their types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
+from numpy.typing import ArrayLike, DTypeLike
 
 from recon_torch.errors import UserError
 
@@ -28,3 +30,20 @@ def split_params(params: Mapping[str, Any], pattern: str) -> tuple[dict[str, Any
     if not trained:
         raise UserError(f"config.train.trainable: {pattern!r} matches none of the {len(flat)} parameters")
     return trained, {path: value for path, value in flat.items() if path not in trained}
+
+
+def cast(value: ArrayLike, dtype: DTypeLike, what: str) -> np.ndarray:
+    """An array of another type of floating-point numbers, each rounded to the nearest.
+
+    what: the array and its file, for errors.
+
+    Raises UserError for NaN, infinity and a value that the type does not hold, which would become infinite.
+    """
+    value = np.asarray(value)
+    with np.errstate(over="ignore"):
+        rounded = np.array(value, dtype, order="C")
+    if not np.isfinite(rounded).all():
+        worst = float(value[~np.isfinite(rounded)].flat[0])
+        lost = f", which {np.dtype(dtype)} does not hold; choose bfloat16 or float32"
+        raise UserError(f"{what} holds {worst:.6g}{lost if np.isfinite(worst) else ''}")
+    return rounded

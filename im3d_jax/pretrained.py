@@ -1,7 +1,7 @@
-"""Public checkpoints <-> our parameters: safetensors files in the layouts of PyTorch projects.
+"""Public checkpoints <-> our parameters: tensors in the layouts of PyTorch projects.
 
 A model says by a function from path to `Source` which tensor each of its parameters comes from. This module
-moves the values and changes their layouts, and it accounts for every tensor. Nothing is ever unpickled.
+moves the values and changes their layouts, and it accounts for every tensor (`public_tensors` reads them).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
 from recon_torch.errors import UserError
 
@@ -73,46 +72,18 @@ def torch_name(path: str) -> str:
     return ".".join([*parts, TORCH_LEAVES.get(leaf, leaf)])
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors by name, of a .safetensors file or of a diffusers directory (whole or in shards).
-
-    bfloat16 and float16 become float32. Raises UserError for a path without weights and for a damaged file.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    for file in _files(Path(path)):
-        try:
-            # Through JAX, because NumPy has no bfloat16.
-            with safe_open(file, framework="flax") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dict
-                    tensors[name] = np.asarray(opened.get_tensor(name).astype(jnp.float32))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"checkpoint {file} is damaged ({error}); fetch it again") from None
-    return tensors
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if indices := sorted(path.glob("*.safetensors.index.json")):
-        shards = json.loads(indices[0].read_text())["weight_map"].values()
-        return [path / Path(shard).name for shard in sorted(set(shards))]
-    # A directory may hold variants of the same weights: the plain one has the shortest name.
-    if files := sorted(path.glob("*.safetensors"), key=lambda file: (len(file.name), file.name)):
-        return files[:1]
-    pickled = any(path.glob("*.bin")) or any(path.glob("*.ckpt")) or any(path.glob("*.pt"))
-    hint = "convert its pickled weights to safetensors first" if pickled else "give a file or a directory"
-    raise UserError(f"no .safetensors weights at {path}; {hint}")
-
-
 def read_config(path: str | Path) -> dict[str, Any]:
     """config.json of a diffusers directory; {} for a bare file. Raises UserError if it is not JSON."""
     file = Path(path) / "config.json"
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text())
+        config = json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no object of settings but {str(config)[:40]!r}; fetch it again")
+    return config
 
 
 def check_config(path: str | Path, settings: Mapping[str, object]) -> None:
@@ -145,14 +116,16 @@ def to_params(
     flat, found = traverse_util.flatten_dict(params, sep="/"), {}
     sources = {path: source_of(path) for path in flat}
     used = {source.name for source in sources.values() if source}
-    for problem, names in (
-        ("lacks", used - tensors.keys()),
-        ("has an unknown tensor", tensors.keys() - used),
-    ):
-        if names:
-            raise UserError(
-                f"{what} {problem} {min(names)} ({len(names)} such); is it of another family or size?"
-            )
+    problems = [
+        f"{problem} {min(names)} ({len(names)} such)"
+        for problem, names in (
+            ("lacks", used - tensors.keys()),
+            ("has an unknown tensor", tensors.keys() - used),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{what} {' and '.join(problems)}; is it of another family or size?")
     for path, value in flat.items():
         source = sources[path]
         if source is None:

@@ -37,6 +37,13 @@ class FrozenDtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class WeightsDtype(StrEnum):
+    """What weights are written in: types with the range of the training, which float16 has not."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 @settings
 class LoaderSettings:
     """How examples are read (`config.train.loader`).
@@ -169,6 +176,7 @@ class TrainSettings:
         max_skipped: so many steps may have a loss or gradient that is not finite.
         hang_timeout_s: a process that makes no step for so long ends itself; 0: never.
         num_workers: processes that make procedural objects; 0: the loader's threads make them.
+        weights_dtype: of the files for `config.weights`, and of an autoencoder's; bfloat16 halves them.
         log_every: steps between lines of metrics.
         autoencoder: of the task of that name alone.
     """
@@ -192,6 +200,7 @@ class TrainSettings:
     num_workers: Workers = 0
     loader: LoaderSettings = LoaderSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    weights_dtype: WeightsDtype | str = WeightsDtype.FLOAT32
     log_every: Every = 10
     tensorboard: bool = False
     sample: SamplesSettings = SamplesSettings()

@@ -11,6 +11,9 @@ import gc
 import hashlib
 import importlib
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from recon_torch import weights_files
 from recon_torch.errors import UserError
 
 LOADING_ERRORS = (
@@ -103,14 +107,28 @@ def read_json(path: str | Path, name: str, what: str) -> dict:
     Args:
         what: where the path comes from, for errors.
 
-    Raises UserError if it is not there or is not JSON.
+    Raises UserError if it is not there, is not JSON, or is that of a whole pipeline in place of one model.
     """
     try:
-        return json.loads((Path(path) / name).read_text())
+        found = json.loads((Path(path) / name).read_bytes())
     except OSError:
+        with _naming(what):
+            weights_files.refuse_pipeline(Path(path))
         raise UserError(f"{what}: no {name} in {str(path)!r}; give the directory of a saved model") from None
     except ValueError as error:
         raise UserError(f"{what}: {Path(path) / name} is not JSON ({error}); fetch it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{what}: {Path(path) / name} is no object of settings; fetch it again")
+    return found
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Says in a UserError where the path comes from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 def load(
@@ -123,19 +141,49 @@ def load(
     allow_extra: bool = False,
     unused: str | None = None,
 ) -> torch.nn.Module:
-    """Loads a model from a local directory, frozen, with every tensor accounted for.
+    """Loads a model from a local directory, frozen; see `read_model`.
+
+    Args:
+        place: the device that the model goes to, by default `device()`.
+    """
+    model = read_model(model_class, path, what, allow_extra=allow_extra, unused=unused)
+    check_finite(model, dtype, f"{what}: {path}")
+    return model.to(place or device(), dtype).eval().requires_grad_(False)
+
+
+def check_finite(model: torch.nn.Module, dtype: torch.dtype, what: str) -> None:
+    """Raises UserError that names a parameter with NaN, infinity, or a value that `dtype` does not hold."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not (rounded := parameter.detach().to(dtype)).isfinite().all():
+            worst = parameter.detach()[~rounded.isfinite()][0].item()
+            lost = f", which {str(dtype).removeprefix('torch.')} does not hold; choose another type"
+            raise UserError(f"{what}: {name} holds {worst:.6g}{lost if math.isfinite(worst) else ''}")
+
+
+def read_model(
+    model_class: type[Any],
+    path: str | Path,
+    what: str,
+    *,
+    allow_extra: bool = False,
+    unused: str | None = None,
+    **options: Any,
+) -> torch.nn.Module:
+    """Reads a model from a local directory, with every tensor accounted for.
 
     Args:
         model_class: of diffusers or transformers.
         what: where the path comes from, for errors.
-        place: the device that the model goes to, by default `device()`.
         allow_extra: accept tensors that the class has no use for, such as the vision half of CLIP for text.
         unused: prefix of parameters that may be missing, because nobody calls them.
+        options: for `from_pretrained`.
 
     Raises UserError for a directory without safetensors and for weights that are damaged or do not fit.
     """
     read_json(path, "config.json", what)
-    options = {"variant": variant(path, what), "use_safetensors": True, "local_files_only": True}
+    options |= {"variant": variant(path, what), "use_safetensors": True, "local_files_only": True}
+    with _naming(what):
+        weights_files.check_directory(Path(path))
     try:
         model, info = model_class.from_pretrained(str(path), output_loading_info=True, **options)
     except LOADING_ERRORS as error:
@@ -147,7 +195,7 @@ def load(
         if names:
             found = f"{problem} {min(names)} ({len(names)} such)"
             raise UserError(f"{what}: {path}, read as {model_class.__name__}, {found}; copy it again")
-    return model.to(place or device(), dtype).eval().requires_grad_(False)
+    return model
 
 
 def digest(path: str | Path) -> str:

@@ -21,12 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from numpy.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from im3d_jax import pretrained
+from im3d_jax import pretrained, public_tensors
 from im3d_jax.autoencoders.patches import from_patches, to_patches
 from im3d_jax.backbones.attention import attend
 from im3d_jax.backbones.layers import Mixer, ResBlock, TemporalConv, TemporalResBlock, group_norm, upsample
+from im3d_jax.params import cast
 from recon_torch import ranges
 from recon_torch.errors import UserError
 from recon_torch.files import replacing, write_json
@@ -179,16 +181,24 @@ def read_params(path: str, architecture: Architecture) -> dict[str, Any]:
         raise UserError(f"config.autoencoder.kwargs.path is empty; {hint}")
     if path == "random":
         return jax.jit(architecture.init)(jax.random.key(0, impl="rbg"))  # which compiles in less time
-    tensors = {_present_name(name): tensor for name, tensor in pretrained.read(_directory(path)).items()}
+    found = public_tensors.read(_directory(path), public_tensors.AUTOENCODER)
+    tensors = {_present_name(name): tensor for name, tensor in found.items()}
     shapes = jax.eval_shape(architecture.init, jax.random.key(0))
     return pretrained.to_params(tensors, shapes, source_of, f"autoencoder {path}")
 
 
-def write(directory: str | Path, params: PyTree, architecture: Architecture) -> None:
-    """Writes an autoencoder as diffusers does: config.json and float32 weights. `read_params` reads them."""
+def write(
+    directory: str | Path, params: PyTree, architecture: Architecture, dtype: DTypeLike = np.float32
+) -> None:
+    """Writes an autoencoder as diffusers does: config.json and weights of `dtype`. `read_params` reads them.
+
+    Raises UserError that names a weight with a value that `dtype` does not hold.
+    """
+    path = Path(directory) / WEIGHTS_NAME
     tensors = pretrained.to_tensors(params, source_of)
-    with replacing(Path(directory) / WEIGHTS_NAME) as temporary:
-        save_file({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}, temporary)
+    tensors = {name: cast(tensor, dtype, f"{path}: {name}") for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
     levels = len(architecture.block_out_channels)
     config = {
         "_class_name": FAMILIES[architecture.temporal_decoder],

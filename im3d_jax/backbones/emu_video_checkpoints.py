@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array
 
-from im3d_jax import pretrained
+from im3d_jax import pretrained, public_tensors
 from im3d_jax.backbones import Params
 from im3d_jax.pretrained import Source, SourceOf
 
@@ -63,7 +63,7 @@ def from_pretrained(
     settings = {"_class_name": FAMILY, "attention_head_dim": list(num_heads), "norm_num_groups": 32}
     pretrained.check_config(path, settings)
     spatial, what = _text_to_image(params, latent_channels), f"{path} ({FAMILY})"
-    loaded = pretrained.to_params(pretrained.read(path), spatial, _source_of(convolves), what)
+    loaded = pretrained.to_params(public_tensors.read(path), spatial, _source_of(convolves), what)
     image = params["conv_in"]["kernel"][:, :, latent_channels:]
     return _with_input_kernel(loaded, np.concatenate([loaded["conv_in"]["kernel"], image], 2))
 

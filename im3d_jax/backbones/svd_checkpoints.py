@@ -14,16 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from im3d_jax import pretrained
+from im3d_jax import pretrained, public_tensors
 from im3d_jax.backbones import Params
 from im3d_jax.pretrained import Source, SourceOf
 
 FAMILY = "UNetSpatioTemporalConditionModel"
 
 STABILITY_PREFIX = "model.diffusion_model."
-OTHER_MODELS = ("first_stage_model.", "conditioner.")
-"""What else Stability's files hold: the autoencoder, and the image encoder."""
-
 LAYER = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)")
 """A layer's place in diffusers' layout: way, block, kind, number."""
 
@@ -74,13 +71,7 @@ def from_pretrained(path: str | Path, params: Params, layout: Layout, num_heads:
     directory's config.json that the model does not have.
     """
     pretrained.check_config(path, _settings(layout, num_heads))
-    tensors = pretrained.read(path)
-    if any(name.startswith(STABILITY_PREFIX) for name in tensors):
-        tensors = {
-            name.removeprefix(STABILITY_PREFIX): tensor
-            for name, tensor in tensors.items()
-            if not name.startswith(OTHER_MODELS)
-        }
+    tensors = public_tensors.read(path)
     if any(name.startswith("input_blocks.") for name in tensors):
         return pretrained.to_params(tensors, params, _stability_source(layout), f"{path} (Stability's SVD)")
     return pretrained.to_params(tensors, params, _diffusers_source, f"{path} ({FAMILY})")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from im3d_jax import pretrained
+from im3d_jax import pretrained, public_tensors
 from im3d_jax.backbones import Params
 from im3d_jax.pretrained import Source
 
@@ -29,7 +29,7 @@ def from_pretrained(
     directory's config.json that the model does not have.
     """
     pretrained.check_config(path, {"_class_name": family, **settings})
-    tensors, ours = pretrained.read(path), params["conv_in"]["kernel"]
+    tensors, ours = public_tensors.read(path), params["conv_in"]["kernel"]
     kernel = tensors.get("conv_in.weight")
     knows_image = kernel is None or kernel.shape != (ours.shape[-1], latent_channels, 3, 3)
     if not knows_image and ours.shape[2] == 2 * latent_channels + 1:

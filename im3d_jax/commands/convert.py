@@ -14,26 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from im3d_jax import backbones, checkpoint, config_flags, config_sections
-from recon_torch import outputs
+from im3d_jax.params import cast
+from recon_torch import outputs, weights_files
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing, sort_safetensors_header
 
 LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
 """A public layout -> the method of a model that makes its tensors."""
 
-PRECISIONS: dict[str, type[np.floating]] = {"float32": np.float32, "float16": np.float16}
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def to_weights(config: ConfigDict, source: Path, target: Path, dtype: type[np.floating]) -> int:
+def to_weights(config: ConfigDict, source: Path, target: Path, dtype: str) -> int:
     """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
     model = _build(config, "from_pretrained")
+    for file in weights_files.find(source):  # before minutes of compiling
+        weights_files.check(file)
     params = model.from_pretrained(source, backbones.init(model, jax.random.key(config.seed)))
     # The vocabulary that the weights belong to; text encoders have files of their own.
     words = list(config.text.kwargs.get("words", []))
@@ -42,14 +44,13 @@ def to_weights(config: ConfigDict, source: Path, target: Path, dtype: type[np.fl
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def to_checkpoint(
-    config: ConfigDict, source: Path, target: Path, dtype: type[np.floating], layout: str
-) -> int:
+def to_checkpoint(config: ConfigDict, source: Path, target: Path, dtype: str, layout: str) -> int:
     """Writes weights for `config.backbone` in a public layout. Returns the number of its parameters."""
     method = LAYOUTS[layout]
     model = _build(config, method)
     params, _ = backbones.load_weights(model, source)
-    tensors = {name: x.astype(dtype) for name, x in getattr(model, method)(params).items()}
+    made = getattr(model, method)(params)
+    tensors = {name: cast(tensor, dtype, f"{source}: {name}") for name, tensor in made.items()}
     with replacing(target) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "im3d": json.dumps({"source": source.name})})
         sort_safetensors_header(temporary)
@@ -81,7 +82,7 @@ def is_ours(path: Path) -> bool:
 def main(argv: list[str]) -> None:
     parser = CommandParser("convert", __doc__)
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="PATH",
-                        help="a .safetensors file, or a directory with its config.json")  # fmt: skip
+                        help="a .safetensors file, or diffusers' directory of a model")  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
     parser.add_argument("--layout", choices=("im3d", *LAYOUTS), default="im3d",
                         help="of what is written: im3d reads a public checkpoint, the others read weights of"
@@ -91,10 +92,9 @@ def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, parser)
     if flags.to.suffix != ".safetensors":
         raise UserError(f"--to {flags.to} must end in .safetensors")
-    dtype = PRECISIONS[flags.dtype]
     outputs.check_file(flags.to, "convert", is_ours, [flags.source])
     if flags.layout == "im3d":
-        count = to_weights(config, flags.source, flags.to, dtype)
+        count = to_weights(config, flags.source, flags.to, flags.dtype)
     else:
-        count = to_checkpoint(config, flags.source, flags.to, dtype, flags.layout)
+        count = to_checkpoint(config, flags.source, flags.to, flags.dtype, flags.layout)
     print(f"{flags.to}: {count:,} parameters, {flags.dtype}")

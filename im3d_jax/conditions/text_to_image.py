@@ -76,21 +76,44 @@ def _draw_one(
 
 def load_pipeline(path: Path) -> Any:
     """Loads the pipeline onto the device. No file of it is unpickled and no code in its directory is run."""
-    _check(path)
+    index = _check(path)
     diffusers = hosting.library("diffusers")
     # bfloat16 has float32's range: SDXL's autoencoder overflows in float16.
     dtype = torch.bfloat16 if hosting.device().type == "cuda" else torch.float32
     options = {"use_safetensors": True, "local_files_only": True, "variant": hosting.variant(path, WHAT)}
+    models = _models(path, index, dtype)
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(path), dtype=dtype, **options)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(path), dtype=dtype, **options, **models)
     except hosting.LOADING_ERRORS as error:
         raise UserError(f"{WHAT}: {path} does not load: {hosting.brief(error)}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(hosting.device())
 
 
-def _check(path: Path) -> None:
-    """Raises UserError, before anything is loaded, if this is not the directory of such a pipeline."""
+def _models(path: Path, index: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """The pipeline's networks by name. diffusers leaves a tensor that a file lacks at what memory holds."""
+    models = {}
+    for name, entry in index.items():
+        if isinstance(entry, list) and any((path / name).glob("*.safetensors")):
+            model_class = _class_of(*entry)
+            if isinstance(model_class, type) and issubclass(model_class, torch.nn.Module):
+                models[name] = hosting.read_model(model_class, path / name, WHAT, dtype=dtype)
+                hosting.check_finite(models[name], dtype, f"{WHAT}: {path / name}")
+    return models
+
+
+def _class_of(library: str, name: str) -> Any:
+    """The class of a pipeline's part; None if there is no such class, which diffusers then says."""
+    diffusers = hosting.library("diffusers")
+    libraries = {"diffusers": diffusers, "transformers": hosting.library("transformers")}
+    return getattr(libraries.get(library) or getattr(diffusers.pipelines, library, None), name, None)
+
+
+def _check(path: Path) -> dict[str, Any]:
+    """The pipeline's index: what it is made of.
+
+    Raises UserError, before anything is loaded, if this is not the directory of such a pipeline.
+    """
     index = hosting.read_json(path, "model_index.json", WHAT)
     name = index.get("_class_name")
     if not isinstance(name, str) or any(path.rglob("*.py")):
@@ -104,3 +127,4 @@ def _check(path: Path) -> None:
     for folder in sorted(each for each in path.iterdir() if each.is_dir()):
         if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             raise UserError(f"{WHAT}: {folder} has pickled weights alone; convert them to safetensors")
+    return index

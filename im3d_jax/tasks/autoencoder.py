@@ -33,7 +33,7 @@ from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import open_source
 from im3d_jax.params import join, split_params
-from im3d_jax.training_settings import AutoencoderLossSettings, TrainSettings
+from im3d_jax.training_settings import AutoencoderLossSettings, TrainSettings, WeightsDtype
 from recon_torch.errors import UserError
 
 ENCODER = r"^(encoder|quant_conv)/"
@@ -86,17 +86,20 @@ class AutoencoderTask:
         weights: AutoencoderLossSettings,
         trainable: str,
         first_views: FirstViews,
+        weights_dtype: WeightsDtype = WeightsDtype.FLOAT32,
     ):
         """Makes the task of training an architecture on views of `size` pixels.
 
         Args:
             trainable: regular expression of the paths that train.
             first_views: objects to show samples of and to measure latents on.
+            weights_dtype: of what is saved.
 
         Raises UserError for a size that the architecture or the loss does not take.
         """
         self.architecture, self.size, self.weights = architecture, size, weights
         self.trainable, self.first_views = trainable, first_views
+        self.weights_dtype = weights_dtype
         self.network = kl_network.Network(architecture)
         architecture.latent_shape(size)
         if size < SSIM_WINDOW:
@@ -193,7 +196,7 @@ class AutoencoderTask:
             latents = np.asarray(self._unscaled(params).encode(*self.first_views(NUM_MEASURED)), np.float64)
             architecture = dataclasses.replace(architecture, scaling_factor=float(1 / latents.std()))
         path = directory / "autoencoder"
-        kl_network.write(path, params, architecture)
+        kl_network.write(path, params, architecture, self.weights_dtype)
         return path
 
     def _unscaled(self, params: PyTree) -> AutoencoderKL:
@@ -265,4 +268,5 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
         settings.autoencoder or AutoencoderLossSettings(),
         settings.trainable,
         first_views,
+        WeightsDtype(settings.weights_dtype),
     )

@@ -26,7 +26,7 @@ from im3d_jax.diffusion import objective, schedules
 from im3d_jax.generator import Generator
 from im3d_jax.params import join, split_params
 from im3d_jax.settings import PictureSettings
-from im3d_jax.training_settings import LossWeight, TrainSettings
+from im3d_jax.training_settings import LossWeight, TrainSettings, WeightsDtype
 from recon_torch.errors import UserError
 
 NUM_LEVELS = 10
@@ -93,9 +93,11 @@ class TurntableTask:
         streams: Mapping[str, Stream],
         loss_weight: LossWeight = LossWeight.UNIFORM,
         samples: SampleSettings = SampleSettings(),  # noqa: B008 - it is frozen
+        weights_dtype: WeightsDtype = WeightsDtype.FLOAT32,
     ):
-        """generator: the backbone and its conditions, without parameters."""
+        """generator: the backbone and its conditions, without parameters. weights_dtype: of what is saved."""
         self.generator, self.streams, self.samples = generator, streams, samples
+        self.weights_dtype = weights_dtype
         self.loss_weight = loss_weight
         self.model, self.schedule = generator.model, generator.schedule
         self.partition_rules = self.model.partition_rules
@@ -249,7 +251,8 @@ class TurntableTask:
     def save(self, directory: Path, params: PyTree, metadata: dict[str, Any]) -> Path:
         """Writes `directory`/weights.safetensors, for `config.weights`."""
         path = directory / "weights.safetensors"
-        checkpoint.save_weights(path, params, metadata | {"words": list(self.generator.text.words)})
+        metadata = metadata | {"words": list(self.generator.text.words)}
+        checkpoint.save_weights(path, params, metadata, self.weights_dtype)
         return path
 
 
@@ -303,4 +306,5 @@ def build(config: ConfigDict, mesh: Mesh) -> TurntableTask:
         streams,
         LossWeight(settings.loss_weight),
         samples,
+        WeightsDtype(settings.weights_dtype),
     )

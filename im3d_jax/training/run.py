@@ -54,6 +54,7 @@ MAY_CHANGE = (
     "tensorboard",
     "sample",
     "profile",
+    "weights_dtype",
 )
 """Keys of `config.train` that may change from one start of a run to the next."""
 

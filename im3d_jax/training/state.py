@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from im3d_jax import sharding
-from im3d_jax.params import split_params
+from im3d_jax.params import cast, split_params
 
 
 class TrainState(NamedTuple):
@@ -110,7 +109,7 @@ def create(
         frozen_dtype: of those that do not.
         key: the root of all that is random, also of `init`.
 
-    Raises UserError if `trainable` matches nothing.
+    Raises UserError if `trainable` matches nothing, and for a loaded parameter that its type does not hold.
     """
     shapes = split_params(jax.eval_shape(init, key), trainable)
     places = sharding.of_tree(shapes, rules, mesh)
@@ -123,7 +122,10 @@ def create(
         trained, frozen = jax.jit(make, out_shardings=places)(key)
     else:
         trained, frozen = (
-            {path: sharding.place(np.asarray(value), where[path], dtype) for path, value in part.items()}
+            {
+                path: sharding.place(cast(value, dtype, f"parameter {path}"), where[path], dtype)
+                for path, value in part.items()
+            }
             for part, where, dtype in zip(split_params(loaded, trainable), places, dtypes, strict=True)
         )
     start = partial(_start, optimizer=optimizer)

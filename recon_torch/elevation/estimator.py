@@ -19,10 +19,10 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from recon_torch import weights_files
 from recon_torch.elevation.dino import DinoEncoder
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
@@ -124,14 +124,14 @@ def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> Ele
             that are not finite.
     """
     estimator = ElevationEstimator(dino)
-    try:
-        with safe_open(path, framework="pt") as file:
-            made_with = (file.metadata() or {}).get(ENCODER, TinyEncoder.identity)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read elevation weights {path}; make them with `im3d train-elevation`"
-        ) from error
+    if not Path(path).is_file():
+        raise UserError(f"no elevation weights at {path}; make them with `im3d train-elevation`")
+    with weights_files.opened(path) as file:
+        made_with = (file.metadata() or {}).get(ENCODER, TinyEncoder.identity)
+        weights = {
+            name: weights_files.to_float32(file.get_tensor(name), name, f"elevation weights {path}")
+            for name in file.keys()  # noqa: SIM118 - not a dict
+        }
     expected = {name: tensor.shape for name, tensor in estimator.trained_state().items()}
     fit = {name: tensor.shape for name, tensor in weights.items()} == expected
     if not fit or made_with != estimator.encoder.identity:
@@ -139,11 +139,7 @@ def load(path: str | Path = TINY_WEIGHTS, dino: str | Path | None = None) -> Ele
             f"elevation weights {path} fit another model: they take features of {made_with!r}, not of"
             f" {estimator.encoder.identity!r}; give config.elevation.dino with which they were trained"
         )
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
-            raise UserError(
-                f"elevation weights {path}: {name} holds values that are not finite numbers; make them with"
-                " `im3d train-elevation`"
-            )
+    if unfit := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(f"elevation weights {path}: {unfit[0]} holds NaN or infinity; train them again")
     estimator.load_state_dict(weights, strict=False)
     return estimator.eval()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from im3d_jax import checkpoint
@@ -29,14 +30,41 @@ def path(tmp_path, params):
     return tmp_path / "w.safetensors"
 
 
-def test_weights_come_back_as_float16_rounded(path, params):
-    loaded, metadata = checkpoint.load_weights(path, jax.eval_shape(lambda: params))
-    assert metadata == {"step": 7, "words": ["a", "b"]}
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_come_back_rounded_to_their_type(path, params, dtype):
+    metadata = {"step": 7, "words": ["a", "b"]}
+    checkpoint.save_weights(path, params, metadata, dtype)
+    loaded, found = checkpoint.load_weights(path, jax.eval_shape(lambda: params))
+    assert found == metadata
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     for ours, original in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
         assert ours.dtype == jnp.float32
-        assert np.array_equal(ours, original.astype(np.float16).astype(np.float32))
-    assert load_file(path)["block/kernel"].dtype == np.float16
+        rounded = torch.tensor(original).to(getattr(torch, dtype)).float()
+        assert np.array_equal(ours, rounded.numpy())
+    assert load_file(path)["block/kernel"].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (1e5, "float16", "block/bias holds 100000, which float16 does not hold; choose bfloat16"),
+        (-3.4e38, "bfloat16", "block/bias holds -3.4e[+]38, which bfloat16"),
+        (np.nan, "float32", "block/bias holds nan"),
+        (np.inf, "bfloat16", "block/bias holds inf"),
+    ],
+)
+def test_no_value_becomes_infinite_by_rounding(path, params, value, dtype, words):
+    before = path.read_bytes()
+    params["block"]["bias"][2] = value
+    with pytest.raises(UserError, match=words):
+        checkpoint.save_weights(path, params, {}, dtype)
+    assert path.read_bytes() == before
+
+
+def test_a_public_checkpoint_is_told_from_weights(path, params):
+    save_file({"conv_in.weight": np.zeros(2, np.float32)}, path)
+    with pytest.raises(UserError, match="public checkpoint, with tensors like conv_in.weight; convert"):
+        checkpoint.load_weights(path, params)
 
 
 def test_writing_leaves_one_readable_file_or_the_old_one(path, params, monkeypatch):
@@ -60,6 +88,15 @@ def damage(path, how):
         del arrays["block/bias"]
     elif how == "has more":
         arrays["block/extra"] = np.zeros(2, np.float16)
+    elif how == "float64":
+        arrays["block/kernel"] = np.full((3, 4), 1e39)
+    elif how == "complex":
+        arrays["block/kernel"] = arrays["block/kernel"].astype(np.complex64)
+    elif how == "integers":
+        arrays["block/kernel"] = arrays["block/kernel"].astype(np.int8)
+    elif how == "pointer":
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        return
     elif how == "other shape":
         arrays["block/kernel"] = arrays["block/kernel"].T.copy()
     elif how == "nan":
@@ -83,8 +120,12 @@ def damage(path, how):
         ("has more", "unknown block/extra"),
         ("other shape", r"block/kernel is \(4, 3\), the config makes it \(3, 4\)"),
         ("nan", "block/kernel holds NaN"),
-        ("truncated", "damaged"),
-        ("no safetensors", "damaged"),
+        ("truncated", "cut off"),
+        ("no safetensors", "is no safetensors file"),
+        ("float64", "block/kernel holds 1e[+]39, which is too large"),
+        ("complex", "block/kernel is complex64"),
+        ("integers", "block/kernel is int8"),
+        ("pointer", "git-lfs pointer"),
         ("missing", "no weights at"),
     ],
 )
@@ -182,6 +223,38 @@ def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, state, capsys):
     refused = pytest.raises(UserError, match="no checkpoint of .* can be read")
     with checkpoint.Checkpoints(tmp_path) as checkpoints, refused:
         checkpoints.restore(state, {})
+
+
+def damage_state(directory, how):
+    """Makes a checkpoint of which something cannot be read."""
+    if how == "empty":
+        shutil.rmtree(directory)
+        directory.mkdir()
+    elif how == "no meta":
+        shutil.rmtree(directory / "meta")
+    elif how == "no state":
+        shutil.rmtree(directory / "state")
+    else:
+        cut_files(directory)
+
+
+@pytest.mark.parametrize("how", ["empty", "no meta", "no state", "cut"])
+def test_a_damaged_one_is_replaced_when_its_step_is_made_again(tmp_path, state, how, capsys):
+    save_two(tmp_path, state)
+    directory = tmp_path / "checkpoints"
+    damage_state(directory / "2", how)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state, {})[0]["step"] == 1
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "2.unreadable"]  # nothing is lost yet
+    for start in range(2):  # also if the run stops before it has come so far
+        with checkpoint.Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.restore(state, {})[0]["step"] == 1
+            if start:
+                checkpoints.save(2, state | {"step": jnp.int32(2)}, {"settings": {}})
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state, {})[0]["step"] == 2
+    assert capsys.readouterr().err.count("cannot be read") == 1
 
 
 KILLED = """

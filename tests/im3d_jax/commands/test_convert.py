@@ -55,13 +55,14 @@ def test_there_and_back_is_what_diffusers_saved(directory, capsys):
 
 
 def test_half_precision_is_half_the_size_and_loads(directory):
-    assert command(directory, "unet", "half.safetensors", "--dtype=float16") == 0
+    assert command(directory, "unet", "half.safetensors", "--dtype=bfloat16") == 0
     model = backbones.build("svd", backbones.small_kwargs("svd"))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params, metadata = checkpoint.load_weights(directory / "half.safetensors", shapes)
     assert metadata == {"words": [], "source": "unet"}
     whole = load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
-    np.testing.assert_allclose(params["conv_in"]["kernel"], whole.permute(2, 3, 1, 0), rtol=1e-3, atol=1e-6)
+    rounded = whole.bfloat16().float().permute(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["conv_in"]["kernel"], rounded)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,10 @@ def bad_files(directory):
     save_file({"model.layers.0.weight": torch.zeros(2)}, directory / "family.safetensors")
     cut = (directory / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()[:-1000]
     (directory / "cut.safetensors").write_bytes(cut)
+    save_file({**whole, "conv_in.bias": torch.full((32,), 1e5)}, directory / "large.safetensors")
+    (directory / "pipeline/unet").mkdir(parents=True)
+    (directory / "pipeline/unet/diffusion_pytorch_model.safetensors").touch()
+    (directory / "pipeline/model_index.json").write_text("{}")
     return directory
 
 
@@ -80,7 +85,10 @@ def bad_files(directory):
     [
         ("shape.safetensors", (), "conv_in.weight is (32, 9, 3, 3)"),
         ("family.safetensors", (), "is it of another family or size?"),
-        ("cut.safetensors", (), "is damaged"),
+        ("cut.safetensors", (), "is cut off"),
+        ("pipeline", (), "whole pipeline; give the directory of one of its models, such as"),
+        ("large.safetensors", ("--dtype=float16",), "conv_in/bias holds 100000, which float16 does not hold"),
+        ("large.safetensors", ("--dtype=float16", "--layout=diffusers"), "are a public checkpoint"),
         ("nothing", (), "no .safetensors weights at"),
         ("unet", ("--layout=diffusers",), "no weights at"),
         ("unet", ("--config.backbone.name=torch_hosted",), "takes no argument"),

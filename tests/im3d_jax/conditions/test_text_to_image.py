@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from im3d_jax.conditions import text_to_image
 from recon_torch.errors import UserError
@@ -139,10 +140,30 @@ def test_what_cannot_be_drawn_is_one_line(pipeline, tmp_path, monkeypatch):
         weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-50])
 
+    def lacks(folder, name):
+        def change(copy):
+            (weights,) = (copy / folder).glob("*.safetensors")
+            tensors = load_file(weights)
+            del tensors[name]
+            save_file(tensors, weights, metadata={"format": "pt"})
+
+        return change
+
+    def overflow(copy):
+        (weights,) = (copy / "unet").glob("*.safetensors")
+        save_file(load_file(weights) | {"conv_in.bias": torch.full((16,), torch.inf)}, weights)
+
+    name = "text_model.final_layer_norm.bias"
+    (weights,) = (path / "text_encoder").glob("*.safetensors")
+    text_tensor = next(each for each in load_file(weights) if name.endswith(each))
     cases = [
+        (changed("unet", lacks("unet", "conv_in.weight")), "unet, .* lacks conv_in.weight .1 such"),
+        (changed("vae", lacks("vae", "decoder.conv_out.bias")), "vae, .* lacks decoder.conv_out.bias"),
+        (changed("text", lacks("text_encoder", text_tensor)), "text_encoder, .* lacks .*final_layer_norm"),
+        (changed("inf", overflow), "unet: conv_in.bias holds inf"),
         (tmp_path / "nowhere", "no model_index.json in"),
         (changed("pickled", pickle), "unet has pickled weights alone; convert them"),
-        (changed("damaged", damage), "does not load"),
+        (changed("damaged", damage), "is cut off"),
         (changed("code", lambda copy: (copy / "unet" / "my.py").write_text("1/0")), "Python code"),
         (changed("custom", rewrite(_class_name=["pipeline", "Mine"])), "Python code"),
         (changed("future", rewrite(_class_name="FuturePipeline")), "no FuturePipeline"),

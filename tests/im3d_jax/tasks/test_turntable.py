@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from im3d_jax import backbones, checkpoint, costs, sharding
 from im3d_jax.conditions.conditioning import Conditioning
@@ -216,6 +217,7 @@ def test_samples_are_turntables_of_prompts_and_pictures(shrunk, random_params, t
     config.num_views = 3
     config.text_to_image.num_steps = config.video.num_steps = 2
     config.train.sample.update(prompts=("a red chair",), images=(str(tmp_path / "picture.png"),))
+    config.train.weights_dtype = "bfloat16"
     mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
     task = turntable.build(config, mesh)
     params = traverse_util.unflatten_dict(random_params, sep="/")
@@ -234,3 +236,4 @@ def test_samples_are_turntables_of_prompts_and_pictures(shrunk, random_params, t
         "step": 3,
         "words": list(config.text.kwargs.words),
     }
+    assert {str(each.dtype) for each in load_file(path).values()} == {"bfloat16"}

@@ -14,6 +14,7 @@ import pytest
 from im3d_jax import sharding
 from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
+from recon_torch.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +88,14 @@ def start(mesh="data=8", trainable=".*", frozen_dtype="float32", **changed):
     where = jax.tree.map(lambda array: array.sharding, state)
     step = make_step(task, optimizer, mesh, rate=learning_rate(settings(**changed)), where=where, **options)
     return step, [state, frozen, constants, placed, "stream"]
+
+
+def test_a_loaded_parameter_that_the_frozen_type_does_not_hold_is_named():
+    task, mesh = Regression(), sharding.make_mesh({"data": 8})
+    loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 1e5, np.float32), task.init(jax.random.key(0)))
+    options = dict(trainable="temporal", frozen_dtype="float16", key=jax.random.key(0))
+    with pytest.raises(UserError, match="parameter spatial/kernel holds 100000, which float16 does not hold"):
+        create(task.init, loaded, RULES, mesh, make_optimizer(settings()), **options)
 
 
 def as_numpy(tree):

@@ -1,0 +1,280 @@
+"""Files of weights as users bring them: found, named for what they are, and read.
+
+Only safetensors are read, because reading a pickle runs whatever code it holds. What else a user may have
+in its place is told apart by its first bytes, and named with what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import string
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from recon_torch.errors import UserError, first_line
+
+SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
+
+SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.)")
+"""What tells the shards of one set of weights apart, such as model-00001-of-00002.safetensors."""
+
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+
+NUM_FIRST_BYTES = 512
+MAX_HEADER_BYTES = 100_000_000  # which safetensors allows
+
+CONVERT = (
+    "convert it to safetensors, as docs/backbones.md shows, or fetch the .safetensors that lies beside it"
+)
+DOWNLOAD = "download the file itself"
+GIVE = "give the .safetensors of the model"
+UNPACK = "unpack it, and give the .safetensors in it"
+
+
+class Kind(NamedTuple):
+    """What a file is that is no safetensors file.
+
+    Attributes:
+        pattern: what it begins with.
+        name: what to call it. remedy: what its user can do.
+    """
+
+    pattern: bytes
+    name: str
+    remedy: str
+
+
+KINDS = (
+    Kind(rb"version https://git-lfs", "a git-lfs pointer, which stands for the file", "run `git lfs pull`"),
+    Kind(rb"/annex/objects/", "a git-annex pointer, which stands for the file", "run `git annex get`"),
+    Kind(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", "a web page, such as a login", DOWNLOAD),
+    Kind(rb"(\xef\xbb\xbf)?\s*<\?xml", "XML, such as the error of a server", DOWNLOAD),
+    Kind(rb"(\xef\xbb\xbf)?\s*[{\[]", "JSON, such as a config or the error of a server", GIVE),
+    Kind(rb"\x80[\x02-\x05]", "pickled", CONVERT),
+    Kind(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", UNPACK),
+    Kind(rb"(?s).{257}ustar", "a tar archive", UNPACK),
+    Kind(rb"GGUF", "a GGUF file, whose weights are quantised", GIVE),
+    Kind(rb"\x89HDF", "an HDF5 file, as Keras writes", GIVE),
+    Kind(rb"\x93NUMPY", "a NumPy array", GIVE),
+    Kind(rb"\0{16}", "zeros where its header belongs, as in a download that has not ended", DOWNLOAD),
+)
+
+KINDS_BY_SUFFIX = {
+    ".onnx": "an ONNX file",
+    ".msgpack": "weights of Flax in msgpack",
+    ".pb": "a TensorFlow graph",
+}
+
+FLOATS = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+)
+"""Types all of whose values float32 holds."""
+
+
+# ---- Where the weights are ----
+
+
+def find(path: str | Path) -> list[Path]:
+    """The .safetensors files of one set of weights: a file, or the shards of a directory or an index.
+
+    Raises UserError, which says what there is instead, if there is none, if shards are missing, and for a
+    directory that holds several sets or is that of a whole pipeline.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX) and path.is_file():
+        return _indexed(path)
+    if path.is_file():
+        return _whole_set(path, list(path.parent.glob(f"*{SUFFIX}"))) if SHARD.search(path.name) else [path]
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there; copy the file itself")
+    refuse_pipeline(path)
+    if indices := sorted(path.glob(f"*{INDEX}"), key=_plain_first):
+        return _indexed(indices[0])
+    if files := sorted(path.glob(f"*{SUFFIX}"), key=_plain_first):
+        return _whole_set(_only_set(path, files), files)
+    if pickled := sorted(file for file in path.glob("*") if file.suffix in PICKLED):
+        raise UserError(f"no {SUFFIX} weights at {path}: {pickled[0].name} is pickled; {CONVERT}")
+    hint = (
+        f"give one of its directories{folders}"
+        if (folders := _folders(path))
+        else "give a file or a directory"
+    )
+    raise UserError(f"no {SUFFIX} weights at {path}; {hint}")
+
+
+def refuse_pipeline(path: Path) -> None:
+    """Raises UserError for the directory of a whole pipeline, which names those of its models."""
+    if (path / "model_index.json").is_file():
+        raise UserError(
+            f"{path} is a whole pipeline; give the directory of one of its models{_folders(path)}"
+        )
+
+
+def check_directory(path: Path) -> None:
+    """Raises UserError for a directory with a file of weights that `check` refuses or a shard missing."""
+    for index in sorted(path.glob(f"*{INDEX}")):
+        _indexed(index)
+    for file in sorted(path.glob(f"*{SUFFIX}")):
+        check(file)
+
+
+def _plain_first(file: Path) -> tuple[int, str]:
+    return len(file.name), file.name
+
+
+def _folders(path: Path) -> str:
+    """The directories that hold models, such as ", such as pipeline/unet"; "" if there are none."""
+    held = {file.parent for suffix in (SUFFIX, *PICKLED) for file in path.glob(f"*/*{suffix}")}
+    names = sorted(held, key=lambda folder: (folder.name not in ("unet", "transformer"), folder.name))
+    return f", such as {names[0]}" if names else ""
+
+
+def _only_set(path: Path, files: Sequence[Path]) -> Path:
+    """The first file of the plain set of weights. A directory may hold variants of it, such as NAME.fp16."""
+    stems = {SHARD.sub("", file.name).removesuffix(SUFFIX): file for file in reversed(files)}
+    plain = min(sorted(stems), key=len)
+    if others := sorted(stem for stem in stems if stem != plain and not stem.startswith(f"{plain}.")):
+        raise UserError(
+            f"{path} holds several sets of weights, {plain} and {others[0]} among them; give one file"
+        )
+    return stems[plain]
+
+
+def _whole_set(file: Path, files: Sequence[Path]) -> list[Path]:
+    """The shards of the set that a file belongs to, or the file alone."""
+    found = SHARD.search(file.name)
+    if not found:
+        return [file]
+    first, last = file.name[: found.start()], file.name[found.end() :]
+    count, digits = int(found[2]), len(found[1])
+    # One more name than there are files is enough to find one that is missing, whatever count a name claims.
+    names = [f"{first}-{i:0{digits}d}-of-{found[2]}{last}" for i in range(1, min(count, len(files) + 1) + 1)]
+    return _all_there(file.parent, names, count, "its name")
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        shards = json.loads(index.read_bytes())["weight_map"].values()
+        names = sorted({Path(shard).name for shard in shards})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{index} is no index of shards; fetch it again") from None
+    return _all_there(index.parent, names, len(names), index.name)
+
+
+def _all_there(folder: Path, names: Sequence[str], count: int, said_by: str) -> list[Path]:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        first = missing[0] if missing else "any"
+        raise UserError(
+            f"{folder} lacks shard {first} of the {count} that {said_by} tells of; fetch it as well"
+        )
+    return [folder / name for name in names]
+
+
+# ---- What a file is ----
+
+
+def check(path: str | Path) -> None:
+    """Raises UserError, which says what a file is instead, unless it is a whole safetensors file."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            first = file.read(NUM_FIRST_BYTES)
+            length = int.from_bytes(first[:8], "little")
+            is_header = first[8:9] == b"{" and length <= MAX_HEADER_BYTES
+            header = (first[8:] + file.read(max(0, 8 + length - len(first))))[:length] if is_header else b""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if not is_header:
+        raise UserError(f"{path} {_kind(path, first)}")
+    try:
+        ends = [
+            entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"
+        ]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        if len(header) < length:
+            raise UserError(
+                f"{path} is cut off within its header, at {size:,} bytes; fetch it again"
+            ) from None
+        raise UserError(f"{path} is damaged: its header makes no sense; fetch it again") from None
+    if size != expected:
+        problem = "cut off" if size < expected else "too long"
+        raise UserError(f"{path} is {problem}: it has {size:,} of {expected:,} bytes; fetch it again")
+
+
+def _kind(path: Path, first: bytes) -> str:
+    """What a file is that is no safetensors file, and what to do, as the end of a sentence."""
+    if not first:
+        return f"is empty; {DOWNLOAD}"
+    if zipfile.is_zipfile(path):
+        return _zip_kind(path)
+    for kind in KINDS:
+        if re.match(kind.pattern, first):
+            return f"is {kind.name}; {kind.remedy}"
+    if path.suffix in KINDS_BY_SUFFIX:
+        return f"is {KINDS_BY_SUFFIX[path.suffix]}; {GIVE}"
+    text = first.decode("ascii", "replace").strip()
+    if text and all(each.isspace() or each in string.printable for each in text):
+        return f"is text, which begins with {text.splitlines()[0][:40]!r}; {DOWNLOAD}"
+    return f"is no safetensors file; {GIVE}"
+
+
+def _zip_kind(path: Path) -> str:
+    with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("data.pkl") for name in names):
+            return f"is pickled, by PyTorch; {CONVERT}"
+        if names and all(name.endswith(".npy") for name in names):
+            return f"is an archive of NumPy arrays; {GIVE}"
+    return f"is a zip archive; {UNPACK}"
+
+
+# ---- Reading ----
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[safe_open]:
+    """An open safetensors file, whose tensors are torch's. Raises UserError for what is none, see `check`."""
+    check(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error, 120)}); fetch it again") from None
+
+
+def to_float32(tensor: Tensor, name: str, path: str | Path) -> Float[Tensor, "..."]:
+    """A tensor of a file as float32, which holds all its values.
+
+    Raises UserError that names the tensor if it is complex, of integers or of a type that is not read, and if
+    float32 does not hold one of its values.
+    """
+    if tensor.dtype in FLOATS:
+        return tensor.float()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype != torch.float64:
+        also = "; weights that are quantised to integers are not read, give the original ones"
+        also = also if not tensor.is_complex() and not tensor.is_floating_point() else ", which is not read"
+        raise UserError(f"{path}: {name} is {kind}{also}")
+    rounded = tensor.float()
+    if (lost := tensor[rounded.isinf() & tensor.isfinite()]).numel():
+        raise UserError(f"{path}: {name} holds {lost[0]:.3g}, which is too large for float32")
+    return rounded
