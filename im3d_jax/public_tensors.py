@@ -100,7 +100,7 @@ def read(path: str | Path, prefixes: Sequence[str] = DENOISER) -> dict[str, np.n
         with weights_files.opened(file) as opened:
             names |= dict.fromkeys(opened.keys(), file)
     chosen = choose(names, prefixes, str(path))
-    stored = {}
+    stored: dict[str, Tensor] = {}
     for file in sorted({names[name] for name in chosen}):
         with weights_files.opened(file) as opened:
             stored |= {own: opened.get_tensor(name) for name, own in chosen.items() if names[name] == file}
@@ -123,7 +123,8 @@ def choose(names: Iterable[str], prefixes: Sequence[str], where: str) -> dict[st
     """
     names = sorted(names)
     _refuse_no_models(names, where)
-    plain, left = {}, {}
+    plain: dict[str, str] = {}
+    left: dict[str, dict[str, str]] = {}
     for name, own in _stripped(names, prefixes).items():
         if reason := _reason(own, prefixes):
             left.setdefault(reason, {})[name] = own

@@ -126,6 +126,13 @@ def hold_part(directory: str | os.PathLike, number: int, count: int) -> Iterator
         yield
 
 
+def parts_at_work(directory: str | os.PathLike) -> dict[tuple[int, int], str]:
+    """(number, count) of the parts of a directory that processes hold, see `hold_part` -> who holds each."""
+    matches = ((path, PART_LOCK.fullmatch(path.name)) for path in Path(directory).iterdir())
+    found = {(int(match[1]), int(match[2])): _holder(path) for path, match in matches if match}
+    return {part: str(holder) for part, holder in found.items() if holder}
+
+
 class OwnedDirectory:
     """A new directory that is removed by `cleanup`, at the end of the process, or after its death by `clear`.
 

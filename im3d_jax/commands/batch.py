@@ -2,11 +2,13 @@
 
     im3d batch --prompts prompts.txt --out out/batch
     im3d batch --prompts prompts.jsonl --out out/batch --shard 3/16 --retry-seeds 2
+    im3d batch --status out/batch
     im3d batch --summarize out/batch
 
 Asset i goes to OUT/assets/00000i, with the files that `im3d generate` writes. With --num-assets n, prompt i
 has the n assets from i * n on. Shard I of N makes the assets I, I + N, ...; all shards may share OUT. Assets
 that are there already are not made again. In the end OUT/summary.json and OUT/gallery.html are written.
+--status DIR shows what is made, what is missing and who works on it, and exits with 1 unless all is made.
 
 Exit codes: 0, all assets of the shard are there; 1, some failed (their error.json says why, and the next call
 tries them again); 75, stopped by SIGTERM or SIGUSR1.
@@ -30,7 +32,11 @@ DEFAULT_CONFIG = "configs/tiny.py"
 def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, make_parser(), default=DEFAULT_CONFIG)
     check(flags)
-    if code := summarize(flags.summarize) if flags.summarize else run(config, flags):
+    if flags.status:
+        code = show_status(flags.status)
+    else:
+        code = summarize(flags.summarize) if flags.summarize else run(config, flags)
+    if code:
         raise SystemExit(code)
 
 
@@ -77,17 +83,27 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="make again what was made from another prompt or config"
     )
+    parser.add_argument("--status", type=Path, metavar="DIR", help="only show what DIR has and lacks")
     parser.add_argument("--summarize", type=Path, metavar="DIR", help="only write DIR's summary and gallery")
     return parser
 
 
 def check(flags: Namespace) -> None:
     """Raises UserError for flags that do not go together."""
-    if not flags.summarize and not (flags.prompts and flags.out):
-        raise UserError("give --prompts FILE and --out DIR, or --summarize DIR")
+    if not (flags.summarize or flags.status or (flags.prompts and flags.out)):
+        raise UserError("give --prompts FILE and --out DIR, or --status DIR, or --summarize DIR")
 
 
 # The rest is imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
+
+
+def show_status(out: Path) -> int:
+    """Prints what a batch has and lacks. Returns 0 if all that was asked for is there, otherwise 1."""
+    from im3d_jax.jobs import summary
+
+    text, is_whole = summary.screen(out)
+    print(text)
+    return 0 if is_whole else 1
 
 
 def summarize(out: Path) -> int:

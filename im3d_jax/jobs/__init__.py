@@ -1,4 +1,4 @@
-"""Many assets: files of prompts, shards, what is made already, lanes of workers, signals, and the gallery.
+"""Many assets: files of prompts, shards, what is made already, lanes of workers, signals, the summary.
 
 A batch is a directory:
 

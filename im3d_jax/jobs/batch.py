@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from im3d_jax.asset import ASSET, Request
-from im3d_jax.jobs import ASSETS, BATCH, ERROR, FAILURE, gallery, prompt_files
+from im3d_jax.jobs import ASSETS, BATCH, ERROR, FAILURE, gallery, prompt_files, summary
 from im3d_jax.jobs.lanes import Maker, make_all
 from im3d_jax.jobs.outcomes import FAILED, Progress
 from im3d_jax.jobs.pictures import draw_missing
@@ -56,6 +56,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     # Mistakes in prompts and flags come to light before anything is loaded or written.
     requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
     shard = read_shard(batch.shard, os.environ)
+    asked = summary.Asked(len(requests), shard.num_shards)
     requests = requests[shard.number :: shard.num_shards]
     outputs.check(batch.out, BATCH)
     with outputs.opened(batch.out, Kind(BATCH.command, ()), part=shard):
@@ -67,6 +68,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
         # What failed before comes last: whatever is wrong with it does not keep the others waiting.
         missing.sort(key=lambda request: (request.out / ERROR).is_file())
         make_directory(batch.out / ASSETS)
+        summary.write(batch.out, asked)
         return _make(batch, settings, requests, missing, load, stop, shard)
 
 

@@ -1,4 +1,4 @@
-"""What all shards of a batch have made, in numbers (summary.json) and to look at (gallery.html).
+"""What all shards of a batch have made, to look at: gallery.html.
 
 The pages are static and can be opened from a disk: their links are relative, they have no scripts, and all
 that users wrote is escaped. Radio buttons and CSS filter them by verdict.
@@ -6,55 +6,18 @@ that users wrote is escaped. Radio buttons and CSS filter them by verdict.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from html import escape
 from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple
 
 from im3d_jax.asset import REPORT
-from im3d_jax.jobs import ASSETS, BATCH, ERROR
+from im3d_jax.jobs import ASSETS, BATCH, ERROR, summary
 from im3d_jax.jobs.outcomes import FAILED
+from im3d_jax.jobs.summary import KINDS, SUMMARY, Entry
 from recon_torch import outputs
-from recon_torch.errors import UserError
-from recon_torch.files import replacing, write_json
-from recon_torch.settings import Verdict
+from recon_torch.files import replacing
 
-SUMMARY = "summary.json"
 ASSETS_PER_PAGE = 200
-KINDS = (*Verdict, FAILED)
-
-
-class Entry(NamedTuple):
-    """What one directory of the batch holds.
-
-    Attributes:
-        name: of the directory, a number.
-        kind: the verdict on the asset, or `FAILED`.
-        told: the content of its report.json or error.json.
-    """
-
-    name: str
-    kind: str
-    told: dict[str, Any]
-
-    @property
-    def reasons(self) -> list[str]:
-        """What speaks against the asset."""
-        if self.kind == FAILED:
-            return [self.told["error"]]
-        return [*self.told["quality"]["reasons"], *self.told["quality"]["hints"]]
-
-    @property
-    def psnr(self) -> float:
-        """In dB, of the renders to the views of the last round. Only whole assets have it."""
-        return float(self.told["rounds"][-1]["psnr"])
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """By stage, and in total. Only whole assets have them."""
-        return {stage: float(seconds) for stage, seconds in self.told["seconds"].items()}
 
 
 def write(out: Path) -> str:
@@ -62,10 +25,7 @@ def write(out: Path) -> str:
 
     Raises UserError if `out` is not the directory of a batch, and for files of these names that are not ours.
     """
-    assets = collect(out)
-    outputs.check(out, BATCH)
-    outputs.claim(out, BATCH)
-    write_json(out / SUMMARY, summary(assets))
+    assets, totals = summary.write(out)
     pages = [assets[i : i + ASSETS_PER_PAGE] for i in range(0, max(len(assets), 1), ASSETS_PER_PAGE)]
     names = [page_name(number) for number in range(len(pages))]
     for name, page in zip(names, pages, strict=True):
@@ -74,51 +34,12 @@ def write(out: Path) -> str:
     for stale in outputs.files_of(out, BATCH):
         if stale.name not in (SUMMARY, *names):
             stale.unlink(missing_ok=True)
-    return f"see {out / names[0]} and {SUMMARY}"
+    missing = f"{totals['num_missing']} of the batch's {totals['num_asked']} assets are missing"
+    return f"{missing + '; ' if totals['num_missing'] else ''}see {out / names[0]} and {SUMMARY}"
 
 
 def page_name(number: int) -> str:
     return f"gallery_{number + 1}.html" if number else "gallery.html"
-
-
-def collect(out: Path) -> list[Entry]:
-    """The assets that are whole or have failed, in the order of their numbers."""
-    if not (out / ASSETS).is_dir():
-        raise UserError(f"no batch in {out}; give a directory that `im3d batch --out` wrote")
-    directories = [path for path in (out / ASSETS).iterdir() if path.name.isascii() and path.name.isdigit()]
-    found = (read(path) for path in sorted(directories, key=lambda path: int(path.name)))
-    return [asset for asset in found if asset]
-
-
-def read(directory: Path) -> Entry | None:
-    """The entry of a directory; None if it has neither a whole report nor a reason for a failure."""
-    for name in (REPORT, ERROR):
-        try:
-            told = json.loads((directory / name).read_text())
-            asset = Entry(directory.name, FAILED if name == ERROR else told["quality"]["verdict"], told)
-            _ = asset.reasons, asset.kind == FAILED or (asset.psnr, asset.seconds["total"])
-            if asset.kind in KINDS:
-                return asset
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
-    return None
-
-
-def summary(assets: list[Entry]) -> dict[str, Any]:
-    """The content of summary.json. Means are over whole assets; assets_per_hour counts one lane."""
-    made = [asset for asset in assets if asset.kind != FAILED]
-    stages = sorted({stage for asset in made for stage in asset.seconds})
-    seconds = {stage: fmean(asset.seconds.get(stage, 0.0) for asset in made) for stage in stages}
-    counts = Counter(asset.kind for asset in assets)
-    return {
-        "num_assets": len(made),
-        "verdicts": {str(verdict): counts[verdict] for verdict in Verdict},
-        "num_failed": counts[FAILED],
-        "mean_psnr": fmean(asset.psnr for asset in made) if made else None,
-        "mean_seconds": seconds,
-        "assets_per_hour": 3600 / seconds["total"] if made else None,
-        "failures": {asset.name: asset.told["error"] for asset in assets if asset.kind == FAILED},
-    }
 
 
 # ---- The pages ----

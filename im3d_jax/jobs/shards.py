@@ -9,6 +9,7 @@ from typing import NamedTuple
 from im3d_jax.asset import Request
 from im3d_jax.jobs import ASSETS
 from im3d_jax.jobs.prompt_files import Entry
+from im3d_jax.training import hosts
 from recon_torch.errors import UserError
 
 MAX_ASSETS = 10_000_000
@@ -50,7 +51,8 @@ def read_shard(flag: str, environment: Mapping[str, str]) -> Shard:
     """The shard that the flag "I/N" names or, if it is empty, the one that SLURM's environment does.
 
     Tasks of a job array, tasks of srun, and tasks of srun within a job array all are shards; without any of
-    them there is one. Raises UserError for a flag that is no shard, and for an array with uneven indices.
+    them there is one, as in the shell that salloc opens. Raises UserError for a flag that is no shard, for an
+    array with uneven indices, and for an environment that does not say which of how many tasks this is.
     """
     if flag:
         parts = flag.split("/")
@@ -60,17 +62,37 @@ def read_shard(flag: str, environment: Mapping[str, str]) -> Shard:
         if not shard.number < shard.num_shards:
             raise UserError(f"--shard is {flag!r}; I counts from 0 to N - 1")
         return shard
-    index, count = 0, 1
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        task, first, last, count, step = (
-            int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
-            for name, default in (("ID", 0), ("MIN", 0), ("MAX", 0), ("COUNT", 1), ("STEP", 1))
-        )
-        if (last - first) // step + 1 != count:
-            raise UserError("the indices of this job array are not evenly spaced; give --shard I/N")
-        index = (task - first) // step
-    # A script outside srun has a SLURM_PROCID as well, but is alone.
-    if "SLURM_STEP_ID" in environment:
-        num_tasks = int(environment["SLURM_NTASKS"])
-        index, count = index * num_tasks + int(environment["SLURM_PROCID"]), count * num_tasks
-    return Shard(index, count)
+    array, step = _array_shard(environment), _step_shard(environment)
+    return Shard(array.number * step.num_shards + step.number, array.num_shards * step.num_shards)
+
+
+def _array_shard(environment: Mapping[str, str]) -> Shard:
+    """Which task of a job array this is."""
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return Shard(0, 1)
+    task, first, last, count, step = (
+        _number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN", "MAX", "COUNT", "STEP")
+    )
+    if step < 1 or (last - first) // step + 1 != count or task not in range(first, last + 1, step):
+        raise UserError("the indices of this job array are not evenly spaced; give --shard I/N")
+    return Shard((task - first) // step, count)
+
+
+def _step_shard(environment: Mapping[str, str]) -> Shard:
+    """Which task of `srun` this is. A script outside it has a SLURM_PROCID as well, but is alone."""
+    if not hosts.is_slurm_step(environment):
+        return Shard(0, 1)
+    # Within an allocation of several tasks SLURM_NTASKS may be theirs, for a step of other ones.
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    count = _number(environment, next((name for name in names if name in environment), names[0]))
+    shard = Shard(_number(environment, "SLURM_PROCID"), count)
+    if not shard.number < shard.num_shards:
+        raise UserError(f"SLURM says that this is task {shard.number} of {count}; give --shard I/N")
+    return shard
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not text.isdecimal():
+        raise UserError(f"SLURM says {name}={text!r}, which is no number; give --shard I/N, or 0/1 for all")
+    return int(text)

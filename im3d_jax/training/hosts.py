@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -47,6 +47,10 @@ EXIT_HUNG = 70
 
 CLUSTERS = ("auto", "slurm", "gketpu", "gcetpu")
 """Schedulers from which JAX reads coordinator, process count and process id, by JAX's own names."""
+
+FIRST_SPECIAL_STEP = 0xFFFF_FFF0
+"""SLURM numbers from here on what is no step of tasks: 0xFFFFFFFA is the shell that `salloc` opens
+(LaunchParameters=use_interactive_step), 0xFFFFFFFB a batch script (SLURM's slurm.h)."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -100,6 +104,16 @@ def initialize(flags: Namespace) -> None:
         _initialize_by_address(
             flags.coordinator, flags.num_processes, flags.process_id, flags.connect_timeout_s
         )
+
+
+def is_slurm_step(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM has started this process as one of the tasks of a step, by `srun`.
+
+    The shell that `salloc` opens on a node is a step as well, and so is a batch script, but each is one
+    process for the whole allocation, whose number of tasks its environment has.
+    """
+    number = environment.get("SLURM_STEP_ID", "")
+    return number.isdecimal() and int(number) < FIRST_SPECIAL_STEP
 
 
 def is_main() -> bool:
@@ -269,6 +283,9 @@ class Watchdog:
 
 
 def _initialize_by_cluster(name: str, timeout_s: int) -> None:
+    if name in ("auto", "slurm") and "SLURM_STEP_ID" in os.environ and not is_slurm_step(os.environ):
+        alone = "this shell is one process for the whole allocation"
+        raise UserError(f"--cluster {name}: {alone}; put `srun` before the command, or leave out --cluster")
     method = None if name == "auto" else name
     try:
         jax.distributed.initialize(cluster_detection_method=method, initialization_timeout=timeout_s)

@@ -234,6 +234,31 @@ def test_what_is_there_is_not_made_again(command, quick, tmp_path):
     assert quick.made == ["b"] and {path.name for path in half.iterdir()} == {"report.json", outputs.MARKER}
 
 
+def test_a_lost_shard_is_missing_from_the_first_call_on(command, quick, tmp_path, monkeypatch, capsys):
+    def lose(show):
+        seen.append(json.loads((tmp_path / "out/summary.json").read_text()))
+
+    seen = []
+    quick.happens["a"] = lose
+    assert command("--shard", "0/2", prompts=["a", "b"]) == 0
+    assert "1 of the batch's 2 assets are missing" in capsys.readouterr().out
+    for told, missing in ((seen[0], 2), (json.loads((tmp_path / "out/summary.json").read_text()), 1)):
+        assert (told["num_asked"], told["num_shards"], told["num_missing"]) == (2, 2, missing)
+
+
+def test_the_shell_of_an_interactive_allocation_makes_everything(command, quick, monkeypatch, capsys):
+    for name, value in dict(STEP_ID=4294967290, PROCID=0, NTASKS=2, STEP_NUM_TASKS=2).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert command(prompts=["a", "b"]) == 0
+    assert quick.made == ["a", "b"] and "shard 0/1: 2 made" in capsys.readouterr().out
+
+
+def test_a_step_of_which_slurm_says_too_little_is_one_line(command, quick, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert command(prompts=["a", "b"]) == 2
+    assert "give --shard I/N" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["report.json/x", "asset.ply", "images/000.png", "error.json"])
 def test_a_file_of_a_users_among_the_assets_is_refused_before_any_work(
     command, quick, tmp_path, name, capsys

@@ -167,7 +167,10 @@ MISTAKES = {
         "is a clip, which makes no captions; give a BLIP",
     ),
     "pickled": (pickle, r"no \.safetensors weights in .* pickled ones are not read"),
-    "damaged": (lambda path: (path / "model.safetensors").write_bytes(b"12345678"), "does not load as"),
+    "damaged": (
+        lambda path: (path / "model.safetensors").write_bytes(b"12345678"),
+        "is text, which begins with",
+    ),
     "no words": (lambda path: (path / "vocab.json").unlink(), "no tokeniser in"),
     "no pictures": (lambda path: (path / "preprocessor_config.json").unlink(), "no AutoImageProcessor loads"),
 }

@@ -124,13 +124,17 @@ def test_the_summary_counts_and_averages(tmp_path, capsys):
     assert main.run(["batch", "--summarize", str(tmp_path)]) == 0
     assert "gallery.html" in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "num_asked": None,  # nobody has said it
+        "num_shards": None,
         "num_assets": 2,
         "verdicts": {"good": 1, "suspect": 0, "bad": 1},
         "num_failed": 1,
+        "num_missing": None,
         "mean_psnr": 25.0,
         "mean_seconds": {"fit": 20.0, "total": 40.0},
         "assets_per_hour": 90.0,
         "failures": {"000002": "why"},
+        "missing": [],
     }
 
 

@@ -13,6 +13,14 @@ ARRAY = {
     f"SLURM_ARRAY_TASK_{name}": value
     for name, value in dict(ID="6", MIN="4", MAX="8", COUNT="3", STEP="2").items()
 }
+SALLOC = {
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+}
+"""The shell that salloc -n2 opens on a node: one process, with the numbers of the allocation."""
+
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
 
 
@@ -25,6 +33,11 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
         ("", SRUN, (3, 4)),
         ("", ARRAY | SRUN, (7, 12)),
         ("", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # a script outside srun is alone
+        ("", SALLOC, (0, 1)),
+        ("", SALLOC | {"SLURM_STEP_ID": str(0xFFFFFFFB)}, (0, 1)),  # a batch script
+        ("", SALLOC | {"SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "1"}, (0, 1)),  # srun -n1 in it
+        ("", {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2)),
+        ("1/2", {"SLURM_STEP_ID": "0"}, (1, 2)),
     ],
 )
 def test_shards_by_flag_and_by_slurm(flag, environment, shard):
@@ -37,9 +50,26 @@ def test_shards_that_cannot_be(flag):
         shards.read_shard(flag, {})
 
 
-def test_an_uneven_job_array_is_refused():
+@pytest.mark.parametrize("changed", [{"MAX": "10"}, {"ID": "5"}, {"ID": "10"}, {"STEP": "0"}])
+def test_an_uneven_job_array_is_refused(changed):
+    changed = {f"SLURM_ARRAY_TASK_{name}": value for name, value in changed.items()}
     with pytest.raises(UserError, match="not evenly spaced"):
-        shards.read_shard("", ARRAY | {"SLURM_ARRAY_TASK_MAX": "10"})
+        shards.read_shard("", ARRAY | changed)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS=''"),
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}, "SLURM_PROCID=''"),
+        (SRUN | {"SLURM_PROCID": "4"}, "task 4 of 4"),
+        (SRUN | {"SLURM_NTASKS": "4(x2)"}, r"SLURM_NTASKS='4\(x2\)'"),
+        ({"SLURM_ARRAY_TASK_ID": "5"}, "SLURM_ARRAY_TASK_MIN=''"),
+    ],
+)
+def test_what_slurm_does_not_say_is_asked_for(environment, words):
+    with pytest.raises(UserError, match=f"{words}.*give --shard I/N"):
+        shards.read_shard("", environment)
 
 
 def test_requests_count_seeds_and_directories_up():

@@ -187,6 +187,15 @@ def test_flags_that_do_not_fit(flags, words, user_error):
         hosts.initialize(parsed(*flags.split()))
 
 
+@pytest.mark.parametrize("cluster", ["slurm", "auto"])
+def test_the_shell_of_an_interactive_allocation_is_no_task(cluster, monkeypatch, user_error):
+    """JAX would wait five minutes there for the other tasks of the allocation."""
+    for name, value in dict(STEP_ID="4294967290", PROCID="0", NTASKS="2").items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with user_error(f"--cluster {cluster}: this shell is one process .* put `srun` before the command"):
+        hosts.initialize(parsed(f"--cluster={cluster}"))
+
+
 def test_a_coordinator_that_does_not_answer():
     address = f"localhost:{free_port()}"
     flags = f"--coordinator={address} --num-processes=2 --process-id=1 --connect-timeout-s=1"
