@@ -185,7 +185,7 @@ def bad_cases(tmp_path, config_path):
         "nothing to make": out,
         "cannot be made": (*prompt, "--out", tmp_path / "file" / "out"),
         "unknown config key 'vidio.num_steps'": (*prompt, *out, "--config.vidio.num_steps=3"),
-        "are damaged": (*prompt, *out, f"--config.weights={damaged}"),
+        "is cut off": (*prompt, *out, f"--config.weights={damaged}"),
         "no weights at": (*prompt, *out, "--config.weights=none.safetensors"),
         "make each larger": (*prompt, *out, "--config.fit.num_steps=10"),
         "--num-assets: '0' is not a whole number from 1": (*prompt, *out, "--num-assets", 0),

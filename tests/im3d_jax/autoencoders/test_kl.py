@@ -406,7 +406,7 @@ def test_truncated_file_is_named(checkpoints, tmp_path):
     path = edited(checkpoints, tmp_path)
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=f"{WEIGHTS} is damaged"):
+    with pytest.raises(UserError, match=f"{WEIGHTS} is cut off"):
         kl.load(path)
 
 

@@ -204,7 +204,7 @@ def test_a_truncated_file_is_said_to_be(case, tmp_path):
     whole = (case[3] / "diffusion_pytorch_model.safetensors").read_bytes()
     path = tmp_path / "unet.safetensors"
     path.write_bytes(whole[: len(whole) // 2])
-    rejects(case, path, "damaged")
+    rejects(case, path, "cut off")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_truncated_file_is_refused(model, params, tmp_path):
     path = tmp_path / "svd.safetensors"
     save_file(model.to_pretrained(params), path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="svd.safetensors is damaged"):
+    with pytest.raises(UserError, match="svd.safetensors is cut off"):
         model.from_pretrained(path, params)
 
 

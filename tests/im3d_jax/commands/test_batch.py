@@ -446,7 +446,7 @@ def test_pictures_of_a_pipeline_are_drawn_once_and_one_that_fails_is_alone(
 
 def test_flags_that_cannot_be(command, quick, tmp_path, capsys):
     cases = {
-        "at least 1": ("--lanes", 0),
+        "--lanes: '0' is not a whole number from 1": ("--lanes", 0),
         "--num-assets: '0' is not a whole number from 1": ("--num-assets", 0),
         "--retry-seeds: '-1' is not a whole number from 0": ("--retry-seeds", -1),
         "make each larger": ("--config.fit.num_steps=1",),
