@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -240,7 +241,8 @@ def _read(text: str, old: Any, key: str) -> Any:
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
-        value = text
+        # As Python writes numbers that no range has, so that the error names the range.
+        value = float(text) if re.fullmatch(r"[+-]?(inf|infinity|nan)", text.lower()) else text
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):

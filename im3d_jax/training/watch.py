@@ -7,8 +7,9 @@
             watch.add(step, "turntable", metrics, ids, wait_s)
 
 The metrics of a step are read two steps later. The device then still has the next two steps to compute, so it
-never idles, and the loop never runs further ahead than that. All processes of a run have the same metrics, so
-they skip a step, or stop, together.
+never idles, and the loop never runs further ahead than that. A thread waits for the end of each step: rates
+count the time to there, which is neither when the step was handed to the device nor when it is looked at. All
+processes of a run have the same metrics, so they skip a step, or stop, together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import re
 import resource
 import sys
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -67,9 +70,9 @@ class Work(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The arguments of one call of `Watch.add`, and the time of the call."""
+    """The arguments of one call of `Watch.add`, and what tells the time at which the step ended."""
 
-    time_s: float
+    ended_s: Callable[[], float]
     step: int
     stream: str
     metrics: Mapping[str, Any]
@@ -117,6 +120,7 @@ class Watch:
         self._is_main = is_main
         self._pending: deque[Record] = deque()
         self._window = Window(step, monotonic())
+        self._waiting = ThreadPoolExecutor(1, "watch")
         self._profile, self._is_profiling = profile, False
         self._writer = None
         if is_main:
@@ -140,6 +144,7 @@ class Watch:
             if self._writer:
                 self._writer.close()
             self._bar.close()
+            self._waiting.shutdown(wait=False)
 
     def add(
         self,
@@ -163,10 +168,18 @@ class Watch:
 
         Raises NotFinite, at the same step on all processes.
         """
-        self._pending.append(Record(monotonic(), step, stream, metrics, ids, wait_s))
+        self._pending.append(Record(self._end_of(metrics), step, stream, metrics, ids, wait_s))
         self.skipped_records = skipped_records
         self._look(LAG_STEPS)
         self._profile_if_due(step)
+
+    def _end_of(self, metrics: Mapping[str, Any]) -> Callable[[], float]:
+        """A function that waits until the device has these metrics, and returns the time at which it had."""
+        awaited = [each for each in metrics.values() if hasattr(each, "is_ready") and not each.is_ready()]
+        if not awaited:
+            now = monotonic()
+            return lambda: now
+        return self._waiting.submit(_wait_for, awaited).result
 
     def write(self) -> None:
         """Waits for all steps and writes their metrics. Call it before a checkpoint is saved."""
@@ -251,9 +264,7 @@ class Watch:
 class Window:
     """The metrics read since the last line was written.
 
-    A window lasts from the moment the loop reaches its first step to the moment it reaches the first step of
-    the next window. When the device is the bottleneck, the loop waits for it at every step, so this time is
-    the time that the device needs.
+    A window lasts from the end of the last step of the window before to the end of its own last step.
     """
 
     def __init__(self, step: int, started_s: float):
@@ -266,7 +277,7 @@ class Window:
 
     def count(self, record: Record, work: Work) -> None:
         """Counts a step. One that is not finite counts as well, because it took time."""
-        self.last_step, self.steps, self.ended_s = record.step, self.steps + 1, record.time_s
+        self.last_step, self.steps, self.ended_s = record.step, self.steps + 1, record.ended_s()
         self.wait_s += record.wait_s
         examples, frames = self.work.examples + work.examples, self.work.frames + work.frames
         self.work = Work(examples, frames, self.work.flops + work.flops)
@@ -292,11 +303,11 @@ class Window:
 
     def rates(self, peak_flops: float | None) -> dict[str, float]:
         """Speed: per second, and seconds per step."""
-        elapsed_s = self.ended_s - self.started_s
+        elapsed_s = max(self.ended_s - self.started_s, 1e-9)
         rates = {
             "steps_per_second": self.steps / elapsed_s,
             "step_seconds": elapsed_s / self.steps,
-            "data_wait_share": self.wait_s / elapsed_s,
+            "data_wait_share": min(self.wait_s / elapsed_s, 1.0),
         }
         if self.work.examples:
             rates["examples_per_second"] = self.work.examples / elapsed_s
@@ -305,6 +316,12 @@ class Window:
         if self.work.flops and peak_flops:
             rates["mfu"] = self.work.flops / elapsed_s / peak_flops
         return rates
+
+
+def _wait_for(metrics: Sequence[Any]) -> float:
+    with suppress(Exception):  # whoever reads the metrics gets the same error
+        jax.block_until_ready(metrics)
+    return monotonic()
 
 
 def truncate(path: Path, step: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recon_torch import outputs
 from recon_torch.errors import CommandParser
+from recon_torch.files import check_regular
 from recon_torch.outputs import Kind
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, Length, NumViews, Pixels, Share
 
@@ -29,6 +30,7 @@ def render(flags: Namespace) -> None:
     from recon_torch.views.directory import write_views
     from recon_torch.views.video import write_video
 
+    check_regular(flags.asset)
     outputs.check(flags.out, RENDERS, [flags.asset])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asset = Gaussians(*(tensor.to(device) for tensor in load_ply(flags.asset)))

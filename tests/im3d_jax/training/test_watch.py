@@ -4,7 +4,9 @@ import io
 import json
 import subprocess
 import sys
+import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_lines_and_event_files_hold_the_means(tmp_path, clock):
         for step in range(5, 17):
             clock.now += 0.5
             stream = "image" if step % 3 == 0 else "turntable"
-            metrics = metrics_of(jnp.float32(losses[stream][step - 5]))
+            metrics = metrics_of(jax.block_until_ready(jnp.float32(losses[stream][step - 5])))
             if stream == "turntable":
                 metrics |= {"loss_by_level": by_level[step - 5], "count_by_level": counts[step - 5]}
             it.add(step, stream, metrics, ["a", "b"], wait_s=0.1, skipped_records=3)
@@ -116,6 +118,53 @@ def test_metrics_are_looked_at_two_steps_later(tmp_path):
         losses[4].is_done = True
         it.write()
     assert [line["s_loss"] for line in read_lines(tmp_path)] == [1, 2, 3, 5]
+
+
+class OnDevice:
+    """A loss that the device has at a certain time, until which whoever asks for it waits."""
+
+    def __init__(self, value, clock, ends):
+        self.value, self.clock, self.ends, self.is_done = value, clock, ends, threading.Event()
+
+    def is_ready(self):
+        return self.is_done.is_set()
+
+    def block_until_ready(self):
+        self.clock.now = max(self.clock.now, self.ends)
+        self.is_done.set()
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.is_done.wait(timeout=60)
+        return np.asarray(self.value, dtype)
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 3, 4])
+def test_rates_count_to_the_end_of_the_steps(log_every, tmp_path, clock):
+    """The loop hands out all steps at once, and the device takes 10 s for each."""
+    with Watch(tmp_path, step=0, num_steps=12, log_every=log_every, work={"s": Work(examples=5)}) as it:
+        for step in range(1, 13):
+            loss = OnDevice(float(step), clock, 100.0 + 10 * step)
+            it.add(step, "s", {"loss": loss, "is_finite": True}, [], wait_s=0.5)
+    lines = read_lines(tmp_path)
+    assert [line["step"] for line in lines] == list(range(log_every, 13, log_every))
+    for line in lines:
+        assert line["step_seconds"] == pytest.approx(10) and line["steps_per_second"] == pytest.approx(0.1)
+        assert line["examples_per_second"] == pytest.approx(0.5)
+        assert line["data_wait_share"] == pytest.approx(0.05)
+
+
+def test_a_pause_of_the_loop_is_not_time_of_the_steps_after_it(tmp_path, clock):
+    """The device has two steps to compute while the loop does something else for 90 s."""
+    with Watch(tmp_path, step=0, num_steps=6, log_every=1) as it:
+        losses = [OnDevice(float(step), clock, 100.0 + 10 * step) for step in range(1, 7)]
+        for step in range(1, 5):
+            it.add(step, "s", {"loss": losses[step - 1], "is_finite": True}, [])
+        it._waiting.submit(int).result()  # noqa: SLF001 - the thread has seen the end of step 4, at 140 s
+        clock.now = 230.0
+        for step in (5, 6):
+            losses[step - 1].ends = 230.0 + 10 * (step - 4)
+            it.add(step, "s", {"loss": losses[step - 1], "is_finite": True}, [])
+    assert [line["step_seconds"] for line in read_lines(tmp_path)] == pytest.approx([10] * 4 + [100, 10])
 
 
 @pytest.mark.parametrize("is_main", [True, False])

@@ -79,6 +79,7 @@ def test_only_what_was_rendered_before_is_replaced(dot_file, tmp_path):
         ("--size 9999", "--size: '9999' is not a whole number from 8 to 4096"),
         ("--radius inf", "--radius: 'inf' is not a number from 0.001"),
         ("--asset none.ply", "none.ply"),
+        ("--asset /dev/zero", "/dev/zero is a device; give the path of a file"),
     ],
 )
 def test_bad_input_leaves_nothing(dot_file, tmp_path, flags, message):
