@@ -42,12 +42,14 @@ class Training(NamedTuple):
 
     trainable: a regular expression found in the paths of the parameters that train.
     frozen_dtype: of the other parameters.
+    accumulate: parts of the batch whose gradients are computed one after another.
     """
 
     batch_size: int
     num_views: int
     trainable: str
     frozen_dtype: str
+    accumulate: int = 1
 
 
 def count_parameters(params: Params, temporal_pattern: str) -> dict[str, int]:
@@ -112,26 +114,29 @@ def plan_training(
     Raises UserError if the batch does not divide over the mesh, or if nothing is trainable.
     """
     trained, frozen = split_params(params, training.trainable)
-    shares = mesh["data"] * mesh["fsdp"]
-    batch, left_over = divmod(training.batch_size, shares)
+    shares, parts = mesh["data"] * mesh["fsdp"], training.accumulate
+    part, left_over = divmod(training.batch_size, shares * parts)
     if left_over:
+        divided = f"{shares}, and config.train.accumulate by {parts}" if parts > 1 else str(shares)
         number = training.batch_size
-        raise UserError(f"--mesh divides the batch by {shares}, and config.train's {number} does not divide")
-    arguments = trained, frozen, *network_inputs(model, batch, training.num_views)
+        raise UserError(f"--mesh divides the batch by {divided}; config.train's {number} does not divide")
+    arguments = trained, frozen, *network_inputs(model, part, training.num_views)
     program = costs.trace(jax.value_and_grad(partial(_loss, model)), *arguments)
     held = partial(sharding.bytes_per_device, rules=model.partition_rules, sizes=mesh)
     numbers = {
         "weights": held(trained) + held(_in_dtype(frozen, training.frozen_dtype)),
-        "gradients": held(trained),
+        # With several parts, their sum and the gradients of the present one.
+        "gradients": held(trained) * min(parts, 2),
         "optimizer": held(jax.eval_shape(optimizer.init, trained)),
         "ema": held(trained),
         "activations": costs.peak_bytes(program),
     }
     device_bytes = sum(numbers.values())
-    flops = costs.count_flops(program)
+    flops = costs.count_flops(program) * parts
     return {
         "batch": training.batch_size,
-        "batch_per_device": batch,
+        "batch_per_device": part * parts,
+        "accumulate": parts,
         "trained_parameters": _num_values(trained),
         "flops_per_step": flops * shares,
         # What is divided along `tensor` divides the arithmetic, too.

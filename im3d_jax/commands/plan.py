@@ -27,6 +27,7 @@ from im3d_jax.backbones import Backbone
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.plan import Sampling, Training, count_parameters, plan_generation, plan_training
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
+from im3d_jax.training_settings import TrainSettings
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import write_json
@@ -121,8 +122,12 @@ def samplings(config: ConfigDict, model: Backbone) -> dict[str, Sampling]:
 
 def costliest_stream(config: ConfigDict) -> Training:
     """The stream of `config.train` whose steps cost most."""
-    stream = max(config.train.streams.values(), key=lambda s: (s.batch_size * s.num_views, s.num_views))
-    return Training(stream.batch_size, stream.num_views, config.train.trainable, config.train.frozen_dtype)
+    settings = config_sections.settings(config, "train", TrainSettings)
+    streams = settings.streams.values()
+    stream = max(streams, key=lambda each: (each.batch_size * each.num_views, each.num_views))
+    return Training(
+        stream.batch_size, stream.num_views, settings.trainable, settings.frozen_dtype, settings.accumulate
+    )
 
 
 # ---- Printing ----
@@ -171,6 +176,8 @@ def _generation_lines(numbers: Mapping[str, Any]) -> list[str]:
 
 def _training_lines(numbers: Mapping[str, Any], axes: str) -> list[str]:
     batch = f"{numbers['batch']} assets, {numbers['batch_per_device']} for each device"
+    if numbers["accumulate"] > 1:
+        batch += f", in {numbers['accumulate']} parts one after another"
     cost = f"{_si(numbers['flops_per_step'])}FLOP, {numbers['seconds_per_step']:.3g} s"
     lines = ["", f"one training step, on {axes}", f"  {'batch':<28} {batch}", f"  {'step':<28} {cost}"]
     lines += [*_byte_lines(numbers["bytes_per_device"]), _verdict(numbers)]

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from im3d_jax import config_flags, costs, plan, sharding
 from im3d_jax.backbones import emu_video
+from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from recon_torch.errors import UserError
 
@@ -109,3 +110,56 @@ def test_a_batch_that_does_not_divide(small):
     mesh = sharding.parse_mesh("data=3")
     with pytest.raises(UserError, match="divides the batch by 3"):
         plan.plan_training(model, params, training, optimizer, mesh, costs.ACCELERATORS["h200"], 0.4)
+    with pytest.raises(UserError, match="by 2, and config.train.accumulate by 4; config.train's 4 does not"):
+        plan.plan_training(
+            model,
+            params,
+            training._replace(accumulate=4),
+            optimizer,
+            sharding.parse_mesh("data=2"),
+            costs.ACCELERATORS["h200"],
+            0.4,
+        )
+
+
+class Linear:
+    """A backbone whose costs are counted by hand: a product of N x 10 by 10 x 10, of N latent pixels."""
+
+    latent_shape, partition_rules = (3, 5, 10), ()
+    prediction_type, num_views, temporal_pattern, traceable = "v", None, "w", True
+
+    def init(self, key):
+        return {"w": jnp.zeros((10, 10))}
+
+    def apply(self, params, noisy, timestep, conditioning):
+        return noisy @ params["w"]
+
+    def empty_conditioning(self, batch):
+        return Conditioning(jnp.zeros((batch, 3, 5, 10)), jnp.zeros(batch), (), ())
+
+
+def test_parts_of_a_batch_take_turns_in_memory_and_add_up_in_time(monkeypatch):
+    monkeypatch.setattr(plan, "_kept_bytes", lambda *_: {})
+    params = jax.eval_shape(Linear().init, None)
+    optimizer = make_optimizer(OptimizerSettings(learning_rate=1e-3, num_steps=5))
+    whole, parts = (
+        plan.plan_training(
+            Linear(),
+            params,
+            plan.Training(48, 2, ".*", "float32", accumulate),
+            optimizer,
+            sharding.parse_mesh("data=4"),
+            costs.ACCELERATORS["h200"],
+            0.5,
+        )
+        for accumulate in (1, 3)
+    )
+    assert whole["flops_per_step"] == parts["flops_per_step"] == 2 * (2 * 10 * 10) * (48 * 2 * 3 * 5)
+    assert whole["seconds_per_step"] == pytest.approx(parts["seconds_per_step"])
+    assert whole["batch_per_device"] == parts["batch_per_device"] == 12
+    held, of_parts = whole["bytes_per_device"], parts["bytes_per_device"]
+    assert of_parts["gradients"] == 2 * held["gradients"] == 2 * 400
+    assert of_parts["weights"] == held["weights"] == 400
+    # Activations are views of 12 or of 4 assets, and what does not grow with the batch.
+    a_view = 4 * 3 * 5 * 10
+    assert held["activations"] - of_parts["activations"] == pytest.approx((12 - 4) * 2 * a_view * 3, rel=0.4)

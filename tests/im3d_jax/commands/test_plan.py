@@ -64,7 +64,7 @@ def test_the_papers_size(capsys, tmp_path):
         (["--mesh=data=2,data=2"], "each axis once"),
         (["--mesh=model=2"], "data, fsdp, tensor"),
         (["--accelerator=v100"], "a100, h100"),
-        (["--utilisation=40"], "share in"),
+        (["--utilisation=40"], "--utilisation: '40' is not a number above 0 and at most 1"),
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, words):
