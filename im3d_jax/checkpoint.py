@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -22,7 +26,7 @@ from safetensors.numpy import save_file
 from im3d_jax.params import cast
 from recon_torch import weights_files
 from recon_torch.errors import UserError, first_line
-from recon_torch.files import replacing
+from recon_torch.files import refusal, replacing
 
 ASIDE = ".unreadable"
 """What is appended to the step of a checkpoint that could not be read."""
@@ -46,6 +50,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 2, keep_every: int = 0):
         self.workdir = workdir
+        _quiet_refusals()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
         )
@@ -57,19 +62,37 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         """Waits for what is still being written, also when an error ends the run."""
-        self._manager.wait_until_finished()
-        self._remove_replaced()
-        self._manager.close()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._remove_replaced()
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in rising order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-        """Saves a state and, as JSON, `meta`, whose entry `settings` says what the state depends on."""
+        """Saves a state and, as JSON, `meta`, whose entry `settings` says what the state depends on.
+
+        Raises UserError where the system refuses to write this checkpoint, or the one before.
+        """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args, force=True)
-        self._remove_replaced()
+        with self._writing():
+            self._manager.save(step, args=args, force=True)
+            self._remove_replaced()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = refusal(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"cannot write to {self.workdir / 'checkpoints'} ({reason}); make room and go on"
+                " from the last one, which is whole"
+            ) from error
 
     def restore(self, like: PyTree, settings: dict[str, Any]) -> tuple[PyTree, dict[str, Any]] | None:
         """(state, meta) of the newest checkpoint that can be read, placed as `like` is; or None.
@@ -127,6 +150,27 @@ class Checkpoints:
                 step = name.removesuffix(ASIDE)
                 if step != name and step.isdecimal() and int(step) <= newest:
                     shutil.rmtree(self._directory / name, ignore_errors=True)
+
+
+@functools.cache
+def _quiet_refusals() -> None:
+    """Keeps tracebacks off the log where `Checkpoints` says in one line that the system refuses to write.
+
+    Orbax logs one in each of its threads, asyncio one for each array, and TensorStore calls the hook for
+    exceptions when an array ends after that. On a full disk these were thousands of lines.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return error is None or refusal(error) is None
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if str(error) != "Event loop is closed":
+            before(kind, error, trace)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(is_other)
+    before, sys.excepthook = sys.excepthook, hook
 
 
 def check_settings(workdir: Path, saved: dict, settings: dict) -> None:

@@ -10,6 +10,7 @@ import sys
 from typing import Any, NamedTuple
 
 from recon_torch.errors import UserError
+from recon_torch.files import refusal
 
 
 class Command(NamedTuple):
@@ -65,7 +66,7 @@ def dispatch(argv: list[str]) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The process's exit code: 0, 2 for a mistake of the user (one line on stderr), 130 for Ctrl-C.
+    """The process's exit code: 0, 2 for what the user has to mend (one line on stderr), 130 for Ctrl-C.
 
     141, as for a command that SIGPIPE ends, where what reads the output has ended, such as `head`.
     """
@@ -98,6 +99,12 @@ def _run(argv: list[str]) -> int:
     except SystemExit:  # --help has been printed
         sys.stdout.flush()
         raise
+    except Exception as error:
+        # Libraries that write, such as Orbax and tfds, hand this on within errors of their own.
+        if reason := refusal(error):
+            print(f"im3d: error: {reason}{_where(error)}; make room and go on", file=sys.stderr)
+            return 2
+        raise
     return 0
 
 
@@ -109,3 +116,9 @@ def _has_no_reader(stream: Any) -> bool:
     except (OSError, ValueError):  # it is no file at all
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _where(error: BaseException) -> str:
+    """Which file an error is about, if it says so."""
+    name = getattr(error, "filename", None)
+    return f": {name}" if name else ""

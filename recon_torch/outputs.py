@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from recon_torch import locks
 from recon_torch.errors import UserError
-from recon_torch.files import TEMPORARY, make_directory, write_json
+from recon_torch.files import TEMPORARY, make_directory, refusal, write_json
 
 MARKER = ".im3d.json"
 
@@ -172,7 +172,8 @@ def replace(staged: Path, directory: Path, kind: Kind, last: str = "") -> None:
         for name in sorted(new, key=lambda name: (name == last, name)):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(new[name], directory / name)
-        _note(directory, kind, others | digests)
+        with contextlib.suppress(UserError):  # a full disk: all files are there, and known as ours
+            _note(directory, kind, others | digests)
     except OSError as error:
         raise UserError(f"cannot write into {directory} ({error.strerror}); choose another place") from error
 
@@ -212,13 +213,22 @@ def remove(directory: Path, kind: Kind, last: str = "") -> None:
 
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[Path]:
-    """A directory for files on their way into `directory`. Raises UserError if it cannot be made."""
+    """A directory for files on their way into `directory`. Raises UserError where they cannot be written."""
     try:
         staging = locks.OwnedDirectory(TEMPORARY, directory)
     except OSError as error:
         raise UserError(f"cannot write into {directory} ({error.strerror}); choose another place") from error
     with staging as path:
-        yield path
+        try:
+            yield path
+        except UserError as error:  # names a file where it was to be, not where it was on its way
+            error.args = (str(error).replace(f"{path}{os.sep}", f"{directory}{os.sep}"),)
+            raise
+        except Exception as error:
+            reason = refusal(error)
+            if reason is None:
+                raise
+            raise UserError(f"cannot write into {directory} ({reason}); choose another place") from error
 
 
 # ---- What is there ----

@@ -207,6 +207,7 @@ def _serve(pipe: connection.Connection, make: Callable[..., Work], arguments: tu
         while True:
             pipe.send(work(pipe.recv()))
     except UserError as error:
-        pipe.send(str(error))
+        with contextlib.suppress(OSError):  # another process has stopped all of the work before
+            pipe.send(str(error))
     except (EOFError, ConnectionError):
         sys.exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -87,8 +88,14 @@ class MeasuredFile:
         self._file.truncate()
 
     def add(self, measured: Measured) -> None:
-        self._file.write(measured.line())
-        self._file.flush()
+        """Adds a line. Raises UserError if it cannot be written; those before it stay."""
+        try:
+            self._file.write(measured.line())
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._file.name} ({error.strerror}); make room and go on"
+            ) from error
         self.found[measured.name] = measured
 
     def __enter__(self) -> MeasuredFile:
@@ -97,7 +104,8 @@ class MeasuredFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # every line is written as it comes, or `add` has said why not
+            self._file.close()
 
 
 def _text(array: np.ndarray) -> str:

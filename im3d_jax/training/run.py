@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,21 @@ MAY_CHANGE = (
 """Keys of `config.train` that may change from one start of a run to the next."""
 
 
-def opened(workdir: Path, init_from: str) -> AbstractContextManager[Path]:
+@contextmanager
+def opened(workdir: Path, init_from: str) -> Iterator[Path]:
     """Holds the --workdir of a run, see `outputs.opened`. A run is also known by its checkpoints.
+
+    Removes a checkpoint that was cut off.
 
     init_from: the weights that it starts from, if any, which it must not replace.
     """
     if any((workdir / "checkpoints").glob("*/meta")):
         outputs.claim(workdir, RUN)
-    return outputs.opened(workdir, RUN, [init_from] if init_from else [])
+    with outputs.opened(workdir, RUN, [init_from] if init_from else []):
+        for half in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+            print(f"im3d: removed {half}, which a run has left that was killed", file=sys.stderr)
+            shutil.rmtree(half)
+        yield workdir
 
 
 def depends_on(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,8 +245,12 @@ class Watch:
 
     def _append(self, line: dict) -> None:
         if self._is_main:
-            with (self.workdir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            path = self.workdir / "metrics.jsonl"
+            try:
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {path} ({error.strerror}); make room and go on") from error
 
     def _profile_if_due(self, step: int) -> None:
         first, num_steps = self._profile

@@ -36,7 +36,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import locks
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
+from recon_torch.files import refusal
 from recon_torch.process import child, protocol
 from recon_torch.settings import FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
@@ -455,7 +456,14 @@ def _shared_zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
         free_mib = shutil.disk_usage(SHARED_MEMORY).free / 2**20
         if needed_mib > free_mib:
             raise UserError(
-                f"{SHARED_MEMORY} has {free_mib:.0f} MiB left and the views need {needed_mib:.0f} MiB: "
+                f"{SHARED_MEMORY} has {free_mib:.1f} MiB left and the views need {needed_mib:.1f} MiB: "
                 "enlarge it (docker run --shm-size=1g)"
             )
-    return torch.zeros(shape).share_memory_()
+    try:
+        return torch.zeros(shape).share_memory_()
+    except RuntimeError as error:  # read-only, not permitted, or beyond a limit on the size of files
+        reason = refusal(error) or first_line(error, 200)
+        raise UserError(
+            f"cannot share {needed_mib:.1f} MiB with the 3D worker ({reason}): make {SHARED_MEMORY} writable"
+            " and large enough, and allow files of that size (ulimit -f)"
+        ) from error

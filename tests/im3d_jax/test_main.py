@@ -1,5 +1,6 @@
 """The command line: exit codes and the one line that a user sees."""
 
+import errno
 import importlib
 import os
 import subprocess
@@ -52,6 +53,20 @@ def test_bug_keeps_its_traceback(command):
     command(fail)
     with pytest.raises(ValueError, match="a bug"):
         main.run(["probe"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device", "x.bin"), ValueError("code 28: No space left on device")],
+)
+def test_a_full_disk_is_one_line_whichever_library_says_so(command, capsys, error):
+    def fail(argv):
+        raise error
+
+    command(fail)
+    assert main.run(["probe"]) == 2
+    where = ": x.bin" if isinstance(error, OSError) else ""
+    assert capsys.readouterr().err == f"im3d: error: No space left on device{where}; make room and go on\n"
 
 
 def test_interrupt_is_130(command):

@@ -1,5 +1,6 @@
 """What an earlier run wrote is replaced; a user's own files are refused by name, and never lost."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -134,6 +135,31 @@ def test_a_single_file_is_put_beside_the_others(tmp_path):
     assert content(tmp_path) == {"asset.ply": "1", "report.json": "3", "input.png": "mine"}
     make(tmp_path, asset_ply="4")
     assert content(tmp_path) == {"asset.ply": "4", "input.png": "mine"}
+
+
+def test_errors_name_files_where_they_were_to_be(tmp_path, user_error):
+    with user_error(f"cannot write {tmp_path}/images/000.png"), outputs.owned(tmp_path) as staging:
+        raise UserError(f"cannot write {staging / 'images/000.png'} (No space left on device)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("RESOURCE_EXHAUSTED: Error writing local file: [OS error 28: No space left on device]"),
+        RuntimeError("unable to resize file: File too large (27)"),
+    ],
+)
+def test_what_libraries_say_of_a_full_disk_is_one_line(tmp_path, user_error, error):
+    """As the system, TensorStore and PyTorch say it, here as the cause of another error."""
+    with user_error(f"cannot write into {tmp_path} \\("), outputs.owned(tmp_path):
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("the writer has failed") from cause
+    with pytest.raises(RuntimeError, match="a bug"), outputs.owned(tmp_path):
+        raise RuntimeError("a bug")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_grows_is_ours_in_a_directory_that_was_claimed(tmp_path):
