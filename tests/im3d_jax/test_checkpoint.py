@@ -1,5 +1,7 @@
 """Weights as safetensors, states by Orbax: whole or refused."""
 
+import gc
+import resource
 import shutil
 import subprocess
 import sys
@@ -280,3 +282,26 @@ def test_a_process_killed_while_it_saves_loses_nothing_that_was_saved(tmp_path):
         restored, _ = checkpoints.restore(like, {})
     assert restored["step"] in (1, 2)
     assert (np.asarray(restored["values"]) == int(restored["step"])).all()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_one_before(
+    tmp_path, capfd, caplog, user_error
+):
+    """Files may not grow beyond 100 kB, as on a disk that is full for those of a large state."""
+    small, large = ({"numbers": jnp.asarray(np.random.default_rng(0).random(n))} for n in (8, 2**18))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with (
+            user_error(r"cannot write to .*checkpoints \(File too large\)"),
+            checkpoint.Checkpoints(tmp_path) as checkpoints,
+        ):
+            checkpoints.save(1, small, {"settings": {}})
+            checkpoints.save(2, large, {"settings": {}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    gc.collect()  # asyncio logs what nobody has asked for when it is collected
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(small, {})
+    assert np.array_equal(state["numbers"], small["numbers"])

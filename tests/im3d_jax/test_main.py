@@ -57,7 +57,10 @@ def test_bug_keeps_its_traceback(command):
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device", "x.bin"), ValueError("code 28: No space left on device")],
+    [
+        OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+        ValueError("code 28: No space left on device"),
+    ],
 )
 def test_a_full_disk_is_one_line_whichever_library_says_so(command, capsys, error):
     def fail(argv):
