@@ -8,6 +8,10 @@ from typing import Annotated, Any
 
 from recon_torch.ranges import Positive, Range, Seed, Share, Steps, Weight, settings
 
+UP_AXES = {
+    **{"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)},
+    **{"-x": (-1.0, 0.0, 0.0), "-y": (0.0, -1.0, 0.0), "-z": (0.0, 0.0, -1.0)},
+}
 SMALLEST_SIDE_PX = 32
 """The side of the smallest views that are fitted: the LPIPS networks cannot pool smaller ones."""
 

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from recon_torch import outputs
-from recon_torch.errors import CommandParser
+from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import check_regular
 from recon_torch.outputs import Kind
-from recon_torch.ranges import ElevationDeg, Flag, FovDeg, Length, NumViews, Pixels, Share
+from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Pixels, Share, real
+from recon_torch.settings import UP_AXES
+from recon_torch.text_files import read_json
+
+if TYPE_CHECKING:
+    from recon_torch.raster.gaussians import Gaussians
+    from recon_torch.views.cameras import Cameras
+    from recon_torch.views.world import World
 
 RENDERS = Kind("render", (r"\d{3,}\.png", r"transforms\.json", r"turntable\.(mp4|gif)"))
+DESCRIPTION = """Renders a .ply of Gaussians in any world, from an orbit around them or given cameras.
+
+The orbit is around the object as the report.json of `im3d fit` beside the asset has it; or around the origin,
+if the asset lies there at unit size, as those of `im3d generate` do; or else around most of the Gaussians."""
+UNIT_RADIUS, UNIT_FOV_DEG = 2.0, 33.8  # of the orbit in the world where the object has unit size
+NUM_VIEWS, ELEVATION_DEG, SIZE_PX = 16, 15.0, 256
+ORBIT_DEFAULTS = {
+    **{"num_views": NUM_VIEWS, "elevation_deg": ELEVATION_DEG, "size": SIZE_PX, "fov_deg": UNIT_FOV_DEG},
+    **dict.fromkeys(("center", "radius", "up")),
+}
+MAX_COORDINATE = 1e8
+
+
+class Shot(NamedTuple):
+    """How an asset is seen.
+
+    Attributes:
+        world: in which it is rendered.
+        cameras: in this world.
+        place: where the cameras are, in words.
+    """
+
+    world: World
+    cameras: Cameras
+    place: str
 
 
 def main(argv: list[str]) -> None:
@@ -26,39 +60,108 @@ def render(flags: Namespace) -> None:
     from recon_torch.formats.ply import load_ply
     from recon_torch.raster.gaussians import Gaussians
     from recon_torch.raster.render import render_images
-    from recon_torch.views.cameras import orbit
+    from recon_torch.scene.framing import moved_into
     from recon_torch.views.directory import write_views
     from recon_torch.views.video import write_video
 
     check_regular(flags.asset)
-    outputs.check(flags.out, RENDERS, [flags.asset])
+    outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
+    asset, notes = load_ply(flags.asset)
+    shot = _shot(flags, asset)
+    for note in notes:
+        print(f"note: {flags.asset}: {note}", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    asset = Gaussians(*(tensor.to(device) for tensor in load_ply(flags.asset)))
-    elevation_rad = math.radians(flags.elevation_deg)
-    cameras = orbit(flags.num_views, elevation_rad, flags.size, radius=flags.radius, fov_deg=flags.fov_deg)
+    asset = Gaussians(*(tensor.to(device) for tensor in moved_into(asset, shot.world)))
     with outputs.opened(flags.out, RENDERS) as out, outputs.owned(out) as staging:
-        rgb = render_images(asset, cameras, flags.background)
-        write_views(staging, cameras, rgb)
+        rgb = render_images(asset, shot.cameras, flags.background)
+        empty = [index for index, view in enumerate(rgb) if abs(view - flags.background).max() < 1 / 255]
+        if len(empty) == len(rgb):
+            raise UserError(
+                f"no view shows {flags.asset}; the cameras are {shot.place}: give others or --background"
+            )
+        write_views(staging, shot.world.cameras_back(shot.cameras), rgb)
         video = write_video(staging / "turntable.mp4", rgb)
         outputs.replace(staging, out, RENDERS)
-    print(f"{len(cameras)} views of {len(asset.means)} Gaussians in {flags.out}, and {video.name}")
+    if empty:
+        names = ", ".join(f"{index:03d}.png" for index in empty[:6])
+        print(f"note: {len(empty)} views show nothing but background: {names}{', ...' * (len(empty) > 6)}")
+    told = f"{len(rgb)} views of {len(asset.means)} Gaussians in {flags.out}, and {video.name}"
+    print(f"{told}; the cameras are {shot.place}")
+
+
+def _camera_files(source: Path | None) -> list[Path]:
+    if source is None:
+        return []
+    return [source / "transforms.json" if source.is_dir() else source]
+
+
+def _shot(flags: Namespace, asset: Gaussians) -> Shot:
+    """The cameras that the flags ask for, or those that suit the asset."""
+    import numpy as np
+
+    from recon_torch.scene.framing import world_of
+    from recon_torch.views.cameras import orbit
+    from recon_torch.views.transforms import read_cameras
+    from recon_torch.views.world import World, around
+
+    if flags.cameras is not None:
+        world = world_of(asset)
+        return Shot(world, world.cameras(read_cameras(flags.cameras)), f"those of {flags.cameras}")
+    world, up = _place(flags.asset, asset)
+    up = flags.up or up
+    # A narrower view is taken from farther away, so that the object keeps its size in the pictures.
+    half_fovs_rad = [math.radians(each / 2) for each in (UNIT_FOV_DEG, flags.fov_deg)]
+    distance = UNIT_RADIUS * math.sin(half_fovs_rad[0]) / math.sin(half_fovs_rad[1])
+    if flags.radius is not None:
+        world = world._replace(scale=distance / flags.radius)
+    if flags.center is not None:
+        world = World(np.array(flags.center), world.scale)
+    elevation_rad = math.radians(flags.elevation_deg)
+    circle = orbit(flags.num_views, elevation_rad, flags.size, radius=distance, fov_deg=flags.fov_deg)
+    center = ", ".join(f"{each:.6g}" for each in world.center)
+    told = f"{distance / world.scale:.6g} from ({center}), with {up} up"
+    return Shot(world, around(np.array(UP_AXES[up]), circle), told)
+
+
+def _place(path: Path, asset: Gaussians) -> tuple[World, str]:
+    """Where the object lies, and which axis is up: what the fit has noted, or what the Gaussians show."""
+    from recon_torch.scene.framing import world_of, world_of_report
+
+    report = path.with_name("report.json")
+    if path.name == "asset.ply" and report.is_file():
+        with contextlib.suppress(UserError):  # a report that is damaged, or of another program
+            known = world_of_report(read_json(report), len(asset.means))
+            if known is not None:
+                return known
+    return world_of(asset), "z"
 
 
 def _parse(argv: list[str]) -> Namespace:
-    parser = CommandParser("render", "Renders a .ply of Gaussians from an orbit around the origin.")
+    parser = CommandParser("render", DESCRIPTION)
     add, default = parser.add_argument, " (default %(default)s)"
+    # fmt: off
     add("--asset", type=Path, required=True, metavar="FILE", help="a .ply in the layout of 3DGS")
     add("--out", type=Path, required=True, metavar="DIR", help="where pictures and turntable.mp4 are written")
-    add(
-        "--num-views",
-        type=Flag(NumViews),
-        default=16,
-        metavar="K",
-        help="how many, at even azimuths" + default,
-    )
-    add("--elevation-deg", type=Flag(ElevationDeg), default=15.0, help="height above the equator" + default)
-    add("--size", type=Flag(Pixels), default=256, metavar="PX", help="side of the square pictures" + default)
-    add("--fov-deg", type=Flag(FovDeg), default=33.8, help="field of view" + default)
-    add("--radius", type=Flag(Length), default=2.0, help="distance of the cameras to the origin" + default)
+    add("--cameras", type=Path, metavar="DIR|FILE",
+        help="a transforms.json, or its directory: render from its cameras, in the world of the asset")
+    add("--num-views", type=Flag(NumViews), metavar="K",
+        help=f"how many, at even azimuths (default {NUM_VIEWS})")
+    add("--elevation-deg", type=Flag(ElevationDeg),
+        help=f"height above the equator (default {ELEVATION_DEG:g})")
+    add("--size", type=Flag(Pixels), metavar="PX", help=f"side of the square pictures (default {SIZE_PX})")
+    add("--fov-deg", type=Flag(FovDeg), help=f"field of view (default {UNIT_FOV_DEG:g})")
+    add("--center", type=real(-MAX_COORDINATE, MAX_COORDINATE), nargs=3, metavar=("X", "Y", "Z"),
+        help="what the cameras look at, in the world of the asset")
+    add("--radius", type=real(1e-3, MAX_COORDINATE), help="distance of the cameras to what they look at")
+    add("--up", choices=UP_AXES, help="axis of the orbit; by default that of the fit, or else z")
     add("--background", type=Flag(Share), default=1.0, help="grey level from 0, black, to 1, white" + default)
-    return parser.parse_args(argv)
+    # fmt: on
+    flags = parser.parse_args(argv)
+    for name, value in ORBIT_DEFAULTS.items():
+        given = getattr(flags, name)
+        if given is not None and flags.cameras is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is of an orbit, and --cameras gives the cameras; give one"
+            )
+        setattr(flags, name, value if given is None else given)
+    return flags

@@ -2,19 +2,26 @@
 
 A row has the mean, a normal that is all zero, the constant spherical harmonic of the colour, the logit of the
 opacity, the logarithms of the scales, and a quaternion wxyz.
+
+Other tools write values that only stand for something: an opacity of 1 has the logit +inf, one of 0 has -inf,
+and a scale of 0 has the logarithm -inf. The first is taken as opaque. Gaussians that cannot be drawn are left
+out and counted.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Bool, Float32
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, quoted
 from recon_torch.files import replacing
+from recon_torch.formats import splat_kinds
 from recon_torch.raster.gaussians import Gaussians
 
 PLY_NAMES = (
@@ -33,6 +40,31 @@ PLY_TYPES = {
     **dict.fromkeys(("int", "int32"), "<i4"),
 }
 MAX_PLY_HEADER_BYTES = 65536
+HARMONIC = re.compile(r"f_rest_\d+")
+OPAQUE_LOGIT = 20.0  # whose sigmoid is 1 in float32
+LARGEST_LOG_SCALE = 40.0  # squares of scales below exp(40) are finite in float32, with room for a camera
+QUATERNION_LENGTHS = 1e-15, 1e15  # whose squares are neither 0 nor infinite in float32
+
+
+class Loaded(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        gaussians: those that can be drawn, with finite values; at least one.
+        notes: what was left out of the file, and how much of it.
+    """
+
+    gaussians: Gaussians
+    notes: list[str]
+
+
+class _Header(NamedTuple):
+    """The number of vertices, the type of a row, the bytes before the first row, and what is not read."""
+
+    num: int
+    row_type: np.dtype
+    num_bytes: int
+    notes: list[str]
 
 
 def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
@@ -49,48 +81,92 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
         temporary.write_bytes("\n".join(header).encode("ascii") + rows.tobytes())
 
 
-def load_ply(path: str | os.PathLike) -> Gaussians:
+def load_ply(path: str | os.PathLike) -> Loaded:
     """Reads the .ply of a 3DGS trainer, binary and little endian, without its harmonics above degree 0.
 
     Raises:
-        UserError: the file is missing or cut short, is not a .ply of Gaussians, or has values that are not
-            finite.
+        UserError: the file is missing or cut short, is not a .ply of Gaussians, has none that can be drawn,
+            or has values that are not finite and stand for nothing. Other formats of splats are named.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(MAX_PLY_HEADER_BYTES)
-            num, row_type, header_bytes = _parse_header(path, head)
-            available = path.stat().st_size - header_bytes
-            needed = num * row_type.itemsize
+            if (kind := splat_kinds.kind_of(path, head)) is not None:
+                raise UserError(f"{path} is {kind}, which is not read; {splat_kinds.ADVICE}")
+            header = _parse_header(path, head)
+            available = path.stat().st_size - header.num_bytes
+            needed = header.num * header.row_type.itemsize
             if needed > available:  # checked before memory of that size is allocated
                 raise UserError(
-                    f"{path} is cut short: {num} Gaussians are {needed} bytes, it has {available}"
+                    f"{path} is cut short: {header.num} Gaussians are {needed} bytes, it has {available}"
                 )
-            file.seek(header_bytes)
-            rows = np.frombuffer(file.read(needed), row_type)
+            file.seek(header.num_bytes)
+            rows = np.frombuffer(file.read(needed), header.row_type)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-    def columns(*names: str) -> Tensor:
-        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, which is refused below
-            values = np.stack([rows[name].astype(np.float32) for name in names], -1)
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}: {names[0]} has values that are not finite")
-        return torch.from_numpy(values)
-
-    return Gaussians(
-        means=columns("x", "y", "z"),
-        quats=columns("rot_0", "rot_1", "rot_2", "rot_3"),
-        log_scales=columns("scale_0", "scale_1", "scale_2"),
-        opacity_logits=columns("opacity")[:, 0],
-        sh0=columns("f_dc_0", "f_dc_1", "f_dc_2"),
-    )
+    return _drawable(path, rows, header.notes)
 
 
-def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype, int]:
-    """The number of vertices, the type of a row, and the number of bytes before the first row."""
+def _drawable(path: Path, rows: np.ndarray, notes: list[str]) -> Loaded:
+    """The Gaussians that can be drawn. Raises UserError if there are none."""
+    if not len(rows):
+        raise UserError(f"{path} has 0 Gaussians; export it again")
+    means, sh0 = _columns(path, rows, "x", "y", "z"), _columns(path, rows, "f_dc_0", "f_dc_1", "f_dc_2")
+    quats = _columns(path, rows, "rot_0", "rot_1", "rot_2", "rot_3")
+    log_scales = _columns(path, rows, "scale_0", "scale_1", "scale_2", infinite=True)
+    opacity_logits = _columns(path, rows, "opacity", infinite=True)[:, 0]
+    least, most = QUATERNION_LENGTHS
+    lengths = np.linalg.norm(quats.astype(np.float64), axis=-1)
+    undrawable = {
+        "an opacity of 0 (logit -inf)": opacity_logits == -np.inf,
+        "a scale of 0 (logarithm -inf)": (log_scales == -np.inf).any(-1),
+        "a scale that is too large for float32": (log_scales > LARGEST_LOG_SCALE).any(-1),
+        "a quaternion of length 0": lengths < least,
+        "a quaternion that is too long for float32": lengths > most,
+    }
+    dropped = np.any(list(undrawable.values()), axis=0)
+    counts = {why: int(which.sum()) for why, which in undrawable.items() if which.any()}
+    told = [
+        f"{count} of {len(rows)} Gaussians are left out: they have {why}" for why, count in counts.items()
+    ]
+    if dropped.all():
+        raise UserError(f"{path} has no Gaussian that can be drawn ({'; '.join(told)}); export it again")
+    logits = np.where(opacity_logits == np.inf, np.float32(OPAQUE_LOGIT), opacity_logits)
+    kept = (array[~dropped] for array in (means, quats, log_scales, logits, sh0))
+    return Loaded(Gaussians(*map(torch.from_numpy, kept)), [*_harmonics(rows), *notes, *told])
+
+
+def _columns(
+    path: Path, rows: np.ndarray, *names: str, infinite: bool = False
+) -> Float32[np.ndarray, "N columns"]:
+    """Columns in float32. Raises UserError, which names the column, for values that are not finite.
+
+    infinite: whether infinity is taken, but not NaN.
+    """
+    with np.errstate(over="ignore"):  # doubles beyond float32 become infinite
+        values = np.stack([rows[name].astype(np.float32) for name in names], -1)
+    wrong: Bool[np.ndarray, "N columns"] = np.isnan(values) if infinite else ~np.isfinite(values)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UserError(
+            f"{path}: {names[column]} has {wrong[:, column].sum()} values that are not finite in float32, "
+            f"the first ({rows[names[column]][row]}) in row {row} counted from 0; export it again"
+        )
+    return values
+
+
+def _harmonics(rows: np.ndarray) -> list[str]:
+    names = [name for name in rows.dtype.names or () if HARMONIC.fullmatch(name)]
+    if not any(rows[name].any() for name in names):
+        return []
+    return ["colours that depend on the view (f_rest_*) are left out: each Gaussian has its mean colour"]
+
+
+def _parse_header(path: Path, head: bytes) -> _Header:
     text, end, _ = head.partition(b"end_header\n")
+    if not end:
+        text, end, _ = head.partition(b"end_header\r\n")
     lines = [line.split() for line in text.decode("ascii", "replace").splitlines()]
     if not end or not lines or lines[0] != ["ply"]:
         raise UserError(f"{path} is not a .ply file")
@@ -103,8 +179,17 @@ def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype, int]:
     following = lines[lines.index(first) + 1 :]
     if len(elements) > 1:
         following = following[: following.index(elements[1])]
+    fields = _fields(path, following)
+    unread = [name for name in fields if name not in PLY_NAMES and not HARMONIC.fullmatch(name)]
+    unread += [f"element {' '.join(words[1:2])}" for words in elements[1:]]
+    notes = [f"not read: {quoted(', '.join(unread))}"] if unread else []
+    return _Header(int(first[2]), np.dtype(list(fields.items())), len(text) + len(end), notes)
+
+
+def _fields(path: Path, lines: list[list[str]]) -> dict[str, str]:
+    """The types of the properties by their names. Raises UserError where some are missing or unusable."""
     fields = {}
-    for line in following:
+    for line in lines:
         if line[:1] == ["property"]:
             if len(line) != 3 or line[1] not in PLY_TYPES or line[2] in fields:
                 raise UserError(f"{path}: unusable .ply property: {' '.join(line)[:80]}")
@@ -112,4 +197,4 @@ def _parse_header(path: Path, head: bytes) -> tuple[int, np.dtype, int]:
     missing = [name for name in PLY_NAMES if name not in fields and name not in ("nx", "ny", "nz")]
     if missing:
         raise UserError(f"{path} is not a .ply of Gaussians: it lacks {', '.join(missing)}")
-    return int(first[2]), np.dtype(list(fields.items())), len(text) + len(end)
+    return fields

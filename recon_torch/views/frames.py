@@ -26,12 +26,14 @@ from recon_torch.views.camera_entries import (
     number,
     w2c_of,
 )
+from recon_torch.views.cameras import Cameras
 from recon_torch.views.images import QUARTER_TURNS, stored_size
 from recon_torch.views.lens import Undistortion, undo
 
 T = TypeVar("T")
 
 FILENAMES = ("train_filenames", "val_filenames", "test_filenames")
+LARGEST_SIDE_PX = 8192  # of a picture to render
 MOST_FOLDERS = 32  # of a path that is searched
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for names that have none
 OTHER_KEYS = ("file_path", "mask_path", "transform_matrix", "frames", *FILENAMES)
@@ -119,6 +121,33 @@ def parse_frame(folder: Path, shared: dict, own: dict) -> Frame:
         notes.append(f"its {what} is undone")
     told = tuple(note for note in notes if note)
     return Frame(image, mask, w2c, intrinsics_px, size.width, size.height, size.upright, undistortion, told)
+
+
+def parse_camera(folder: Path, shared: dict, own: dict) -> Cameras:
+    """The camera of a frame as a pinhole, K = 1; its image is needed only where nothing gives w and h.
+
+    Raises UserError as `parse_frame` does.
+    """
+    entries = _merged(shared, own)
+    if {"w", "h"} <= entries.keys():
+        width, height = (_side_px(entries, key) for key in "wh")
+        w2c, intrinsics_px = w2c_of(entries), intrinsics_of(entries, width, height)
+        lens = lens_of(entries)
+        if lens is not None:
+            (fx, _, cx), (_, fy, cy) = intrinsics_px[:2].tolist()
+            factor = undo(lens, (fx, fy, cx, cy), width, height).factor
+            intrinsics_px = intrinsics_px * [[factor, 1, 1], [1, factor, 1], [1, 1, 1]]
+    else:
+        frame = parse_frame(folder, shared, own)
+        w2c, intrinsics_px, width, height = frame.w2c, frame.intrinsics_px, frame.width, frame.height
+    return Cameras(w2c[None], intrinsics_px[None], width, height)
+
+
+def _side_px(entries: dict, key: str) -> int:
+    value = number(entries, key)
+    if value != round(value) or not 1 <= value <= LARGEST_SIDE_PX:
+        raise UserError(f"{key} is {quoted(value)}; give a whole number from 1 to {LARGEST_SIDE_PX}")
+    return int(value)
 
 
 def plain_name(name: str) -> str:

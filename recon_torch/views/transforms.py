@@ -20,7 +20,15 @@ from recon_torch.files import write_json
 from recon_torch.text_files import read_json
 from recon_torch.views.camera_entries import OPENGL_FROM_OPENCV
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.frames import FILENAMES, Frame, find_image, parse_frame, plain_name, shortened
+from recon_torch.views.frames import (
+    FILENAMES,
+    Frame,
+    find_image,
+    parse_camera,
+    parse_frame,
+    plain_name,
+    shortened,
+)
 
 TRANSFORMS = "transforms.json"
 TRAIN, TEST, VAL = "transforms_train.json", "transforms_test.json", "transforms_val.json"
@@ -89,6 +97,34 @@ def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
         for name in ("w2c", "intrinsics_px")
     )
     return Cameras(w2c, intrinsics_px, *sizes.pop()), [frame.image for frame in frames]
+
+
+def read_cameras(source: str | os.PathLike) -> Cameras:
+    """The cameras of all frames of a file, or of a directory's transforms.json, in float64, to render from.
+
+    Lens distortion is left out: they are the pinholes to which `load_views` brings the images.
+
+    Raises UserError as `read_file` and `parse_camera` do, and for cameras of different sizes.
+    """
+    source = Path(source)
+    if not source.is_file() and not (source / TRANSFORMS).is_file():
+        raise UserError(_nothing_at(source))
+    part = read_file(source if source.is_file() else source / TRANSFORMS)
+    cameras = []
+    for index, entry in enumerate(part.frames):
+        try:
+            cameras.append(parse_camera(part.path.parent, part.shared, entry))
+        except UserError as error:
+            raise UserError(f"{part.path}: frame {index}: {error}") from None
+    sizes = {(each.width, each.height) for each in cameras}
+    if len(sizes) > 1:
+        raise UserError(
+            f"{part.path}: cameras have different sizes {quoted(sorted(sizes))}; make them one size"
+        )
+    w2c, intrinsics_px = (
+        np.concatenate([getattr(each, name) for each in cameras]) for name in ("w2c", "intrinsics_px")
+    )
+    return Cameras(w2c, intrinsics_px, *sizes.pop())
 
 
 def read_frames(path: str | os.PathLike, allow_missing: bool = False) -> tuple[list[Frame], list[str]]:

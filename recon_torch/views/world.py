@@ -36,6 +36,12 @@ class World(NamedTuple):
         w2c[:, :3, 3] = self.scale * (w2c[:, :3, :3] @ self.center + w2c[:, :3, 3])
         return Cameras(w2c.astype(np.float32), cameras.intrinsics_px, cameras.width, cameras.height)
 
+    def cameras_back(self, cameras: Cameras) -> Cameras:
+        """Cameras of the fit's world as cameras of the views' world, in float64."""
+        w2c = cameras.w2c.astype(np.float64)
+        w2c[:, :3, 3] = w2c[:, :3, 3] / self.scale - w2c[:, :3, :3] @ self.center
+        return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
+
 
 def of_cameras(cameras: Cameras) -> World:
     """Made from the cameras alone: their focus is the origin, where they see as much as `orbit`'s cameras do.
@@ -155,8 +161,16 @@ def turntable(cameras: Cameras, up: Float[np.ndarray, "3"], num_frames: int) -> 
         radius=float(distance.mean()),
         fov_deg=float(np.degrees(fov_rad)),
     )
+    return around(up, circle)
+
+
+def around(up: Float[np.ndarray, "3"], cameras: Cameras) -> Cameras:
+    """Cameras around the origin of a world in which +Z is up, in one in which `up` is.
+
+    up: an axis of the world or the opposite of one.
+    """
     side = np.roll(up, 1)  # any axis across
     upright = np.stack([side, np.cross(up, side), up])  # the rows that take `up` to +Z
-    w2c = circle.w2c.copy()
-    w2c[:, :3, :3] = circle.w2c[:, :3, :3] @ upright
-    return Cameras(w2c, circle.intrinsics_px, circle.width, circle.height)
+    w2c = cameras.w2c.copy()
+    w2c[:, :3, :3] = cameras.w2c[:, :3, :3] @ upright
+    return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)

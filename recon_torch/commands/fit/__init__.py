@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Seed, Steps, whole
-from recon_torch.settings import SMALLEST_SIDE_PX, Engine, FitSettings, LpipsNet, Representation
+from recon_torch.settings import SMALLEST_SIDE_PX, UP_AXES, Engine, FitSettings, LpipsNet, Representation
 
 EXAMPLES = """examples:
   im3d fit --views out/views --out fitted
@@ -26,10 +26,6 @@ and transforms_test.json, of which the second is held out. The foreground of a f
 alpha of its image, or what IS-Net finds, or else what differs from a plain background.
 docs/reconstruction.md says more.
 """
-UP_AXES = {
-    **{"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)},
-    **{"-x": (-1.0, 0.0, 0.0), "-y": (0.0, -1.0, 0.0), "-z": (0.0, 0.0, -1.0)},
-}
 
 
 def main(argv: list[str]) -> None:

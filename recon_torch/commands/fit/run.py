@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recon_torch import outputs
-from recon_torch.commands.fit import UP_AXES, origins
+from recon_torch.commands.fit import origins
 from recon_torch.errors import UserError, choice
 from recon_torch.fit import recovery
 from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, write
 from recon_torch.fit.optimization import Fit
-from recon_torch.settings import Engine, FitSettings
+from recon_torch.settings import UP_AXES, Engine, FitSettings
 from recon_torch.views.check import check
 from recon_torch.views.directory import MaskFunction, Views, load_split, load_views
 from recon_torch.views.masks import VIDEO_EDGE_PX, background_masks, isnet_masks

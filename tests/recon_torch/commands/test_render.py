@@ -10,12 +10,15 @@ import torch
 from recon_torch import outputs
 from recon_torch.commands import render
 from recon_torch.errors import UserError
+from recon_torch.files import write_json
 from recon_torch.formats.ply import save_ply
 from recon_torch.outputs import Kind
 from recon_torch.raster.gaussians import SH_C0, Gaussians
+from recon_torch.scene.framing import moved_into
 from recon_torch.views import cameras
 from recon_torch.views.images import read_image
-from recon_torch.views.transforms import read_transforms
+from recon_torch.views.transforms import read_cameras, read_transforms, write_transforms
+from recon_torch.views.world import World
 
 
 @pytest.fixture
@@ -80,6 +83,10 @@ def test_only_what_was_rendered_before_is_replaced(dot_file, tmp_path):
         ("--radius inf", "--radius: 'inf' is not a number from 0.001"),
         ("--asset none.ply", "none.ply"),
         ("--asset /dev/zero", "/dev/zero is a device; give the path of a file"),
+        ("--center 1 2 inf", "--center: 'inf' is not"),
+        ("--cameras none", "none"),
+        ("--cameras none --size 64", "--size is of an orbit"),
+        ("--center 0 0 5 --radius 0.1", "no view shows .*dot.ply"),
     ],
 )
 def test_bad_input_leaves_nothing(dot_file, tmp_path, flags, message):
@@ -87,3 +94,106 @@ def test_bad_input_leaves_nothing(dot_file, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         render.main(["--asset", str(dot_file), "--out", str(out), *flags.split()])
     assert not out.exists()
+
+
+ELSEWHERE = World(np.array([-40.0, 7.0, 90.0]), 0.02)  # fifty times as large as the unit ball
+
+
+@pytest.fixture
+def ball(tmp_path):
+    """Gaussians in the ball of radius 0.45, those of its hull among them, and a faint one far away."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn((200, 3), generator=generator)
+    means *= 0.44 / means.norm(dim=-1, keepdim=True)
+    means[-1] = torch.tensor([30.0, 0.0, 0.0])
+    opacity_logits = torch.full((200,), 3.0)
+    opacity_logits[-1] = -5
+    return Gaussians(
+        means=means,
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(200, 1),
+        log_scales=torch.full((200, 3), math.log(0.01)),
+        opacity_logits=opacity_logits,
+        sh0=torch.rand((200, 3), generator=generator) * 2 - 2,
+    )
+
+
+def elsewhere(gaussians):
+    """What lies in the unit ball, in the world in which `ELSEWHERE` lies."""
+    back = World(-ELSEWHERE.scale * ELSEWHERE.center, 1 / ELSEWHERE.scale)
+    return moved_into(gaussians, back)
+
+
+def rendered(tmp_path, gaussians, flags="", name="asset.ply"):
+    save_ply(gaussians, tmp_path / name)
+    small = "" if "--cameras" in flags else "--num-views 3 --size 48"
+    argv = ["--asset", str(tmp_path / name), "--out", str(tmp_path / "out"), *f"{small} {flags}".split()]
+    render.main(argv)
+    return np.stack([read_image(path) for path in sorted((tmp_path / "out").glob("0*.png"))])
+
+
+def test_an_asset_is_framed_in_its_own_world(ball, tmp_path):
+    """As the same asset at unit size is; the cameras that are written see it where the pictures have it."""
+    pictures = rendered(tmp_path, elsewhere(ball), name="scene.ply")
+    rows, columns = np.nonzero((pictures < 0.9).any((0, -1)))
+    assert 4 <= min(rows.min(), columns.min()) <= 12 and 36 <= max(rows.max(), columns.max()) <= 44
+    written = read_cameras(tmp_path / "out")
+    center, distance = (
+        np.array(ELSEWHERE.center),
+        np.linalg.norm(written.positions - ELSEWHERE.center, axis=-1),
+    )
+    np.testing.assert_allclose(written.project(center[None]).pixels, 24, atol=1)
+    np.testing.assert_allclose(distance, 2 / ELSEWHERE.scale, rtol=0.15)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_report_of_a_fit_says_where_its_asset_lies(ball, tmp_path, normalized):
+    expected = rendered(tmp_path, ball, "--center 0 0 0 --radius 2 --up y", "unit.ply")
+    place = {"center": list(ELSEWHERE.center), "scale": ELSEWHERE.scale, "up": [0.0, 1.0, 0.0]}
+    write_json(
+        tmp_path / "report.json",
+        {"num_gaussians": 200, "world": place | {"asset_is_normalized": normalized}},
+    )
+    pictures = rendered(tmp_path, ball if normalized else elsewhere(ball))
+    np.testing.assert_allclose(pictures, expected, atol=2 / 255)
+
+
+@pytest.mark.parametrize(
+    "report", ["{", "[]", '{"world": 3}', '{"num_gaussians": 200, "world": {"center": [1e400, 0, 0]}}']
+)
+def test_a_report_of_something_else_is_left_alone(ball, tmp_path, report):
+    expected = rendered(tmp_path, elsewhere(ball), name="scene.ply")
+    (tmp_path / "report.json").write_text(report)
+    np.testing.assert_array_equal(rendered(tmp_path, elsewhere(ball)), expected)
+
+
+def test_given_cameras_are_taken_as_they_are(ball, tmp_path):
+    """The same pictures as at unit size, of the same cameras in the other world; images are not needed."""
+    expected = rendered(tmp_path, ball, "--radius 2 --center 0 0 0 --elevation-deg 30", "unit.ply")
+    unit = cameras.orbit(3, math.radians(30), 48)
+    write_transforms(tmp_path / "given/transforms.json", ELSEWHERE.cameras_back(unit), ["a", "b", "c"])
+    given = f"--cameras {tmp_path / 'given'}"
+    np.testing.assert_allclose(rendered(tmp_path, elsewhere(ball), given), expected, atol=2 / 255)
+    np.testing.assert_allclose(
+        read_cameras(tmp_path / "out").w2c, ELSEWHERE.cameras_back(unit).w2c, atol=1e-4
+    )
+
+
+def test_a_narrow_view_shows_the_asset_as_large(dot_file, tmp_path):
+    sizes = []
+    for fov_deg in (10, 33.8, 90):
+        out = tmp_path / str(fov_deg)
+        render.main(["--asset", str(dot_file), "--out", str(out), "--fov-deg", str(fov_deg), "--size", "96"])
+        ball, distance = 0.45, np.linalg.norm(read_cameras(out).positions[0])
+        sizes.append(math.sin(math.radians(fov_deg) / 2) * distance / ball)
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-5)
+
+
+def test_views_that_show_nothing_are_named(dot_file, tmp_path, capsys):
+    away = cameras.orbit(2, 0.0, 32)
+    w2c = away.w2c.copy()
+    w2c[1, 0, 3] = 50
+    given = cameras.Cameras(w2c, away.intrinsics_px, 32, 32)
+    write_transforms(tmp_path / "given/transforms.json", given, ["a", "b"])
+    argv = ["--asset", str(dot_file), "--out", str(tmp_path / "o"), "--cameras", str(tmp_path / "given")]
+    render.main(argv)
+    assert "1 views show nothing but background: 001.png" in capsys.readouterr().out

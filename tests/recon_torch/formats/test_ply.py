@@ -1,12 +1,16 @@
 """The .ply of 3DGS against gsplat's own exporter, and damaged files."""
 
+import gzip
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from gsplat.exporter import export_splats
 
 from recon_torch.errors import UserError
-from recon_torch.formats.ply import load_ply, save_ply
+from recon_torch.formats.ply import PLY_NAMES, load_ply, save_ply
 from recon_torch.raster.gaussians import Gaussians
 
 
@@ -19,10 +23,11 @@ def random_gaussians(num: int = 7) -> Gaussians:
 def test_gaussians_are_read_as_they_were_written(tmp_path):
     gaussians = random_gaussians()
     save_ply(gaussians, tmp_path / "a.ply")
-    read = load_ply(tmp_path / "a.ply")
+    read, notes = load_ply(tmp_path / "a.ply")
     normalised = gaussians._replace(quats=gaussians.quats / gaussians.quats.norm(dim=-1, keepdim=True))
     for written, back in zip(normalised, read, strict=True):
         torch.testing.assert_close(back, written, rtol=0, atol=1e-7)
+    assert notes == []
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
 
@@ -38,8 +43,10 @@ def test_reads_what_gsplat_exports(tmp_path):
         format="ply",
         save_to=str(tmp_path / "gsplat.ply"),
     )
-    for mine, theirs in zip(gaussians, load_ply(tmp_path / "gsplat.ply"), strict=True):
+    read, (note,) = load_ply(tmp_path / "gsplat.ply")
+    for mine, theirs in zip(gaussians, read, strict=True):
         torch.testing.assert_close(theirs, mine, rtol=0, atol=0)
+    assert "f_rest" in note
 
 
 def test_the_layout_is_that_of_the_reference_implementation(tmp_path):
@@ -67,7 +74,8 @@ def test_the_layout_is_that_of_the_reference_implementation(tmp_path):
         (lambda data: data.replace(b"property float opacity", b"property float opaque"), "lacks opacity"),
         (lambda data: data.replace(b"property float x", b"property list uchar int x"), "property"),
         (lambda data: data.replace(b"property float y", b"property float x"), "property"),
-        (lambda data: data[:-4] + np.float32(np.nan).tobytes(), "not finite"),
+        (lambda data: data[:-4] + np.float32(np.nan).tobytes(), r"rot_3 has 1 values .*\(nan\) in row 6"),
+        (lambda data: data.replace(b"vertex 7", b"vertex 0"), "0 Gaussians"),
     ],
 )
 def test_damaged_files_get_one_clear_line(tmp_path, damage, message, user_error):
@@ -81,3 +89,111 @@ def test_damaged_files_get_one_clear_line(tmp_path, damage, message, user_error)
 def test_a_missing_file_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_ply(tmp_path / "none.ply")
+
+
+def write_rows(path, rows, columns=PLY_NAMES, kind="float"):
+    dtype = {"float": "<f4", "double": "<f8"}[kind]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
+    header = [*lines, *(f"property {kind} {name}" for name in columns), "end_header\n"]
+    path.write_bytes("\n".join(header).encode() + np.asarray(rows, dtype).tobytes())
+
+
+def rows_of(num: int) -> np.ndarray:
+    """Rows whose number is their x."""
+    rows = np.random.default_rng(0).normal(size=(num, len(PLY_NAMES)))
+    rows[:, 0] = np.arange(num)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "column, value, words",
+    [
+        ("opacity", -np.inf, "opacity of 0"),
+        ("scale_1", -np.inf, "scale of 0"),
+        ("scale_2", np.inf, "too large for float32"),
+        ("scale_0", 89.0, "too large for float32"),
+        ("rot", 0.0, "length 0"),
+        ("rot", 3e38, "too long"),
+    ],
+)
+def test_what_cannot_be_drawn_is_left_out_and_counted(tmp_path, column, value, words):
+    rows, path = rows_of(6), tmp_path / "a.ply"
+    for name in PLY_NAMES:
+        if name.startswith(column):
+            rows[[1, 4], PLY_NAMES.index(name)] = value
+    write_rows(path, rows)
+    (means, *others), notes = load_ply(path)
+    assert means[:, 0].tolist() == [0, 2, 3, 5]
+    assert all(each.isfinite().all() and len(each) == 4 for each in others)
+    assert len(notes) == 1 and "2 of 6" in notes[0] and words in notes[0]
+    write_rows(path, rows[[1, 4]])
+    with pytest.raises(UserError, match=f"no Gaussian that can be drawn.*{words}"):
+        load_ply(path)
+
+
+def test_an_infinite_opacity_is_opaque(tmp_path):
+    rows = rows_of(3)
+    rows[1, PLY_NAMES.index("opacity")] = np.inf
+    write_rows(tmp_path / "a.ply", rows)
+    gaussians, notes = load_ply(tmp_path / "a.ply")
+    assert gaussians.opacities[1] == 1 and gaussians.opacity_logits.isfinite().all() and notes == []
+
+
+@pytest.mark.parametrize("column", ["y", "f_dc_2", "opacity", "scale_1", "rot_2"])
+def test_the_column_that_is_wrong_is_named(tmp_path, column):
+    rows = rows_of(3)
+    rows[2, PLY_NAMES.index(column)] = np.nan
+    write_rows(tmp_path / "a.ply", rows)
+    with pytest.raises(UserError, match=f"a.ply: {column} has 1 values .* row 2 "):
+        load_ply(tmp_path / "a.ply")
+
+
+def test_doubles_beyond_float32_are_refused(tmp_path):
+    rows = rows_of(3)
+    rows[1, 2] = 1e39
+    write_rows(tmp_path / "a.ply", rows, kind="double")
+    with pytest.raises(UserError, match=r"z has 1 values .*\(1e\+39\)"):
+        load_ply(tmp_path / "a.ply")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    write_rows(tmp_path / "a.ply", np.ones((2, 18)), (*PLY_NAMES, "filter_3D"))
+    assert any("filter_3D" in note for note in load_ply(tmp_path / "a.ply").notes)
+
+
+def _sog() -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("meta.json", "{}")
+    return held.getvalue()
+
+
+COMPRESSED = b"""ply
+format binary_little_endian 1.0
+element chunk 1
+property float min_x
+element vertex 3
+property uint packed_position
+end_header
+"""
+
+
+@pytest.mark.parametrize(
+    "name, content, kind",
+    [
+        ("a.compressed.ply", COMPRESSED + bytes(20), "compressed .ply"),
+        ("a.spz", gzip.compress(b"NGSP" + bytes(40)), ".spz"),
+        ("a.ply", gzip.compress(b"NGSP" + bytes(40)), ".spz"),
+        ("a.ply", b"NGSP" + bytes(40), ".spz"),
+        ("a.sog", _sog(), ".sog"),
+        ("a.zip", _sog(), ".sog"),
+        ("meta.json", b"{}", "SOG"),
+        ("a.splat", bytes(64), ".splat"),
+        ("a.ksplat", bytes(64), ".ksplat"),
+        ("a.ply", b"glTF" + bytes(40), ".glb"),
+    ],
+)
+def test_other_formats_of_splats_are_named(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"is (a|an|the) .*{kind}.*convert"):
+        load_ply(tmp_path / name)
