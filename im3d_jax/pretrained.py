@@ -125,7 +125,13 @@ def to_params(
         if names
     ]
     if problems:
-        raise UserError(f"{what} {' and '.join(problems)}; is it of another family or size?")
+        is_stability = any(name.startswith("input_blocks.") for name in tensors) and "conv_in.weight" in used
+        hint = (
+            "convert it from Stability's layout to diffusers'"
+            if is_stability
+            else "is it of another family or size?"
+        )
+        raise UserError(f"{what} {' and '.join(problems)}; {hint}")
     for path, value in flat.items():
         source = sources[path]
         if source is None:

@@ -46,7 +46,11 @@ BUFFERS = re.compile(
 )
 """Names of what a model computes with and does not learn: the noise schedule above all."""
 
-AVERAGES, BUFFERED, OTHERS = "averaged (EMA) tensors", "buffers of a schedule", "tensors of other models"
+AVERAGES, BUFFERED, OTHERS = (
+    "averaged (EMA) tensors",
+    "buffers that are no weights",
+    "tensors of other models",
+)
 
 
 class NoModel(NamedTuple):
@@ -131,10 +135,9 @@ def choose(names: Iterable[str], prefixes: Sequence[str], where: str) -> dict[st
         else:
             plain[name] = own
     if AVERAGES in left and not plain:
-        averages = left.pop(AVERAGES)
-        plain = _stripped(
-            {name: AVERAGED.sub("", own).rstrip(".") for name, own in averages.items()}, prefixes
-        )
+        averages = {name: AVERAGED.sub("", own).rstrip(".") for name, own in left.pop(AVERAGES).items()}
+        plain = _stripped(averages, prefixes)
+        print(f"im3d: {where} holds averaged (EMA) weights alone, which are taken", file=sys.stderr)
     for reason, found in left.items():
         print(f"im3d: {where}: left out {len(found)} {reason}, such as {min(found)}", file=sys.stderr)
     if not plain:
@@ -225,7 +228,8 @@ def _unscaled(
     if dtype is not None and tensor.dtype == torch.uint8:
         tensor = tensor.view(dtype)
     if name not in scales:
-        if scales and tensor.dtype in FP8.values() and tensor.ndim > 1:
+        # Only linear layers are scaled, so that convolutions in 8 bits are taken as they are.
+        if scales and tensor.dtype in FP8.values() and tensor.ndim == 2:
             raise UserError(f"{where} lacks the scale of {name}, which other weights have; fetch it again")
         return weights_files.to_float32(tensor, name, where)
     scale = weights_files.to_float32(scales[name], f"the scale of {name}", where)

@@ -139,10 +139,10 @@ def _plain_first(file: Path) -> tuple[int, str]:
 
 
 def _folders(path: Path) -> str:
-    """The directories that hold models, such as ", such as pipeline/unet"; "" if there are none."""
+    """The directories that hold models: ", such as pipeline/unet, pipeline/vae"; "" if there are none."""
     held = {file.parent for suffix in (SUFFIX, *PICKLED) for file in path.glob(f"*/*{suffix}")}
     names = sorted(held, key=lambda folder: (folder.name not in ("unet", "transformer"), folder.name))
-    return f", such as {names[0]}" if names else ""
+    return f", such as {', '.join(map(str, names[:3]))}" if names else ""
 
 
 def _only_set(path: Path, files: Sequence[Path]) -> Path:

@@ -51,8 +51,8 @@ SCHEDULE += ["posterior_mean_coef1", "logvar", "denoiser.sigmas", "model_ema.dec
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        (SCHEDULE, f"left out {len(SCHEDULE)} buffers of a schedule, such as alphas_cumprod"),
-        (["module.betas"], "1 buffers of a schedule, such as module.betas"),
+        (SCHEDULE, f"left out {len(SCHEDULE)} buffers that are no weights, such as alphas_cumprod"),
+        (["module.betas"], "1 buffers that are no weights, such as module.betas"),
         (["v_pred", "edm_vpred.sigma_max"], "2 buffers"),
         (["model_ema.diffusion_modelconv_inweight"], "1 averaged .EMA. tensors"),
         ([f"ema.{name}" for name in OWN], "2 averaged .EMA. tensors, such as ema.conv_in.weight"),
@@ -79,7 +79,8 @@ def test_what_is_left_out_is_said(others, words, prefix, capsys):
 def test_averaged_weights_alone_are_the_models(wrap, capsys):
     names = [wrap.format(name) for name in OWN]
     assert choose([*names, "decay"], DENOISER, "w") == dict(zip(names, OWN, strict=True))
-    assert "1 buffers" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1 buffers" in error and "averaged (EMA) weights alone, which are taken" in error
 
 
 def test_each_model_of_a_file_is_found(capsys):
@@ -175,6 +176,11 @@ def test_prefixes_of_scaled_weights_and_8_bits_stored_as_bytes(tmp_path):
 def test_8_bits_without_scales_are_taken_as_they_are(tmp_path):
     found = public_tensors.read(write(tmp_path / "w", a__weight=WEIGHT.to(E4M3)))
     np.testing.assert_array_equal(found["a.weight"], WEIGHT)
+    conv, scaled = WEIGHT[:, :, None, None].to(E4M3), WEIGHT.to(E4M3)
+    tensors = dict(conv__weight=conv, a__weight=scaled, a__scale_weight=torch.tensor(2.0))
+    found = public_tensors.read(write(tmp_path / "w", **tensors))
+    np.testing.assert_array_equal(found["conv.weight"][..., 0, 0], WEIGHT)
+    np.testing.assert_array_equal(found["a.weight"], 2 * WEIGHT)
 
 
 @pytest.mark.parametrize(

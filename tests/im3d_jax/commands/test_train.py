@@ -222,6 +222,21 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, whole, start):
     assert whole_log[-1]["image_loss"] == parts_log[-1]["image_loss"]
 
 
+def test_a_damaged_newest_checkpoint_is_made_again(tmp_path, whole, start, capsys):
+    kept = dict(every=2, keep=2, keep_every=0, weights_every=0)
+    start(tmp_path / "parts", checkpoint=kept)
+    directory = tmp_path / "parts" / "checkpoints"
+    for path in (directory / "4" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    capsys.readouterr()
+    for warnings in (1, 0):
+        resumed, is_done = start(tmp_path / "parts", checkpoint=kept)
+        assert is_done and leaves_equal(whole[0], resumed)
+        assert capsys.readouterr().err.count("checkpoint 4 cannot be read") == warnings
+        assert sorted(path.name for path in directory.iterdir()) == ["2", "4"]
+
+
 def test_a_checkpoint_is_of_its_step_though_the_loop_went_on(tmp_path, start, shrunk, toy_weights):
     """Saved at every step while later steps ran, each as a run that ended there."""
     kept = dict(every=1, keep=10, keep_every=0, weights_every=0)
