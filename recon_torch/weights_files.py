@@ -172,7 +172,7 @@ def _indexed(index: Path) -> list[Path]:
     try:
         shards = json.loads(index.read_bytes())["weight_map"].values()
         names = sorted({Path(shard).name for shard in shards})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{index} is no index of shards; fetch it again") from None
     return _all_there(index.parent, names, len(names), index.name)
 
@@ -190,8 +190,11 @@ def _all_there(folder: Path, names: Sequence[str], count: int, said_by: str) -> 
 # ---- What a file is ----
 
 
-def check(path: str | Path) -> None:
-    """Raises UserError, which says what a file is instead, unless it is a whole safetensors file."""
+def check(path: str | Path, pickled_too: bool = False) -> None:
+    """Raises UserError, which says what a file is instead, unless it is a whole safetensors file.
+
+    pickled_too: whether one that PyTorch has pickled will do, for `torch.load(weights_only=True)`.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -203,13 +206,16 @@ def check(path: str | Path) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if not is_header:
-        raise UserError(f"{path} {_kind(path, first)}")
+        kind = _kind(path, first)
+        if pickled_too and kind.endswith(CONVERT):
+            return
+        raise UserError(f"{path} {kind}")
     try:
         ends = [
             entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"
         ]
         expected = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         if len(header) < length:
             raise UserError(
                 f"{path} is cut off within its header, at {size:,} bytes; fetch it again"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch import hosting
+from recon_torch import hosting, weights_files
 from recon_torch.errors import UserError, first_line
 
 TORCHVISION_FILES = {
@@ -150,15 +150,18 @@ def _lpips_model(net: str) -> torch.nn.Module:
 
 def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
     """Fills the lpips package's slices (slice2.5.weight) from torchvision's names (features.5.weight)."""
+    if not path.is_file():
+        raise UserError(f"LPIPS weights {path} do not exist")
     try:
+        weights_files.check(path, pickled_too=path.suffix != ".safetensors")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"LPIPS weights {path} do not exist") from None
+    except UserError as error:
+        raise UserError(f"LPIPS weights {error}") from None
     except Exception as error:  # damaged files make the two loaders raise a dozen types of errors
         raise UserError(f"LPIPS weights {path} cannot be read: {first_line(error, 80)}") from None
     names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}

@@ -127,13 +127,23 @@ def test_every_cut_and_every_addition_is_noticed(file):
 
 
 @pytest.mark.parametrize(
-    "header", [{"a": 1}, [], {"a": {"dtype": "F32", "shape": [2], "data_offsets": ["0", None]}}]
+    "header",
+    ['{"a": 1}', "{}}", '{"a": {"data_offsets": ["0", null]}}', '{"a":' * 10_000, "{\xff}"],
 )
 def test_a_header_that_makes_no_sense_is_refused(tmp_path, header):
-    text = json.dumps(header).encode()
+    text = header.encode("latin-1")
     (tmp_path / "w").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="its header makes no sense"):
         weights_files.check(tmp_path / "w")
+
+
+def test_a_pickle_passes_where_torch_reads_it(tmp_path):
+    for content in (saved(), saved(_use_new_zipfile_serialization=False)):
+        (tmp_path / "vgg.pth").write_bytes(content)
+        weights_files.check(tmp_path / "vgg.pth", pickled_too=True)
+    (tmp_path / "vgg.pth").write_bytes(LFS)
+    with pytest.raises(UserError, match="git-lfs pointer"):
+        weights_files.check(tmp_path / "vgg.pth", pickled_too=True)
 
 
 def test_a_header_that_claims_a_gigabyte_is_not_read(tmp_path):

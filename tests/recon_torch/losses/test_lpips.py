@@ -110,8 +110,12 @@ def test_bad_weights_get_one_clear_line(tmp_path, user_error):
     (tmp_path / "noise.pth").write_bytes(b"noise")
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb(), 2))
-    for name in ("noise.pth", "noise.safetensors", "bomb.pth"):
-        with user_error("cannot be read"):
+    for name, words in (
+        ("noise.pth", "is text"),
+        ("noise.safetensors", "is text"),
+        ("bomb.pth", "cannot be read"),
+    ):
+        with user_error(f"LPIPS weights .*{words}"):
             PerceptualDistance("alex", tmp_path / name)
     torch.save({"features.0.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not those of torchvision's alex"):
