@@ -148,6 +148,12 @@ def init(model: Backbone, key: PRNGKeyArray) -> Params:
     return model.init(key)
 
 
+def blank_params(model: Backbone) -> Params:
+    """Zeros in the shapes of a model's parameters, which take neither memory nor time to make."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+
+
 def load_weights(model: Backbone, path: str | Path) -> tuple[Params, dict[str, Any]]:
     """(parameters in float32 on the host, metadata) of a weights file of this model.
 

@@ -34,8 +34,10 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 def to_weights(config: ConfigDict, source: Path, target: Path, dtype: str) -> int:
     """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
     model = _build(config, "from_pretrained")
-    for file in weights_files.find(source):  # before minutes of compiling
+    for file in weights_files.find(source):
         weights_files.check(file)
+    # What does not fit is said before `init` compiles, which takes minutes for a large model.
+    model.from_pretrained(source, backbones.blank_params(model))
     params = model.from_pretrained(source, backbones.init(model, jax.random.key(config.seed)))
     # The vocabulary that the weights belong to; text encoders have files of their own.
     words = list(config.text.kwargs.get("words", []))

@@ -102,6 +102,25 @@ def test_what_cannot_be_converted_is_one_line_and_writes_nothing(bad_files, sour
     assert not (bad_files / "never.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["svd", "emu_video", "unet3d"])
+def test_what_does_not_fit_is_said_before_parameters_are_drawn(name, directory, monkeypatch, capsys):
+    """Drawing them compiles for minutes where a model is large."""
+    monkeypatch.setattr(backbones, "init", lambda *_: pytest.fail("draws parameters"))
+    (directory / "other.py").write_text(
+        "from configs import svd_xt\n"
+        "from im3d_jax import backbones\n"
+        "def get_config():\n"
+        "    config = svd_xt.get_config()\n"
+        f"    config.backbone = dict(name={name!r}, kwargs=backbones.small_kwargs({name!r}))\n"
+        f"    if {name!r} == 'svd': config.backbone.kwargs['cross_attention_dim'] = 48\n"
+        "    return config\n"
+    )
+    assert command(directory, "unet", "none.safetensors", config="other.py") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(directory / "unet") in error
+    assert not (directory / "none.safetensors").exists()
+
+
 def test_only_what_was_converted_before_is_replaced(directory, capsys):
     assert (
         command(directory, "unet", "twice.safetensors")
