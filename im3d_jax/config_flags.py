@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_help, config_sections, user_code
 from im3d_jax.config_kinds import ModelConfig
-from recon_torch.errors import CommandParser, UserError, quoted
+from recon_torch.errors import QUOTED_CHARACTERS, CommandParser, UserError, quoted
 
 HELP = "--help-config"
 _PREFIX = "--config."
@@ -125,7 +125,8 @@ def _neighbours_importable(directory: Path) -> Iterator[None]:
 def _lies_in(module: ModuleType, directory: Path) -> bool:
     """Whether a module is a file in this directory, or the package that the directory is."""
     file = getattr(module, "__file__", None)
-    is_package = str(directory) in getattr(module, "__path__", ())
+    places = getattr(module, "__path__", None)  # torch.classes has one that is no list
+    is_package = isinstance(places, Iterable) and str(directory) in places
     return is_package or (file is not None and Path(file).parent == directory)
 
 
@@ -203,6 +204,38 @@ def config_digest(config: ConfigDict) -> str:
     """The SHA-256, in hex, of the config as JSON with sorted keys: equal configs have equal digests."""
     canonical = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"), default=_refuse)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def facts(config: ConfigDict) -> dict[str, str]:
+    """The config by dotted key as short texts, which differ where configs do; see `training.hosts.agree`."""
+    found = {}
+    for key, value in _flat(as_json(config)):
+        text = json.dumps(value, sort_keys=True)
+        is_short = len(text) <= QUOTED_CHARACTERS
+        found[f"config.{key}"] = text if is_short else hashlib.sha256(text.encode()).hexdigest()[:12]
+    return found
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], most: int) -> str:
+    """Such as "config.fit.seed 0, now 7": the entries in which two configs as JSON differ.
+
+    most: name so many of them, and count the others.
+    """
+    both = dict(_flat(before)), dict(_flat(now))
+    changed = sorted(key for key in both[0] | both[1] if both[0].get(key, "") != both[1].get(key, ""))
+    shown = [[quoted(each[key]) if key in each else "absent" for each in both] for key in changed[:most]]
+    named = [f"config.{key} {old}, now {new}" for key, (old, new) in zip(changed, shown, strict=False)]
+    more = f"; and {len(changed) - most} more" if len(changed) > most else ""
+    return "; ".join(named) + more
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all values of a config as JSON."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _refuse(value: object) -> NoReturn:

@@ -129,6 +129,7 @@ def run(config: ConfigDict, flags: Namespace) -> int:
         num_assets=flags.num_assets,
         num_retries=flags.retry_seeds,
         overwrite=flags.overwrite,
+        config=config_flags.as_json(config),
     )
     with Stop() as stop:
         return batch.run(asked, pipeline.read_settings(config), partial(pipeline.load, config), stop)

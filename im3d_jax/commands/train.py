@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{flags.config} has no `train` section; give configs/tiny_text_to_image.py")
     threads.limit(config.get("num_threads", 0))
     hosts.initialize(flags)
-    hosts.agree({"config": config_flags.config_digest(config), **hosts.versions()})
+    hosts.agree({**config_flags.facts(config), **hosts.versions()})
     with hosts.on_main(partial(run.opened, flags.workdir, config.train.init_from)):
         _, is_done = train(config, flags.workdir)
     if not is_done:

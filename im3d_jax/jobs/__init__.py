@@ -4,6 +4,7 @@ A batch is a directory:
 
     assets/000000/      an asset, numbered in the order of the file of prompts, or error.json
     pictures/           what `config.text_to_image.pipeline` has drawn
+    config_DIGEST.json  each config that assets were made from
     summary.json, gallery.html
 """
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from im3d_jax.asset import ASSET, Request
 from im3d_jax.jobs import ASSETS, BATCH, ERROR, FAILURE, gallery, prompt_files, summary
+from im3d_jax.jobs.configs import Configs
 from im3d_jax.jobs.lanes import Maker, make_all
 from im3d_jax.jobs.outcomes import FAILED, Progress
 from im3d_jax.jobs.pictures import draw_missing
@@ -36,6 +38,7 @@ class Batch(NamedTuple):
         seed: of each prompt's first asset. num_assets: of each prompt.
         num_retries: further seeds while an asset is bad.
         overwrite: whether to make again what was made from another prompt or config.
+        config: as JSON holds it; a later call with another one names what differs.
     """
 
     prompts: Path
@@ -46,6 +49,7 @@ class Batch(NamedTuple):
     num_assets: int = 1
     num_retries: int = 0
     overwrite: bool = False
+    config: Mapping[str, Any] = MappingProxyType({})
 
 
 def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: Stop) -> int:
@@ -58,9 +62,11 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     shard = read_shard(batch.shard, os.environ)
     asked = summary.Asked(len(requests), shard.num_shards)
     requests = requests[shard.number :: shard.num_shards]
+    configs = Configs(batch.out, settings.config_digest, batch.config)
     outputs.check(batch.out, BATCH)
     with outputs.opened(batch.out, Kind(BATCH.command, ()), part=shard):
-        missing = [r for r in requests if not is_made(r, settings, batch.num_retries, batch.overwrite)]
+        retries, overwrite = batch.num_retries, batch.overwrite
+        missing = [r for r in requests if not is_made(r, settings, retries, overwrite, configs)]
         outputs.refuse_inputs(batch.out, ALL_ASSETS, [r.image for r in requests if r.image])
         for request in missing:
             for kind in (ASSET, FAILURE):
@@ -68,6 +74,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
         # What failed before comes last: whatever is wrong with it does not keep the others waiting.
         missing.sort(key=lambda request: (request.out / ERROR).is_file())
         make_directory(batch.out / ASSETS)
+        configs.keep()
         summary.write(batch.out, asked)
         return _make(batch, settings, requests, missing, load, stop, shard)
 

@@ -249,6 +249,22 @@ def test_digest_depends_on_content_only():
     assert config_flags.config_digest(first) != config_flags.config_digest(second)
 
 
+def test_what_differs_between_configs_is_named(user_error):
+    before = {"seed": 0, "fit": {"rate": 0.5, "steps": 3, "old": None}, "words": ["a"] * 100}
+    now = {"seed": 0, "fit": {"rate": 0.25, "steps": 3}, "words": ["a"] * 99 + ["b"], "new": 1}
+    shown = config_flags.difference(before, now, 9).split("; ")
+    assert shown[:3] == ["config.fit.old None, now absent", "config.fit.rate 0.5, now 0.25"] + [
+        "config.new absent, now 1"
+    ]
+    assert shown[3].startswith("config.words ['a', 'a'") and len(shown) == 4 and len(shown[3]) < 220
+    assert config_flags.difference(before, now, 1) == "config.fit.old None, now absent; and 3 more"
+    first, second = (config_flags.facts(ConfigDict(each)) for each in (before, now))
+    assert {key for key in first | second if first.get(key) != second.get(key)} == {
+        "config.fit.old", "config.fit.rate", "config.new", "config.words",
+    }  # fmt: skip
+    assert first["config.fit.rate"] == "0.5" and all(len(each) <= 80 for each in first.values())
+
+
 def test_shipped_configs_load_from_anywhere(tmp_path):
     """They import one another, so they must be importable wherever the package is installed."""
     names = sorted(path.name for path in (ROOT / "configs").glob("[!_]*.py"))

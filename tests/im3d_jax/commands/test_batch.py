@@ -309,7 +309,7 @@ def test_a_shard_at_work_keeps_the_same_and_overlapping_ones_out(command, quick,
         (["a", "x"], (), "prompt"),
         (["a", "b"], ("--seed", 1), "seed"),
         (["a", {"prompt": "b", "elevation_deg": 3}], (), "given_elevation_deg"),
-        (["a", "b"], ("--config.video.w_text=2.5",), "config_digest"),
+        (["a", "b"], ("--config.video.w_text=2.5",), r"config (config.video.w_text 1.0, now 2.5);"),
         (["a", {"prompt": "b", "image": "ball.png"}], (), "image_digest"),
     ],
 )
