@@ -101,6 +101,8 @@ def _references(content: _Content, sizes: Int[np.ndarray, " faces"]) -> Int[np.n
     slashes = {corner.count("/") for corner in corners}
     if len(slashes) == 1 and "//" not in text and "/ " not in text and text[-1] != "/":
         numbers = _numbers(text.replace("/", " ")).reshape(len(corners), -1)
+        if not ((np.abs(numbers) < 2**53) & (numbers == np.rint(numbers))).all():  # false for NaN as well
+            raise UserError("it has faces whose corners are no whole numbers; export it again")
         numbers = np.pad(numbers, ((0, 0), (0, 2)))[:, :3].astype(np.int64)
     else:
         rows = [[*corner.split("/"), "", ""][:3] for corner in corners]

@@ -13,6 +13,7 @@ from recon_torch.errors import UserError
 
 CREASE_DEG = 40.0  # edges sharper than this are shaded flat, whatever the file's normals say
 GREY = 0.7  # the albedo, in sRGB, of surfaces that have neither a material nor colours
+BRIGHTEST = 1e4  # a factor that no surface has; a file with more is damaged
 MAX_TRIANGLES = 10_000_000
 FARTHEST_UV = 1e5  # coordinates beyond have lost their fraction, or are no coordinates at all
 
@@ -139,6 +140,10 @@ def assemble(scene: Scene, name: str, *, y_up: bool) -> Mesh:
     check_triangles(sum(len(part.corners) for part in parts), name)
     corners = _in_unit_ball(np.concatenate([part.corners for part in parts]), name)
     normals = np.concatenate([_creased_normals(part) for part in parts])
+    if not np.isfinite([(part.material.alpha_cutoff, *part.material.emission) for part in parts]).all():
+        raise UserError(f"{name} has a material whose numbers are not finite; export it again")
+    colors = [np.clip(np.nan_to_num(part.colors), 0, BRIGHTEST).astype(np.float32) for part in parts]
+    mended = not all(np.isfinite(part.colors).all() for part in parts)
     numbers: dict[Material, int] = {}
     material_of_part = [numbers.setdefault(part.material, len(numbers)) for part in parts]
     if y_up:
@@ -146,13 +151,13 @@ def assemble(scene: Scene, name: str, *, y_up: bool) -> Mesh:
     return Mesh(
         corners.astype(np.float32),
         normals.astype(np.float32),
-        np.concatenate([np.nan_to_num(part.colors).astype(np.float32) for part in parts]),
+        np.concatenate(colors),
         np.concatenate([_finite_uvs(part.uvs, len(part.corners)) for part in parts]),
         np.concatenate([_finite_uvs(part.emission_uvs, len(part.corners)) for part in parts]),
         np.repeat(material_of_part, [len(part.corners) for part in parts]),
         list(numbers),
         scene.textures,
-        tuple(sorted(scene.left_out)),
+        tuple(sorted(scene.left_out | ({"colours that are no numbers"} if mended else set()))),
     )
 
 
@@ -210,7 +215,8 @@ def _creased_normals(part: Part) -> Vec3s:
 
 
 def _unit(vectors: Float[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-20)
+    with np.errstate(over="ignore"):  # those that are too long for a float become 0
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-20)
 
 
 def _finite_uvs(uvs: Float[np.ndarray, "F 3 2"] | None, count: int) -> Float32[np.ndarray, "F 3 2"]:

@@ -232,11 +232,23 @@ def _table(element: Element, columns: Sequence[Sequence[Any]]) -> Table:
         if len(column) < element.length:
             raise UserError("it ends before its last element; the file may be cut off")
         if each.length_type:
-            values = np.array([value for row in column for value in row], np.float64).astype(each.type)
+            values = _as_type([value for row in column for value in row], each)
             table.lists[each.name] = Lists(np.array([len(row) for row in column], np.int64), values)
         else:
-            table.numbers[each.name] = np.array(column, np.float64).astype(each.type)
+            table.numbers[each.name] = _as_type(column, each)
     return table
+
+
+def _as_type(values: Sequence[Any], each: Property) -> Num[np.ndarray, " rows"]:
+    """Values in the type of their property. Raises UserError for those that an integer type cannot hold."""
+    numbers, kind = np.array(values, np.float64), np.dtype(each.type)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        held = (numbers >= limits.min) & (numbers <= limits.max) & (numbers == np.rint(numbers))
+        if not held.all():  # NaN is not held either
+            raise UserError(f"it has values of {each.name[:80]} that its type {kind} does not hold")
+    with np.errstate(over="ignore"):  # what is too large for a float becomes infinite, which is looked for
+        return numbers.astype(kind)
 
 
 def _read_binary(content: bytes, start: int, elements: list[Element], order: str) -> dict[str, Table]:

@@ -18,6 +18,22 @@ TYPES = {"f": "float", "d": "double", "B": "uchar", "H": "ushort", "i": "int"}
 FORMATS = ["ascii", "binary_little_endian", "binary_big_endian"]
 
 
+ASCII_PLY = """ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 1
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+0 1 0
+{}
+"""
+
+
 def ply(form, columns, faces, face_columns=(), header=""):
     """A file of vertex columns (name, struct code, values), and of faces with columns of their own."""
     lines = [
@@ -243,3 +259,35 @@ def test_other_formats_and_positions_that_are_not_finite(tmp_path, user_error):
         (tmp_path / f"{number}.obj").write_text(f"v 0 0 {value}\nv -{value} 0 0\nv 0 1 0\nf 1 2 3\n")
         with user_error("positions that are not finite"):
             load_mesh(tmp_path / f"{number}.obj")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("two.obj", "v 0 0\nv 1 0\nv 0 1\nf 1 2 3\nv x\n"),
+        ("half.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1.5 2 3\n"),
+        ("nan.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf nan 2 3\n"),
+        ("far.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1e30 2 3\n"),
+        ("half.ply", ASCII_PLY.format("3 0 1.5 2")),
+        ("nan.ply", ASCII_PLY.format("3 0 nan 2")),
+        ("far.ply", ASCII_PLY.format("3 0 99999999999 2")),
+    ],
+)
+def test_damaged_indices_are_refused(tmp_path, name, content, user_error):
+    (tmp_path / name).write_text(content)
+    with user_error(f"cannot read .*{name}"):
+        load_mesh(tmp_path / name)
+
+
+def test_colours_that_are_no_numbers_are_named(tmp_path, gltf):
+    colors = np.ones((4, 4), np.float32)
+    colors[2, 1], colors[3, 0] = np.nan, np.inf
+    gltf.square(COLOR_0=gltf.array(colors))
+    mesh = load_mesh(gltf.glb(tmp_path / "a.glb"))
+    assert np.isfinite(mesh.colors).all() and "colours that are no numbers" in mesh.left_out
+
+
+def test_a_material_that_is_not_finite_is_refused(tmp_path, gltf, user_error):
+    gltf.square({"emissiveFactor": [0.5, float("nan"), 0]})
+    with user_error("a material whose numbers are not finite"):
+        load_mesh(gltf.glb(tmp_path / "a.glb"))
