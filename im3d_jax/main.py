@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import select
@@ -93,6 +94,11 @@ def _run(argv: list[str]) -> int:
         sys.stdout.flush()
     except UserError as error:
         print(f"im3d: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"im3d: error: {UserError(f'{error.strerror}: {error.filename}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

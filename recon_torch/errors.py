@@ -5,19 +5,32 @@ from __future__ import annotations
 import argparse
 import difflib
 import enum
+import re
 from collections.abc import Iterable
 from typing import NoReturn, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
 QUOTED_CHARACTERS = 80  # how much of a wrong value a message shows
+LONGEST_WORD = re.compile(r"\S{300,}")  # longer than any name of a file may be
+MESSAGE_CHARACTERS = 2000
 
 
 class UserError(ValueError):
     """A mistake in the input or the set-up, not a bug.
 
     The message is one line that says what is wrong, where, and what to do. The command line prints that line
-    alone and exits with code 2; every other exception keeps its traceback.
+    alone and exits with code 2; every other exception keeps its traceback. Whatever a message repeats of a
+    user's input, it stays one line that can be read: its longest words are shortened, and then the message.
     """
+
+    def __init__(self, message: object = "") -> None:
+        words = LONGEST_WORD.sub(lambda word: _ends(word.group(), 160), str(message))
+        super().__init__(_ends(words, MESSAGE_CHARACTERS))
+
+
+def _ends(text: str, limit: int) -> str:
+    """The beginning and the end of a text that is longer than this."""
+    return text if len(text) <= limit else f"{text[: limit * 3 // 4]}...{text[-limit // 4 :]}"
 
 
 class NoGaussiansLeft(UserError):

@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     def reasons(self) -> list[str]:
         """What speaks against the asset."""
         if self.kind == FAILED:
-            return [self.told["error"]]
+            return [str(self.told["error"])]
         return [*self.told["quality"]["reasons"], *self.told["quality"]["hints"]]
 
     @property
@@ -107,7 +107,7 @@ def read(directory: Path) -> Entry | None:
     """The entry of a directory; None if it has neither a whole report nor a reason for a failure."""
     for name in (REPORT, ERROR):
         try:
-            told = json.loads((directory / name).read_text())
+            told = json.loads((directory / name).read_text(), parse_constant=str)
             asset = Entry(directory.name, FAILED if name == ERROR else told["quality"]["verdict"], told)
             _ = asset.reasons, asset.kind == FAILED or (asset.psnr, asset.seconds["total"])
             if asset.kind in KINDS:
@@ -143,7 +143,7 @@ def totals(assets: list[Entry], asked: Asked | None) -> dict[str, Any]:
         "mean_psnr": fmean(asset.psnr for asset in made) if made else None,
         "mean_seconds": seconds,
         "assets_per_hour": 3600 / seconds["total"] if made else None,
-        "failures": {asset.name: asset.told["error"] for asset in assets if asset.kind == FAILED},
+        "failures": {asset.name: asset.reasons[0] for asset in assets if asset.kind == FAILED},
         "missing": [f"{number:06d}" for number in missing[:NUM_NAMED]],
     }
 

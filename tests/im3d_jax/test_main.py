@@ -155,3 +155,10 @@ def test_modules_of_the_working_directory_are_found(command, monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
     command(lambda argv: importlib.import_module("module_of_a_user"))
     assert main.run(["probe"]) == 0
+
+
+def test_a_path_that_is_too_long_is_one_line(command, capsys):
+    command(lambda argv: os.stat("a" * 5000))
+    assert main.run(["probe"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("im3d: error: File name too long: ") and told.count("\n") == 1 and len(told) < 300

@@ -43,3 +43,15 @@ def test_a_wrong_flag_is_a_users_error():
     parser = CommandParser("fit", "Fits things.")
     with pytest.raises(UserError, match="unrecognized arguments: --nonsense; see `im3d fit --help`"):
         parser.parse_args(["--nonsense"])
+
+
+@pytest.mark.parametrize("value", ["A" * 5000, "a b " * 5000])
+def test_a_message_that_repeats_a_long_value_is_shortened(value):
+    told = str(UserError(f"/where/it/is.json: fl_x is {value!r}; give a number"))
+    assert len(told) <= 2003 and told.startswith("/where/it/is.json: fl_x is ")
+    assert told.endswith("give a number") and "..." in told
+
+
+def test_paths_are_not_shortened():
+    path = "/".join(["folder"] * 40)
+    assert str(UserError(f"{path}: no")) == f"{path}: no"

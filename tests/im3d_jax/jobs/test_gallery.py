@@ -150,3 +150,12 @@ def test_reports_that_are_none_are_passed_over(content, tmp_path):
 def test_a_directory_without_a_batch_is_refused(tmp_path, capsys):
     assert main.run(["batch", "--summarize", str(tmp_path)]) == 2
     assert "no batch in" in capsys.readouterr().err
+
+
+def test_an_error_that_is_no_text_is_shown_as_one(tmp_path):
+    """Infinity is no JSON, but Python's json writes it and reads it."""
+    make_failure(tmp_path, 0, "a duck", {"loss": float("inf")})
+    make_failure(tmp_path, 1, float("nan"), float("inf"))
+    gallery.write(tmp_path)
+    failures = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)["failures"]
+    assert "Infinity" in failures["000000"] and failures["000001"] == "Infinity"
