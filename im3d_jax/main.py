@@ -95,17 +95,15 @@ def _run(argv: list[str]) -> int:
     except UserError as error:
         print(f"im3d: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"im3d: error: {UserError(f'{error.strerror}: {error.filename}')}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     except SystemExit:  # --help has been printed
         sys.stdout.flush()
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"im3d: error: {UserError(f'{error.strerror}: {error.filename}')}", file=sys.stderr)
+            return 2
         # Libraries that write, such as Orbax and tfds, hand this on within errors of their own.
         if reason := refusal(error):
             print(f"im3d: error: {reason}{_where(error)}; make room and go on", file=sys.stderr)
