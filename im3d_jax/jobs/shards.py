@@ -94,5 +94,6 @@ def _step_shard(environment: Mapping[str, str]) -> Shard:
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdecimal():
-        raise UserError(f"SLURM says {name}={text!r}, which is no number; give --shard I/N, or 0/1 for all")
+        said = f"says {name}={text!r}, which is no number" if name in environment else f"does not say {name}"
+        raise UserError(f"SLURM {said}; give --shard I/N, or --shard 0/1 for all")
     return int(text)

@@ -60,11 +60,11 @@ def test_an_uneven_job_array_is_refused(changed):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS=''"),
-        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}, "SLURM_PROCID=''"),
+        ({"SLURM_STEP_ID": "0"}, "does not say SLURM_STEP_NUM_TASKS"),
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}, "does not say SLURM_PROCID"),
         (SRUN | {"SLURM_PROCID": "4"}, "task 4 of 4"),
         (SRUN | {"SLURM_NTASKS": "4(x2)"}, r"SLURM_NTASKS='4\(x2\)'"),
-        ({"SLURM_ARRAY_TASK_ID": "5"}, "SLURM_ARRAY_TASK_MIN=''"),
+        ({"SLURM_ARRAY_TASK_ID": "5"}, "does not say SLURM_ARRAY_TASK_MIN"),
     ],
 )
 def test_what_slurm_does_not_say_is_asked_for(environment, words):
