@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     )
     config.train.streams.frames = base.stream(batch_size=4, num_views=2, mix=mixture("pixels"))
     config.train.update(num_steps=3000, decay_steps=1000)
+    config.train.autoencoder.w_chroma = 1.0
     return config
 
 

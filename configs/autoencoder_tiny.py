@@ -41,5 +41,5 @@ def get_config() -> ConfigDict:
         checkpoint=dict(every=250, keep=2, keep_every=0, weights_every=0),
     )
     # Rombach et al. weigh the sum over the latent by 1e-6 against a sum over pixel values in [-1, 1].
-    config.train.autoencoder = dict(w_l1=1.0, w_ssim=0.2, w_kl=5e-7)
+    config.train.autoencoder = dict(w_l1=1.0, w_chroma=0.0, w_ssim=0.2, w_kl=5e-7)
     return config

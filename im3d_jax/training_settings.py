@@ -102,9 +102,14 @@ class ProfileSettings:
 
 @settings
 class AutoencoderLossSettings:
-    """The weights of the terms of an autoencoder's loss (`config.train.autoencoder`)."""
+    """The weights of the terms of an autoencoder's loss (`config.train.autoencoder`).
+
+    w_chroma: of hues. Brightness varies more than hue in most data, and a small autoencoder of many colours
+        learns all hues late without it: it paints what is green brown.
+    """
 
     w_l1: Weight = 1.0
+    w_chroma: Weight = 0.0
     w_ssim: Weight = 0.2
     w_kl: Weight = 5e-7
 

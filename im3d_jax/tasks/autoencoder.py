@@ -68,6 +68,7 @@ class Terms(NamedTuple):
     """The terms of the loss and the PSNR in dB of each of B examples; see `AutoencoderTask.terms`."""
 
     l1: Float[Array, " B"]
+    chroma: Float[Array, " B"]
     ssim: Float[Array, " B"]
     kl: Float[Array, " B"]
     psnr: Float[Array, " B"]
@@ -137,17 +138,23 @@ class AutoencoderTask:
         draws: Key[Array, " B"],
         stream: None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """w_l1 L1 + w_ssim (1 - SSIM) + w_kl KL, and the sums over examples of each and of the PSNR."""
+        """w_l1 L1 + w_chroma chroma + w_ssim (1 - SSIM) + w_kl KL, and the sums over examples of each.
+
+        The PSNR is among the sums as well.
+        """
         terms = self.terms(params, jnp.asarray(batch["images"]), draws)
         weights = self.weights
-        losses = weights.w_l1 * terms.l1 + weights.w_ssim * (1 - terms.ssim) + weights.w_kl * terms.kl
+        losses = weights.w_l1 * terms.l1 + weights.w_chroma * terms.chroma
+        losses += weights.w_ssim * (1 - terms.ssim) + weights.w_kl * terms.kl
         return losses.mean(), {name: term.sum() for name, term in terms._asdict().items()}
 
     def terms(self, params: PyTree, images: Float[Array, "B K H W C"], keys: Key[Array, " B"]) -> Terms:
         """How the image that is decoded from a drawn latent differs from the image, which is in [0, 1].
 
-        l1: the mean over pixels and channels. kl: of the posterior from the unit normal, in nats, a sum over
-        the latent divided by the number of the image's values. psnr: of the colours, in dB.
+        l1, chroma: the means over pixels and channels, of the images and of their `chroma`.
+        kl: of the posterior from the unit normal, in nats, a sum over the latent divided by the number of the
+            image's values.
+        psnr: of the colours, in dB.
         """
         moments = self._apply(params, images * 2 - 1, "encode")
         mean, log_variance = jnp.split(moments, 2, axis=-1)
@@ -158,6 +165,7 @@ class AutoencoderTask:
         axes = (1, 2, 3, 4)
         return Terms(
             l1=jnp.abs(made - images).mean(axes),
+            chroma=jnp.abs(chroma(made) - chroma(images)).mean(axes),
             ssim=jax.vmap(ssim)(made, images).mean(-1),
             kl=kl.sum(axes) / images[0].size,
             psnr=-10 * jnp.log10(((jnp.clip(made, 0, 1) - images)[..., :3] ** 2).mean(axes)),
@@ -206,6 +214,12 @@ class AutoencoderTask:
     def _encoder_paths(self) -> list[str]:
         params = traverse_util.flatten_dict(jax.eval_shape(self.init, jax.random.key(0)), sep="/")
         return [path for path in params if re.match(ENCODER, path)]
+
+
+def chroma(images: Float[Array, "*_ C"]) -> Float[Array, "*_ 2"]:
+    """What hue adds to brightness: red less green, and yellow, which is their mean, less blue."""
+    red, green, blue = (images[..., channel] for channel in range(3))
+    return jnp.stack([red - green, (red + green) / 2 - blue], -1)
 
 
 def ssim(x: Float[Array, "N H W C"], y: Float[Array, "N H W C"]) -> Float[Array, " N"]:

@@ -118,6 +118,7 @@ def test_latents_have_a_deviation_of_one(module):
 @torch.no_grad()
 def test_the_loss_is_that_of_the_public_parts(trained, module):
     config = shrunk()
+    config.train.autoencoder.w_chroma = 0.7
     task = task_module.build(config, sharding.make_mesh())
     params = task.load(str(trained / "autoencoder"))
     rgb, keys = first_views(3), jax.random.split(jax.random.key(1), 3)
@@ -136,10 +137,23 @@ def test_the_loss_is_that_of_the_public_parts(trained, module):
         1,
     )
     psnr = -10 * np.log10(((made.clip(0, 1) - rgb) ** 2).mean((1, 2, 3, 4)))
-    expected = {"l1": l1.sum(), "ssim": similar.sum(), "kl": float(kl.sum()), "psnr": psnr.sum()}
+    to_hues = np.array([[1, -1, 0], [0.5, 0.5, -1]])
+    chroma = np.abs((made - rgb) @ to_hues.T).mean((1, 2, 3, 4))
+    expected = {
+        "l1": l1.sum(),
+        "chroma": chroma.sum(),
+        "ssim": similar.sum(),
+        "kl": float(kl.sum()),
+        "psnr": psnr.sum(),
+    }
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(expected, rel=1e-4)
     weights = config.train.autoencoder
-    total = weights.w_l1 * l1 + weights.w_ssim * (1 - similar) + weights.w_kl * kl.numpy()
+    total = (
+        weights.w_l1 * l1
+        + weights.w_chroma * chroma
+        + weights.w_ssim * (1 - similar)
+        + weights.w_kl * kl.numpy()
+    )
     assert float(loss) == pytest.approx(total.mean(), rel=1e-4)
 
 
