@@ -1,9 +1,9 @@
 """The 128 px model: the denoiser of configs/tiny.py on the latents of a small learned autoencoder.
 
-Train:   launch/train_toys.sh, which makes the data, the autoencoder and both stages
+Train:   launch/train_toys.sh, which makes the data and both stages
 Command: im3d generate --config=configs/toys_128.py --prompt "a red mushroom" --out out/mushroom
 Devices: two CPU cores are enough to generate.
-Result:  there are no weights yet; configs/toys_128_turntable.py says how far the training is.
+Result:  the autoencoder is shipped (configs/autoencoder_128.py); there are no weights of the denoiser yet.
 
 The autoencoder brings 128 px to the 16x16 places that four-pixel patches make of 64 px, so a step of the
 denoiser costs the same.
@@ -29,7 +29,7 @@ def enlarge(config: ConfigDict) -> ConfigDict:
     config.size = 128
     config.weights = "runs/toys_128_turntable/weights.safetensors"
     config.autoencoder = dict(
-        name="autoencoder_kl", kwargs=dict(path="runs/autoencoder_128/autoencoder", frames_per_call=0)
+        name="autoencoder_kl", kwargs=dict(path="im3d_jax/weights/autoencoder_128", frames_per_call=0)
     )
     config.backbone.kwargs.update(latent_shape=(16, 16, 12), vocabulary=len(words) + 1)
     config.text.kwargs.words = words

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the 128 px model from a folder of meshes: views, data sets, the autoencoder, text to image, turntables.
+# Trains the 128 px model on a folder of meshes: views, latents of the shipped autoencoder, text to image, turntables.
 #
 #     launch/train_toys.sh MESHES          # with MESHES/captions.csv and MESHES/split.json
 #
@@ -14,21 +14,18 @@ meshes=${1:?usage: launch/train_toys.sh MESHES}
 data=data/toys
 im3d=(${PYTHON:-python3} -m im3d_jax)
 
-build() { # NAME KIND FLAGS...: the data set $data/NAME_KIND of the views $data/NAME_views
-  local out=$data/$1_$2 views=$data/$1_views
-  shift 2
-  [[ -d $out ]] || "${im3d[@]}" dataset build --views "$views" --out "$out" "$@"
+build() { # NAME FLAGS...: the data set $data/NAME_latents of the views $data/NAME_views
+  local out=$data/$1_latents views=$data/$1_views
+  shift
+  [[ -d $out ]] || "${im3d[@]}" dataset build --views "$views" --out "$out" \
+    --latents --config=configs/toys_128.py "$@"
 }
 
 "${im3d[@]}" dataset render --meshes "$meshes" --captions "$meshes/captions.csv" --augment "${VARIANTS:-3}" \
   --out "$data/meshes_views" --size 128
 "${im3d[@]}" dataset render --procedural "${PROCEDURAL:-2000}" --out "$data/procedural_views" --size 128
-build meshes pixels --split-file "$meshes/split.json"
-build procedural pixels
-
-"${im3d[@]}" train --config=configs/autoencoder_128.py --workdir=runs/autoencoder_128
-build meshes latents --split-file "$meshes/split.json" --latents --config=configs/toys_128.py
-build procedural latents --latents --config=configs/toys_128.py
+build meshes --split-file "$meshes/split.json"
+build procedural
 
 # shellcheck disable=SC2086
 "${im3d[@]}" train --config=configs/toys_128_text_to_image.py --workdir=runs/toys_128_text_to_image ${FLAGS:-}

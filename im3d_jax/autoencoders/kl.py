@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -12,6 +13,9 @@ from jaxtyping import Array, Float
 
 from im3d_jax.autoencoders import kl_network
 from recon_torch.ranges import Range
+
+ROOT = Path(__file__).parents[2]
+"""The shipped autoencoder is named relative to this directory."""
 
 
 @jax.tree_util.register_dataclass
@@ -98,5 +102,6 @@ def load(path: str, frames_per_call: Annotated[int, Range(0, 1024)] = 8, **sizes
     Raises UserError for sizes that do not exist or repeat a config.json, for weights of another
     architecture (naming the tensor) and for a damaged file.
     """
-    architecture = kl_network.read_architecture(path, **sizes)
-    return AutoencoderKL(kl_network.read_params(path, architecture), architecture, path, frames_per_call)
+    place = str(ROOT / path) if not Path(path).exists() and (ROOT / path).is_dir() else path
+    architecture = kl_network.read_architecture(place, **sizes)
+    return AutoencoderKL(kl_network.read_params(place, architecture), architecture, path, frames_per_call)

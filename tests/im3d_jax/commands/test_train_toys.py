@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from im3d_jax import config_flags, sharding, tasks
+from im3d_jax import autoencoders, config_flags, config_sections, sharding, tasks
 from im3d_jax.commands import dataset, train
 from im3d_jax.data import turntables, views
 from recon_torch.views.cameras import orbit
@@ -62,6 +63,21 @@ def load(name, data, **settings):
         dict(num_steps=1, warmup_steps=0, decay_steps=0, log_every=1, init_from="") | settings
     )
     return config
+
+
+def test_the_shipped_autoencoder_keeps_hues(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # it is found from anywhere
+    config = config_flags.load("configs/toys_128.py")
+    name, arguments = config_sections.named(config, "autoencoder")
+    codec = autoencoders.build(name, arguments, config.size, (16, 16, 12))
+    colors = np.array([[0.8, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.3, 0.8], [0.5, 0.3, 0.7]])
+    inside = np.hypot(*np.mgrid[-64:64, -64:64]) < 45
+    rgb = np.where(inside[..., None], colors[:, None, None], 1.0)[:, None].astype(np.float32)
+    alpha = np.broadcast_to(inside[..., None], (4, 1, 128, 128, 1)).astype(np.float32)
+    made, coverage = codec.decode(codec.encode(jnp.asarray(rgb), jnp.asarray(alpha)))
+    middle = np.hypot(*np.mgrid[-64:64, -64:64]) < 35
+    np.testing.assert_allclose(np.asarray(made)[:, 0, middle].mean(1), colors, atol=0.08)
+    assert (np.asarray(coverage)[..., 0] > 0.5)[:, 0].mean((1, 2)) == pytest.approx(inside.mean(), abs=0.02)
 
 
 def test_from_views_to_a_step_on_latents(data, shrunk, tmp_path):
