@@ -1,10 +1,10 @@
 """The autoencoder of the 128 px model: RGBA frames of 128 px to latents of 16x16x12, and back.
 
 Command: im3d train --config=configs/autoencoder_128.py --workdir=runs/autoencoder_128
-Devices: CPU. The shipped run took 51 minutes on one core with AVX-512, which other programs shared.
-Result:  im3d_jax/weights/autoencoder_128: 27.7 dB over white, on two views of each of 46 test meshes. It was a
-         run of 3000 steps without the term for hues, which painted what was green brown (26.3 dB), and from
-         it another of 2400 steps with that term.
+Devices: CPU. The shipped run took 53 minutes on one core with AVX-512, which other programs shared.
+Result:  im3d_jax/weights/autoencoder_128: 27.7 dB over white, on two views of each of 46 test meshes. It was
+         a run of 3000 steps without the term for hues, which painted what was green brown (26.3 dB), and
+         from it another of 2400 steps with that term.
 
 The frames are the views of two data sets, from the views that launch/train_toys.sh renders:
 
