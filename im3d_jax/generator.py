@@ -323,7 +323,7 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
 
 
 def check_sampling(config: ConfigDict) -> None:
-    """Raises UserError for steps, spacings or levels with which a generator of the config cannot sample."""
+    """Raises UserError for steps, spacings, levels or scales with which the config's generator cannot sample."""
     schedule = schedules.make_schedule(**config.schedule)
     image = config_sections.settings(config, "text_to_image", TextToImageSettings)
     video = config_sections.settings(config, "video", VideoSettings)
@@ -338,6 +338,12 @@ def check_sampling(config: ConfigDict) -> None:
             sampler.make_steps(schedule, num_steps, spacing, start_level)
         except UserError as error:
             raise UserError(f"config.{section}: {error}") from None
+    for name, scales in (("w_image", video.w_image), ("w_text", video.w_text)):
+        if isinstance(scales, tuple) and len(scales) != config.num_views:
+            raise UserError(
+                f"config.video.{name} has {len(scales)} scales; give a number, or one for each of the"
+                f" {config.num_views} views"
+            )
 
 
 def _check_text(name: str, model: Backbone, text: TextEncoder) -> None:

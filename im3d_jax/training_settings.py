@@ -6,11 +6,13 @@ torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
 from typing import Annotated
 
+from recon_torch.errors import UserError, quoted
 from recon_torch.ranges import Count, ElevationDeg, Every, NumViews, Range, Share, Weight, settings
 
 Seconds = Annotated[float, Range(0, 1e7)]
@@ -212,3 +214,11 @@ class TrainSettings:
     profile: ProfileSettings = ProfileSettings()
     streams: Mapping[str, StreamSettings] = field(default_factory=dict)
     autoencoder: AutoencoderLossSettings | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.trainable)
+        except re.error as error:
+            raise UserError(
+                f"trainable is {quoted(self.trainable)}, which is no regular expression: {error}"
+            ) from None

@@ -93,3 +93,11 @@ def test_what_cannot_be_is_found_before_anything_is_loaded(changes, message, use
     monkeypatch.setattr(generator, "load", None)
     with user_error(message):
         pipeline.load(config_flags.with_overrides("configs/tiny.py", changes))
+
+
+def test_a_guidance_scale_for_each_view_is_for_every_view(user_error):
+    config = config_flags.load("configs/svd_xt.py")
+    generator.check_sampling(config)
+    config.num_views = 4
+    with user_error("config.video.w_image has 16 scales; give a number, or one for each of the 4 views"):
+        generator.check_sampling(config)

@@ -178,6 +178,7 @@ def parse_shares(text: str) -> dict[str, float]:
     except ValueError:
         shares = {}
     named = all(placement.SPLIT_NAME.fullmatch(name) for name in shares)
-    if not named or min(shares.values(), default=-1) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+    # Written so that NaN, which compares as false, is refused.
+    if not (named and min(shares.values(), default=-1) >= 0 and abs(sum(shares.values()) - 1) <= 1e-6):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE,... with shares that make 1")
     return shares

@@ -499,6 +499,10 @@ def test_mistakes_are_one_line(tmp_path, user_error):
         ((some, tmp_path, "--config.size=128"), r"config\.size 128 makes latents"),
         ((some, tmp_path, "--config.train.init_from=none.safetensors"), "no weights at none.safetensors"),
         ((some, tmp_path, "--config.train.trainable=nothing"), "'nothing' matches none"),
+        (
+            (some, tmp_path, "--config.train.trainable=["),
+            r"trainable is '\[', which is no regular expression",
+        ),
         ((some, tmp_path, "--config.train.learning_rat=1"), "train.learning_rate"),
         (("tiny.py", tmp_path), "has no `train` section"),
     ]

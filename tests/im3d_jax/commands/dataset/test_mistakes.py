@@ -9,6 +9,7 @@ from recon_torch.errors import UserError
 MISTAKES = {
     "command": (["bake"], "im3d dataset has no 'bake'; it has render, caption, select, build, show"),
     "split": (["build", "--views", "x", "--out", "y", "--split", "train=0.5"], "shares that make 1"),
+    "no share": (["build", "--views", "x", "--out", "y", "--split", "train=nan"], "shares that make 1"),
     "views": (["build", "--views", "nothing", "--out", "y"], "no directory nothing"),
     "encoders": (["build", "--views", "x", "--out", "y", "--embed"], "names no encoders to cache"),
     "part": (["render", "--procedural", "3", "--out", "y", "--part", "3/3"], "not I/N"),
