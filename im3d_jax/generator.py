@@ -323,7 +323,7 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
 
 
 def check_sampling(config: ConfigDict) -> None:
-    """Raises UserError for steps, spacings, levels or scales with which the config's generator cannot sample."""
+    """Raises UserError for steps, spacings, levels or scales with which it cannot be sampled."""
     schedule = schedules.make_schedule(**config.schedule)
     image = config_sections.settings(config, "text_to_image", TextToImageSettings)
     video = config_sections.settings(config, "video", VideoSettings)
