@@ -182,8 +182,8 @@ end_header
     "name, content, kind",
     [
         ("a.compressed.ply", COMPRESSED + bytes(20), "compressed .ply"),
-        ("a.spz", gzip.compress(b"NGSP" + bytes(40)), ".spz"),
-        ("a.ply", gzip.compress(b"NGSP" + bytes(40)), ".spz"),
+        ("a.spz", gzip.compress(b"NGSP" + bytes(40), mtime=0), ".spz"),
+        ("a.ply", gzip.compress(b"NGSP" + bytes(40), mtime=0), ".spz"),
         ("a.ply", b"NGSP" + bytes(40), ".spz"),
         ("a.sog", _sog(), ".sog"),
         ("a.zip", _sog(), ".sog"),
