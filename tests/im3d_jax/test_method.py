@@ -55,7 +55,7 @@ def test_all_files_are_there(asset):
         assert len(cameras) == len(paths) == 4 and cameras.width == 32
         assert all(read_image(folder / path).shape[:2] == (32, 32) for path in paths)
     report = json.loads((asset / "report.json").read_text())
-    assert len(load_ply(asset / "asset.ply").means) == report["num_gaussians"]
+    assert len(load_ply(asset / "asset.ply").gaussians.means) == report["num_gaussians"]
 
 
 def test_the_report_has_what_the_design_lists(asset, config_path):

@@ -82,7 +82,7 @@ def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
     )
     assert set(report["versions"]) >= {"torch", "gsplat", "lpips", "python"} and report["device"]
     assert any("random" in note for note in report["notes"])
-    asset = load_ply(out / "asset.ply")
+    asset = load_ply(out / "asset.ply").gaussians
     assert len(asset.means) == report["num_gaussians"]
     for name, cameras in (("training", CAMERAS), ("held_out", HELD_OUT)):
         # Rendered anew from the file, in the views' own world, against the truth.
@@ -187,7 +187,7 @@ def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     place = report["world"]
     assert place["asset_is_normalized"] and place["up"] == [0, 1, 0]
-    asset = load_ply(tmp_path / "out" / "asset.ply")
+    asset = load_ply(tmp_path / "out" / "asset.ply").gaussians
     assert asset.means.norm(dim=-1).quantile(0.9) < 0.5
     own = render(asset, read_transforms(tmp_path / "out" / "transforms.json")[0])[0]
     np.testing.assert_allclose(own[2], read_image(tmp_path / "out" / "renders" / "002.png"), atol=3 / 255)
@@ -223,7 +223,8 @@ def test_a_video_of_a_turn_is_fitted_like_views(tmp_path):
     write_video(tmp_path / "turn.mp4", render(OBJECT, around)[0])
     options = ["--video", str(tmp_path / "turn.mp4"), "--num-views", "8", "--elevation-deg", "17.19"]
     fit_views.main([*options, "--out", str(tmp_path / "out"), "--steps", "150", *OPTIONS])
-    asset, truth = load_ply(tmp_path / "out" / "asset.ply"), render(OBJECT, around[3::6])[0]
+    asset = load_ply(tmp_path / "out" / "asset.ply").gaussians
+    truth = render(OBJECT, around[3::6])[0]
     notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
     assert notes == ["LPIPS runs on alex with random weights: a score, no term of the loss"]
     mine = render(asset, around[3::6])[0]  # between the views

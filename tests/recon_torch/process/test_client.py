@@ -132,7 +132,7 @@ def test_the_worker_writes_what_the_exported_gaussians_show(client, tmp_path):
     renders, alphas = client.render()
     assert renders.is_shared() and renders.data_ptr() == pointer
     client.export(tmp_path / "asset.ply")
-    gaussians = load_ply(tmp_path / "asset.ply")
+    gaussians = load_ply(tmp_path / "asset.ply").gaussians
     assert len(gaussians.means) == client.num_gaussians
     expected = render(gaussians, CAMERAS, background=torch.ones(3))
     torch.testing.assert_close(renders, expected.rgb, atol=1e-4, rtol=0)
@@ -250,7 +250,7 @@ def test_an_export_is_made_by_the_next_worker_if_one_dies(client, tmp_path):
     os.kill(client.pid, signal.SIGKILL)
     client.export(tmp_path / "asset.ply")
     assert [path.name for path in tmp_path.iterdir()] == ["asset.ply"]
-    assert len(load_ply(tmp_path / "asset.ply").means) == client.num_gaussians and client.step == 10
+    assert len(load_ply(tmp_path / "asset.ply").gaussians.means) == client.num_gaussians and client.step == 10
 
 
 def test_a_worker_killed_in_mid_fit_costs_at_most_one_snapshot_interval(client, caplog):
