@@ -245,7 +245,7 @@ def make_report(
         "quality": made.quality,
         "rounds": [{"until_step": each.until_step, **each.quality} for each in made.rounds],
         "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "device": f"{jax.devices()[0].device_kind}, {threads.count()} threads",
+        "device": f"{jax.devices()[0].device_kind}, {threads.count()} CPU threads",
         "notes": client.notes,
     }
 
