@@ -84,11 +84,18 @@ class Request(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A user's picture as view 0: over white, in [0, 1]. digest: SHA-256 of its file, in hex."""
+    """A user's picture as view 0: over white, in [0, 1].
+
+    Attributes:
+        digest: SHA-256 of its file, in hex.
+        doubts, hints: on its foreground, see `pictures.Placed`.
+    """
 
     rgb: Float[np.ndarray, "H W 3"]
     alpha: Float[np.ndarray, "H W 1"]
     digest: str
+    doubts: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 class Round(NamedTuple):
@@ -116,6 +123,7 @@ class Made(NamedTuple):
         quality: what the quality gates say, see `ReconstructionClient.inspect`.
         image_digest: of the user's picture; "" without one.
         counts: network calls and evaluations, as the report names them.
+        not_understood: sentences on what of the prompt is left out.
     """
 
     elevation_rad: float
@@ -124,6 +132,7 @@ class Made(NamedTuple):
     quality: dict[str, Any]
     image_digest: str
     counts: dict[str, int]
+    not_understood: list[str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -206,10 +215,10 @@ def opened(request: Request) -> AbstractContextManager[Path]:
 
 def read_picture(path: str | Path, size: int, settings: PictureSettings) -> Picture:
     """A user's picture as view 0 of `size` pixels. Raises UserError if that cannot be."""
-    rgb, alpha = pictures.load_image(
+    placed = pictures.load_image(
         path, size, settings.fill, settings.background_tolerance, settings.mask_weights
     )
-    return Picture(rgb, alpha, file_digest(path))
+    return Picture(placed.rgb, placed.alpha, file_digest(path), placed.doubts, placed.hints)
 
 
 def file_digest(path: str | Path) -> str:
@@ -243,6 +252,7 @@ def make_report(
         "elevation_deg": float(np.rad2deg(made.elevation_rad)),
         "num_gaussians": client.num_gaussians,
         "quality": made.quality,
+        "not_understood": made.not_understood,
         "rounds": [{"until_step": each.until_step, **each.quality} for each in made.rounds],
         "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{jax.devices()[0].device_kind}, {threads.count()} CPU threads",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from im3d_jax import asset, bridge
+from im3d_jax import asset, bridge, inputs
 from im3d_jax.asset import Asset, Made, Picture, Request, Round
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.generator import CallCount, Generator
@@ -64,12 +64,13 @@ def make_asset(
 
     # ---- G -> verdict ----
     with stages.timed("inspect"):
-        quality = client.inspect(settings.gates)
+        seen = inputs.look(request.prompt, picture, generator.text)
+        quality = inputs.judge(client.inspect(settings.gates), seen)
 
     # ---- G -> files ----
     counts = named_counts(generator.count, drawing.count)
     digest = picture.digest if picture else ""
-    made = Made(elevation_rad, cameras, rounds, quality, digest, counts)
+    made = Made(elevation_rad, cameras, rounds, quality, digest, counts, seen.not_understood)
     return asset.write(made, request, client, settings, stages)
 
 

@@ -41,7 +41,7 @@ from recon_torch.process.client import ReconClient
 from recon_torch.ranges import ElevationDeg, NumRetries, Seed
 from recon_torch.settings import FitSettings, GateSettings, Verdict
 from recon_torch.views.cameras import orbit
-from recon_torch.views.images import straight, write_image
+from recon_torch.views.images import write_image
 
 INITIAL_ELEVATION_RAD = 0.3
 """Elevation of the worker's first cameras, before there is a video to estimate one from."""
@@ -104,7 +104,7 @@ class Pipeline:
             with opened(request):
                 if picture is None and self.settings.text_to_image.pipeline:
                     [request] = draw_pictures(self.settings, [request], show)
-                self.warn([prompt])
+                self.warn([prompt], picture)
                 with self.own_client() as client:
                     asset = self.make_best(request, client, picture, retry_seeds, show)
         except BaseException:
@@ -188,9 +188,11 @@ class Pipeline:
         """What the model does not understand of a prompt."""
         return self.generator.text.warnings(prompt)
 
-    def warn(self, prompts: Sequence[str]) -> None:
-        """Says on stderr, once each, what the model does not understand of the prompts."""
-        for warning in dict.fromkeys(each for prompt in prompts for each in self.warnings(prompt)):
+    def warn(self, prompts: Sequence[str], picture: Picture | None = None) -> None:
+        """Says on stderr, once each, what the model does not understand of the prompts and is doubtful in a picture."""
+        told = [each for prompt in prompts for each in self.warnings(prompt)]
+        told += [f"in the picture, the object {doubt}" for doubt in (picture.doubts if picture else ())]
+        for warning in dict.fromkeys(told):
             print(f"im3d: warning: {warning}", file=sys.stderr)
 
     def close(self) -> None:
@@ -282,7 +284,7 @@ def draw_pictures(
     paths = {}
     for request, picture in zip(asked, drawn, strict=True):
         name = f"the picture of {request.prompt!r}"
-        placed = pictures.place(picture, name, settings.size, **dataclasses.asdict(settings.picture))
-        write = partial(write_image, image=straight(*placed))
+        pictures.place(picture, name, settings.size, **dataclasses.asdict(settings.picture))  # or raises
+        write = partial(write_image, image=picture)  # whole, so that what is doubtful in it is found again
         paths[request.out] = outputs.put(request.out, PICTURE, "input.png", write)
     return [r._replace(image=r.image or str(paths[r.out])) for r in requests]

@@ -109,7 +109,7 @@ def generate(config: ConfigDict, flags: Namespace) -> None:
         if settings.text_to_image.pipeline:
             requests = pipeline.draw_pictures(settings, requests)
         with pipeline.load(config) as loaded:
-            loaded.warn([request.prompt for request in requests])
+            loaded.warn([request.prompt for request in requests], picture)
             with loaded.own_client() as client:
                 for request in requests:
                     print(loaded.make_best(request, client, picture, flags.retry_seeds))

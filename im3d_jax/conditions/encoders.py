@@ -25,7 +25,7 @@ from torch import Tensor
 from im3d_jax.conditions.text import Embeddings, Masks
 from recon_torch import hosting, ranges
 from recon_torch.blur import convolve, gaussian_window
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, quoted
 from recon_torch.ranges import Range
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
@@ -114,6 +114,17 @@ class TokenEncoder:
         room = self.max_length - self._tokenizer.num_special_tokens_to_add()
         spans = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         return prompt[spans[room][0] :].strip() if len(spans) > room else ""
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words that the tokeniser has no pieces for: T5 replaces them, and CLIP spells them in bytes."""
+        return [word for word in prompt.split() if self._is_unknown(word)]
+
+    def _is_unknown(self, word: str) -> bool:
+        ids = self._tokenizer(word, add_special_tokens=False).input_ids
+        if self.kind == EncoderKind.T5:
+            return self._tokenizer.unk_token_id in ids
+        spelled = [character for character in word if character.isalnum() or not character.isascii()]
+        return not "".join(spelled).isascii() and len(ids) >= len(spelled)
 
     def close(self) -> None:
         """Frees the model. The next use loads it again."""
@@ -218,13 +229,21 @@ class PretrainedText:
         return tuple(text for text, _ in stacked), tuple(mask for _, mask in stacked)
 
     def warnings(self, prompt: str) -> list[str]:
-        """A sentence on what does not fit into the tokens of an encoder, for each encoder."""
-        cut_off = [(encoder, encoder.cut_off(prompt)) for encoder in self.encoders]
-        return [
-            f"the {encoder.kind} encoder reads {encoder.max_length} tokens and leaves out {rest!r}"
-            for encoder, rest in cut_off
-            if rest
-        ]
+        """Sentences on what does not fit into the tokens of each encoder, and on what its tokeniser lacks."""
+        warnings = []
+        for encoder in self.encoders:
+            if rest := encoder.cut_off(prompt):
+                kept = f"the {encoder.kind} encoder reads {encoder.max_length} tokens and leaves out"
+                warnings.append(f"{kept} {quoted(rest)}")
+            if unknown := encoder.unknown(prompt):
+                words = quoted(" ".join(dict.fromkeys(unknown)))
+                warnings.append(f"the {encoder.kind} encoder has no tokens for the words {words}")
+        return warnings
+
+    def understands(self, prompt: str) -> bool:
+        """Whether an encoder knows one of the words."""
+        words = prompt.split()
+        return any(len(encoder.unknown(prompt)) < len(words) for encoder in self.encoders)
 
     def close(self) -> None:
         """Frees the models. What was encoded stays."""

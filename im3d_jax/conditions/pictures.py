@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from scipy import ndimage
 
+from im3d_jax.conditions.foreground import silhouette
+from im3d_jax.conditions.foreground.backdrop import shrink
+from im3d_jax.conditions.foreground.find import find
+from im3d_jax.conditions.foreground.found import Found
 from recon_torch.errors import UserError
 from recon_torch.files import check_regular
 from recon_torch.views import masks
@@ -16,13 +22,34 @@ from recon_torch.views.images import read_image
 SMALLEST_SIDE_PX, MOST_ELONGATED = 8, 100
 """Of a picture: its shorter side, and how many times as long the longer one is at most."""
 
-PLAIN_BORDER = 0.5
-"""A background is plain if at least this share of the picture's border has one colour."""
+WORKING_PX = (512, 1024)
+"""The longer side of the picture in which the object is sought: twice the view's, within these bounds."""
+
+AROUND = 0.5
+"""An object that is small in its picture is sought again with so much around it, by its longer side."""
+
+SMALLEST_OBJECT_PX = 24
+"""Objects with a smaller longer side have no detail to speak of."""
+
+
+class Placed(NamedTuple):
+    """View 0, over white, and what its foreground leaves open.
+
+    Attributes:
+        rgb, alpha: in [0, 1].
+        doubts: why this may not be the object; each goes on after "the object" in a sentence.
+        hints: what else is to be known, in the same way.
+    """
+
+    rgb: Float[np.ndarray, "size size 3"]
+    alpha: Float[np.ndarray, "size size 1"]
+    doubts: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 def load_image(
     path: str | Path, size: int, fill: float, background_tolerance: float, mask_weights: str = ""
-) -> tuple[Float[np.ndarray, "{size} {size} 3"], Float[np.ndarray, "{size} {size} 1"]]:
+) -> Placed:
     """Reads a picture and makes it view 0, see `place`. Raises UserError also for what cannot be read."""
     check_regular(path)
     return place(read_image(path), str(path), size, fill, background_tolerance, mask_weights)
@@ -35,22 +62,24 @@ def place(
     fill: float,
     background_tolerance: float,
     mask_weights: str = "",
-) -> tuple[Float[np.ndarray, "{size} {size} 3"], Float[np.ndarray, "{size} {size} 1"]]:
+) -> Placed:
     """Makes a picture view 0: its object over white, centred, as large as the objects of training views.
 
-    The object's mask is the picture's alpha. Without alpha it is what differs from a plain background, and
-    without a plain background it is what IS-Net finds.
+    The object is what alpha shows, where alpha separates something. Otherwise it is what stands out from a
+    backdrop that is even or changes smoothly, without its shadow. Where there is no such backdrop, or the
+    foreground is doubtful, it is what IS-Net finds. See `conditions.foreground`.
 
     Args:
         picture: RGB or RGBA in [0, 1].
         name: what errors call the picture.
         size: side of the square result in pixels.
         fill: share of the result's side that the object's longer side gets.
-        background_tolerance: difference from the background, in [0, 1], from which a pixel is foreground.
+        background_tolerance: difference from the backdrop, in [0, 1], from which a pixel is never taken for
+            noise.
         mask_weights: IS-Net's .onnx file, see `masks.isnet_masks`; "" for none.
 
-    Returns (rgb, alpha), float32 in [0, 1]. Raises UserError if the picture holds no foreground, or has
-    neither alpha nor a plain background and there are no mask weights.
+    Raises UserError if the picture is too small or too thin, if it shows no object, or if it has neither
+    alpha nor a smooth backdrop and there are no mask weights.
     """
     height, width = picture.shape[:2]
     if min(height, width) < SMALLEST_SIDE_PX or max(height, width) > MOST_ELONGATED * min(height, width):
@@ -58,29 +87,87 @@ def place(
             f"{name} has {width} x {height} pixels; give a picture of at least {SMALLEST_SIDE_PX} x"
             f" {SMALLEST_SIDE_PX} that is not more than {MOST_ELONGATED} times as long as wide"
         )
-    rgb, alpha = picture[..., :3], picture[..., 3:]
-    if not alpha.size or alpha.min() > 0.99:
-        alpha = _foreground(rgb, name, background_tolerance, mask_weights)
-    rows, columns = (np.flatnonzero(alpha[..., 0].max(axis) > 0.5) for axis in (1, 0))
-    if not rows.size:
-        raise UserError(f"{name} shows no object; give one with alpha or on a plain background")
-    middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2
-    side = max(np.ptp(rows), np.ptp(columns)) + 1
-    premultiplied = np.concatenate([rgb * alpha, alpha], -1)
-    cut = _cut_square(premultiplied, middle, side / fill, size)
-    return cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:]
-
-
-def _foreground(
-    rgb: Float[np.ndarray, "H W 3"], name: str, tolerance: float, mask_weights: str
-) -> Float[np.ndarray, "H W 1"]:
-    """The foreground mask of a picture without alpha, whose object may touch much of the border."""
-    background = masks.plain_background(rgb, tolerance, PLAIN_BORDER)
-    if background is not None:
-        return masks.threshold_masks(rgb[None], background, tolerance)[0]
-    if not mask_weights:
+    working_px = int(np.clip(2 * size, *WORKING_PX))
+    found, scale = _look_closer(picture, working_px, size * fill, background_tolerance)
+    if mask_weights and (found is None or found.doubts):
+        found = _by_network(_at_most(picture, working_px)[..., :3], mask_weights, found)
+    if found is None:
         raise UserError(f"{name} has neither a plain background nor alpha; cut the object out as RGBA")
-    return masks.isnet_masks(rgb[None], mask_weights)[0]
+    if not found.mask.any():
+        raise UserError(f"{name} shows no object; give one with alpha or on a plain background")
+    middle, side = _box(found)
+    doubts = found.doubts
+    if side / scale < SMALLEST_OBJECT_PX:
+        doubts += (f"is only {round(side / scale)} pixels large in the picture",)
+    premultiplied = np.concatenate([found.rgb * found.coverage, found.coverage], -1)
+    cut = _cut_square(premultiplied, middle, side / fill, size)
+    return Placed(cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:], doubts, found.hints)
+
+
+def _look_closer(
+    picture: Float[np.ndarray, "H W C"], working_px: int, wanted_px: float, tolerance: float
+) -> tuple[Found | None, float]:
+    """The object in a picture at the working size, and that size by the picture's.
+
+    A small object of a large picture is sought again in the part of the picture where it is.
+
+    wanted_px: how large the object will be shown.
+    """
+    small = _at_most(picture, working_px)
+    found, scale = find(small, tolerance), len(small) / len(picture)
+    if found is None or not found.mask.any() or scale == 1:
+        return found, scale
+    middle, side = _box(found)
+    if side >= wanted_px:
+        return found, scale
+    reach = (0.5 + AROUND) * side
+    first = np.maximum(np.floor((middle - reach) / scale), 0).astype(int)
+    last = np.ceil((middle + reach) / scale).astype(int)
+    part = picture[first[0] : last[0], first[1] : last[1]]
+    small = _at_most(part, working_px)
+    closer = find(small, tolerance)
+    if closer is None or not closer.mask.any():
+        return found, scale
+    doubts = tuple(dict.fromkeys(closer.doubts + found.doubts))
+    return closer._replace(doubts=doubts), len(small) / len(part)
+
+
+def _at_most(picture: Float[np.ndarray, "H W C"], longer_px: int) -> Float[np.ndarray, "h w C"]:
+    """The picture, made smaller if it is larger. Invisible pixels do not mix with visible ones."""
+    factor = longer_px / max(picture.shape[:2])
+    if factor >= 1:
+        return picture.astype(np.float32)
+    height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
+    if picture.shape[-1] == 3 or np.ptp(picture[..., 3]) == 0:
+        return shrink(picture, height, width)
+    alpha = picture[..., 3:]
+    weighted = shrink(np.concatenate([picture[..., :3] * alpha, alpha], -1), height, width)
+    return np.concatenate([weighted[..., :3] / np.maximum(weighted[..., 3:], 1e-4), weighted[..., 3:]], -1)
+
+
+def _by_network(rgb: Float[np.ndarray, "H W 3"], weights: str, other: Found | None) -> Found:
+    """What IS-Net finds, or what was found without it, if only that one is an object."""
+    coverage = masks.isnet_masks(rgb[None], weights)[0]
+    inside = coverage[..., 0] > 0.5
+    problem = masks.problem(coverage)
+    if other is not None and other.mask.any() and problem is not None:
+        return other
+    if not inside.any():
+        return Found(rgb, coverage, inside)
+    parts = silhouette.parts(inside)
+    doubts = parts.doubts if problem is None else (f"{problem} in the mask that IS-Net makes", *parts.doubts)
+    reach = ndimage.binary_dilation(parts.mask, iterations=silhouette.EDGE_PX)
+    return Found(rgb, coverage * reach[..., None], parts.mask, doubts, ("was found by IS-Net",))
+
+
+def _box(found: Found) -> tuple[Float[np.ndarray, "2"], float]:
+    """Middle (row, column) and longer side of what is half covered, or half transparent and not just an edge."""
+    wide = ndimage.binary_opening(found.mask, iterations=silhouette.EDGE_PX)
+    shown = (found.coverage[..., 0] > 0.5) | wide
+    shown = shown if shown.any() else found.mask
+    rows, columns = (np.flatnonzero(shown.any(axis)) for axis in (1, 0))
+    middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2
+    return middle, float(max(np.ptp(rows), np.ptp(columns)) + 1)
 
 
 def _cut_square(

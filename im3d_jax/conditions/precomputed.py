@@ -141,7 +141,10 @@ class PrecomputedText:
         self._opened: dict[int, safe_open] = {}
 
     def warnings(self, prompt: str) -> list[str]:
-        return []
+        return []  # `im3d embed`, which has encoded them, has given them
+
+    def understands(self, prompt: str) -> bool:
+        return True
 
     def encode(self, prompts: Sequence[str]) -> tuple[Embeddings, Masks]:
         """Embeddings and masks of the prompts, float32, one for each encoder.

@@ -34,6 +34,9 @@ class TextEncoder(Protocol):
     def warnings(self, prompt: str) -> list[str]:
         """A sentence on each thing in a prompt that is not encoded, such as words beyond the last token."""
 
+    def understands(self, prompt: str) -> bool:
+        """Whether anything of a prompt that tells what to make is encoded."""
+
 
 class NoText:
     """The text encoder of a backbone that takes no text: prompts only serve to draw the image."""
@@ -45,6 +48,9 @@ class NoText:
 
     def warnings(self, prompt: str) -> list[str]:
         return []
+
+    def understands(self, prompt: str) -> bool:
+        return True  # to draw the image is what the prompt is for
 
 
 TEXT_ENCODERS = Registry(

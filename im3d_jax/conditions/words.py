@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Sequence
+import itertools
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,6 +18,12 @@ from recon_torch.ranges import Range
 
 MAX_SHOWN = 60
 """So many known words are listed in a warning."""
+
+MAX_NAMED = 12
+"""So many words that are left out are named in a warning."""
+
+FUNCTION_WORDS = frozenset("a an and at by for from in is it its of on or the to with".split())
+"""Words that alone do not say what to make."""
 
 
 class WordEncoder(nn.Module):
@@ -67,13 +74,23 @@ class Vocabulary:
         return (indices,), (mask,)
 
     def warnings(self, prompt: str) -> list[str]:
-        """Names the words of a prompt that the encoder was not trained on, if any, and words like them."""
-        unknown = [word for word in split_words(prompt) if word not in self.words]
-        if not unknown:
-            return []
-        near = [each for word in unknown for each in difflib.get_close_matches(word, self.words, n=2)]
-        hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else self._known()
-        return [f"words {', '.join(unknown)} are unknown to this model and left out; {hint}"]
+        """Names the words of a prompt that the encoder was not trained on, and those beyond the last index."""
+        words = split_words(prompt)
+        unknown = [word for word in words if word not in self.words]
+        beyond = [word for word in words if word in self.words][self.max_words :]
+        warnings = []
+        if unknown:
+            near = [each for word in unknown for each in difflib.get_close_matches(word, self.words, n=2)]
+            hint = f"did you mean {_listed(near)}?" if near else self._known()
+            warnings.append(f"words {_listed(unknown)} are unknown to this model and left out; {hint}")
+        if beyond:
+            text = f"this model reads {self.max_words} words and leaves out the last {len(beyond)}"
+            warnings.append(f"{text}: {_listed(beyond)}")
+        return warnings
+
+    def understands(self, prompt: str) -> bool:
+        """Whether the encoder knows a word that is more than an article or the like."""
+        return any(word in self.words and word not in FUNCTION_WORDS for word in split_words(prompt))
 
     def _known(self) -> str:
         shown = ", ".join(self.words[:MAX_SHOWN])
@@ -83,5 +100,34 @@ class Vocabulary:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a prompt or a caption, in lower case."""
-    return re.findall(r"[a-z]+", text.lower())
+    """The words of a prompt or a caption, in lower case: runs of letters and digits of any script, and of symbols.
+
+    Punctuation separates words. Symbols are words, so that an emoji is not passed over.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return ["".join(run) for kind, run in itertools.groupby(_visible(text), _kind) if kind is not None]
+
+
+def _visible(text: str) -> Iterator[str]:
+    """The characters without those that only join or vary the ones before them."""
+    symbol = False
+    for character in text:
+        category = unicodedata.category(character)
+        if category != "Cf" and not (symbol and category.startswith("M")):
+            symbol = category.startswith("S")
+            yield character
+
+
+def _kind(character: str) -> str | None:
+    """What runs of a character a word is made of; None for spaces and punctuation."""
+    category = unicodedata.category(character)
+    if category[0] in "LMN":
+        return "letters"
+    return None if category[0] in "PZ" or category == "Cc" else "symbols"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """The words, each once; of many the first ones."""
+    words = list(dict.fromkeys(words))
+    more = f" and {len(words) - MAX_NAMED} more" if len(words) > MAX_NAMED else ""
+    return ", ".join(words[:MAX_NAMED]) + more

@@ -238,7 +238,7 @@ class TurntableTask:
         if not prompts:
             return {}
         placed = dataclasses.asdict(wanted.picture)
-        found = [pictures.load_image(path, trained.size, **placed) for path in wanted.images]
+        found = [pictures.load_image(path, trained.size, **placed)[:2] for path in wanted.images]
         if wanted.prompts:
             drawn = trained.text_to_image(list(wanted.prompts), jax.random.fold_in(key, 0))
             found += list(zip(*map(sharding.to_host, drawn), strict=True))

@@ -58,7 +58,7 @@ def fit(rgb: Float[np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"]) -> Back
         elif np.array_equal(taken, before):
             break
         coefficients = _robust(_terms(places[taken], degree), small[taken], level)
-    share = float((_difference(small, places, coefficients, degree)[ring] < REACH).mean())
+    share = float((_difference(small, places, coefficients, degree)[ring] < max(REACH, 2 * level)).mean())
     return Backdrop(_evaluate(valid.shape, coefficients, degree), share, noise)
 
 

@@ -40,7 +40,8 @@ def find(rgb: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "H W 1"]) -> 
     parts = silhouette.parts(present & ~shadow)
     if np.median(alpha[parts.mask]) < GLASSY:
         doubts.append("is half transparent, and is made as what is seen of it before white")
-    coverage = (alpha * parts.mask).astype(np.float32)[..., None]
+    with_edges = ndimage.binary_dilation(parts.mask, iterations=silhouette.EDGE_PX) & ~shadow
+    coverage = (alpha * with_edges).astype(np.float32)[..., None]
     return Found(rgb, coverage, parts.mask, (*doubts, *parts.doubts), tuple(hints))
 
 

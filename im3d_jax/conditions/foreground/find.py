@@ -11,8 +11,11 @@ from im3d_jax.conditions.foreground.found import Found
 from recon_torch.views import masks
 
 LEAST_SHARE = 0.5  # of the picture's border that has to be backdrop; an object may touch the rest
-CLEAR_SHARE = 0.8  # the same, less what the object touches: below it the backdrop is not as smooth as it seems
+CLEAR_SHARE = (
+    0.8  # the same, less what the object touches: below it the backdrop is not as smooth as it seems
+)
 LEAST_LEVEL, LEAST_SURE = 2 / 255, 6 / 255  # differences of an even picture that count, and that count alone
+MOST_NOISE = 0.12  # standard deviation of a pixel; what varies more is a pattern
 MARGIN = 1.6  # by how much a difference has to exceed that of nine tenths of the border
 SMOOTHED_NOISE = 0.005  # a picture is smoothed until its noise is about this
 HALOS = ((17, 0.08), (33, 0.2))
@@ -22,7 +25,7 @@ MOST_SHADOW = 0.8  # share of what differs that may be shadow; with more, the ob
 FAINT_SHARE = 0.15  # share of the outline that may have hardly any contrast
 EVEN_LIGHT = 0.06  # how little the light varies in a shadow with sharp edges
 CAST_SHARE = 0.1  # share of the object that may be such a shadow without a word
-FULL_ROW = 0.8  # share of an outermost row that differs from the backdrop if it is a frame's
+FULL_ROW = 0.9  # share of a frame's row that has the frame's colour; in the picture the rest has
 MOST_FRAME = 0.05  # how much of a side a frame takes
 CARD_FILLS, CARD_SHARE = 0.97, 0.6  # shares of its box and of the picture that a card behind an object fills
 TOUCHES = 0.05  # share of a side of the picture that an object may touch without being cut off
@@ -60,7 +63,10 @@ def before_backdrop(
 
     valid: the pixels that belong to the picture. Returns None if there is no such backdrop.
     """
-    found = _in_front(rgb, valid, tolerance)
+    frame = _frame(rgb) if valid.all() else ~valid
+    found = _in_front(rgb, valid & ~frame, tolerance)
+    if frame.any() and found is not None and valid.all():
+        found = found._replace(hints=(*found.hints, "has a frame around it, which was left out"))
     if found is None or not _is_card(found.mask, valid):
         return found
     within = _in_front(rgb, ndimage.binary_erosion(found.mask, iterations=3), tolerance)
@@ -73,13 +79,12 @@ def _in_front(
     rgb: Float[np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"], tolerance: float
 ) -> Found | None:
     behind = backdrop.fit(rgb, valid)
-    if behind.share < LEAST_SHARE:
+    if behind.share < LEAST_SHARE or behind.noise > MOST_NOISE:
         return None
-    framed = valid & ~_frame(np.abs(rgb - behind.color).max(-1) > backdrop.REACH, valid)
     blur_px = _blur_px(behind.noise)
     smooth = ndimage.gaussian_filter(rgb, (blur_px, blur_px, 0)) if blur_px else rgb
-    difference = (smooth - behind.color) * framed[..., None]
-    level = _level(np.abs(difference).max(-1), framed, tolerance)
+    difference = (smooth - behind.color) * valid[..., None]
+    level = _level(np.abs(difference).max(-1), valid, tolerance)
     strengths = _strengths(difference)
     noise = tuple(_beside_edges(each, level, *halo) for each, halo in zip(strengths, HALOS, strict=True))
     differs = _differing(strengths, noise, min(tolerance, max(3 * level, LEAST_SURE)))
@@ -106,17 +111,17 @@ def _in_front(
 # ---- What differs from the backdrop ----
 
 
-def _frame(differs: Bool[np.ndarray, "H W"], valid: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """A thin frame around the whole picture, if there is one."""
-    frame = np.zeros_like(differs)
-    if not valid.all():
-        return frame
+def _frame(rgb: Float[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
+    """A thin frame of one colour around the whole picture, if there is one."""
+    frame = np.zeros(rgb.shape[:2], bool)
+    color = np.median(rgb[0], 0)
+    alike = np.abs(rgb - color).max(-1) < backdrop.REACH
     for turns in range(4):
-        rows = np.rot90(differs, turns).mean(1)[: max(2, round(MOST_FRAME * min(differs.shape)))] > FULL_ROW
-        if not rows[0] or rows.all():
-            return np.zeros_like(differs)
-        # The row beside the last one is mixed.
-        np.rot90(frame, turns)[: rows.argmin() + 1] = True
+        shares = np.rot90(alike, turns)[: max(3, round(MOST_FRAME * min(alike.shape)))].mean(1)
+        if shares[0] < FULL_ROW or shares.min() > 1 - FULL_ROW:
+            return np.zeros_like(frame)
+        # The row where the picture begins is mixed.
+        np.rot90(frame, turns)[: (shares < FULL_ROW).argmax() + 2] = True
     return frame
 
 
@@ -191,7 +196,9 @@ def _faint(
 
 def _cast(mask: Bool[np.ndarray, "H W"], seen: shadows.Look) -> list[str]:
     """Whether an evenly dark part at the bottom, which may be a shadow with sharp edges, was taken along."""
-    maybe = ndimage.binary_opening(mask & seen.like_shadow & (seen.light < 0.95), iterations=silhouette.EDGE_PX)
+    maybe = ndimage.binary_opening(
+        mask & seen.like_shadow & (seen.light < 0.95), iterations=silhouette.EDGE_PX
+    )
     rows = np.flatnonzero(mask.any(1))
     labels, _ = ndimage.label(maybe)
     for number, place in enumerate(ndimage.find_objects(labels), 1):
@@ -199,7 +206,7 @@ def _cast(mask: Bool[np.ndarray, "H W"], seen: shadows.Look) -> list[str]:
         share = part.sum() / mask.sum()
         if not CAST_SHARE < share < MOST_SHADOW or place[0].stop < rows[0] + 0.8 * len(rows):
             continue
-        dark, usual, bright = np.quantile(seen.light[place][part], (0.2, 0.5, 0.8))
+        dark, usual, bright = np.quantile(seen.light[place][part], (0.25, 0.5, 0.75))
         if bright - dark < EVEN_LIGHT and usual > shadows.DARK:
             return [f"may be partly shadow: {share:.0%} of it looks like the backdrop in even shade"]
     return []

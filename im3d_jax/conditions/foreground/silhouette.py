@@ -15,6 +15,8 @@ NEAR = 0.15  # how far away a smaller part may be, by the side of a square as la
 SMALL_HOLE = 0.003  # share of the silhouette below which a hole is a glint or noise
 MOST_HOLLOW = 0.5  # share of the silhouette that may be open; what has less left is an outline
 SHARP_RIM = 0.5  # share of an opening's rim that is sharp; the rest may be a shadow's
+LEAST_MISFIT = 2.5 / 255  # of a fitted backdrop in an opening, by the median; 3 / 255 are a white object's
+BESIDE_PX = 10  # how far from the object the backdrop is looked at that openings should show
 EDGE_PX = 2  # how far the backdrop's colour reaches into the object and the other way round
 LEAST_CONTRAST = 0.08  # of object and backdrop, from which a pixel's colour tells how much of it is covered
 CROSS = np.ones((3, 3))
@@ -58,8 +60,8 @@ def holes(
 ) -> Holes:
     """The holes of a mask through which the backdrop is seen; the others are the object's own light parts.
 
-    A hole is open if its median colour is the backdrop's and most of its rim is sharp: a glint fades into the
-    object, an opening does not.
+    A hole is open if its median colour is the backdrop's, as that is seen beside the object, and most of its
+    rim is sharp: a glint fades into the object, an opening does not.
 
     Args:
         difference: from the backdrop.
@@ -70,6 +72,10 @@ def holes(
     labels, count = ndimage.label(filled & ~mask)
     opened = np.zeros_like(mask)
     size, sharp = filled.sum(), ndimage.maximum_filter(edges, 2 * EDGE_PX + 1) > 0.5
+    beside = ndimage.binary_dilation(filled, iterations=BESIDE_PX) & ~ndimage.binary_dilation(
+        filled, iterations=EDGE_PX
+    )
+    usual = np.median(difference[beside], 0) if beside.any() else np.zeros(3)
     for number, place in enumerate(ndimage.find_objects(labels), 1):
         around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in place)
         hole = labels[around] == number
@@ -77,7 +83,9 @@ def holes(
         if hole.sum() < SMALL_HOLE * size or not inside.any():
             continue
         rim = ndimage.binary_dilation(hole) & ~hole
-        like_backdrop = np.abs(np.median(difference[around][inside], 0)).max() < max(2 / 255, level / 2)
+        like_backdrop = np.abs(np.median(difference[around][inside], 0) - usual).max() <= max(
+            level, LEAST_MISFIT
+        )
         if like_backdrop and sharp[around][rim].mean() > SHARP_RIM:
             opened[around] |= hole
     hollow = bool(opened.sum() > MOST_HOLLOW * size)

@@ -176,6 +176,9 @@ class RandomText:
     def warnings(self, prompt):
         return []
 
+    def understands(self, prompt):
+        return True
+
 
 def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     """In bfloat16, over float32 of what trains, and computing again what the backward pass needs."""

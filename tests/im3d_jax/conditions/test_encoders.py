@@ -142,6 +142,16 @@ def test_what_does_not_fit_is_named(clip, t5):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
+def test_words_without_tokens_are_named(clip, t5):
+    """The tokenisers know the letters a to z and "cat"."""
+    of_t5 = PretrainedText([dict(kind="t5", path=str(t5), max_length=40)])
+    assert of_t5.warnings("a cat 7 \u732b cat") == ["the t5 encoder has no tokens for the words '7 \u732b'"]
+    assert of_t5.understands("\u732b cat") and not of_t5.understands("\u732b 7")
+    of_clip = PretrainedText([dict(kind="clip", path=str(clip / "text_encoder"), max_length=16)])
+    assert of_clip.warnings("a cat \u732b") == ["the clip encoder has no tokens for the words '\u732b'"]
+    assert of_clip.warnings("b cat, x!") == [] and not of_clip.understands("\u043a\u043e\u0442")
+
+
 def test_the_digest_follows_the_content_and_not_the_place(clip, tmp_path):
     moved = shutil.copytree(clip, tmp_path / "moved")
 

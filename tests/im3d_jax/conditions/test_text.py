@@ -22,6 +22,9 @@ USERS = """
 
         def warnings(self, prompt):
             return []
+
+        def understands(self, prompt):
+            return True
 """
 
 

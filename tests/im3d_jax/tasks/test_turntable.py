@@ -55,6 +55,9 @@ class Letters:
     def warnings(self, prompt):
         return []
 
+    def understands(self, prompt):
+        return True
+
 
 class Tokens:
     def encode(self, rgb):

@@ -1,0 +1,46 @@
+"""What is doubtful about a prompt and a picture before anything is made of them, for the verdict on the asset."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from im3d_jax.asset import Picture
+from im3d_jax.conditions.text import TextEncoder
+from recon_torch.settings import Verdict
+
+
+class Inputs(NamedTuple):
+    """What a model makes of the inputs of an asset.
+
+    Attributes:
+        reasons, hints: as quality gates give them.
+        not_understood: sentences on what of the prompt is left out.
+    """
+
+    reasons: list[str]
+    hints: list[str]
+    not_understood: list[str]
+
+
+def look(prompt: str, picture: Picture | None, text: TextEncoder) -> Inputs:
+    """Looks at a prompt, and at what is known of the foreground of a picture.
+
+    picture: what the asset is made from; None: the prompt is all there is.
+    """
+    reasons = [f"in the picture, the object {doubt}" for doubt in (picture.doubts if picture else ())]
+    hints = [f"in the picture, the object {hint}" for hint in (picture.hints if picture else ())]
+    left_out = text.warnings(prompt)
+    if prompt.strip() and not text.understands(prompt):
+        (hints if picture else reasons).append("nothing of the prompt was understood")
+    elif left_out:
+        hints.append("the prompt was understood in part (see not_understood)")
+    return Inputs(reasons, hints, left_out)
+
+
+def judge(quality: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """The quality of an asset by gates and inputs: doubtful inputs make a good one suspect."""
+    verdict = Verdict(quality["verdict"])
+    if inputs.reasons and verdict == Verdict.GOOD:
+        verdict = Verdict.SUSPECT
+    reasons, hints = (inputs.reasons + quality["reasons"], inputs.hints + quality["hints"])
+    return quality | {"verdict": verdict, "reasons": reasons, "hints": hints}
