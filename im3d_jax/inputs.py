@@ -1,4 +1,4 @@
-"""What is doubtful about a prompt and a picture before anything is made of them, for the verdict on the asset."""
+"""What is doubtful about a prompt and a picture, for the verdict on what is made of them."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class Pipeline:
         return self.generator.text.warnings(prompt)
 
     def warn(self, prompts: Sequence[str], picture: Picture | None = None) -> None:
-        """Says on stderr, once each, what the model does not understand of the prompts and is doubtful in a picture."""
+        """Says on stderr, once each, what is not understood of prompts, and what is doubtful in a picture."""
         told = [each for prompt in prompts for each in self.warnings(prompt)]
         told += [f"in the picture, the object {doubt}" for doubt in (picture.doubts if picture else ())]
         for warning in dict.fromkeys(told):

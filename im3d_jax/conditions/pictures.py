@@ -161,7 +161,7 @@ def _by_network(rgb: Float[np.ndarray, "H W 3"], weights: str, other: Found | No
 
 
 def _box(found: Found) -> tuple[Float[np.ndarray, "2"], float]:
-    """Middle (row, column) and longer side of what is half covered, or half transparent and not just an edge."""
+    """Middle (row, column) and longer side of what is half covered, or transparent and not just an edge."""
     wide = ndimage.binary_opening(found.mask, iterations=silhouette.EDGE_PX)
     shown = (found.coverage[..., 0] > 0.5) | wide
     shown = shown if shown.any() else found.mask

@@ -22,7 +22,24 @@ MAX_SHOWN = 60
 MAX_NAMED = 12
 """So many words that are left out are named in a warning."""
 
-FUNCTION_WORDS = frozenset("a an and at by for from in is it its of on or the to with".split())
+FUNCTION_WORDS = {
+    "a",
+    "an",
+    "and",
+    "at",
+    "by",
+    "for",
+    "from",
+    "in",
+    "is",
+    "it",
+    "of",
+    "on",
+    "or",
+    "the",
+    "to",
+    "with",
+}
 """Words that alone do not say what to make."""
 
 
@@ -74,7 +91,7 @@ class Vocabulary:
         return (indices,), (mask,)
 
     def warnings(self, prompt: str) -> list[str]:
-        """Names the words of a prompt that the encoder was not trained on, and those beyond the last index."""
+        """Names the words that the encoder was not trained on, and those beyond the last index."""
         words = split_words(prompt)
         unknown = [word for word in words if word not in self.words]
         beyond = [word for word in words if word in self.words][self.max_words :]
@@ -100,9 +117,9 @@ class Vocabulary:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a prompt or a caption, in lower case: runs of letters and digits of any script, and of symbols.
+    """The words of a prompt or a caption, in lower case: letters and digits of any script.
 
-    Punctuation separates words. Symbols are words, so that an emoji is not passed over.
+    Punctuation separates words. Runs of symbols are words, so that an emoji is not passed over.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     return ["".join(run) for kind, run in itertools.groupby(_visible(text), _kind) if kind is not None]

@@ -8,8 +8,9 @@ from im3d_jax.asset import Picture
 from im3d_jax.conditions.words import Vocabulary
 
 VOCABULARY = Vocabulary(("a", "car", "red", "with"))
+IN_IT = "in the picture, the object"
 CLEAR = Picture(np.ones((4, 4, 3)), np.ones((4, 4, 1)), "")
-DOUBTFUL = CLEAR._replace(doubts=("may be cut off",), hints=("was found by IS-Net",))
+DOUBTFUL = CLEAR._replace(doubts=("may be cut off",), hints=("has a frame",))
 
 
 def quality(verdict, *reasons):
@@ -30,7 +31,7 @@ def quality(verdict, *reasons):
         ("собака", None, ["nothing of the prompt was understood"], []),
         ("собака", CLEAR, [], ["nothing of the prompt was understood"]),
         ("a shiny red car", None, [], ["the prompt was understood in part (see not_understood)"]),
-        ("", DOUBTFUL, ["in the picture, the object may be cut off"], ["in the picture, the object was found by IS-Net"]),
+        ("", DOUBTFUL, [f"{IN_IT} may be cut off"], [f"{IN_IT} has a frame"]),
     ],
 )  # fmt: skip
 def test_doubts_about_inputs(prompt, picture, reasons, hints):

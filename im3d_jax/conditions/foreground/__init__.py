@@ -1,1 +1,1 @@
-"""The object in a user's picture: its coverage by alpha or before a smooth backdrop, and what is doubtful about it."""
+"""The object in a user's picture, by alpha or before a smooth backdrop, and what is doubtful about it."""

@@ -132,8 +132,8 @@ def _least_squares(
 
 def _places(shape: tuple[int, ...]) -> Float[np.ndarray, "H W 2"]:
     """Row and column of pixel centres, from -1 to 1 along the longer side."""
-    half = max(shape) / 2
-    return np.stack(np.mgrid[: shape[0], : shape[1]] + 0.5 - np.reshape(shape, (2, 1, 1)) / 2, -1) / half
+    axes = [(np.arange(side) + 0.5 - side / 2) / (max(shape) / 2) for side in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
 
 
 def _terms(places: Float[np.ndarray, "*N 2"], degree: int) -> Float[np.ndarray, "*N T"]:

@@ -59,7 +59,7 @@ def is_premultiplied(rgb: Float[np.ndarray, "H W 3"], alpha: Float[np.ndarray, "
 
 
 def _without_haze(alpha: Float[np.ndarray, "H W"]) -> tuple[Float[np.ndarray, "H W"], float]:
-    """Alpha less what the transparent part of the border has of it, and the value below which it says nothing."""
+    """Alpha less what the transparent border has of it, and the value below which it says nothing."""
     around = alpha[border(np.ones(alpha.shape, bool), 1)]
     around = around[around < np.quantile(alpha, 0.995) / 2]
     if not around.size:

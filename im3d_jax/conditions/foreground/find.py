@@ -1,4 +1,4 @@
-"""Finding the object in a picture, by alpha or before a smooth backdrop, and saying what is doubtful about it."""
+"""Finding the object in a picture, and saying what is doubtful about it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from scipy import ndimage
 
 from im3d_jax.conditions.foreground import backdrop, cutout, shadows, silhouette
 from im3d_jax.conditions.foreground.found import Found
-from recon_torch.views import masks
 
 LEAST_SHARE = 0.5  # of the picture's border that has to be backdrop; an object may touch the rest
 CLEAR_SHARE = (
@@ -19,8 +18,8 @@ MOST_NOISE = 0.12  # standard deviation of a pixel; what varies more is a patter
 MARGIN = 1.6  # by how much a difference has to exceed that of nine tenths of the border
 SMOOTHED_NOISE = 0.005  # a picture is smoothed until its noise is about this
 HALOS = ((17, 0.08), (33, 0.2))
-"""JPEG spreads such a share of an edge's contrast over a window of two blocks, in light and in colour, which it
-stores at half the resolution."""
+"""JPEG spreads such a share of an edge's contrast over a window of two blocks: in light, and in colour, which
+it stores at half the resolution."""
 MOST_SHADOW = 0.8  # share of what differs that may be shadow; with more, the object itself was taken for one
 FAINT_SHARE = 0.15  # share of the outline that may have hardly any contrast
 EVEN_LIGHT = 0.06  # how little the light varies in a shadow with sharp edges
@@ -53,7 +52,7 @@ def find(picture: Float[np.ndarray, "H W C"], tolerance: float) -> Found | None:
         return inner._replace(hints=(*inner.hints, hint))
     if opaque.all():
         return inner
-    return Found(rgb, np.float32(alpha), opaque, ("fills the picture",))
+    return Found(rgb, alpha.astype(np.float32), opaque, ("fills the picture",))
 
 
 def before_backdrop(
@@ -86,7 +85,7 @@ def _in_front(
     difference = (smooth - behind.color) * valid[..., None]
     level = _level(np.abs(difference).max(-1), valid, tolerance)
     strengths = _strengths(difference)
-    noise = tuple(_beside_edges(each, level, *halo) for each, halo in zip(strengths, HALOS, strict=True))
+    noise = _beside_edges(strengths[0], level, *HALOS[0]), _beside_edges(strengths[1], level, *HALOS[1])
     differs = _differing(strengths, noise, min(tolerance, max(3 * level, LEAST_SURE)))
     if not differs.any():
         return Found(rgb, np.zeros((*valid.shape, 1), np.float32), differs)
@@ -150,6 +149,7 @@ def _strengths(
 def _beside_edges(
     strength: Float[np.ndarray, "H W"], level: float, window_px: int, share: float
 ) -> Float[np.ndarray, "H W"]:
+    """The level of noise at each pixel, which is higher where JPEG has spread what is beside."""
     return np.maximum(level, share * ndimage.maximum_filter(strength, window_px))
 
 

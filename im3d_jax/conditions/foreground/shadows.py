@@ -88,7 +88,7 @@ def find(differs: Bool[np.ndarray, "H W"], seen: Look) -> Bool[np.ndarray, "H W"
     """The pixels that are shadow, of those that differ from the backdrop."""
     factor = -(-max(differs.shape) // GRID_PX)
     outside = ~_blocks(differs, factor, np.max)
-    certain = _blocks(np.float32(differs & ~seen.like_shadow), factor, np.mean) > 0.5
+    certain = _blocks((differs & ~seen.like_shadow).astype(np.float32), factor, np.mean) > 0.5
     dark = np.clip(1 - _blocks(seen.light, factor, np.mean) / DARK, 0, 1)
     ends = np.where(certain, CERTAIN, COST_OF_SHADOW + (COST_OF_BLACK - COST_OF_SHADOW) * dark)
     pass_costs = 1 - (1 - COST_OF_SHARP) * _blocks(seen.edges, factor, np.max)
@@ -124,14 +124,17 @@ def _reached(
     """
     nodes = np.arange(costs.size).reshape(costs.shape)
     source, sink = costs.size, costs.size + 1
-    links = [(source, nodes, from_source), (nodes, sink, to_sink)]
+    tails, heads = [np.full(costs.size, source), nodes.ravel()], [nodes.ravel(), np.full(costs.size, sink)]
+    capacities = [from_source.ravel(), to_sink.ravel()]
     for first, second in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        cost = np.minimum(costs[first], costs[second])
-        links += [(nodes[first], nodes[second], cost), (nodes[second], nodes[first], cost)]
-    flat = [[each.ravel() for each in np.broadcast_arrays(*link)] for link in links]
-    tails, heads, capacities = (np.concatenate(each) for each in zip(*flat, strict=True))
-    whole = np.rint(1000 * capacities).astype(np.int32)
-    graph = coo_array((whole, (tails, heads)), shape=(costs.size + 2, costs.size + 2)).tocsr()
+        cost = np.minimum(costs[first], costs[second]).ravel()
+        one, other = nodes[first].ravel(), nodes[second].ravel()
+        tails += [one, other]
+        heads += [other, one]
+        capacities += [cost, cost]
+    whole = np.rint(1000 * np.concatenate(capacities)).astype(np.int32)
+    ends = np.concatenate(tails), np.concatenate(heads)
+    graph = coo_array((whole, ends), shape=(costs.size + 2, costs.size + 2)).tocsr()
     graph.eliminate_zeros()
     left = graph - maximum_flow(graph, source, sink).flow
     left.data[left.data < 0] = 0

@@ -23,7 +23,7 @@ CROSS = np.ones((3, 3))
 
 
 class Holes(NamedTuple):
-    """open: through which the backdrop is seen. hollow: all of them were closed, because hardly any would be left."""
+    """open: where the backdrop is seen. hollow: so much of the object is open that all was closed."""
 
     open: Bool[np.ndarray, "H W"]
     hollow: bool

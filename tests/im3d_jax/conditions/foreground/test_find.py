@@ -1,4 +1,4 @@
-"""Objects whose coverage is known, photographed badly in many ways: what is found of them, and what is doubted."""
+"""Objects whose coverage is known, photographed badly in many ways: what is found, and what is doubted."""
 
 import io
 
@@ -12,6 +12,7 @@ from im3d_jax.conditions.foreground.find import find
 HEIGHT, WIDTH, SAMPLES = 200, 240, 4
 WHITE, GREY, BLUE, BEIGE = (1.0, 1.0, 1.0), (0.6, 0.6, 0.6), (0.15, 0.35, 0.75), (0.85, 0.8, 0.7)
 Y, X = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+RANDOM = np.random.default_rng(0).random((HEIGHT, WIDTH))
 RADIUS = np.hypot(Y / HEIGHT * 2 - 1, X / WIDTH * 2 - 1)  # 1 at the middle of a side
 
 
@@ -95,7 +96,7 @@ def cast(rgba, dark=0.45, blur=4.0):
     bottom = np.flatnonzero((rgba[..., 3] > 0.5).any(1))[-1]
     row = bottom - (bottom - Y) / 0.35
     shadow = ndimage.map_coordinates(rgba[..., 3], [row, X - 0.5 * (bottom - row)], order=1)
-    return dark * ndimage.gaussian_filter(np.where(Y > bottom, 0, shadow), blur)
+    return dark * ndimage.gaussian_filter(np.where(bottom < Y, 0, shadow), blur)
 
 
 def noisy(picture, deviation):
@@ -179,12 +180,10 @@ CLEAR = {
     "a black frame": (MUG, framed(before(WHITE, MUG))),
     "alpha of 250": (MUG, with_alpha(before(WHITE, MUG), 250 / 255)),
     "alpha of 0": (STOOL, with_alpha(before(BLUE, STOOL), 0.0)),
-    "alpha of 248 to 255": (
-        MUG, with_alpha(before(WHITE, MUG), np.random.default_rng(0).uniform(248, 255, (HEIGHT, WIDTH)) / 255)),
+    "alpha of 248 to 255": (MUG, with_alpha(before(WHITE, MUG), 1 - 7 / 255 * RANDOM)),
     "alpha": (MUG, MUG),
     "alpha and a speck": (MUG, np.where((Y < 6)[..., None] & (X < 6)[..., None], 1.0, MUG)),
-    "alpha with haze": (
-        MUG, with_alpha(MUG[..., :3], 0.9 * MUG[..., 3] + np.random.default_rng(0).uniform(0, 0.1, (HEIGHT, WIDTH)))),
+    "alpha with haze": (MUG, with_alpha(MUG[..., :3], 0.9 * MUG[..., 3] + 0.1 * RANDOM)),
     "premultiplied alpha": (MUG, MUG * np.concatenate([MUG[..., [3] * 3], np.ones_like(MUG[..., :1])], -1)),
 }  # fmt: skip
 """By what is the matter with it: an object, and a picture of it."""
@@ -203,9 +202,11 @@ OUTLINED = drawn((box(50, 150, 80, 160), (0.3,) * 3), (box(53, 147, 83, 157), (1
 TWO = drawn((ellipse(100, 70, 40, 40), (0.7, 0.1, 0.2)), (box(70, 140, 150, 200), (0.2, 0.5, 0.2)))
 LOW = np.roll(STOOL, 60, 0)
 
+UNDER_PALE, UNDER_WHITE = shaded(WHITE, contact(PALE_BALL, 0.3)), shaded(GREY, contact(WHITE_BALL))
+
 DOUBTFUL = {
-    "white on white, shadow": (PALE_BALL, before(shaded(WHITE, contact(PALE_BALL, 0.3)), PALE_BALL), "outline", 0.8),
-    "white on grey, shadow": (WHITE_BALL, before(shaded(GREY, contact(WHITE_BALL)), WHITE_BALL), "outline", 0.75),
+    "white on white, shadow": (PALE_BALL, before(UNDER_PALE, PALE_BALL), "outline", 0.8),
+    "white on grey, shadow": (WHITE_BALL, before(UNDER_WHITE, WHITE_BALL), "outline", 0.75),
     "sharp cast shadow": (MUG, before(shaded(WHITE, cast(MUG, blur=0.6)), MUG), "may be partly shadow", 0.6),
     "an outline": (OUTLINED, before(WHITE, OUTLINED), "may be hollow", 0.98),
     "two objects": (TWO, before(BEIGE, TWO), "is 2 things", 0.98),
