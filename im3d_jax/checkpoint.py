@@ -224,7 +224,8 @@ def load_weights(path: str | Path, like, renew: Renew | None = None) -> tuple[di
         raise UserError(f"no weights at {path}; train them with `im3d train` or correct config.weights")
     with weights_files.opened(path) as file:
         names = list(file.keys())
-        if names and not any("/" in name for name in names):
+        # A user's own model may have parameters at the top, whose paths have no "/" either.
+        if names and not any("/" in name or name in like for name in names):
             convert = "convert it with `im3d convert` and name what that writes"
             raise UserError(
                 f"weights {path} are a public checkpoint, with tensors like {names[0]}; {convert}"
