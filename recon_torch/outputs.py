@@ -73,7 +73,7 @@ def opened(
     make_directory(directory)
     try:
         with locks.hold_part(directory, *part) if part else locks.hold(directory):
-            for folder in sorted({directory, *(path.parent for _, path, _ in _found(directory, kind.paths))}):
+            for folder in sorted({directory, *_folders(directory, kind)}):
                 locks.clear(folder, TEMPORARY)
             if kind.grows:
                 claim(directory, kind)
@@ -105,6 +105,8 @@ def check(
     for each in _below(directory, root):
         if each.is_symlink():
             raise _in_the_way(each, "is a symbolic link", kind)
+    if not directory.exists():  # most of the many assets of a batch
+        return
     # First what is there, then the marker: a run that begins meanwhile writes its marker first.
     found = list(_found(directory, kind.paths))
     marker = _read(directory)
@@ -244,6 +246,13 @@ def _found(directory: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path
     for pattern in patterns:
         for path, problem in _matching(directory, pattern.split("/")):
             yield pattern, path, problem
+
+
+def _folders(directory: Path, kind: Kind) -> Iterator[Path]:
+    """The directories below one in which a kind has files, as far as they are in order."""
+    for pattern, path, problem in _found(directory, kind.paths):
+        if not problem:
+            yield path if pattern.endswith("/") else path.parent
 
 
 def _matching(directory: Path, parts: Sequence[str]) -> Iterator[tuple[Path, str]]:

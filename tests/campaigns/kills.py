@@ -221,7 +221,7 @@ def worker(lab: Lab, kills: int) -> Row:
         process = lab.start(*command)
         until = time.monotonic() + moment
         while time.monotonic() < until or (process.poll() is None and not workers_of(process.pid)):
-            time.sleep(0.01)
+            time.sleep(0.05)
         found = workers_of(process.pid)
         row.kills += 1
         row.too_late += not found

@@ -191,7 +191,7 @@ def test_a_directory_that_stays_empty_is_removed_with_those_above_it(tmp_path):
 
 
 def test_leftovers_are_cleared_where_the_run_writes(tmp_path, capsys):
-    for folder in (tmp_path, tmp_path / "samples"):
+    for folder in (tmp_path, tmp_path / "samples", tmp_path / "checkpoints"):
         folder.mkdir(exist_ok=True)
         staging = locks.OwnedDirectory(TEMPORARY, folder)
         shutil.copytree(staging.path, folder / f"{TEMPORARY}dead")
@@ -200,4 +200,4 @@ def test_leftovers_are_cleared_where_the_run_writes(tmp_path, capsys):
     outputs.claim(tmp_path, RUN)
     with outputs.opened(tmp_path, RUN):
         assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
-    assert capsys.readouterr().err.count("what a killed run left") == 2
+    assert capsys.readouterr().err.count("what a killed run left") == 3
