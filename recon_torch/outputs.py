@@ -68,11 +68,12 @@ def opened(
     Raises UserError as `check` does, and if another process holds the directory.
     """
     directory = Path(directory)
-    check(directory, kind, inputs, root)
+    _refuse_links(directory, kind, root)
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     make_directory(directory)
     try:
         with locks.hold_part(directory, *part) if part else locks.hold(directory):
+            check(directory, kind, inputs)
             for folder in sorted({directory, *_folders(directory, kind)}):
                 locks.clear(folder, TEMPORARY)
             if kind.grows:
@@ -80,8 +81,8 @@ def opened(
             try:
                 yield directory
             finally:
-                if part is None and set(os.listdir(directory)) <= {MARKER, locks.LOCK}:
-                    (directory / MARKER).unlink(missing_ok=True)
+                if part is None:
+                    _remove_lone_marker(directory)
     finally:
         with contextlib.suppress(OSError):  # one that is not empty stays
             for each in missing:
@@ -102,9 +103,7 @@ def check(
         root: the directory that the user named, if `directory` lies below it: no links lead out of it.
     """
     directory = Path(directory)
-    for each in _below(directory, root):
-        if each.is_symlink():
-            raise _in_the_way(each, "is a symbolic link", kind)
+    _refuse_links(directory, kind, root)
     if not directory.exists():  # most of the many assets of a batch
         return
     # First what is there, then the marker: a run that begins meanwhile writes its marker first.
@@ -304,12 +303,13 @@ def _has_name(name: str, kind: Kind) -> bool:
     )
 
 
-def _below(directory: Path, root: str | os.PathLike | None) -> list[Path]:
-    """The directories from `root`, which is not among them, down to `directory`."""
-    if root is None:
-        return []
-    parts = directory.relative_to(root).parts
-    return [Path(root, *parts[: number + 1]) for number in range(len(parts))]
+def _refuse_links(directory: Path, kind: Kind, root: str | os.PathLike | None) -> None:
+    """Raises UserError if a link lies between `root` and a directory below it."""
+    parts = () if root is None else directory.relative_to(root).parts
+    for number in range(len(parts)):
+        path = Path(root or "", *parts[: number + 1])
+        if path.is_symlink():
+            raise _in_the_way(path, "is a symbolic link", kind)
 
 
 def _in_the_way(path: Path, problem: str, kind: Kind) -> UserError:
@@ -336,6 +336,13 @@ def _remove(directory: Path, kind: Kind, last: str) -> None:
 
 
 # ---- The marker ----
+
+
+def _remove_lone_marker(directory: Path) -> None:
+    """Removes the marker if nothing else has come into being."""
+    with contextlib.suppress(OSError):
+        if set(os.listdir(directory)) <= {MARKER, locks.LOCK}:
+            (directory / MARKER).unlink(missing_ok=True)
 
 
 def _read(directory: Path) -> dict[str, Any]:
