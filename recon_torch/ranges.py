@@ -79,7 +79,6 @@ Count = Annotated[int, Range(0, 1_000_000_000)]
 Every = Annotated[int, Range(1, 1_000_000_000)]
 ElevationDeg = Annotated[float, Range(above=-90, below=90)]
 FovDeg = Annotated[float, Range(1, 170)]
-Length = Annotated[float, Range(1e-3, 1e3)]
 NumAssets = Annotated[int, Range(1, 100_000)]
 NumRetries = Annotated[int, Range(0, 1000)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
@@ -120,7 +119,7 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 def section_of(hint: Any) -> type | None:
     """The settings class that an annotation stands for, alone or besides None; else None."""
-    found = [each for each in _alternatives(hint) if isinstance(each, type) and is_dataclass(each)]
+    found = [each for each in _alternatives(hint) if hasattr(each, "__ranges__")]
     return found[0] if found else None
 
 
@@ -152,9 +151,7 @@ def unlimited(hint: Any) -> Iterator[str]:
 
 def _is_limited(hint: Any) -> bool:
     """Whether a plain type has no values that a range would exclude."""
-    return hint in (str, bool, types.NoneType) or (
-        isinstance(hint, type) and (issubclass(hint, enum.StrEnum) or is_dataclass(hint))
-    )
+    return hint in (str, bool, types.NoneType) or _is_enum(hint) or hasattr(hint, "__ranges__")
 
 
 # ---- Values ----
@@ -266,7 +263,7 @@ def told(hint: Any) -> str:
     words |= {types.NoneType: "None"}
     if hint in words:
         return words[hint]
-    return "a section" if is_dataclass(hint) else getattr(hint, "__name__", str(hint))
+    return "a section" if hasattr(hint, "__ranges__") else getattr(hint, "__name__", str(hint))
 
 
 # ---- Flags ----

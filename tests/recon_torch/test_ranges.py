@@ -6,6 +6,7 @@ import argparse
 import enum
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +23,13 @@ Whole = Annotated[int, Range(1, 5)]
 class Colour(enum.StrEnum):
     RED = "red"
     BLUE = "blue"
+
+
+@dataclass
+class Plain:
+    """A dataclass whose fields state no ranges."""
+
+    count: int = 1
 
 
 @settings
@@ -122,6 +130,7 @@ def test_what_an_error_quotes_is_short(user_error):
         (Mapping[str, float], "float"),
         (Sequence[Whole | float], "float"),
         (dict, "dict"),
+        (Plain, "Plain"),
     ],
 )
 def test_a_field_without_a_range_is_an_error_when_its_class_is_defined(hint, bare):
