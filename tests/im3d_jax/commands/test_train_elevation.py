@@ -221,7 +221,9 @@ def test_a_head_on_features_of_dino(tmp_path, config, monkeypatch, capsys):
     sizes |= dict(mlp_ratio=2, layerscale_value=1.0, initializer_range=0.2)
     transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
     monkeypatch.setattr(
-        train_elevation, "open_source", lambda *, split, num_views, **_: Plates(len(split) * 100, num_views)
+        train_elevation,
+        "open_source",
+        lambda data, *, num_views, **_: Plates(len(data.split) * 100, num_views),
     )
     settings = dict(size=32, num_views=4, num_test_objects=32, num_steps=100, batch_size=16)
     clean = {f"augment.{name}": amount for name, amount in CLEAN.items()}

@@ -73,7 +73,7 @@ def stored(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_batch_of_stored_and_procedural_objects(stored):
-    mix = {"stored": PartSettings(1, path=stored), "shapes": PartSettings(3, first_object=50)}
+    mix = {"stored": PartSettings(1.0, path=stored), "shapes": PartSettings(3.0, first_object=50)}
     stream = open_stream(open_source(DataSettings(mix=mix), **WORLD), shard=WHOLE, **SETTINGS)
     examples = next(stream)
     stream.close()

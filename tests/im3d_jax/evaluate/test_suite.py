@@ -126,8 +126,8 @@ MISTAKES = {
     "--captions captions.csv": "belong to --suite meshes",
     "--parts views,speed": "the parts are views,assets,prompts,elevation",
     "--parts=": "the parts are",
-    "--num-objects 0": "--num-objects is 0",
-    "--asset-objects -1": "--asset-objects is -1",
+    "--num-objects 0": "--num-objects: '0' is not a whole number from 1",
+    "--asset-objects -1": "--asset-objects: '-1' is not a whole number",
     "--suite huge": "huge",
 }
 
