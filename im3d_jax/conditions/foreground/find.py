@@ -20,10 +20,12 @@ SMOOTHED_NOISE = 0.005  # a picture is smoothed until its noise is about this
 HALOS = ((17, 0.08), (33, 0.2))
 """JPEG spreads such a share of an edge's contrast over a window of two blocks: in light, and in colour, which
 it stores at half the resolution."""
+STRONG = 10  # differences of so many levels spread beyond themselves
 MOST_SHADOW = 0.8  # share of what differs that may be shadow; with more, the object itself was taken for one
 FAINT_SHARE = 0.15  # share of the outline that may have hardly any contrast
 EVEN_LIGHT = 0.06  # how little the light varies in a shadow with sharp edges
-CAST_SHARE = 0.1  # share of the object that may be such a shadow without a word
+CAST_SHARE = 0.05  # share of the object that may be such a shadow without a word
+LOW, SPREAD = 0.25, 0.05  # shares of the height and the width of the object, for the place of such a shadow
 FULL_ROW = 0.9  # share of a frame's row that has the frame's colour; in the picture the rest has
 MOST_FRAME = 0.05  # how much of a side a frame takes
 CARD_FILLS, CARD_SHARE = 0.97, 0.6  # shares of its box and of the picture that a card behind an object fills
@@ -83,9 +85,11 @@ def _in_front(
     blur_px = _blur_px(behind.noise)
     smooth = ndimage.gaussian_filter(rgb, (blur_px, blur_px, 0)) if blur_px else rgb
     difference = (smooth - behind.color) * valid[..., None]
-    level = _level(np.abs(difference).max(-1), valid, tolerance)
-    strengths = _strengths(difference)
-    noise = _beside_edges(strengths[0], level, *HALOS[0]), _beside_edges(strengths[1], level, *HALOS[1])
+    usual = _usual(np.abs(difference).max(-1), valid, tolerance)
+    level = float(np.clip(MARGIN * usual, LEAST_LEVEL, max(tolerance, LEAST_LEVEL)))
+    light, color = strengths = _strengths(difference)
+    least = 0.0 if blur_px else max(usual, backdrop.EIGHT_BITS / 2)  # a blur spreads what is beside, too
+    noise = _beside_edges(light, level, least, *HALOS[0]), _beside_edges(color, level, least, *HALOS[1])
     differs = _differing(strengths, noise, min(tolerance, max(3 * level, LEAST_SURE)))
     if not differs.any():
         return Found(rgb, np.zeros((*valid.shape, 1), np.float32), differs)
@@ -130,12 +134,11 @@ def _blur_px(noise: float) -> float:
     return float(np.clip(needed, 0.7, 2.5)) if noise > SMOOTHED_NOISE else 0.0
 
 
-def _level(strength: Float[np.ndarray, "H W"], valid: Bool[np.ndarray, "H W"], tolerance: float) -> float:
-    """Differences up to this one are noise, blocks and what the fit has missed, as the border shows them."""
+def _usual(strength: Float[np.ndarray, "H W"], valid: Bool[np.ndarray, "H W"], tolerance: float) -> float:
+    """The difference of nine tenths of the border: noise, blocks and what the fit has missed."""
     ring = backdrop.border(valid, max(3, round(backdrop.RING_SHARE * min(valid.shape))))
     behind = strength[ring & (strength < tolerance)]
-    usual = np.percentile(behind, 90) if behind.size else 0.0
-    return float(np.clip(MARGIN * usual, LEAST_LEVEL, max(tolerance, LEAST_LEVEL)))
+    return float(np.percentile(behind, 90)) if behind.size else 0.0
 
 
 def _strengths(
@@ -147,9 +150,17 @@ def _strengths(
 
 
 def _beside_edges(
-    strength: Float[np.ndarray, "H W"], level: float, window_px: int, share: float
+    strength: Float[np.ndarray, "H W"], level: float, least: float, window_px: int, share: float
 ) -> Float[np.ndarray, "H W"]:
-    """The level of noise at each pixel, which is higher where JPEG has spread what is beside."""
+    """The level of noise at each pixel, which is higher where JPEG has spread what is beside.
+
+    least: differences beside edges up to this one are not JPEG's.
+    """
+    strong = strength > STRONG * level
+    beside = ndimage.binary_dilation(strong, iterations=window_px // 2)
+    beside &= ~ndimage.binary_dilation(strong, iterations=silhouette.EDGE_PX)
+    if not beside.any() or np.quantile(strength[beside], 0.7) <= least:
+        return np.full_like(strength, level)  # a picture that was stored without losses
     return np.maximum(level, share * ndimage.maximum_filter(strength, window_px))
 
 
@@ -195,21 +206,33 @@ def _faint(
 
 
 def _cast(mask: Bool[np.ndarray, "H W"], seen: shadows.Look) -> list[str]:
-    """Whether an evenly dark part at the bottom, which may be a shadow with sharp edges, was taken along."""
-    maybe = ndimage.binary_opening(
-        mask & seen.like_shadow & (seen.light < 0.95), iterations=silhouette.EDGE_PX
-    )
-    rows = np.flatnonzero(mask.any(1))
-    labels, _ = ndimage.label(maybe)
-    for number, place in enumerate(ndimage.find_objects(labels), 1):
-        part = labels[place] == number
-        share = part.sum() / mask.sum()
-        if not CAST_SHARE < share < MOST_SHADOW or place[0].stop < rows[0] + 0.8 * len(rows):
-            continue
-        dark, usual, bright = np.quantile(seen.light[place][part], (0.25, 0.5, 0.75))
-        if bright - dark < EVEN_LIGHT and usual > shadows.DARK:
-            return [f"may be partly shadow: {share:.0%} of it looks like the backdrop in even shade"]
-    return []
+    """Whether evenly dark parts that were taken along may be a shadow with sharp edges.
+
+    Such a shadow lies low and spreads beside the rest.
+    """
+    shade = np.where(mask & seen.like_shadow, seen.light, 0)
+    counts, edges = np.histogram(shade, np.arange(shadows.DARK, 0.95, EVEN_LIGHT / 2))
+    even = np.abs(shade - edges[counts.argmax()] - EVEN_LIGHT / 4) < EVEN_LIGHT / 2
+    labels, _ = ndimage.label(ndimage.binary_opening(even, iterations=silhouette.EDGE_PX))
+    (whole,) = ndimage.find_objects(mask.astype(int))
+    height, width = mask[whole].shape
+    low = [
+        number
+        for number, (rows, _) in enumerate(ndimage.find_objects(labels), 1)
+        if rows.start > whole[0].start + LOW * height and rows.stop > whole[0].stop - LOW * height
+    ]
+    cast = np.isin(labels, low)
+    share = cast.sum() / mask.sum()
+    if not CAST_SHARE < share < MOST_SHADOW:
+        return []
+    rest = mask & ~ndimage.binary_dilation(cast, iterations=2 * silhouette.EDGE_PX)
+    ends = [
+        np.flatnonzero(ndimage.binary_opening(each, iterations=silhouette.EDGE_PX).any(0))
+        for each in (cast, rest)
+    ]
+    if not ends[1].size or max(ends[1][0] - ends[0][0], ends[0][-1] - ends[1][-1]) <= SPREAD * width:
+        return []
+    return [f"may be partly shadow: {share:.0%} of it looks like the backdrop in even shade"]
 
 
 def _with_border(found: Found) -> Found:
