@@ -135,8 +135,9 @@ def directory(tmp_path_factory):
 
 
 def check_gaussians(path):
-    gaussians = usable_or_refused(load_ply, path)
-    if gaussians is not None:
+    loaded = usable_or_refused(load_ply, path)
+    if loaded is not None:
+        gaussians = loaded.gaussians
         shapes = [(3,), (4,), (3,), (), (3,)]
         for tensor, shape in zip(gaussians, shapes, strict=True):
             assert tensor.shape == (len(gaussians.means), *shape) and tensor.dtype == torch.float32
