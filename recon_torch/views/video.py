@@ -24,9 +24,16 @@ from recon_torch.views.images import MAX_PIXELS, resize, to_uint8
 
 # Formats that hold a video themselves. Playlists name further files, which may be anywhere in a network.
 CONTAINERS = "mov,matroska,avi,gif,apng,mpegts,mpeg,asf,flv,ogg,ivf,mxf,h264,hevc,m4v"
-# How much shorter than its container states a whole video may be: the last frame's time is an estimate in
-# some containers, and sound begins or ends up to this much beside the pictures.
-MISSING_FRAMES, SOUND_S = 1.5, 0.05
+# Those that state how long the video is before it begins or in an index. The time that ffmpeg gives for the
+# others is that of the frames it found.
+STATING = ("mov", "matroska", "avi", "flv", "ivf", "mxf", "asf")
+# How pictures that move end. What follows of PADDING is no part of them.
+ENDS, PADDING = {"gif": b";", "apng": b"IEND\xaeB`\x82"}, b"\0\r\n "
+# How much shorter than its container states a whole video may be: a degree of the turn, but no less and no
+# more than so many frames. ffmpeg rounds the stated time to 10 ms, and sound begins or ends up to SOUND_S
+# beside the pictures.
+LEAST_FRAMES, MOST_FRAMES, ROUNDING_S, SOUND_S = 0.5, 1.5, 0.006, 0.05
+DURATION = r"Duration: (\d+):(\d+):([\d.]+)"
 
 
 def write_video(path: str | Path, frames: Float[np.ndarray, "T H W 3"], fps: int = 24) -> Path:
@@ -122,7 +129,7 @@ def load_video(
 
 
 def _count_frames(path: Path) -> tuple[int, list[str]]:
-    """How many frames a video has, and a note where some of them are damaged.
+    """How many frames a video has, and notes where some are damaged or where there may have been more.
 
     Raises UserError if it is no video, or if less is in the file than its container states, because the rest
     of a turn would be fitted as a full one.
@@ -138,31 +145,74 @@ def _count_frames(path: Path) -> tuple[int, list[str]]:
     if done.returncode or not counts or not int(counts[-1]):
         raise _no_video(path)
     complaints = re.findall(r"^(\[.*)\[(?:error|fatal)\] (.*)$", done.stderr, re.MULTILINE)
-    missing_s, frame_s = _missing_s(done.stdout, done.stderr, int(counts[-1]))
     reasons = [said[:80] for who, said in complaints if who.startswith("[in#")]
-    if missing_s > MISSING_FRAMES * frame_s + SOUND_S * ("Audio:" in done.stderr):
-        reasons.append(f"it ends {missing_s:.2f} s before the time that it states")
+    reasons += _cut_short(path, done.stdout, done.stderr, int(counts[-1]))
     if reasons:
         raise UserError(
             f"{path} is cut short or damaged ({reasons[0]}); copy it again: it must show a full turn"
         )
-    notes = (
-        [f"the video is damaged, ffmpeg cannot decode all of it: {complaints[0][1][:80]}"]
-        if complaints
-        else []
-    )
+    notes = []
+    if complaints:
+        notes.append(f"the video is damaged, ffmpeg cannot decode all of it: {complaints[0][1][:80]}")
+    if not _states_its_end(path, done.stderr):
+        notes.append(
+            "nothing in the video states how long it is, so that it cannot be told from a part of it: "
+            f"make sure that its {counts[-1]} frames are a full turn"
+        )
     return int(counts[-1]), notes
+
+
+def _cut_short(path: Path, progress: str, log: str, count: int) -> list[str]:
+    """What shows that a video of `count` frames ends before its container says."""
+    if end := ENDS.get(_container(log)):
+        return [] if path.read_bytes().rstrip(PADDING).endswith(end) else ["its last bytes are missing"]
+    missing_s, frame_s = _missing_s(progress, log, count)
+    degree_s = frame_s * count / 360
+    allowed_s = max(LEAST_FRAMES * frame_s, min(MOST_FRAMES * frame_s, degree_s), ROUNDING_S)
+    if missing_s > allowed_s + SOUND_S * ("Audio:" in log):
+        return [f"it ends {missing_s:.2f} s before the time that it states"]
+    return []
 
 
 def _missing_s(progress: str, log: str, count: int) -> tuple[float, float]:
     """How much earlier a video ends than its container states, and how long a frame is shown, in seconds."""
     ends_us = re.findall(r"^out_time_us=(\d+)", progress, re.MULTILINE)
-    stated = re.search(r"Duration: (\d+):(\d+):([\d.]+)", log)
+    stated = re.search(DURATION, log)
     if not ends_us or stated is None:
         return 0.0, 0.0
     hours, minutes, seconds = map(float, stated.groups())
     stated_s = 3600 * hours + 60 * minutes + seconds
     return stated_s - int(ends_us[-1]) / 1e6, stated_s / count
+
+
+def _container(log: str) -> str:
+    """ffmpeg's first name of the format that it read."""
+    name = re.search(r"^(?:\[info\] )?Input #0, (\w+)", log, re.MULTILINE)
+    return name[1] if name else ""
+
+
+def _states_its_end(path: Path, log: str) -> bool:
+    """Whether a file that ends too early can be told from a whole one."""
+    container = _container(log)
+    if container in ENDS:
+        return True
+    return container in STATING and re.search(DURATION, log) is not None and not _has_fragments(path)
+
+
+def _has_fragments(path: Path) -> bool:
+    """Whether it is an .mp4 in fragments, each of which states its own length alone."""
+    with path.open("rb") as file:
+        while len(header := file.read(8)) == 8:
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if kind == b"moof":
+                return True
+            read = 8
+            if length == 1:  # the length is in the next eight bytes
+                length, read = int.from_bytes(file.read(8), "big"), 16
+            if length < read:  # to the end of the file; in other containers these are no lengths
+                return False
+            file.seek(length - read, os.SEEK_CUR)
+    return False
 
 
 def _frames(path: Path) -> Generator[UInt8[np.ndarray, "H W 3"], None, None]:

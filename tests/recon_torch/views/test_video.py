@@ -96,16 +96,41 @@ def test_a_video_that_is_cut_short_is_no_full_turn(video, tmp_path, name, share,
         load(tmp_path / name)
 
 
-def test_a_video_that_ends_between_two_frames_is_cut_short_too(video, tmp_path, user_error):
+@pytest.mark.parametrize(("missing", "seconds"), [(1, "0.04"), (3, "0.1.")])
+def test_a_video_that_ends_between_two_frames_is_cut_short_too(video, tmp_path, missing, seconds, user_error):
     """ffmpeg says nothing then: only the time that the container states shows it."""
     content = video.read_bytes()
     table = content.index(b"stsz") + 12  # the sizes of the frames, of which the last ones end the file
     count = int.from_bytes(content[table : table + 4], "big")
     sizes = np.frombuffer(content[table + 4 : table + 4 + 4 * count], ">u4")
     assert count == NUM_FRAMES
-    (tmp_path / "cut.mp4").write_bytes(content[: -int(sizes[-3:].sum())])
-    with user_error(r"cut.mp4 is cut short or damaged \(it ends 0.1. s before"):
+    (tmp_path / "cut.mp4").write_bytes(content[: -int(sizes[-missing:].sum())])
+    with user_error(rf"cut.mp4 is cut short or damaged \(it ends {seconds} s before"):
         load(tmp_path / "cut.mp4")
+
+
+FRAGMENTS = ["-movflags", "+frag_keyframe+empty_moov"]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("a.ts", []), ("a.h264", []), ("a.mp4", FRAGMENTS), ("a.webm", ["-live", "1"])]
+)
+def test_it_is_told_where_nothing_states_the_length(video, tmp_path, name, how):
+    """A part of such a video looks like a whole one."""
+    codec = ["-c:v", "libvpx"] if name == "a.webm" else ["-c", "copy"]
+    ffmpeg("-i", video, *codec, *how, tmp_path / name)
+    [note] = load(tmp_path / name).notes
+    assert note.startswith("nothing in the video states how long it is") and "its 20 frames" in note
+
+
+@pytest.mark.parametrize(("name", "num_bytes"), [("a.gif", 1), ("a.apng", 12)])
+def test_moving_pictures_have_their_last_bytes(video, tmp_path, name, num_bytes, user_error):
+    """Those say only that the file ends: all frames are there in what is cut here."""
+    ffmpeg("-i", video, tmp_path / name)
+    assert load(tmp_path / name).names == load(video).names
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-num_bytes])
+    with user_error(f"{name} is cut short or damaged"):
+        load(tmp_path / name)
 
 
 def test_sound_may_be_longer_than_the_pictures(video, tmp_path):
