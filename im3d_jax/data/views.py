@@ -1,7 +1,8 @@
 """Objects as directories of rendered views, from which data sets of turntables are built.
 
-The directory of an object has a transforms.json, the pictures that this names (RGBA, or with masks), and a
-caption. The caption is in a caption.txt, or in a metadata.json with "caption", perhaps "elevation_deg", and
+The directory of an object has a transforms.json, or what else `im3d fit` reads in its place, the pictures
+that this names (RGBA, or with masks), and a caption. Of views that are split, those to train with are the
+object's. The caption is in a caption.txt, or in a metadata.json with "caption", perhaps "elevation_deg", and
 what `im3d dataset` knows of the object besides. An object's name is the path of its directory below the
 directory of all objects.
 """
@@ -30,7 +31,7 @@ from recon_torch.views.directory import Views, load_views, read_frame, write_vie
 from recon_torch.views.frames import Frame
 from recon_torch.views.images import straight, to_uint8
 from recon_torch.views.masks import threshold_masks
-from recon_torch.views.transforms import read_frames
+from recon_torch.views.transforms import TRANSFORMS, is_source, parts_of, read_part
 
 TOLERANCE_DEG = 0.5  # for azimuths, elevations and viewing directions
 TOLERANCE_RADIUS = 0.01  # relative
@@ -77,7 +78,7 @@ def remove_unfinished(directory: Path) -> None:
 
 def is_object(directory: Path) -> bool:
     """Whether an object was written to this directory."""
-    return (directory / "transforms.json").is_file()
+    return (directory / TRANSFORMS).is_file()
 
 
 def find_objects(root: str | Path) -> list[Path]:
@@ -86,12 +87,13 @@ def find_objects(root: str | Path) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"there is no directory {root}; give one with a directory of views for each object")
     found = []
-    for directory, folders, files in os.walk(root):
-        folders[:] = [] if "transforms.json" in files else [each for each in folders if each[0] != "."]
-        if "transforms.json" in files:
-            found.append(Path(directory))
+    for name, folders, _ in os.walk(root):
+        directory = Path(name)
+        folders[:] = [] if is_source(directory) else [each for each in folders if each[0] != "."]
+        if is_source(directory):
+            found.append(directory)
     if not found:
-        raise UserError(f"no transforms.json below {root}; render objects with `im3d dataset render`")
+        raise UserError(f"no {TRANSFORMS} below {root}; render objects with `im3d dataset render`")
     return sorted(found)
 
 
@@ -129,7 +131,7 @@ def read_views(
     Raises Unfit if they cannot be read.
     """
     try:
-        frames, _ = read_frames(directory / "transforms.json")
+        frames, _ = read_part(parts_of(directory).train)
         count = min(count or len(frames), len(frames))
         chosen = [frames[at * len(frames) // count] for at in range(count)]
         width, height = chosen[0].width, chosen[0].height
@@ -149,10 +151,11 @@ def source_digest(directory: Path, name: str) -> str:
     Raises Unfit or UserError if one of these cannot be read.
     """
     metadata = read_metadata(directory)
-    frames, _ = read_frames(directory / "transforms.json")
+    part = parts_of(directory).train
+    frames, _ = read_part(part)
     said = [name, metadata.get("caption", ""), metadata.get("mesh_sha256", "")]
     sha = hashlib.sha256(json.dumps(said).encode())
-    for file in (Path("transforms.json"), *_files_of(frames)):
+    for file in (part.path.relative_to(directory), *_files_of(frames)):
         sha.update(hashlib.sha256((directory / file).read_bytes()).digest())
     return sha.hexdigest()
 

@@ -186,6 +186,11 @@ def parts_of(source: str | os.PathLike) -> Parts:
     return Parts(read_file(source / TRAIN, notes), test)
 
 
+def is_source(directory: Path) -> bool:
+    """Whether `parts_of` finds a file of cameras in a directory."""
+    return any((directory / name).is_file() for name in (TRANSFORMS, TRAIN))
+
+
 def read_file(path: Path, notes: Sequence[str] = ()) -> Part:
     """All frames of a file. Raises UserError if it cannot be read or its "frames" is no list of objects."""
     if not path.is_file():

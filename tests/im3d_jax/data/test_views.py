@@ -143,6 +143,34 @@ def test_damaged_objects_are_unfit(directory, kind):
         views.read_object(directory, "cat")
 
 
+def as_files(directory, content, test):
+    (directory / "transforms_train.json").write_text(json.dumps(content))
+    (directory / "transforms_test.json").write_text(json.dumps(content | {"frames": test}))
+    (directory / "transforms.json").unlink()
+
+
+def as_lists(directory, content, test):
+    names = [frame["file_path"] for frame in test]
+    content = content | {"test_filenames": names, "frames": content["frames"] + test}
+    (directory / "transforms.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("split", [as_files, as_lists])
+def test_of_split_views_those_to_train_with_are_the_object(directory, tmp_path, split):
+    content = json.loads((directory / "transforms.json").read_text())
+    write_image(directory / "images" / "far.png", RGBA[0, :4])
+    split(directory, content, [{**content["frames"][0], "file_path": "images/far.png", "h": 4}])
+    assert views.find_objects(tmp_path) == [directory]
+    record = views.read_object(directory, "cat")
+    np.testing.assert_allclose(record.cameras.w2c, ORBIT.w2c, atol=1e-5)
+    rgb, alpha = views.read_views(directory)
+    np.testing.assert_allclose(rgb, over_white(RGBA), atol=1e-6)
+    np.testing.assert_allclose(alpha, RGBA[..., 3:], atol=1e-6)
+    digest = views.source_digest(directory, "cat")
+    write_image(directory / "images" / "003.png", RGBA[0])
+    assert views.source_digest(directory, "cat") != digest
+
+
 def test_a_caption_may_be_in_a_text_file(directory):
     (directory / "metadata.json").unlink()
     (directory / "caption.txt").write_text("  a blue cat\n")
