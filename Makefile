@@ -28,9 +28,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# reconstruction.py is left out, because it needs meshes (--meshes DIR).
+# Two are left out, because they need meshes (--meshes DIR) or views of them (--views DIR).
 bench: $(READY)
-	for script in $(filter-out benchmarks/reconstruction.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/reconstruction.py benchmarks/pictures.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # The interpreter must be checked here: pip would fail much later, and less clearly.
 $(READY): requirements.txt pyproject.toml
