@@ -73,7 +73,11 @@ def parse_mesh(text: str, num_devices: int | None = None) -> dict[str, int]:
         axis, _, number = part.strip().partition("=")
         if axis not in AXES or axis in named or not re.fullmatch(number_pattern, number):
             known = ", ".join(AXES)
-            raise UserError(f"mesh {text!r}: {part!r} is not AXIS=NUMBER, each axis once, of {known}")
+            or_open = "" if num_devices is None else ", or -1"
+            raise UserError(
+                f"mesh {text!r}: {part!r} is not AXIS=NUMBER with a number of at least 1{or_open}, "
+                f"each axis once, of {known}"
+            )
         named.add(axis)
         sizes[axis] = int(number)
     open_axes = [axis for axis, size in sizes.items() if size == -1]

@@ -28,9 +28,9 @@ def test_one_axis_takes_the_devices_that_others_leave(text, expected):
 
 def test_meshes_that_cannot_be():
     for text in ("data=0", "data=-2"):
-        with pytest.raises(UserError, match="AXIS=NUMBER"):
+        with pytest.raises(UserError, match="AXIS=NUMBER with a number of at least 1"):
             sharding.parse_mesh(text, 8)
-    with pytest.raises(UserError, match="AXIS=NUMBER"):
+    with pytest.raises(UserError, match="AXIS=NUMBER with a number of at least 1"):
         sharding.parse_mesh("data=-1")
     for text in ("data=-1,fsdp=3", "data=-1,fsdp=16"):
         with pytest.raises(UserError, match="does not divide 8 devices"):

@@ -371,6 +371,7 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
         ("--views x z --out y --held-out test", "--held-out is N"),
         ("--video x --check", "--check needs --views"),
         ("--video x --out y", "--video needs --elevation-deg"),
+        ("--views x --out y --held-out 1", "--held-out is 1; give a whole number from 2, or views"),
         ("--video x --out y --elevation-deg 90", "--elevation-deg: '90' is not a number between"),
     ],
 )
