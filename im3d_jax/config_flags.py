@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import re
 import sys
 from argparse import Namespace
@@ -273,11 +274,11 @@ def _read(text: str, old: Any, key: str) -> Any:
         return text
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two for long text
         # As Python writes numbers that no range has, so that the error names the range.
         value = float(text) if re.fullmatch(r"[+-]?(inf|infinity|nan)", text.lower()) else text
     if isinstance(old, float) and type(value) is int:
-        value = float(value)
+        value = _float(value)
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
         value = type(old)(_items(value, old, text, key))
     if old is not None and type(value) is not type(old):
@@ -285,11 +286,18 @@ def _read(text: str, old: Any, key: str) -> Any:
     return value
 
 
+def _float(number: int) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf  # which no range has
+
+
 def _items(values: Sequence[Any], old: Sequence[Any], text: str, key: str) -> list[Any]:
     """The items of a tuple or list that replaces `old`: of the type of those, if they have one type."""
     kinds = {type(item) for item in old}
     if kinds == {float}:
-        values = [float(item) if type(item) is int else item for item in values]
+        values = [_float(item) if type(item) is int else item for item in values]
     if len(kinds) == 1 and not {type(item) for item in values} <= kinds:
         kind = kinds.pop().__name__
         raise UserError(f"config key {key!r} takes items of type {kind} (now {old!r}), not {quoted(text)}")

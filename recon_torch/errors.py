@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 E = TypeVar("E", bound=enum.StrEnum)
 QUOTED_CHARACTERS = 80  # how much of a wrong value a message shows
 LONGEST_WORD = re.compile(r"\S{300,}")  # longer than any name of a file may be
-MESSAGE_CHARACTERS = 2000
+MESSAGE_CHARACTERS = 600
 
 
 class UserError(ValueError):

@@ -96,6 +96,8 @@ def test_every_setting_of_the_fit_and_of_its_gates_can_be_overridden():
         ("--config.fit.rate=nan", "config.fit.rate is nan; give a number from 0 to 10"),
         ("--config.fit.rate=-Infinity", "config.fit.rate is -inf; give a number from 0 to 10"),
         ("--config.fit.steps=inf", "'fit.steps' takes int"),
+        pytest.param("--config.fit.steps=" + "ab " * 2500, "'fit.steps' takes int", id="long"),
+        pytest.param("--config.fit.rate=-" + "9" * 400, "config.fit.rate is -inf; give", id="huge"),
         ("--config.fit.densify=1", "'fit.densify' takes bool"),
         ("--config.fit.steps", "has no value"),
         ("--fit.steps=3", "unrecognized arguments"),
