@@ -259,7 +259,3 @@ def _check(path: Path, found: dict, expected: dict) -> None:
         if found[name].shape != value.shape:
             shapes = f"is {found[name].shape}, the config makes it {value.shape}"
             raise UserError(f"weights {path}: {name} {shapes}; give the config that they were trained with")
-        if not np.isfinite(found[name]).all():
-            raise UserError(
-                f"weights {path}: {name} holds NaN or infinity; fetch, convert or train them again"
-            )

@@ -6,7 +6,6 @@ moves the values and changes their layouts, and it accounts for every tensor (`p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, quoted
+from recon_torch.text_files import read_settings
 
 
 class Source(NamedTuple):
@@ -73,17 +73,9 @@ def torch_name(path: str) -> str:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """config.json of a diffusers directory; {} for a bare file. Raises UserError if it is not JSON."""
+    """config.json of a diffusers directory; {} for a bare file. Raises UserError as `read_settings` does."""
     file = Path(path) / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); fetch it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is no object of settings but {str(config)[:40]!r}; fetch it again")
-    return config
+    return read_settings(file) if file.is_file() else {}
 
 
 def check_config(path: str | Path, settings: Mapping[str, object]) -> None:
@@ -99,7 +91,9 @@ def check_config(path: str | Path, settings: Mapping[str, object]) -> None:
     for key, ours in settings.items():
         theirs = config.get(key, ours)
         if theirs != ours and not (isinstance(ours, list) and [theirs] * len(ours) == ours):
-            raise UserError(f"{path}: config.json has {key} {theirs}, config.backbone makes it {ours}")
+            raise UserError(
+                f"{path}: config.json has {key} {quoted(theirs)}, config.backbone makes it {quoted(ours)}"
+            )
 
 
 def to_params(

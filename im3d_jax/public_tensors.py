@@ -76,9 +76,6 @@ NO_MODELS = (
     ),
 )
 
-SCALE = re.compile(r"\.(scale_weight|weight_scale|weight_scale_inv)$")
-"""Names of what a layer's 8-bit weight is to be multiplied by: ComfyUI's, old and new, and DeepSeek's."""
-
 FORMAT = ".comfy_quant"
 """The end of the name of ComfyUI's note, in JSON, of what a layer's weight is."""
 
@@ -89,12 +86,15 @@ FP8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 """ComfyUI's names of 8-bit types. Their values may lie in a file as bytes."""
 
 
-def read(path: str | Path, prefixes: Sequence[str] = DENOISER) -> dict[str, np.ndarray]:
+def read(
+    path: str | Path, prefixes: Sequence[str] = DENOISER, averaged: bool = False
+) -> dict[str, np.ndarray]:
     """The tensors of a model, float32, by the names that the model gives them.
 
     Args:
         path: a .safetensors file, in one piece or a shard, an index of shards, or a diffusers directory.
         prefixes: of the model's tensors in a file that holds several models.
+        averaged: whether to take the averaged (EMA) twins of a file that holds both.
 
     What is left out is said on stderr. Raises UserError that names a file which holds no such model, is no
     safetensors file or is damaged, and a tensor that cannot be read.
@@ -103,7 +103,7 @@ def read(path: str | Path, prefixes: Sequence[str] = DENOISER) -> dict[str, np.n
     for file in weights_files.find(path):
         with weights_files.opened(file) as opened:
             names |= dict.fromkeys(opened.keys(), file)
-    chosen = choose(names, prefixes, str(path))
+    chosen = choose(names, prefixes, str(path), averaged)
     stored: dict[str, Tensor] = {}
     for file in sorted({names[name] for name in chosen}):
         with weights_files.opened(file) as opened:
@@ -114,12 +114,14 @@ def read(path: str | Path, prefixes: Sequence[str] = DENOISER) -> dict[str, np.n
 # ---- Names ----
 
 
-def choose(names: Iterable[str], prefixes: Sequence[str], where: str) -> dict[str, str]:
+def choose(
+    names: Iterable[str], prefixes: Sequence[str], where: str, averaged: bool = False
+) -> dict[str, str]:
     """Which tensors of a file are a model's: their names in the file -> in the model.
 
     Args:
         names: of all tensors of the file.
-        prefixes: see `read`.
+        prefixes, averaged: see `read`.
         where: the file, for what is said.
 
     Says on stderr what is left out. Raises UserError for a file without the model, and if two tensors stand
@@ -134,16 +136,36 @@ def choose(names: Iterable[str], prefixes: Sequence[str], where: str) -> dict[st
             left.setdefault(reason, {})[name] = own
         else:
             plain[name] = own
-    if AVERAGES in left and not plain:
+    if averaged and AVERAGES not in left:
+        raise UserError(f"{where} holds no averaged (EMA) weights; leave --ema out, or give another file")
+    if AVERAGES in left and (averaged or not plain):
         averages = {name: AVERAGED.sub("", own).rstrip(".") for name, own in left.pop(AVERAGES).items()}
-        plain = _stripped(averages, prefixes)
-        print(f"im3d: {where} holds averaged (EMA) weights alone, which are taken", file=sys.stderr)
+        taken = "" if plain else " alone"
+        print(f"im3d: {where} holds averaged (EMA) weights{taken}, which are taken", file=sys.stderr)
+        plain = _averages(_stripped(averages, prefixes), plain, where)
     for reason, found in left.items():
-        print(f"im3d: {where}: left out {len(found)} {reason}, such as {min(found)}", file=sys.stderr)
+        hint = "; --ema takes them instead" if reason == AVERAGES and prefixes == DENOISER else ""
+        print(f"im3d: {where}: left out {len(found)} {reason}, such as {min(found)}{hint}", file=sys.stderr)
     if not plain:
         raise UserError(f"{where} holds no tensors of the model; is it of another family?")
     _refuse_twins(plain, where)
     return plain
+
+
+def _averages(averages: dict[str, str], plain: dict[str, str], where: str) -> dict[str, str]:
+    """Averaged tensors as the model names them, and plain ones that have no average, which do not train.
+
+    Stable Diffusion's and SVD's trainers write averages without the dots of their names, so that only the
+    plain twins tell these.
+    """
+    without_dots = {own.replace(".", ""): own for own in plain.values()}
+    found = {}
+    for name, own in averages.items():
+        flat = own.replace(".", "")
+        found[name] = without_dots.get(flat) or without_dots.get(flat.removeprefix("diffusion_model"), own)
+    if lonely := {name: own for name, own in plain.items() if own not in set(found.values())}:
+        print(f"im3d: {where}: {min(lonely)} ({len(lonely)} such) has no averaged twin", file=sys.stderr)
+    return found | lonely
 
 
 def _stripped(names: Iterable[str] | dict[str, str], prefixes: Sequence[str]) -> dict[str, str]:
@@ -199,7 +221,7 @@ def unscaled(stored: dict[str, Tensor], where: str) -> dict[str, np.ndarray]:
     """
     scales, formats = {}, {}
     for name in list(stored):
-        if found := SCALE.search(name):
+        if found := weights_files.SCALE.search(name):
             scales[f"{name[: found.start()]}.weight"] = stored.pop(name)
         elif name.endswith(FORMAT):
             formats[f"{name.removesuffix(FORMAT)}.weight"] = _format(stored.pop(name), name, where)

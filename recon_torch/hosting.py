@@ -10,7 +10,6 @@ import enum
 import gc
 import hashlib
 import importlib
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +22,15 @@ from safetensors import SafetensorError
 
 from recon_torch import weights_files
 from recon_torch.errors import UserError
+from recon_torch.text_files import read_settings
 
 LOADING_ERRORS = (
     OSError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     RuntimeError,
     ImportError,
@@ -107,19 +109,14 @@ def read_json(path: str | Path, name: str, what: str) -> dict:
     Args:
         what: where the path comes from, for errors.
 
-    Raises UserError if it is not there, is not JSON, or is that of a whole pipeline in place of one model.
+    Raises UserError if it is not there, is no object of JSON, or is that of a whole pipeline in place of one
+    model.
     """
-    try:
-        found = json.loads((Path(path) / name).read_bytes())
-    except OSError:
-        with _naming(what):
-            weights_files.refuse_pipeline(Path(path))
-        raise UserError(f"{what}: no {name} in {str(path)!r}; give the directory of a saved model") from None
-    except ValueError as error:
-        raise UserError(f"{what}: {Path(path) / name} is not JSON ({error}); fetch it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{what}: {Path(path) / name} is no object of settings; fetch it again")
-    return found
+    with _naming(what):
+        if (Path(path) / name).is_file():
+            return read_settings(Path(path) / name)
+        weights_files.refuse_pipeline(Path(path))
+        raise UserError(f"no {name} in {str(path)!r}; give the directory of a saved model")
 
 
 @contextmanager

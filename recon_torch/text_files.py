@@ -7,16 +7,40 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recon_torch.errors import UserError, first_line, quoted
 
 LINE_END = re.compile("\r\n?|\n")
+
+
+class Kind(NamedTuple):
+    """What a file is that is not what it should be.
+
+    Attributes:
+        pattern: what it begins with.
+        name: what to call it. remedy: what its user can do.
+    """
+
+    pattern: bytes
+    name: str
+    remedy: str
+
+
+DOWNLOAD = "download the file itself"
+
+STAND_INS = (
+    Kind(rb"version https://git-lfs", "a git-lfs pointer, which stands for the file", "run `git lfs pull`"),
+    Kind(rb"/annex/objects/", "a git-annex pointer, which stands for the file", "run `git annex get`"),
+    Kind(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", "a web page, such as a login", DOWNLOAD),
+)
+"""What downloads leave in the place of any file."""
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -29,6 +53,9 @@ def read_text(path: str | os.PathLike) -> str:
     except (OSError, ValueError) as error:  # ValueError for a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} cannot be read: {reason}; check the path") from None
+    for kind in STAND_INS:
+        if re.match(kind.pattern, content):
+            raise UserError(f"{path} is {kind.name}; {kind.remedy}")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path} is UTF-16; save it as UTF-8")
     try:
@@ -59,14 +86,27 @@ def read_json(path: str | os.PathLike) -> Any:
     return parse_json(read_text(path), path)
 
 
-def parse_json(text: str, path: str | os.PathLike, line: int = 1) -> Any:
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings in a JSON file, such as the config.json of a model.
+
+    Raises UserError as `read_json` does, and for what is no object, or holds NaN or infinity.
+    """
+    found = parse_json(read_text(path), path, finite=True)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no object of settings but {quoted(found, 40)}; fetch it again")
+    return found
+
+
+def parse_json(text: str, path: str | os.PathLike, line: int = 1, finite: bool = False) -> Any:
     """Parses JSON that begins on this line of a file.
 
-    Raises UserError, which names file and line, for what is no JSON or gives one key of an object twice.
+    Raises UserError, which names file and line, for what is no JSON or gives one key of an object twice, and
+    if it is to be finite for the NaN and infinity that Python reads and JSON does not have.
     """
+    number = _finite if finite else None
     place = str(path) if "\n" in text.strip() else f"{path}, line {line}"
     try:
-        return json.loads(text, object_pairs_hook=_without_doubles)
+        return json.loads(text, object_pairs_hook=_without_doubles, parse_float=number, parse_constant=number)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line + error.lineno - 1}"
         raise UserError(f"{place}: is not JSON ({error.msg}, column {error.colno})") from None
@@ -74,6 +114,12 @@ def parse_json(text: str, path: str | os.PathLike, line: int = 1) -> Any:
         raise UserError(f"{place}: {error}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise UserError(f"{place}: is not JSON that can be read ({first_line(error)})") from None
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise UserError(f"holds {quoted(number)}, which is no number of JSON; fetch it again")
+    return float(number)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

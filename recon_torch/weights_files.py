@@ -12,9 +12,8 @@ import os
 import re
 import string
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recon_torch.errors import UserError, first_line
+from recon_torch.text_files import DOWNLOAD, STAND_INS, Kind, read_settings
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
 
@@ -36,28 +36,12 @@ MAX_HEADER_BYTES = 100_000_000  # which safetensors allows
 CONVERT = (
     "convert it to safetensors, as docs/backbones.md shows, or fetch the .safetensors that lies beside it"
 )
-DOWNLOAD = "download the file itself"
 GIVE = "give the .safetensors of the model"
 UNPACK = "unpack it, and give the .safetensors in it"
 
 
-class Kind(NamedTuple):
-    """What a file is that is no safetensors file.
-
-    Attributes:
-        pattern: what it begins with.
-        name: what to call it. remedy: what its user can do.
-    """
-
-    pattern: bytes
-    name: str
-    remedy: str
-
-
 KINDS = (
-    Kind(rb"version https://git-lfs", "a git-lfs pointer, which stands for the file", "run `git lfs pull`"),
-    Kind(rb"/annex/objects/", "a git-annex pointer, which stands for the file", "run `git annex get`"),
-    Kind(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", "a web page, such as a login", DOWNLOAD),
+    *STAND_INS,
     Kind(rb"(\xef\xbb\xbf)?\s*<\?xml", "XML, such as the error of a server", DOWNLOAD),
     Kind(rb"(\xef\xbb\xbf)?\s*[{\[]", "JSON, such as a config or the error of a server", GIVE),
     Kind(rb"\x80[\x02-\x05]", "pickled", CONVERT),
@@ -85,6 +69,15 @@ FLOATS = (
     torch.float8_e5m2fnuz,
 )
 """Types all of whose values float32 holds."""
+
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+INTEGER_TYPES = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+"""Types as safetensors calls them: of weights, and of buffers such as the positions of tokens."""
+
+SCALE = re.compile(r"\.(scale_weight|weight_scale|weight_scale_inv)$")
+"""Names of what a layer's 8-bit weight is to be multiplied by: ComfyUI's, old and new, and DeepSeek's."""
+
+QUANTISED = "; weights that are quantised to integers are not read, give the original ones"
 
 
 # ---- Where the weights are ----
@@ -127,11 +120,28 @@ def refuse_pipeline(path: Path) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Raises UserError for a directory with a file of weights that `check` refuses or a shard missing."""
+    """Checks the weights in a directory that another library reads, which would convert whatever is there.
+
+    Raises UserError for a file that `check` refuses, a missing shard, and weights that are no plain floats.
+    """
     for index in sorted(path.glob(f"*{INDEX}")):
         _indexed(index)
     for file in sorted(path.glob(f"*{SUFFIX}")):
-        check(file)
+        with opened(file) as each:
+            types = {name: each.get_slice(name).get_dtype() for name in each.keys()}  # noqa: SIM118 - no dict
+        _check_types(types, file)
+
+
+def _check_types(types: Mapping[str, str], path: Path) -> None:
+    for name, kind in types.items():
+        if kind in INTEGER_TYPES and name.endswith((".weight", ".bias")):  # and not of a buffer
+            raise UserError(f"{path}: {name} is of type {kind}{QUANTISED}")
+        if kind not in (*FLOAT_TYPES, *INTEGER_TYPES):
+            raise UserError(f"{path}: {name} is of type {kind}, which is not read")
+        if (found := SCALE.search(name)) and types.get(f"{name[: found.start()]}.weight", "").startswith(
+            "F8"
+        ):
+            raise UserError(f"{path}: {name} scales a weight in 8 bits, which is not read here; {GIVE}")
 
 
 def _plain_first(file: Path) -> tuple[int, str]:
@@ -170,9 +180,9 @@ def _whole_set(file: Path, files: Sequence[Path]) -> list[Path]:
 
 def _indexed(index: Path) -> list[Path]:
     try:
-        shards = json.loads(index.read_bytes())["weight_map"].values()
+        shards = read_settings(index)["weight_map"].values()
         names = sorted({Path(shard).name for shard in shards})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (LookupError, TypeError, AttributeError):
         raise UserError(f"{index} is no index of shards; fetch it again") from None
     return _all_there(index.parent, names, len(names), index.name)
 
@@ -270,17 +280,17 @@ def opened(path: str | Path) -> Iterator[safe_open]:
 def to_float32(tensor: Tensor, name: str, path: str | Path) -> Float[Tensor, "..."]:
     """A tensor of a file as float32, which holds all its values.
 
-    Raises UserError that names the tensor if it is complex, of integers or of a type that is not read, and if
-    float32 does not hold one of its values.
+    Raises UserError that names the tensor if it is complex, of integers or of a type that is not read, if it
+    holds NaN or infinity, and if float32 does not hold one of its values.
     """
-    if tensor.dtype in FLOATS:
-        return tensor.float()
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.dtype != torch.float64:
-        also = "; weights that are quantised to integers are not read, give the original ones"
-        also = also if not tensor.is_complex() and not tensor.is_floating_point() else ", which is not read"
-        raise UserError(f"{path}: {name} is {kind}{also}")
+    if tensor.dtype not in (*FLOATS, torch.float64):
+        is_integer = not tensor.is_complex() and not tensor.is_floating_point()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name} is {kind}{QUANTISED if is_integer else ', which is not read'}")
     rounded = tensor.float()
-    if (lost := tensor[rounded.isinf() & tensor.isfinite()]).numel():
+    if rounded.isfinite().all():
+        return rounded
+    lost = tensor[rounded.isinf() & tensor.isfinite()] if tensor.dtype == torch.float64 else rounded[:0]
+    if lost.numel():
         raise UserError(f"{path}: {name} holds {lost[0]:.3g}, which is too large for float32")
-    return rounded
+    raise UserError(f"{path}: {name} holds NaN or infinity; fetch, convert or train it again")

@@ -258,7 +258,10 @@ class ImageEncoder:
         """path: directory of a CLIPVisionModelWithProjection, such as `image_encoder` of a pipeline."""
         config = hosting.read_json(path, "config.json", "config.image_encoder")
         config = config.get("vision_config", config)
-        self.path, self.size = path, config["image_size"]
+        size = config.get("image_size") if isinstance(config, dict) else None
+        if not isinstance(size, int) or not 1 <= size <= 4096:
+            raise UserError(f"config.image_encoder: {path} has no image_size in config.json; copy it again")
+        self.path, self.size = path, size
 
     def encode(self, rgb: Float[Array | np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B 1 d"]:
         """The images as one token each. `rgb` is in [0, 1], over the backbone's background of training."""

@@ -17,9 +17,10 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from im3d_jax.conditions.text import Embeddings, Masks
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, quoted
 from recon_torch.files import make_directory, replacing, write_json
 from recon_torch.outputs import Kind
+from recon_torch.text_files import read_json
 
 SHARD_PROMPTS = 1024
 """Prompts of one file, which has 240 MB for 77 float32 tokens of CLIP's 768 channels."""
@@ -127,17 +128,23 @@ class PrecomputedText:
     def __init__(self, path: str | Path):
         """Reads the index. Raises UserError if there is none."""
         self.path = Path(path)
+        if not (self.path / INDEX).is_file():
+            raise UserError(f"config.text: no whole {INDEX} in {path}; write it with `im3d embed`")
         try:
-            index = json.loads((self.path / INDEX).read_text())
-        except (OSError, ValueError):
-            raise UserError(f"config.text: no whole {INDEX} in {path}; write it with `im3d embed`") from None
-        self.shapes = tuple(tuple(shape) for shape in index["shapes"])
-        self._shards = index["shards"]
-        self._places = {
-            prompt: (number, row)
-            for number, shard in enumerate(self._shards)
-            for row, prompt in enumerate(shard["prompts"])
-        }
+            index = read_json(self.path / INDEX)
+            self.shapes = tuple(tuple(shape) for shape in index["shapes"])
+            self._shards = [(str(shard["file"]), shard["key"]) for shard in index["shards"]]
+            self._places = {
+                str(prompt): (number, row)
+                for number, shard in enumerate(index["shards"])
+                for row, prompt in enumerate(shard["prompts"])
+            }
+        except UserError as error:
+            raise UserError(f"config.text: {error}; write it with `im3d embed`") from None
+        except (LookupError, TypeError):
+            raise UserError(
+                f"config.text: {self.path / INDEX} is no index of embeddings; write it with `im3d embed`"
+            ) from None
         self._opened: dict[int, safe_open] = {}
 
     def warnings(self, prompt: str) -> list[str]:
@@ -163,13 +170,19 @@ class PrecomputedText:
         rows = []
         for number, row in (self._places[prompt] for prompt in prompts):
             rows.append(self._shard(number).get_slice(name)[row : row + 1])
-        return np.concatenate(rows).astype(np.float32)
+        found = np.concatenate(rows).astype(np.float32)
+        if not np.isfinite(found).all():
+            bad = prompts[int(np.argmin(np.isfinite(found).reshape(len(prompts), -1).all(1)))]
+            raise UserError(
+                f"config.text: {self.path} has NaN or infinity for {quoted(bad)}; run `im3d embed` anew"
+            )
+        return found
 
     def _shard(self, number: int) -> safe_open:
         if number not in self._opened:
-            shard = self._shards[number]
-            path = self.path / Path(shard["file"]).name
-            if _key(path) != shard["key"]:
+            file, key = self._shards[number]
+            path = self.path / Path(file).name
+            if _key(path) != key:
                 raise UserError(
                     f"config.text: {path} is missing, damaged or not the index's; run `im3d embed`"
                 )

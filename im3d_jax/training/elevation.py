@@ -24,10 +24,10 @@ from im3d_jax import checkpoint
 from im3d_jax.config_kinds import AugmentSettings
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import ProceduralSource
-from recon_torch import outputs, seeds
+from recon_torch import outputs, seeds, weights_files
 from recon_torch.blur import convolve
 from recon_torch.elevation import estimator as elevation
-from recon_torch.errors import UserError
+from recon_torch.errors import UserError, first_line
 from recon_torch.files import replacing
 from recon_torch.outputs import Kind
 from recon_torch.views.images import to_uint8
@@ -212,25 +212,50 @@ def restore(workdir: Path, learner: Learner, settings: dict[str, Any]) -> int:
     if not path.exists():
         return 0
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["im3d"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to start anew") from None
-    checkpoint.check_settings(workdir, meta["settings"], settings)
-    state: dict[int, dict[str, Tensor]] = {}
-    weights = {}
+        with weights_files.opened(path) as file:
+            meta = json.loads((file.metadata() or {})["im3d"])
+            step, saved, groups = int(meta["step"]), dict(meta["settings"]), meta["param_groups"]
+            tensors = {
+                name: weights_files.to_float32(file.get_tensor(name), name, path)
+                for name in file.keys()  # noqa: SIM118 - not a dict
+            }
+    except UserError as error:
+        raise UserError(f"{error}; or remove it to start anew") from None
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error, 80)}); remove it to start anew") from None
+    checkpoint.check_settings(workdir, saved, settings)
+    try:
+        weights, moments = _divided(tensors, learner)
+        learner.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error, 80)}); remove it to start anew") from None
+    learner.estimator.load_state_dict(weights, strict=False)  # a frozen encoder is not in it
+    learner.schedule.load_state_dict({"last_epoch": step})
+    return step
+
+
+def _divided(
+    tensors: dict[str, Tensor], learner: Learner
+) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """(weights by name, moments by the number of their parameter). Raises ValueError if they do not fit."""
+    weights: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         owner, rest = name.split(".", 1)
         if owner == "estimator":
             weights[rest] = tensor
         else:
             number, leaf = rest.split(".")
-            state.setdefault(int(number), {})[leaf] = tensor
-    learner.estimator.load_state_dict(weights, strict=False)  # a frozen encoder is not in it
-    learner.optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
-    learner.schedule.load_state_dict({"last_epoch": meta["step"]})
-    return meta["step"]
+            moments.setdefault(int(number), {})[leaf] = tensor
+    expected = {name: tensor.shape for name, tensor in learner.estimator.trained_state().items()}
+    (group,) = learner.optimizer.param_groups
+    shapes = {number: parameter.shape for number, parameter in enumerate(group["params"])}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
+        raise ValueError("its weights are of another estimator")
+    for leaf in ("exp_avg", "exp_avg_sq"):  # which there are none of before the first step
+        if moments and {number: each[leaf].shape for number, each in moments.items()} != shapes:
+            raise ValueError("its moments are of another estimator")
+    return weights, moments
 
 
 # ---- Errors ----

@@ -69,7 +69,7 @@ class DinoEncoder(nn.Module):
 
 def _load(directory: Path) -> Any:
     """A transformer, whose attributes are transformers' own."""
-    kind = hosting.read_json(directory, "config.json", WHAT).get("model_type")
+    kind = str(hosting.read_json(directory, "config.json", WHAT).get("model_type"))
     if kind not in KINDS:
         raise UserError(f"{WHAT}: {directory} is a {kind}, no DINO; known are {', '.join(KINDS)}")
     model_class = hosting.library("transformers", extra="dino").AutoModel

@@ -166,6 +166,13 @@ def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
         raise UserError(f"LPIPS weights {path} cannot be read: {first_line(error, 80)}") from None
     names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
     try:
-        backbone.load_state_dict({name: weights[source] for name, source in names.items()})
-    except (KeyError, TypeError, RuntimeError):
+        found = {name: weights[source] for name, source in names.items()}
+        fitting = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+        if {name: tensor.shape for name, tensor in found.items()} != fitting:
+            raise ValueError
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"LPIPS weights {path} are not those of torchvision's {net} network") from None
+    what = f"LPIPS weights {path}"
+    backbone.load_state_dict(
+        {name: weights_files.to_float32(tensor, names[name], what) for name, tensor in found.items()}
+    )

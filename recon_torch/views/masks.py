@@ -111,7 +111,12 @@ def isnet_masks(
         UserError: onnxruntime is not installed, or the weights are missing or unusable.
     """
     session = _isnet_session(Path(weights_path))
-    return np.stack([_checked(image, _predict(session, image), k) for k, image in enumerate(images)])
+    found = [_predict(session, image) for image in images]
+    if not np.isfinite(found).all():
+        raise UserError(f"IS-Net weights {weights_path} predict NaN or infinity; fetch them again")
+    return np.stack(
+        [_checked(image, mask, k) for k, (image, mask) in enumerate(zip(images, found, strict=True))]
+    )
 
 
 def _isnet_session(path: Path) -> onnxruntime.InferenceSession:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recon_torch.text_files import read_json, read_lines, read_text
+from recon_torch.text_files import read_json, read_lines, read_settings, read_text
 
 TEXTS = {
     "Linux": b"one\n\n two \nthree",
@@ -29,12 +29,34 @@ def test_text_is_the_same_from_every_editor(kind, tmp_path):
         (b"[1,\n2,\n", "line 3: is not JSON"),
         (b'{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' twice"),
         (b"[" * 100_000, "is not JSON that can be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
     ],
 )
 def test_what_is_no_text_or_no_json_is_a_user_error(content, message, tmp_path, user_error):
     (tmp_path / "a.json").write_bytes(content)
     with user_error(rf"a\.json.*{message}"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", r"no object of settings but \[1\]"),
+        ("[" * 64 + "]" * 64, r"no object of settings but \[\[\["),
+        ('{"a": [NaN]}', "holds 'NaN'"),
+        ('{"a": {"b": -Infinity}}', "holds '-Infinity'"),
+        ('{"a": 1e999}', "holds '1e999'"),
+        ('{"a": 1, "a": 2}', "the key 'a' twice"),
+        ("", "is not JSON"),
+    ],
+)
+def test_what_is_no_object_of_settings_is_a_user_error(content, message, tmp_path, user_error):
+    (tmp_path / "config.json").write_text(content)
+    with user_error(rf"config\.json.*{message}"):
+        read_settings(tmp_path / "config.json")
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"a": 1.5}')
+    assert read_settings(tmp_path / "config.json") == {"a": 1.5}
 
 
 def test_json_keeps_what_it_says(tmp_path, user_error):

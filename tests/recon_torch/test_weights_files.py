@@ -228,7 +228,9 @@ def test_missing_shards_are_named(tmp_path):
 )
 def test_an_index_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "m.safetensors.index.json").write_text(content)
-    with pytest.raises(UserError, match=r"(no index of shards|lacks shard any)"):
+    with pytest.raises(
+        UserError, match=r"(no index of shards|lacks shard any|not JSON|no object|git-lfs pointer)"
+    ):
         weights_files.find(tmp_path)
 
 
@@ -252,15 +254,15 @@ def test_what_a_directory_holds_instead_is_named(tmp_path):
             weights_files.find(tmp_path / name)
 
 
-BITS = {  # type -> the bytes 0x01, 0x38, 0x7e, 0xc4 by the definition of the type: sign, exponent, mantissa
-    torch.float8_e4m3fn: (2.0**-9, 1.0, 448.0, -3.0),
-    torch.float8_e5m2: (2.0**-16, 0.5, np.nan, -4.0),
+BITS = {  # type -> the bytes 0x01, 0x38, 0x78, 0xc4 by the definition of the type: sign, exponent, mantissa
+    torch.float8_e4m3fn: (2.0**-9, 1.0, 256.0, -3.0),
+    torch.float8_e5m2: (2.0**-16, 0.5, 32768.0, -4.0),
 }
 
 
 @pytest.mark.parametrize("dtype", BITS)
 def test_8_bit_floats_are_what_their_bits_say(tmp_path, dtype):
-    stored = torch.tensor([0x01, 0x38, 0x7E, 0xC4], dtype=torch.uint8).view(dtype)
+    stored = torch.tensor([0x01, 0x38, 0x78, 0xC4], dtype=torch.uint8).view(dtype)
     save_file({"w": stored}, tmp_path / "w.safetensors")
     with weights_files.opened(tmp_path / "w.safetensors") as file:
         found = weights_files.to_float32(file.get_tensor("w"), "w", "file")
@@ -271,6 +273,10 @@ def test_8_bit_floats_are_what_their_bits_say(tmp_path, dtype):
     ("tensor", "words"),
     [
         (torch.tensor([1e-3, 1e39], dtype=torch.float64), "w holds 1e[+]39, which is too large for float32"),
+        (torch.tensor([1, np.nan], dtype=torch.float64), "w holds NaN or infinity"),
+        (torch.tensor([1, -np.inf]), "w holds NaN or infinity"),
+        (torch.tensor([1, np.inf]).half(), "w holds NaN or infinity"),
+        (torch.tensor([0, 0x7F], dtype=torch.uint8).view(torch.float8_e4m3fn), "w holds NaN or infinity"),
         (torch.ones(2, dtype=torch.complex64), "w is complex64"),
         (torch.ones(2, dtype=torch.int8), "w is int8; weights that are quantised"),
         (torch.ones(2, dtype=torch.bool), "w is bool"),
@@ -284,5 +290,23 @@ def test_what_float32_does_not_hold_is_refused_by_name(tensor, words):
 
 def test_other_floats_become_float32():
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
-        found = weights_files.to_float32(torch.tensor([0.5, -np.inf], dtype=dtype), "w", "file")
-        assert found.dtype == torch.float32 and found.tolist() == [0.5, -np.inf]
+        found = weights_files.to_float32(torch.tensor([0.5, -2], dtype=dtype), "w", "file")
+        assert found.dtype == torch.float32 and found.tolist() == [0.5, -2]
+
+
+def test_weights_for_other_libraries_are_plain_floats(tmp_path, user_error):
+    """They would take the real part of complex weights, and integers as they are."""
+    path, fp8 = tmp_path / "model.safetensors", torch.ones(2).to(torch.float8_e4m3fn)
+    good = {"a.weight": torch.ones(2), "position_ids": torch.arange(3), "b.weight": fp8}
+    save_file(good, path)
+    weights_files.check_directory(tmp_path)
+    for name, tensor, words in (
+        ("a.weight", torch.ones(2) * 1j, "of type C64"),
+        ("scale", torch.ones(2) * 1j, "of type C64"),
+        ("a.weight", torch.ones(2, dtype=torch.int8), "of type I8; weights that are quantised"),
+        ("a.bias", torch.ones(2, dtype=torch.bool), "of type BOOL"),
+        ("b.scale_weight", torch.ones(()), "scales a weight in 8 bits"),
+    ):
+        save_file({**good, name: tensor}, path)
+        with user_error(f"{path}: {name} .*{words}"):
+            weights_files.check_directory(tmp_path)

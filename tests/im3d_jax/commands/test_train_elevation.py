@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from im3d_jax import config_flags, config_sections, pipeline
 from im3d_jax.commands import train_elevation
@@ -119,8 +121,28 @@ def test_a_run_goes_on_only_with_what_it_was_trained_by(whole, tmp_path):
     with pytest.raises(UserError, match="now 8; use another --workdir"):
         run(tmp_path, batch_size=8)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="is damaged .*remove it"):
+    with pytest.raises(UserError, match="is text, .*or remove it to start anew"):
         run(tmp_path)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(whole, tmp_path, user_error):
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(whole / "checkpoint.safetensors", "pt") as file:
+        good = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = file.metadata()
+    bias, other = good["estimator.head.2.bias"], {"im3d": "[]"}
+    cases = [
+        ({"estimator.head.2.bias": bias * math.nan}, metadata, "estimator.head.2.bias holds NaN"),
+        ({"optimizer.0.exp_avg": good["optimizer.0.exp_avg"] * 1j}, metadata, "exp_avg is complex64"),
+        ({"estimator.head.2.bias": bias[:0]}, metadata, "its weights are of another"),
+        ({"optimizer.0.exp_avg": bias.clone()}, metadata, "its moments are of another"),
+        ({"x": bias.clone()}, metadata, "is damaged"),
+        ({}, other, "is damaged"),
+    ]
+    for changes, told, words in cases:
+        save_file(good | changes, path, told)
+        with user_error(f"checkpoint.safetensors.*{words}.*remove it to start anew"):
+            run(tmp_path)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from im3d_jax.commands import embed
 from im3d_jax.conditions import precomputed
@@ -103,6 +105,26 @@ def test_a_directory_is_checked_when_it_is_read(settings, tmp_path):
     second.write_bytes(second.read_bytes()[:-20])
     with pytest.raises(UserError, match="00001.safetensors is missing, damaged"):
         PrecomputedText(tmp_path).encode(["cat cat"])
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"shapes": [], "shards": [{"file": "a"}]}', "<html>"])
+def test_an_index_of_something_else_is_named(content, tmp_path, user_error):
+    (tmp_path / "index.json").write_text(content)
+    with user_error(f"config.text: {tmp_path}/index.json.*; write it with `im3d embed`"):
+        PrecomputedText(tmp_path)
+
+
+def test_embeddings_that_are_not_finite_are_refused(settings, tmp_path, user_error):
+    precomputed.write(PretrainedText(settings[:1]).encoders, PROMPTS, tmp_path)
+    path = tmp_path / "00000.safetensors"
+    with safe_open(path, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = file.metadata()
+    tensors["text_0"][1, 0, 0] = np.nan
+    save_file(tensors, path, metadata)
+    prompt = json.loads((tmp_path / "index.json").read_text())["shards"][0]["prompts"][1]
+    with user_error(f"has NaN or infinity for {prompt!r}"):
+        PrecomputedText(tmp_path).encode(["", prompt])
 
 
 CONFIG = """

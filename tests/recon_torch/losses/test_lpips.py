@@ -99,6 +99,26 @@ def test_lpips_reads_weights_with_torchvisions_names(tmp_path, suffix, cached, i
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda tensor: tensor * float("nan"), "holds NaN or infinity"),
+        (lambda tensor: tensor.double() * 1e300, "too large for float32"),
+        (lambda tensor: tensor * 1j, "is complex64"),
+        (lambda tensor: tensor.long(), "is int64"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_are_not_finite_numbers_are_refused(suffix, spoil, words, tmp_path, user_error):
+    path = tmp_path / f"squeeze{suffix}"
+    state = lpips_package("squeeze").net.state_dict()
+    weights = {"features." + name.split(".", 1)[1]: tensor for name, tensor in state.items()}
+    weights["features.0.bias"] = spoil(weights["features.0.bias"] + 1)
+    (save_file if suffix == ".safetensors" else torch.save)(weights, path)
+    with user_error(f"LPIPS weights {path}: features.0.bias .*{words}"):
+        PerceptualDistance("squeeze", path)
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("a user's file was unpickled",))

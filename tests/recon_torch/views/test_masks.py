@@ -157,6 +157,12 @@ def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
         np.testing.assert_allclose(isnet_masks(image, weights), inside, atol=1e-6)
 
 
+def test_weights_that_predict_nan_are_refused(predict, weights, user_error):
+    predict(np.full((32, 32, 1), np.nan))
+    with user_error("isnet.onnx predict NaN"):
+        isnet_masks(disc_on(0.0, 0.9)[0], weights)
+
+
 def test_missing_isnet_weights_or_packages_are_user_errors(monkeypatch, weights, tmp_path):
     image, _ = disc_on(1.0, 0.2)
     with pytest.raises(UserError, match="do not exist"):
