@@ -92,8 +92,10 @@ class Backbone(Protocol):
 class PublicBackbone(Backbone, Protocol):
     """A backbone whose parameters can come from a public checkpoint and go back there (`im3d convert`)."""
 
-    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+    def from_pretrained(self, path: str | Path, params: Params, averaged: bool = False) -> Params:
         """The parameters of a checkpoint, float32; those that it has no tensor for are taken from `params`.
+
+        averaged: whether to take averaged (EMA) weights where the checkpoint holds both.
 
         Raises UserError that names a tensor which is missing, unknown or of another shape.
         """

@@ -138,11 +138,11 @@ class Model(unet.UNetModel):
         mask = tuple(jnp.zeros((batch, self.max_words)).at[:, 0].set(1) for _ in text)
         return Conditioning(jnp.zeros((batch, *self.latent_shape)), jnp.zeros(batch), text, mask)
 
-    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+    def from_pretrained(self, path: str | Path, params: Params, averaged: bool = False) -> Params:
         """`params` with the spatial layers of a Stable Diffusion; see `emu_video_checkpoints`."""
         heads = [self.num_heads_of(mult * self.model_channels) for mult in self.channel_mult]
         channels, convolves = self.latent_shape[-1], bool(self.num_heads)
-        return emu_video_checkpoints.from_pretrained(path, params, channels, heads, convolves)
+        return emu_video_checkpoints.from_pretrained(path, params, channels, heads, convolves, averaged)
 
     def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The spatial layers in the layout of a Stable Diffusion; see `emu_video_checkpoints`."""

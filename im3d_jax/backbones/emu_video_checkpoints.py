@@ -45,7 +45,12 @@ OLD_NAMES = (
 
 
 def from_pretrained(
-    path: str | Path, params: Params, latent_channels: int, num_heads: Sequence[int], convolves: bool
+    path: str | Path,
+    params: Params,
+    latent_channels: int,
+    num_heads: Sequence[int],
+    convolves: bool,
+    averaged: bool = False,
 ) -> Params:
     """`params` with the spatial layers of a UNet2DConditionModel, float32.
 
@@ -55,6 +60,7 @@ def from_pretrained(
         latent_channels: of the noisy latent, which the first convolution has before those of the image.
         num_heads: attention heads of each level.
         convolves: see `to_pretrained`.
+        averaged: see `public_tensors.read`.
 
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
     directory's config.json that the model does not have.
@@ -63,7 +69,8 @@ def from_pretrained(
     settings = {"_class_name": FAMILY, "attention_head_dim": list(num_heads), "norm_num_groups": 32}
     pretrained.check_config(path, settings)
     spatial, what = _text_to_image(params, latent_channels), f"{path} ({FAMILY})"
-    loaded = pretrained.to_params(public_tensors.read(path), spatial, _source_of(convolves), what)
+    tensors = public_tensors.read(path, averaged=averaged)
+    loaded = pretrained.to_params(tensors, spatial, _source_of(convolves), what)
     image = params["conv_in"]["kernel"][:, :, latent_channels:]
     return _with_input_kernel(loaded, np.concatenate([loaded["conv_in"]["kernel"], image], 2))
 

@@ -144,9 +144,10 @@ class Model(unet.UNetModel):
             elevation_rad=jnp.zeros(batch) if self.vector == Vector.SV3D_P else None,
         )
 
-    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+    def from_pretrained(self, path: str | Path, params: Params, averaged: bool = False) -> Params:
         """See `svd_checkpoints.from_pretrained`."""
-        return svd_checkpoints.from_pretrained(path, params, self._layout, self.num_attention_heads)
+        heads = self.num_attention_heads
+        return svd_checkpoints.from_pretrained(path, params, self._layout, heads, averaged)
 
     def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of diffusers' UNetSpatioTemporalConditionModel."""

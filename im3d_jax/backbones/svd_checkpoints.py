@@ -58,7 +58,9 @@ class Layout(NamedTuple):
     attention_levels: tuple[int, ...]
 
 
-def from_pretrained(path: str | Path, params: Params, layout: Layout, num_heads: Sequence[int]) -> Params:
+def from_pretrained(
+    path: str | Path, params: Params, layout: Layout, num_heads: Sequence[int], averaged: bool = False
+) -> Params:
     """The parameters of a public checkpoint, float32.
 
     Args:
@@ -66,12 +68,13 @@ def from_pretrained(path: str | Path, params: Params, layout: Layout, num_heads:
         path: a .safetensors file or diffusers directory in diffusers' layout, or a file in Stability's, whole
             or of the denoiser alone.
         params: tree of the parameters' shapes.
+        averaged: see `public_tensors.read`.
 
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
     directory's config.json that the model does not have.
     """
     pretrained.check_config(path, _settings(layout, num_heads))
-    tensors = public_tensors.read(path)
+    tensors = public_tensors.read(path, averaged=averaged)
     if any(name.startswith("input_blocks.") for name in tensors):
         return pretrained.to_params(tensors, params, _stability_source(layout), f"{path} (Stability's SVD)")
     return pretrained.to_params(tensors, params, _diffusers_source, f"{path} ({FAMILY})")

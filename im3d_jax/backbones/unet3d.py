@@ -112,10 +112,11 @@ class Model(unet.UNetModel):
         image = jnp.zeros((batch, *self.latent_shape))
         return Conditioning(image, jnp.zeros(batch), (text,), (mask,), tokens)
 
-    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+    def from_pretrained(self, path: str | Path, params: Params, averaged: bool = False) -> Params:
         """The parameters of a checkpoint of diffusers; see `unet3d_checkpoints`."""
         settings = {"attention_head_dim": self.head_dim, "norm_num_groups": self.norm_num_groups}
-        return unet3d_checkpoints.from_pretrained(path, params, self._family, self.latent_shape[-1], settings)
+        family, channels = self._family, self.latent_shape[-1]
+        return unet3d_checkpoints.from_pretrained(path, params, family, channels, settings, averaged)
 
     def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of diffusers' class; see `unet3d_checkpoints`."""

@@ -13,7 +13,12 @@ from im3d_jax.pretrained import Source
 
 
 def from_pretrained(
-    path: str | Path, params: Params, family: str, latent_channels: int, settings: Mapping[str, object]
+    path: str | Path,
+    params: Params,
+    family: str,
+    latent_channels: int,
+    settings: Mapping[str, object],
+    averaged: bool = False,
 ) -> Params:
     """The parameters of a checkpoint of diffusers, float32.
 
@@ -24,12 +29,13 @@ def from_pretrained(
         family: the class of diffusers.
         latent_channels: of the noisy latent, which the first convolution has before those of the image.
         settings: the model's, by their names in the directory's config.json.
+        averaged: see `public_tensors.read`.
 
     Raises UserError that names a tensor which is missing, unknown or of another shape, or a setting in the
     directory's config.json that the model does not have.
     """
     pretrained.check_config(path, {"_class_name": family, **settings})
-    tensors, ours = public_tensors.read(path), params["conv_in"]["kernel"]
+    tensors, ours = public_tensors.read(path, averaged=averaged), params["conv_in"]["kernel"]
     kernel = tensors.get("conv_in.weight")
     knows_image = kernel is None or kernel.shape != (ours.shape[-1], latent_channels, 3, 3)
     if not knows_image and ours.shape[2] == 2 * latent_channels + 1:

@@ -9,7 +9,11 @@ Every tensor is accounted for: what is missing, unknown or of another shape is n
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +35,24 @@ LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def to_weights(config: ConfigDict, source: Path, target: Path, dtype: str) -> int:
-    """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters."""
+def to_weights(config: ConfigDict, source: Path, target: Path, dtype: str, averaged: bool = False) -> int:
+    """Writes a public checkpoint as weights for `config.backbone`. Returns the number of parameters.
+
+    averaged: whether to take averaged (EMA) weights where the checkpoint holds both.
+    """
     model = _build(config, "from_pretrained")
+    read = partial(model.from_pretrained, source)
+    if averaged:
+        if "averaged" not in inspect.signature(model.from_pretrained).parameters:
+            raise UserError(f"config.backbone: {config.backbone.name} does not tell averaged weights apart")
+        read = partial(read, averaged=True)
     for file in weights_files.find(source):
         weights_files.check(file)
     # What does not fit is said before `init` compiles, which takes minutes for a large model.
-    model.from_pretrained(source, backbones.blank_params(model))
-    params = model.from_pretrained(source, backbones.init(model, jax.random.key(config.seed)))
+    read(backbones.blank_params(model))
+    params = backbones.init(model, jax.random.key(config.seed))
+    with contextlib.redirect_stderr(io.StringIO()):  # what is left out has been said
+        params = read(params)
     # The vocabulary that the weights belong to; text encoders have files of their own.
     words = list(config.text.kwargs.get("words", []))
     metadata = {"words": words, "source": source.name}
@@ -91,12 +105,19 @@ def main(argv: list[str]) -> None:
                         " `im3d train` or `im3d convert` (default %(default)s)")  # fmt: skip
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32",
                         help="of what is written (default %(default)s)")  # fmt: skip
+    parser.add_argument("--ema", action="store_true",
+                        help="take the averaged (EMA) weights of a public checkpoint that holds both; by"
+                        " default the others are taken")  # fmt: skip
     flags, config = config_flags.parse(argv, parser)
+    if flags.ema and flags.layout != "im3d":
+        raise UserError(
+            "--ema chooses from a public checkpoint, and --layout reads weights of im3d; drop one"
+        )
     if flags.to.suffix != ".safetensors":
         raise UserError(f"--to {flags.to} must end in .safetensors")
     outputs.check_file(flags.to, "convert", is_ours, [flags.source])
     if flags.layout == "im3d":
-        count = to_weights(config, flags.source, flags.to, flags.dtype)
+        count = to_weights(config, flags.source, flags.to, flags.dtype, flags.ema)
     else:
         count = to_checkpoint(config, flags.source, flags.to, flags.dtype, flags.layout)
     print(f"{flags.to}: {count:,} parameters, {flags.dtype}")

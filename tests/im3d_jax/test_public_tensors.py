@@ -83,6 +83,38 @@ def test_averaged_weights_alone_are_the_models(wrap, capsys):
     assert "1 buffers" in error and "averaged (EMA) weights alone, which are taken" in error
 
 
+@pytest.mark.parametrize(
+    ("plain", "average"),
+    [
+        ("{}", lambda name: f"ema.{name}"),
+        ("{}", lambda name: f"{name}.ema"),
+        ("module.{}", lambda name: f"ema_model.module.{name}"),
+        # As Stable Diffusion's trainer names them.
+        (
+            "model.diffusion_model.{}",
+            lambda name: "model_ema." + f"diffusion_model.{name}".replace(".", ""),
+        ),
+    ],
+)
+def test_averaged_twins_are_taken_where_asked_for(plain, average, capsys):
+    names = [plain.format(name) for name in OWN]
+    averages = {average(name): name for name in OWN}
+    chosen = choose([*names, *averages], DENOISER, "w", averaged=True)
+    assert chosen == averages
+    assert capsys.readouterr().err == "im3d: w holds averaged (EMA) weights, which are taken\n"
+    last = list(averages)[:1]  # the other one did not train
+    chosen = choose([*names, *last, "model_ema.decay"], DENOISER, "w", averaged=True)
+    assert chosen == {last[0]: OWN[0], names[1]: OWN[1]}
+    assert f"{names[1]} (1 such) has no averaged twin" in capsys.readouterr().err
+    assert choose([*names, *averages], DENOISER, "w") == dict(zip(names, OWN, strict=True))
+    assert "; --ema takes them instead" in capsys.readouterr().err
+
+
+def test_a_file_without_averages_is_refused_where_they_are_asked_for():
+    with pytest.raises(UserError, match="w holds no averaged .EMA. weights; leave --ema out"):
+        choose(OWN, DENOISER, "w", averaged=True)
+
+
 def test_each_model_of_a_file_is_found(capsys):
     names = {"unet.conv_in.weight": "conv_in.weight", "vae.encoder.conv_in.weight": "encoder.conv_in.weight"}
     for prefixes, own in zip((DENOISER, AUTOENCODER), names.items(), strict=True):

@@ -1,5 +1,7 @@
 """`im3d convert`: diffusers' files into weights that the generator loads, and back for diffusers to load."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -119,6 +121,55 @@ def test_what_does_not_fit_is_said_before_parameters_are_drawn(name, directory, 
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(directory / "unet") in error
     assert not (directory / "none.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("svd", dict(cross_attention_dim=48), r"attn2\.to_k\.weight is \(32, 24\)"),
+        ("svd", dict(latent_shape=(4, 4, 8)), r"conv_in\.weight is \(32, 8, 3, 3\)"),
+        ("emu_video", dict(text_dims=(16, 32)), r"attn2\.to_k\.weight is"),
+        ("emu_video", dict(model_channels=64), r"is .*; the config makes"),
+        ("unet3d", dict(cross_attention_dim=64), r"is .*; the config makes"),
+        ("unet3d", dict(layers_per_block=2), r"lacks .*resnets.1"),
+    ],
+)
+def test_a_config_of_other_sizes_is_refused_by_the_first_tensor(
+    name, changes, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(backbones, "init", lambda *_: pytest.fail("draws parameters"))
+    sizes = backbones.small_kwargs(name)
+    model = backbones.build(name, sizes)
+    tensors = model.to_pretrained(backbones.blank_params(model))
+    save_file({key: torch.from_numpy(each) for key, each in tensors.items()}, tmp_path / "w.safetensors")
+    (tmp_path / "other.py").write_text(
+        "from configs import svd_xt\n"
+        "def get_config():\n"
+        "    config = svd_xt.get_config()\n"
+        f"    config.backbone = dict(name={name!r}, kwargs={sizes | changes!r})\n"
+        "    return config\n"
+    )
+    assert command(tmp_path, "w.safetensors", "none.safetensors", config="other.py") == 2
+    error = capsys.readouterr().err
+    assert re.search(words, error) and error.count("\n") == 1 and str(tmp_path / "w.safetensors") in error
+
+
+def test_averaged_weights_are_taken_where_asked_for(directory, capsys):
+    whole = load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")
+    name = "down_blocks.0.resnets.0.spatial_res_block.conv1.bias"
+    averaged = {"model_ema." + name.replace(".", ""): whole[name] + 1}
+    save_file(whole | averaged, directory / "both.safetensors")
+    for flags, added in (((), 0), (("--ema",), 1)):
+        assert command(directory, "both.safetensors", "one.safetensors", *flags) == 0
+        error = capsys.readouterr().err
+        assert error.count("averaged (EMA)") == 1 and error.count("no averaged twin") == added
+        found = load_file(directory / "one.safetensors")
+        ours = "down_blocks_0/resnets_0/spatial_res_block/conv1/bias"
+        assert torch.equal(found[ours], whole[name] + added)
+    assert command(directory, "unet", "none.safetensors", "--ema") == 2
+    assert "holds no averaged (EMA) weights" in capsys.readouterr().err
+    assert command(directory, "one.safetensors", "none.safetensors", "--ema", "--layout=diffusers") == 2
+    assert "--ema chooses" in capsys.readouterr().err
 
 
 def test_only_what_was_converted_before_is_replaced(directory, capsys):
