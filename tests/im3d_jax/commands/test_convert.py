@@ -141,7 +141,8 @@ def test_a_config_of_other_sizes_is_refused_by_the_first_tensor(
     sizes = backbones.small_kwargs(name)
     model = backbones.build(name, sizes)
     tensors = model.to_pretrained(backbones.blank_params(model))
-    save_file({key: torch.from_numpy(each) for key, each in tensors.items()}, tmp_path / "w.safetensors")
+    arrays = {key: torch.from_numpy(each.copy()) for key, each in tensors.items()}
+    save_file(arrays, tmp_path / "w.safetensors")
     (tmp_path / "other.py").write_text(
         "from configs import svd_xt\n"
         "def get_config():\n"

@@ -104,7 +104,7 @@ def damage(directory, file, change):
     "spoil, message",
     [
         (shutil.rmtree, "dino: no config.json in .*; give the directory of a saved model"),
-        (lambda d: damage(d, "config.json", lambda content: b"{"), "config.json is not JSON .*; fetch it"),
+        (lambda d: damage(d, "config.json", lambda content: b"{"), "config.json, line 1: is not JSON"),
         (
             lambda d: damage(d, "model.safetensors", lambda content: content[:99]),
             "dino: .*model.safetensors is cut off",
