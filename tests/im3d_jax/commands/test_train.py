@@ -31,7 +31,6 @@ from recon_torch.views.cameras import orbit
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = ["tiny_text_to_image.py", "tiny_turntable.py"]
 
 
 def depends_on(config):
@@ -138,10 +137,10 @@ def read_log(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_shipped_configs_take_a_step(name, tmp_path, shrunk):
+@pytest.mark.usefixtures("quick_draws")
+def test_a_shipped_config_takes_a_step(tmp_path, shrunk):
     """At initialisation the last layer is zero: only what the gate lets through of view 0 is predicted."""
-    config = shrunk(name, num_steps=1)
+    config = shrunk(num_steps=1)
     streams = config_sections.settings(config, "train", TrainSettings).streams
     stream = train.stream_of(streams, 0)
     drawn = config.train.streams[stream]
@@ -180,6 +179,7 @@ class RandomText:
         return True
 
 
+@pytest.mark.usefixtures("quick_draws")
 def test_the_papers_config_trains_its_temporal_layers(tmp_path, monkeypatch):
     """In bfloat16, over float32 of what trains, and computing again what the backward pass needs."""
     config = config_flags.load(ROOT / "configs/paper_512.py")
