@@ -23,14 +23,23 @@ SCORE_COLUMNS = ["PSNR, dB", "foreground PSNR, dB", "silhouette IoU", "LPIPS"]
 def kept(path: Path, key: str, make: Callable[[], Part]) -> Part:
     """What `make()` has returned in an earlier run with the same `key`, or returns now; "seconds" is added.
 
-    path: keeps the result. Another key there means that it is of another model or of other objects.
+    path: keeps the result. Another key there means that it is of another model or of other objects; what is
+        there and cannot be read is measured again.
     """
-    if not path.is_file() or json.loads(path.read_text())["key"] != key:
+    if _read(path).get("key") != key:
         start = time.monotonic()
         made = make()
         write_json(path, {"key": key, **made, "seconds": round(time.monotonic() - start, 1)})
     # What was just made is read back, too, so that this run and the next hold the same numbers.
-    return json.loads(path.read_text())
+    return _read(path)
+
+
+def _read(path: Path) -> Part:
+    """The file's content; empty if there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

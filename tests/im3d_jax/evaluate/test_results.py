@@ -77,3 +77,7 @@ def test_kept_measures_once_for_each_key(tmp_path):
     assert results.kept(path, "a", make) == first and len(calls) == 1
     assert results.kept(path, "b", make)["value"] == pytest.approx(2.1)
     assert results.kept(path, "b", make)["key"] == "b" and len(calls) == 2
+    for damaged in (path.read_text()[:-9], "[1]", ""):
+        path.write_text(damaged)
+        assert results.kept(path, "b", make)["key"] == "b"
+    assert len(calls) == 5
