@@ -7,6 +7,7 @@ import difflib
 import enum
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -85,6 +86,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help}; {takes}" if takes else str(action.help)
 
 
+def _path(text: str) -> Path:
+    """A path on the command line. An empty one would stand for the working directory, which nobody named."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is a variable of your shell not set?")
+    return Path(text)
+
+
 class CommandParser(argparse.ArgumentParser):
     """The argument parser of one command: takes no abbreviations, raises UserError for a wrong flag."""
 
@@ -92,6 +100,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             prog=f"im3d {command}", description=description, allow_abbrev=False, formatter_class=HelpFormatter
         )
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")

@@ -40,7 +40,7 @@ def make_parser() -> CommandParser:
         help="what to make; may be given several times",
     )
     parser.add_argument(
-        "--image", default="", metavar="FILE", help="picture to start from: RGBA, or on a plain background"
+        "--image", metavar="FILE", help="picture to start from: RGBA, or on a plain background"
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory for the asset's files"
@@ -78,6 +78,8 @@ def make_parser() -> CommandParser:
 
 def check(flags: Namespace) -> None:
     """Raises UserError for flags that do not go together."""
+    if flags.image == "":
+        raise UserError("--image is empty; is a variable of your shell not set?")
     if not flags.prompt and not flags.image:
         raise UserError("nothing to make; give --prompt TEXT or --image FILE")
     if flags.image and len(flags.prompt) > 1:
@@ -97,7 +99,7 @@ def generate(config: ConfigDict, flags: Namespace) -> None:
     wanted = [(prompt, flags.seed + n) for prompt in flags.prompt or [""] for n in range(flags.num_assets)]
     outs = [flags.out] if len(wanted) == 1 else [flags.out / f"{i:04d}" for i in range(len(wanted))]
     requests = [
-        Request(prompt, flags.image, seed, out, flags.elevation_deg, flags.save_views)
+        Request(prompt, flags.image or "", seed, out, flags.elevation_deg, flags.save_views)
         for (prompt, seed), out in zip(wanted, outs, strict=True)
     ]
     # Mistakes come to light before directories are made and minutes are spent.

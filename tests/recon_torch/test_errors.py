@@ -1,6 +1,7 @@
 """Errors in one line."""
 
 import enum
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,12 @@ def test_a_message_that_repeats_a_long_value_is_shortened(value):
 def test_paths_are_not_shortened():
     path = "/".join(["folder"] * 40)
     assert str(UserError(f"{path}: no")) == f"{path}: no"
+
+
+def test_an_empty_path_is_refused_where_the_working_directory_would_stand_for_it():
+    parser = CommandParser("probe", "for this test")
+    parser.add_argument_group("output").add_argument("--out", type=Path)
+    assert parser.parse_args(["--out", "."]).out == Path(".")
+    for argv in (["--out", ""], ["--out="]):
+        with pytest.raises(UserError, match="argument --out: the path is empty"):
+            parser.parse_args(argv)

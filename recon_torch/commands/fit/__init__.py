@@ -90,12 +90,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _refuse_conflicts(flags: argparse.Namespace) -> None:
-    held_out = flags.held_out or "2"
+    held_out = "2" if flags.held_out is None else flags.held_out
     requirements = {
         "give either --views DIR or --video FILE": bool(flags.views) != (flags.video is not None),
         "--check needs --views DIR": not flags.check or bool(flags.views),
         "give --out DIR": flags.check or flags.out is not None,
         "--video needs --elevation-deg": flags.video is None or flags.elevation_deg is not None,
+        "--held-out is empty; is a variable of your shell not set?": held_out != "",
         f"--held-out is {flags.held_out}; give a whole number from 2, or views": not held_out.isdecimal()
         or int(held_out) >= 2,
         "with several --views, --held-out is N": len(flags.views) < 2 or held_out.isdecimal(),

@@ -124,6 +124,11 @@ def test_every_nth_view_is_held_out(tmp_path):
     np.testing.assert_allclose(train.cameras.w2c, CAMERAS.w2c[[0, 1, 3, 4, 6, 7]], atol=1e-6)
 
 
+def test_an_empty_name_of_views_to_test_with_is_refused(tmp_path, user_error):
+    with user_error("--held-out is empty"):
+        fit_views.parse(["--views", str(tmp_path), "--out", "x", "--held-out", ""])
+
+
 def split_of(directory):
     """Writes the views of `directory` as the original NeRF's: frames 2 and 5 to test with."""
     content = json.loads((directory / "transforms.json").read_text())
