@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import os
 import select
 import sys
@@ -76,6 +77,9 @@ def run(argv: list[str] | None = None) -> int:
     # The script `im3d` has its own directory on Python's path, and a config may name the user's modules here.
     if "" not in sys.path:
         sys.path.append("")
+    for stream in (sys.stdout, sys.stderr):  # names of files and prompts may have what a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:

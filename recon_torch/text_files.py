@@ -53,9 +53,7 @@ def read_text(path: str | os.PathLike) -> str:
     except (OSError, ValueError) as error:  # ValueError for a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} cannot be read: {reason}; check the path") from None
-    for kind in STAND_INS:
-        if re.match(kind.pattern, content):
-            raise UserError(f"{path} is {kind.name}; {kind.remedy}")
+    check_not_stand_in(path, content)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path} is UTF-16; save it as UTF-8")
     try:
@@ -68,6 +66,26 @@ def read_text(path: str | os.PathLike) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise UserError(f"{path}, line {line}: has a NUL character; give a text file")
     return text
+
+
+BEGINNING_BYTES = 256
+"""So much of a file tells these."""
+
+
+def check_not_stand_in(path: str | os.PathLike, content: bytes) -> None:
+    """Raises UserError for a file that begins as what downloads leave in the place of any file."""
+    for kind in STAND_INS:
+        if re.match(kind.pattern, content):
+            raise UserError(f"{path} is {kind.name}; {kind.remedy}")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8, which a file's name in another encoding cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:

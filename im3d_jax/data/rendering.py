@@ -30,6 +30,7 @@ from im3d_jax.data.objects import Split
 from im3d_jax.data.placement import object_of
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
+from recon_torch.text_files import is_utf8
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import straight
 
@@ -186,6 +187,8 @@ class MeshRenderer:
     def _render(self, name: str, object_name: str, variant: Variant | None) -> RenderedObject:
         """Renders the mesh of `object_name` as the object `name`."""
         path = self._paths[object_name]
+        if not is_utf8(name):
+            raise UserError(f"{path} has a name that is not UTF-8; rename the file")
         elevation_rad = self._turntable.elevation_rad(zlib.crc32(name.encode()))
         cameras = orbit(self._turntable.num_views, elevation_rad, self._turntable.size)
         drawn = self._draw(path, self._up, cameras, variant)

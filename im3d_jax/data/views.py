@@ -25,7 +25,7 @@ from im3d_jax.data.turntables import Record, decode_views
 from recon_torch import locks, outputs
 from recon_torch.errors import UserError
 from recon_torch.files import TEMPORARY, make_directory, write_json
-from recon_torch.text_files import read_json, read_text
+from recon_torch.text_files import is_utf8, read_json, read_text
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, load_views, read_frame, write_views
 from recon_torch.views.frames import Frame
@@ -82,7 +82,10 @@ def is_object(directory: Path) -> bool:
 
 
 def find_objects(root: str | Path) -> list[Path]:
-    """The directories of all objects below `root`, sorted. Raises UserError if there are none."""
+    """The directories of all objects below `root`, sorted.
+
+    Raises UserError if there are none, or if one has a name that no table can hold.
+    """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no directory {root}; give one with a directory of views for each object")
@@ -94,6 +97,9 @@ def find_objects(root: str | Path) -> list[Path]:
             found.append(directory)
     if not found:
         raise UserError(f"no {TRANSFORMS} below {root}; render objects with `im3d dataset render`")
+    for directory in found:
+        if not is_utf8(str(directory.relative_to(root))):
+            raise UserError(f"{directory} has a name that is not UTF-8; rename it")
     return sorted(found)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -112,6 +113,19 @@ def test_output_that_nobody_reads_any_more_ends_the_command_quietly(command, no_
 def test_an_error_that_nobody_reads_ends_the_command_quietly(no_reader):
     no_reader("stderr")
     assert main.run(["genrate"]) == 141
+
+
+def test_an_empty_picture_beside_a_prompt_is_not_passed_over(capsys):
+    assert main.run(["generate", "--prompt", "a red mug", "--image", "", "--out", "never"]) == 2
+    assert "--image is empty" in capsys.readouterr().err
+
+
+def test_what_a_terminal_cannot_show_is_escaped(command, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    command(lambda argv: print("caf\xe9 \u0447\udce9"))
+    assert main.run(["probe"]) == 0
+    assert written.getvalue() == b"caf\xe9 \\u0447\\udce9\n"
 
 
 def test_another_broken_pipe_is_a_bug(command):

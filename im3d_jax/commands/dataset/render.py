@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import sys
 from argparse import Namespace
@@ -151,12 +152,14 @@ def _write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["name", "reason", "attempts", "message"])
-        rows.writerows(
-            [name, each.reason, each.attempts, each.message] for name, each in sorted(failures.items())
-        )
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["name", "reason", "attempts", "message"])
+    rows.writerows(
+        [name, each.reason, each.attempts, each.message] for name, each in sorted(failures.items())
+    )
+    with replacing(path) as temporary:  # names in another encoding have their bytes as \\udcNN
+        temporary.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _renderer(flags: Namespace) -> Renderer:

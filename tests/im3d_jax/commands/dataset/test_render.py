@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -150,6 +151,20 @@ def test_broken_empty_and_lost_files_and_formats_that_are_not_read(world, tmp_pa
     (only / "a.fbx").write_bytes(b"?")
     with user_error(r"only, only 1 files .* not read: .fbx 1 \(--renderer blender reads .fbx\); convert"):
         world.run("render", "--meshes", only, "--out", tmp_path / "views")
+
+
+def test_names_that_are_not_utf8_are_refused_by_name_and_the_others_rendered(world, tmp_path, user_error):
+    meshes, out = tmp_path / "meshes", tmp_path / "views"
+    meshes.mkdir()
+    for name in (b"good.stl", b"caf\xe9.stl"):
+        trimesh.creation.box((1, 2, 3)).export(meshes / os.fsdecode(name))
+    world.run("render", "--meshes", meshes, "--out", out, "--size", world.size, "--num-views", world.views)
+    assert views.is_object(out / "good")
+    _, row = rows(out / "failures.csv")
+    assert row[:2] == [r"caf\udce9", "unusable"] and "not UTF-8; rename the file" in row[3]
+    (out / "good").rename(out / os.fsdecode(b"caf\xe9"))
+    with user_error("not UTF-8; rename it"):
+        views.find_objects(out)
 
 
 def test_folders_that_look_like_meshes_and_links_to_folders_are_entered(world, tmp_path, capsys):
