@@ -29,16 +29,22 @@ def read_captions(path: Path) -> dict[str, str]:
         UserError: the file cannot be read, has other rows, or has two captions for a name.
     """
     text = read_text(path)
-    tables = [_table(text, delimiter, path) for delimiter in DELIMITERS]
-    if not tables[0]:
+    tables = [table for delimiter in DELIMITERS if (table := _table(text, delimiter)) is not None]
+    if [] in tables:
         raise UserError(f"{path} has no captions; give rows of name,caption")
     # A caption may hold what parts the cells of another table, a name hardly does.
-    rows = min(tables, key=lambda table: (_num_wrong(table), sum(len(row.cells[0]) for row in table)))
-    wrong = next((row.number for row in rows if len(row.cells) != 2), None)
+    fits = min(
+        tables, key=lambda table: (_num_wrong(table), sum(len(row.cells[0]) for row in table)), default=[]
+    )
+    wrong = next((row.number for row in fits if len(row.cells) != 2), None)
+    if len(tables) < len(DELIMITERS) and (wrong is not None or not fits):
+        raise UserError(
+            f"{path} has quotes that do not close, or captions of many pages; double inner quotes"
+        )
     if wrong is not None:
         raise UserError(f"{path}, row {wrong}: not name,caption; quote captions that have commas")
     captions: dict[str, str] = {}
-    for row in rows:
+    for row in fits:
         for name in _names(row.cells[0]):
             if captions.setdefault(name, row.cells[1].strip()) != row.cells[1].strip():
                 raise UserError(
@@ -47,11 +53,13 @@ def read_captions(path: Path) -> dict[str, str]:
     return captions
 
 
-def _table(text: str, delimiter: str, path: Path) -> list[_Row]:
+def _table(text: str, delimiter: str) -> list[_Row] | None:
+    """The rows that are not blank, with cells that are parted so; None if the quotes do not go with that."""
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)  # or a quote may swallow rows
     try:
-        rows = [_Row(*each) for each in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1)]
-    except csv.Error as error:
-        raise UserError(f"cannot read captions from {path} ({error}); give a CSV of name,caption") from None
+        rows = [_Row(*each) for each in enumerate(reader, 1)]
+    except csv.Error:
+        return None
     return [row for row in rows if any(cell.strip() for cell in row.cells)]
 
 

@@ -9,6 +9,7 @@ TABLES = {
     "plain": 'a/box,"a box, grey"\nother, a cat \n',
     "a byte-order mark and a Windows editor": '\ufeffa/box,"a box, grey"\r\n\r\n \r\nother,a cat\r\n',
     "an old Mac": 'a/box,"a box, grey"\rother,a cat\r',
+    "semicolons and quotes": '"a/box";"a box, grey"\n"other";"a cat"\n',
     "semicolons": "a/box;a box, grey\nother;a cat\n",
     "tabs": "a/box\ta box, grey\n\nother\ta cat\n",
     "paths of files": './a/box.glb,"a box, grey"\nother.OBJ,a cat\n',
@@ -35,6 +36,8 @@ def test_a_caption_may_hold_what_parts_other_tables(tmp_path):
         ("a;one\nb;two; three\nc;four\n", "row 2: not name,caption"),
         ("a,one\na.glb,two\n", "row 2: 'a' has another caption"),
         ("\n \n", "has no captions"),
+        ('a,"a red car\nb,a duck\n', "quotes that do not close"),
+        ('a,"a red car\nb,"a duck"\n', "quotes that do not close"),
         (b"a,caf\xe9\n", "line 1: is not UTF-8"),
     ],
 )
