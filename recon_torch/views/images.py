@@ -14,9 +14,11 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
+from recon_torch.text_files import BEGINNING_BYTES, check_not_stand_in
 
 MAX_PIXELS = 64_000_000  # an image of 8000 x 8000 pixels; a few hundred bytes of PNG can claim far more
 MAX_SIDE_PX = 32_000  # of a picture that claims no more pixels, but all of them in one row
+SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # whose further pictures are no previews of the first
 OPAQUE = 0.99  # an alpha channel that is nowhere below this is no mask
 QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 
@@ -87,6 +89,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
                 raise UserError(
                     f"{path} has {image.width} x {image.height} pixels; give one below 8000 x 8000"
                 )
+            if image.format in SEQUENCES and getattr(image, "is_animated", False):
+                raise UserError(f"{path} holds several pictures, as animations do; give one, or a video")
             yield image
     except FileNotFoundError as error:
         raise UserError(f"no image at {path}; check the path") from error
@@ -94,9 +98,18 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
+        check_not_stand_in(path, _beginning(path))
         raise UserError(f"cannot read {path} as an image; give a PNG, JPEG or WebP file") from error
     except MemoryError as error:
         raise UserError(f"{path} is too large for this machine's memory; give a smaller image") from error
+
+
+def _beginning(path: str | Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(BEGINNING_BYTES)
+    except (OSError, ValueError):
+        return b""
 
 
 def resize(picture: Float[np.ndarray, "H W C"], width: int, height: int) -> Float[np.ndarray, "h w C"]:

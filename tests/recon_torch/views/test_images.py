@@ -50,6 +50,28 @@ def test_images_of_other_modes_are_read(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "clear.png")[0, :, 3], [0, 1])
 
 
+def test_a_pointer_in_the_place_of_an_image_is_named(tmp_path, user_error):
+    (tmp_path / "x.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with user_error("git-lfs pointer"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_files_of_several_pictures_are_refused_by_name(tmp_path, suffix, user_error):
+    path, (first, second) = tmp_path / f"x.{suffix}", (Image.new("L", (8, 8), grey) for grey in (0, 200))
+    first.save(path)
+    assert read_image(path).shape == (8, 8, 3)
+    first.save(path, save_all=True, append_images=[second])
+    with user_error("holds several pictures"):
+        read_image(path)
+
+
+def test_the_preview_in_a_photo_is_no_second_picture(tmp_path):
+    photo = Image.new("RGB", (8, 8), "red")
+    photo.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[photo.resize((4, 4))])
+    assert read_image(tmp_path / "x.jpg").shape == (8, 8, 3)
+
+
 def test_exif_rotation_is_applied(tmp_path):
     pixels = random_image(4, 6, 3)
     exif = Image.Exif()
