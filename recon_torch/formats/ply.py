@@ -23,6 +23,7 @@ from recon_torch.errors import UserError, quoted
 from recon_torch.files import replacing
 from recon_torch.formats import splat_kinds
 from recon_torch.raster.gaussians import Gaussians
+from recon_torch.text_files import check_not_stand_in
 
 PLY_NAMES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
@@ -40,6 +41,7 @@ PLY_TYPES = {
     **dict.fromkeys(("int", "int32"), "<i4"),
 }
 MAX_PLY_HEADER_BYTES = 65536
+COUNT = re.compile(r"[0-9]{1,18}")  # Python refuses to read numbers of thousands of digits
 HARMONIC = re.compile(r"f_rest_\d+")
 OPAQUE_LOGIT = 20.0  # whose sigmoid is 1 in float32
 LARGEST_LOG_SCALE = 40.0  # squares of scales below exp(40) are finite in float32, with room for a camera
@@ -59,12 +61,16 @@ class Loaded(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """The number of vertices, the type of a row, the bytes before the first row, and what is not read."""
+    """The number of vertices, the type of a row, the bytes before the first row, and what is not read.
+
+    has_more: whether other elements follow the vertices.
+    """
 
     num: int
     row_type: np.dtype
     num_bytes: int
     notes: list[str]
+    has_more: bool
 
 
 def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
@@ -92,6 +98,7 @@ def load_ply(path: str | os.PathLike) -> Loaded:
     try:
         with path.open("rb") as file:
             head = file.read(MAX_PLY_HEADER_BYTES)
+            check_not_stand_in(path, head)
             if (kind := splat_kinds.kind_of(path, head)) is not None:
                 raise UserError(f"{path} is {kind}, which is not read; {splat_kinds.ADVICE}")
             header = _parse_header(path, head)
@@ -103,6 +110,9 @@ def load_ply(path: str | os.PathLike) -> Loaded:
                 )
             file.seek(header.num_bytes)
             rows = np.frombuffer(file.read(needed), header.row_type)
+            if needed < available and not header.has_more:
+                rest = f"{available - needed} bytes after the {header.num} Gaussians that the header states"
+                header.notes.append(f"not read: {rest}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     return _drawable(path, rows, header.notes)
@@ -174,7 +184,7 @@ def _parse_header(path: Path, head: bytes) -> _Header:
         raise UserError(f"{path} is a .ply of another format; only binary_little_endian is read")
     elements = [line for line in lines if line[:1] == ["element"]]
     first = elements[0] if elements else []
-    if first[1:2] != ["vertex"] or len(first) != 3 or not first[2].isdecimal():
+    if first[1:2] != ["vertex"] or len(first) != 3 or not COUNT.fullmatch(first[2]):
         raise UserError(f"{path}: the first element of the .ply must be the vertices")
     following = lines[lines.index(first) + 1 :]
     if len(elements) > 1:
@@ -183,7 +193,9 @@ def _parse_header(path: Path, head: bytes) -> _Header:
     unread = [name for name in fields if name not in PLY_NAMES and not HARMONIC.fullmatch(name)]
     unread += [f"element {' '.join(words[1:2])}" for words in elements[1:]]
     notes = [f"not read: {quoted(', '.join(unread))}"] if unread else []
-    return _Header(int(first[2]), np.dtype(list(fields.items())), len(text) + len(end), notes)
+    return _Header(
+        int(first[2]), np.dtype(list(fields.items())), len(text) + len(end), notes, len(elements) > 1
+    )
 
 
 def _fields(path: Path, lines: list[list[str]]) -> dict[str, str]:

@@ -70,6 +70,9 @@ def test_the_layout_is_that_of_the_reference_implementation(tmp_path):
         (lambda data: b"\x89PNG" + data, "not a .ply"),
         (lambda data: data.replace(b"vertex 7", b"vertex 99999999999999999"), "cut short"),
         (lambda data: data.replace(b"vertex 7", b"vertex -7"), "first element"),
+        (lambda data: data.replace(b"vertex 7", b"vertex " + 5000 * b"7"), "first element"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
+        (lambda data: b"<!DOCTYPE html><html>", "web page"),
         (lambda data: data.replace(b"binary_little_endian", b"ascii"), "binary_little_endian"),
         (lambda data: data.replace(b"property float opacity", b"property float opaque"), "lacks opacity"),
         (lambda data: data.replace(b"property float x", b"property list uchar int x"), "property"),
@@ -84,6 +87,16 @@ def test_damaged_files_get_one_clear_line(tmp_path, damage, message, user_error)
     path.write_bytes(damage(path.read_bytes()))
     with user_error(message):
         load_ply(path)
+
+
+def test_what_follows_the_last_gaussian_is_named(tmp_path):
+    save_ply(random_gaussians(), tmp_path / "a.ply")
+    content = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / "a.ply").write_bytes(content.replace(b"vertex 7", b"vertex 5"))
+    read, notes = load_ply(tmp_path / "a.ply")
+    assert len(read.means) == 5 and notes == [
+        "not read: 136 bytes after the 5 Gaussians that the header states"
+    ]
 
 
 def test_a_missing_file_is_a_user_error(tmp_path):
