@@ -82,7 +82,9 @@ class _Reader:
 
     def __init__(self, document: Mapping[str, Any], accessors: Accessors, name: str):
         self._document, self._accessors, self._name = document, accessors, name
-        self._left_out = set(document.get("extensionsUsed", [])) - HONOURED - WITHOUT_LOOKS
+        undeclared = {name for each in document.get("materials", []) for name in each.get("extensions", {})}
+        asked = undeclared | set(document.get("extensionsUsed", []))
+        self._left_out = asked - HONOURED - WITHOUT_LOOKS
         self._materials = Materials(document, accessors, TexelBudget(name), self._left_out)
         self._world = self._world_matrices()
         self._decoded: dict[

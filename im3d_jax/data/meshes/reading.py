@@ -12,6 +12,7 @@ from im3d_jax.data.meshes.parts import Mesh, Scene, assemble
 from im3d_jax.data.meshes.ply import read_ply
 from im3d_jax.data.meshes.stl import read_stl
 from recon_torch.errors import UserError, choice, first_line
+from recon_torch.text_files import BEGINNING_BYTES, check_not_stand_in
 
 MAX_FILE_BYTES = 2**31
 
@@ -88,6 +89,8 @@ def load_mesh(path: str | Path, up: UpAxis | str = UpAxis.Y) -> Mesh:
             raise UserError("it is empty; copy it again")
         if size > MAX_FILE_BYTES:
             raise UserError(f"it has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        with path.open("rb") as file:
+            check_not_stand_in("it", file.read(BEGINNING_BYTES))
         scene = READERS[path.suffix.lower()](path)
         return assemble(scene, "it", y_up=up == UpAxis.Y)
     except UserError as error:

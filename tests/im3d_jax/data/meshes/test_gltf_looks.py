@@ -381,3 +381,16 @@ def test_what_is_left_out_is_named(gltf, square, tmp_path):
     gltf.add("animations", channels=[], samplers=[])
     names = ("KHR_materials_clearcoat", "animation", "metalness", "normal map", "occlusion map", "roughness")
     assert load_mesh(gltf.glb(tmp_path / "a.glb")).left_out == names
+
+
+def test_an_extension_that_only_the_material_names_is_named_too(gltf, tmp_path):
+    gltf.square({"extensions": {"KHR_materials_transmission": {"transmissionFactor": 1}}})
+    assert "KHR_materials_transmission" in load_mesh(gltf.glb(tmp_path / "a.glb")).left_out
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "stl"])
+def test_a_pointer_in_the_place_of_a_mesh_is_named(suffix, tmp_path, user_error):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with user_error("it is a git-lfs pointer"):
+        load_mesh(path)
