@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
@@ -50,7 +51,7 @@ def write_image(path: str | Path, image: Float[np.ndarray, "H W C"] | UInt8[np.n
 
 
 def read_image(path: str | Path, upright: bool = True) -> Float[np.ndarray, "H W C"]:
-    """Reads an image of any mode: RGBA if it has transparency, else RGB.
+    """Reads an image of any mode: RGBA if it has transparency, else RGB, in sRGB.
 
     upright: turn it as its EXIF entry says.
 
@@ -163,7 +164,27 @@ def _decode(image: Image.Image, path: str | Path) -> Float[np.ndarray, "H W C"]:
         grey = np.clip(np.asarray(image, np.float32) / 65535.0, 0.0, 1.0)
         return np.repeat(grey[..., None], 3, axis=-1)
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return np.asarray(image.convert(mode), np.float32) / 255.0
+    return np.asarray(_in_srgb(image, mode), np.float32) / 255.0
+
+
+def _in_srgb(image: Image.Image, mode: str) -> Image.Image:
+    """The colours that the file's ICC profile means: phones store Display P3, and printers' files are CMYK.
+
+    A profile that cannot be read, or is not of the file's colours, counts as none, as in browsers.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image.convert(mode)
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if opened.profile.xcolor_space == "RGB ":
+            image = image.convert(mode)
+        if "sRGB" in (opened.profile.profile_description or ""):
+            return image.convert(mode)
+        to = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, opened, to, outputMode=mode)  # type: ignore[return-value]
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        return image.convert(mode)
 
 
 def _enlarge(image: UInt8[np.ndarray, "H W 3"], tile_px: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -195,6 +195,8 @@ def read_file(path: Path, notes: Sequence[str] = ()) -> Part:
     """All frames of a file. Raises UserError if it cannot be read or its "frames" is no list of objects."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; a directory of views needs a {TRANSFORMS}")
+    if path.suffix.lower() != ".json":
+        raise UserError(f"{path} is no .json file of cameras; a video of one turn is given as --video")
     content = read_json(path)
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):

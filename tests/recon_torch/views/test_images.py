@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from recon_torch.errors import UserError
 from recon_torch.views import images
@@ -153,3 +153,48 @@ def test_contact_sheet_places_every_tile():
         np.testing.assert_array_equal(tile[3::4, 3::4], to_uint8(small[k]))
     np.testing.assert_array_equal(sheet[36:86, gutter : gutter + 40], to_uint8(large[0]))
     assert sheet[:, :gutter].min() == 0  # the labels
+
+
+# ---- Colour profiles ----
+
+
+def icc_profile(colorants, gamma):
+    """Bytes of a display's profile: the D50 XYZ of its red, green and blue, and the exponent of its curves."""
+
+    def xyz(color):
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in color))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH2x", 1, round(gamma * 256))
+    names = ("rXYZ", "gXYZ", "bXYZ", "rTRC", "gTRC", "bTRC", "wtpt")
+    blocks = [*map(xyz, colorants), curve, curve, curve, xyz(D50)]
+    table, data = struct.pack(">I", len(blocks)), b""
+    for name, block in zip(names, blocks, strict=True):
+        table += name.encode() + struct.pack(">II", 132 + 12 * len(blocks) + len(data), len(block))
+        data += block
+    head = struct.pack(">I4xI4s4s4s", 128 + len(table + data), 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head = head.ljust(36, b"\0") + b"acsp"
+    return (head.ljust(68, b"\0") + xyz(D50)[8:]).ljust(128, b"\0") + table + data
+
+
+D50 = (0.9642, 1.0, 0.8249)
+DISPLAY_P3 = [(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)]
+SRGB = np.array([(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7142)])
+
+
+@pytest.mark.parametrize("mode, color", [("RGB", (200, 100, 50)), ("RGBA", (120, 140, 90, 77))])
+def test_colours_are_those_that_the_profile_means(mode, color, tmp_path):
+    path = tmp_path / "phone.png"
+    Image.new(mode, (3, 2), color).save(path, icc_profile=icc_profile(DISPLAY_P3, 2.2))
+    linear = (np.array(color[:3]) / 255) ** 2.2 @ np.array(DISPLAY_P3) @ np.linalg.inv(SRGB)
+    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    found = images.read_image(path)
+    np.testing.assert_allclose(found[..., :3], np.broadcast_to(expected, (2, 3, 3)), atol=1.5 / 255)
+    assert (np.rint(found[..., 3:] * 255) == color[3:]).all()
+
+
+def test_profiles_of_srgb_or_damaged_ones_change_nothing(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, icc_profile(DISPLAY_P3, 2.2)[:90], b"no profile"):
+        Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=profile)
+        assert np.array_equal(np.rint(images.read_image(tmp_path / "a.png") * 255), pixels)
