@@ -159,7 +159,7 @@ def test_contact_sheet_places_every_tile():
 
 
 def icc_profile(colorants, gamma):
-    """Bytes of a display's profile: the D50 XYZ of its red, green and blue, and the exponent of its curves."""
+    """Bytes of a display's profile: D50 XYZ of its red, green and blue, and the exponent of its curves."""
 
     def xyz(color):
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in color))
