@@ -210,7 +210,7 @@ def test_a_truncated_file_is_said_to_be(case, tmp_path):
 @pytest.mark.parametrize(
     "setting, words",
     [
-        ('{"_class_name": "UNet3DConditionModel"}', "_class_name UNet3DConditionModel"),
+        ('{"_class_name": "UNet3DConditionModel"}', "_class_name 'UNet3DConditionModel'"),
         ('{"attention_head_dim": 3}', "attention_head_dim 3"),
     ],
 )

@@ -293,7 +293,7 @@ def rejects(image, params, path, words):
 
 
 def test_checkpoints_of_another_family_or_size_are_named(loaded, directories, tmp_path):
-    rejects("none", loaded, directories["i2vgen"], "_class_name I2VGenXLUNet")
+    rejects("none", loaded, directories["i2vgen"], "_class_name 'I2VGenXLUNet'")
     bare = directories["none"] / FILE
     rejects("i2vgen", loaded, bare, "lacks context_embedding.0.bias")
     rejects("none", loaded, directories["i2vgen"] / FILE, "unknown tensor context_embedding")
