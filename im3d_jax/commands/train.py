@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from im3d_jax import checkpoint, config_flags, config_sections, sharding, tasks, threads
@@ -25,7 +26,7 @@ from im3d_jax.params import join
 from im3d_jax.tasks import Task
 from im3d_jax.training import feed, hosts, run
 from im3d_jax.training.state import OptimizerSettings, TrainState, create, learning_rate, make_optimizer
-from im3d_jax.training.step import make_step
+from im3d_jax.training.step import Step, make_step
 from im3d_jax.training.streams import check, is_due, open_stream, stream_of
 from im3d_jax.training.watch import Watch, Work, peak_flops
 from im3d_jax.training_settings import TrainSettings
@@ -40,35 +41,12 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
     settings = config_sections.settings(config, "train", TrainSettings)
     streams = settings.streams
 
-    # ---- Task and mesh ----
     mesh = sharding.make_mesh(sharding.parse_mesh(settings.mesh, jax.device_count()))
     check(streams, settings.accumulate, mesh)
     task = tasks.build(config, mesh)
-
-    # ---- State ----
-    rates = OptimizerSettings.of(settings)
-    optimizer = make_optimizer(rates)
-    state, frozen = create(
-        task.init,
-        task.load(settings.init_from) if settings.init_from else None,
-        task.partition_rules,
-        mesh,
-        optimizer,
-        trainable=settings.trainable,
-        frozen_dtype=settings.frozen_dtype,
-        key=jax.random.key(config.seed),
-    )
+    state, frozen, train_step = begin(settings, task, mesh, jax.random.key(config.seed))
     if hosts.is_main():
         print(run.describe(state, frozen, mesh))
-    train_step = make_step(
-        task,
-        optimizer,
-        mesh,
-        where=jax.tree.map(lambda array: array.sharding, state),
-        rate=learning_rate(rates),
-        accumulate=settings.accumulate,
-        ema_decay=settings.ema_decay,
-    )
 
     kept = settings.checkpoint
     with (
@@ -129,6 +107,37 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
                     run.save_weights(task, workdir, join(frozen, state.ema), metadata)
                 watchdog.beat(step)
     return state, step == settings.num_steps
+
+
+def begin(
+    settings: TrainSettings, task: Task, mesh: Mesh, key: PRNGKeyArray
+) -> tuple[TrainState, dict[str, Array], Step]:
+    """The state before the first step, the frozen parameters, and the step.
+
+    key: the root of all that is random.
+    """
+    rates = OptimizerSettings.of(settings)
+    optimizer = make_optimizer(rates)
+    state, frozen = create(
+        task.init,
+        task.load(settings.init_from) if settings.init_from else None,
+        task.partition_rules,
+        mesh,
+        optimizer,
+        trainable=settings.trainable,
+        frozen_dtype=settings.frozen_dtype,
+        key=key,
+    )
+    train_step = make_step(
+        task,
+        optimizer,
+        mesh,
+        where=jax.tree.map(lambda array: array.sharding, state),
+        rate=learning_rate(rates),
+        accumulate=settings.accumulate,
+        ema_decay=settings.ema_decay,
+    )
+    return state, frozen, train_step
 
 
 def watch(settings: TrainSettings, workdir: Path, task: Task, state: TrainState, mesh: Mesh) -> Watch:

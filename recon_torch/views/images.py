@@ -176,13 +176,13 @@ def _in_srgb(image: Image.Image, mode: str) -> Image.Image:
     if not profile:
         return image.convert(mode)
     try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if opened.profile.xcolor_space == "RGB ":
+        meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if meant.profile.xcolor_space == "RGB ":
             image = image.convert(mode)
-        if "sRGB" in (opened.profile.profile_description or ""):
+        if "sRGB" in (meant.profile.profile_description or ""):
             return image.convert(mode)
         to = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, opened, to, outputMode=mode)  # type: ignore[return-value]
+        return ImageCms.profileToProfile(image, meant, to, outputMode=mode)  # type: ignore[return-value]
     except (OSError, ValueError, ImageCms.PyCMSError):
         return image.convert(mode)
 
