@@ -1,14 +1,18 @@
-"""How well the fit reconstructs meshes from 16 views of one elevation, beside the plain 3DGS recipe.
+"""How well the fit reconstructs meshes, beside the plain 3DGS recipe, in a protocol that it was not tuned on.
 
-    python benchmarks/reconstruction.py --meshes DIR --out out/reconstruction
-    python benchmarks/reconstruction.py --meshes DIR --only default plain --sizes 128 256 --resume
-    python benchmarks/reconstruction.py --meshes DIR --inconsistent
+    python benchmarks/reconstruction.py --meshes DIR --split train --count 8 --vary "w_ssim 1: w_ssim=1"
+    python benchmarks/reconstruction.py --meshes DIR --split validation --count 20 --seeds 0 1
+    python benchmarks/reconstruction.py --meshes DIR --split test --count 20 --sizes 128 256 --cases all
 
-Each mesh is rendered from 16 azimuths at 20 degrees for training, and for testing from 24 directions between
--10 and 60 degrees of elevation. Variants take away one thing each, as the paper's Table 2 does (which scores
-them with CLIP); "paper" takes away all that the fit adds to it. With --inconsistent the training views are
-changed one by one, as a generator's are.
-Renders, results (JSON) and contact sheets of held-out views stay in --out; --resume fits what has no result.
+Tune on one split, decide on a second, and report the third once. DIR holds .glb, .gltf or .obj files and, for
+--split, a split.json, {"train": ["furniture/chair", ...], ...}; the same meshes are drawn from it each time.
+Each mesh is rendered for a case of `view_cases`, by default from 16 azimuths at 20 degrees, fitted by each
+recipe, and compared with 24 held-out views at elevations from -10 to 60 degrees, drawn at --scales times the
+size of the fit. Differences to the plain recipe are paired by mesh and seed, with 95% intervals by bootstrap
+over meshes. `needles` is the share of the Gaussians ten times as long as thick, and `outside` the opacity,
+drawn at the largest scale, that lies outside of the object, by the object's own area.
+
+Each fit's result (JSON) and picture stay in --out; a fit that is there is not made again.
 """
 
 from __future__ import annotations
@@ -16,76 +20,77 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 import warnings
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import perturbed_views
+import paired
 import plain_recipe
 import torch
+import view_cases
+from jaxtyping import Float
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.reading import load_mesh
 from recon_torch.files import write_json
 from recon_torch.fit.optimization import Fit
-from recon_torch.losses.lpips import PerceptualDistance
+from recon_torch.formats.ply import save_ply
 from recon_torch.losses.metrics import psnr, ssim
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.render import render_images
+from recon_torch.raster.render import render, render_images
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.directory import Views, load_views, write_views
+from recon_torch.views.directory import Views
 from recon_torch.views.images import contact_sheet, read_image, write_image
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
-TRAIN_VIEWS, TRAIN_ELEVATION_DEG = 16, 20.0
 TEST_VIEWS, TEST_ELEVATIONS_DEG = 24, (-10.0, 60.0)
 GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
-LPIPS = {"lpips_weights": "random"}  # unless torchvision's cache has weights, the default goes without
-PAPER = LPIPS | {"start": "ball", "w_l1": 0.0, "prune_unseen": 0.0}
-VARIANTS = {
-    "default": {},
-    "LPIPS": LPIPS,
+SCALED_VIEWS = np.arange(0, TEST_VIEWS, 3)  # that are compared at other sizes
+SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
+NEEDLE = 10.0  # largest by middle standard deviation
+PLAIN, DEFAULT = "plain", "default"
+PAPER = {"lpips_weights": "random", "start": "ball", "w_l1": 0.0, "prune_unseen": 0.0, "zoomed": 0.0}
+RECIPES: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
     "no L1": {"w_l1": 0.0},
     "no SSIM": {"w_ssim": 0.0},
     "no mask": {"w_mask": 0.0},
     "start in a ball": {"start": "ball"},
     "unseen kept": {"prune_unseen": 0.0},
+    "never zoomed": {"zoomed": 0.0},
     "paper": PAPER,
     "paper, RGB for LPIPS": PAPER | {"w_lpips": 0.0, "w_rgb": 10.0},
 }
-PLAIN = "plain"
-INCONSISTENT_VARIANTS = ["default", "LPIPS", "paper", "paper, RGB for LPIPS", PLAIN]
-SHEET_VARIANTS, SHEET_VIEWS = ["default", PLAIN], np.array([0, 4, 9, 14, 19, 23])
-COLUMNS = {  # the table's columns: heading, format
-    "psnr": ("PSNR", ".2f"),
-    "ssim": ("SSIM", ".4f"),
-    "lpips": ("LPIPS", ".4f"),
-    "train_psnr": ("PSNR of training views", ".2f"),
-    "num_gaussians": ("Gaussians", "d"),
-    "seconds": ("seconds", ".0f"),
-}
+
+
+class Run(NamedTuple):
+    """A fit of one mesh, and what became of it."""
+
+    mesh: str
+    size: int
+    case: str
+    recipe: str
+    seed: int
 
 
 def main() -> None:
     flags = _parse()
-    rows = {}
-    for path in sorted(path for path in flags.meshes.iterdir() if path.suffix in MESH_SUFFIXES):
-        if flags.assets and path.stem not in flags.assets:
-            continue
+    results: dict[Run, dict[str, float]] = {}
+    for path in _meshes(flags):
+        name = str(path.relative_to(flags.meshes).with_suffix(""))
         for size in flags.sizes:
-            train, test = _views(path, size, flags.out / "views" / f"{path.stem}_{size}")
-            if flags.inconsistent:
-                train = perturbed_views.perturb(train, seed=0)
-            kind = "_inconsistent" if flags.inconsistent else ""
-            folder = flags.out / f"{path.stem}_{size}{kind}_{flags.num_steps}_steps_seed_{flags.seed}"
-            for name in flags.only:
-                rows[path.stem, size, name] = _result(folder, name, train, test, flags)
-                print(path.stem, size, name, json.dumps(rows[path.stem, size, name]), flush=True)
-            _write_sheet(folder, train, test, flags)
-    print("\n" + _table(rows))
+            for run in _runs(name, size, flags):
+                results[run] = _result(run, path, flags)
+                print(*run, json.dumps(results[run]), flush=True)
+            _write_sheets(name, size, path, flags)
+    print("\n" + _tables(results, flags))
 
 
 def _parse() -> argparse.Namespace:
@@ -94,30 +99,123 @@ def _parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--meshes", type=Path, required=True, metavar="DIR", help="a folder of .glb, .gltf or .obj files")
-    add("--assets", nargs="+", metavar="NAME", help="only these files, without suffix (default: all)")
+    add("--split", help="of DIR/split.json (default: all files below DIR)")
+    add("--count", type=int, default=20, help="how many meshes are drawn (20)")
+    add("--names", nargs="+", metavar="NAME", help="these meshes instead, such as furniture/chair")
     add("--sizes", nargs="+", type=int, default=[128], metavar="PX")
-    add("--only", nargs="+", choices=[*VARIANTS, PLAIN], metavar="VARIANT", help="default: all")
+    add("--scales", nargs="+", type=float, default=[0.5, 1, 2, 4], help="sizes of tests, by the fit's")
+    add("--cases", nargs="+", choices=[*view_cases.CASES, "all"], default=["clean"], metavar="CASE")
+    add("--recipes", nargs="+", choices=[*RECIPES, PLAIN], default=[DEFAULT, PLAIN], metavar="RECIPE")
+    add("--vary", action="append", default=[], metavar="NAME:KEY=VALUE,...", help="a recipe of your own")
     add("--num-steps", type=int, default=FitSettings.num_steps)
-    add("--seed", type=int, default=0, help="of the start, the order of views and what is split")
-    add("--inconsistent", action="store_true", help="training views as a generator makes them")
-    add("--resume", action="store_true", help="keep the results that --out has")
+    add("--seeds", nargs="+", type=int, default=[0], help="of the start, the order of views and the cases")
     add("--out", type=Path, default=Path("out/reconstruction"), metavar="DIR")
     flags = parser.parse_args()
-    flags.only = flags.only or (INCONSISTENT_VARIANTS if flags.inconsistent else [*VARIANTS, PLAIN])
+    flags.cases = list(view_cases.CASES) if "all" in flags.cases else flags.cases
+    flags.own = dict(_recipe(text) for text in flags.vary)
+    flags.recipes = [*flags.recipes, *flags.own]
     return flags
 
 
-def _views(mesh_file: Path, size: int, cache: Path) -> tuple[Views, Views]:
-    """Training and held-out views, rendered where the cache has none."""
-    cameras = {
-        "train": orbit(TRAIN_VIEWS, np.radians(TRAIN_ELEVATION_DEG), size),
-        "test": _test_cameras(size),
+def _recipe(text: str) -> tuple[str, dict[str, Any]]:
+    name, _, values = text.partition(":")
+    settings = (pair.strip().split("=") for pair in values.split(","))
+    return name.strip(), {key: type(getattr(FitSettings(), key))(value) for key, value in settings}
+
+
+def _meshes(flags: argparse.Namespace) -> list[Path]:
+    files = {
+        str(path.relative_to(flags.meshes).with_suffix("")): path
+        for path in sorted(flags.meshes.rglob("*"))
+        if path.suffix in MESH_SUFFIXES
     }
-    for name, orbits in cameras.items():
-        if not (cache / name / "transforms.json").is_file():
-            rgba, _ = mesh_rendering.render(load_mesh(mesh_file), orbits)
-            write_views(cache / name, orbits, rgba)
-    return tuple(dataclasses.replace(load_views(cache / name), cameras=cameras[name]) for name in cameras)
+    names = list(files)
+    if flags.split:
+        names = json.loads((flags.meshes / "split.json").read_text())[flags.split]
+    drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[: flags.count]
+    return [files[name] for name in flags.names or drawn]
+
+
+def _runs(mesh: str, size: int, flags: argparse.Namespace) -> Iterator[Run]:
+    for case in flags.cases:
+        for recipe in flags.recipes:
+            for seed in flags.seeds:
+                yield Run(mesh, size, case, recipe, seed)
+
+
+# ---- One fit ----
+
+
+def _folder(run: Run, out: Path) -> Path:
+    return out / f"{run.mesh}_{run.size}" / f"{run.case}_{run.seed}".replace(" ", "_").replace(",", "")
+
+
+def _result(run: Run, mesh_file: Path, flags: argparse.Namespace) -> dict[str, float]:
+    file = _folder(run, flags.out) / f"{run.recipe}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    views = _case_views(mesh_file, run.case, run.size, run.seed)
+    started = time.perf_counter()
+    gaussians = _fit(run, views, flags)
+    result: dict[str, float] = {"seconds": round(time.perf_counter() - started, 1)}
+    result["num_gaussians"] = len(gaussians.means)
+    trained = render_images(gaussians, views.cameras)
+    result["train_psnr"] = psnr(torch.from_numpy(trained), torch.from_numpy(views.images)).mean().item()
+    result |= _held_out(gaussians, mesh_file, run, flags, file.with_suffix(".png"))
+    save_ply(gaussians, file.with_suffix(".ply"))
+    write_json(file, result)
+    return result
+
+
+@functools.lru_cache(maxsize=1)
+def _case_views(mesh_file: Path, case: str, size: int, seed: int) -> Views:
+    return view_cases.views_of(load_mesh(mesh_file), case, size, seed)
+
+
+def _fit(run: Run, views: Views, flags: argparse.Namespace) -> Gaussians:
+    if run.recipe == PLAIN:
+        return plain_recipe.fit(views, flags.num_steps, run.seed)
+    own = (RECIPES | flags.own)[run.recipe]
+    settings = dataclasses.replace(FitSettings(num_steps=flags.num_steps, seed=run.seed), **own)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="no weights for LPIPS")  # then the default goes without
+        fit = Fit(views.cameras, settings)
+    fit.set_targets(torch.from_numpy(views.images), torch.from_numpy(views.masks))
+    fit.run(flags.num_steps)
+    return fit.scene.gaussians
+
+
+def _held_out(
+    gaussians: Gaussians, mesh_file: Path, run: Run, flags: argparse.Namespace, picture: Path
+) -> dict[str, float]:
+    """Agreement with views that no fit has seen, in the size of the fit (all of them) and in others (some)."""
+    result = {}
+    for scale in sorted({1.0, *flags.scales}):
+        size = round(run.size * scale)
+        chosen = np.arange(TEST_VIEWS) if scale == 1 else SCALED_VIEWS
+        cameras, truth, masks = (each[chosen] for each in _truth(mesh_file, size, flags.out / "truth"))
+        renders = render_images(gaussians, cameras)
+        x, y = torch.from_numpy(renders), torch.from_numpy(truth)
+        name = "" if scale == 1 else f"_{scale:g}x"
+        result[f"psnr{name}"] = psnr(x, y).mean().item()
+        if scale == 1:
+            result["ssim"] = ssim(x, y).mean().item()
+            black = torch.from_numpy(render_images(gaussians, cameras, background=0.0))
+            result["psnr_black"] = psnr(black, y - (1 - torch.from_numpy(masks))).mean().item()
+            write_image(picture, np.concatenate(renders[SHEET_VIEWS], 1))
+    result["outside"] = _outside(gaussians, cameras, masks)
+    lengths = gaussians.scales.sort(1).values
+    result["needles"] = (lengths[:, 2] > NEEDLE * lengths[:, 1]).float().mean().item()
+    return result
+
+
+@torch.no_grad()
+def _outside(gaussians: Gaussians, cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> float:
+    alpha = np.stack([render(gaussians, cameras[i : i + 1]).alpha[0].numpy() for i in range(len(cameras))])
+    return float((alpha * (masks == 0)).sum() / masks.sum())
+
+
+# ---- The truth ----
 
 
 def _test_cameras(size: int) -> Cameras:
@@ -127,66 +225,49 @@ def _test_cameras(size: int) -> Cameras:
     return orbit(elevation_rad=np.radians(elevations_deg), size=size, azimuths_rad=azimuths_rad)
 
 
-def _result(folder: Path, name: str, train: Views, test: Views, flags: argparse.Namespace) -> dict:
-    file = folder / f"{name}.json"
-    if flags.resume and file.is_file():
-        return json.loads(file.read_text())
-    started = time.perf_counter()
-    gaussians = _fit(name, train, flags.num_steps, flags.seed)
-    seconds = time.perf_counter() - started
-    renders = render_images(gaussians, test.cameras)
-    result = _quality(renders, test.images) | {"num_gaussians": len(gaussians.means), "seconds": seconds}
-    trained = render_images(gaussians, train.cameras)
-    result["train_psnr"] = _quality(trained, train.images)["psnr"]
-    write_image(folder / f"{name}.png", np.concatenate(renders[SHEET_VIEWS], 1))
-    write_json(file, result)
-    return result
+@functools.lru_cache(maxsize=8)
+def _truth(mesh_file: Path, size: int, cache: Path) -> tuple[Cameras, np.ndarray, np.ndarray]:
+    """Cameras, views over white and masks, rendered where the cache has none."""
+    cameras = _test_cameras(size)
+    file = cache / f"{mesh_file.parent.name}_{mesh_file.stem}_{size}.npz"
+    if not file.is_file():
+        rgba, _ = mesh_rendering.render(load_mesh(mesh_file), cameras, supersampling=3 if size < 300 else 2)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file, rgba=np.round(rgba * 255).astype(np.uint8))
+    rgba = np.load(file)["rgba"].astype(np.float32) / 255
+    return cameras, rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], rgba[..., 3:]
 
 
-def _fit(name: str, train: Views, num_steps: int, seed: int) -> Gaussians:
-    if name == PLAIN:
-        return plain_recipe.fit(train, num_steps, seed)
-    settings = dataclasses.replace(FitSettings(num_steps=num_steps, seed=seed), **VARIANTS[name])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="no weights for LPIPS")  # the table's last line says so
-        fit = Fit(train.cameras, settings)
-    fit.set_targets(torch.from_numpy(train.images), torch.from_numpy(train.masks))
-    fit.run(num_steps)
-    return fit.scene.gaussians
+# ---- What people look at ----
 
 
-def _quality(renders: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Means over the views. LPIPS has all its stages, whatever the fit used."""
-    x, y = torch.from_numpy(renders), torch.from_numpy(truth)
-    lpips = _lpips()
-    with torch.no_grad():
-        values = {"psnr": psnr(x, y), "ssim": ssim(x, y), "lpips": lpips.distance(x, lpips.features(y))}
-    return {name: value.mean().item() for name, value in values.items()}
+def _write_sheets(mesh: str, size: int, mesh_file: Path, flags: argparse.Namespace) -> None:
+    """Held-out views: the truth above what the recipes made of them, for the first seed of each case."""
+    for case in flags.cases:
+        folder = _folder(Run(mesh, size, case, "", flags.seeds[0]), flags.out)
+        rows = {"truth": _truth(mesh_file, size, flags.out / "truth")[1][SHEET_VIEWS]}
+        for recipe in flags.recipes:
+            if (folder / f"{recipe}.png").is_file():
+                rows[recipe] = np.split(read_image(folder / f"{recipe}.png"), len(SHEET_VIEWS), 1)
+        write_image(folder / "sheet.png", contact_sheet(list(rows.values()), list(rows)))
 
 
-@functools.cache
-def _lpips() -> PerceptualDistance:
-    return PerceptualDistance("vgg")
-
-
-def _write_sheet(folder: Path, train: Views, test: Views, flags: argparse.Namespace) -> None:
-    """Held-out views: the truth above what the variants made of them; inconsistent training views on top."""
-    rows = {"truth": test.images[SHEET_VIEWS]}
-    if flags.inconsistent:
-        rows = {"views": train.images[: len(SHEET_VIEWS)]} | rows
-    for name in INCONSISTENT_VARIANTS if flags.inconsistent else SHEET_VARIANTS:
-        if (folder / f"{name}.png").is_file():
-            rows[name] = np.split(read_image(folder / f"{name}.png"), len(SHEET_VIEWS), 1)
-    write_image(folder / "sheet.png", contact_sheet(list(rows.values()), list(rows)))
-
-
-def _table(rows: dict[tuple[str, int, str], dict]) -> str:
-    lines = [["asset", "px", "variant", *(heading for heading, _ in COLUMNS.values())]]
-    lines += [["---", "--:", "---", *["--:"] * len(COLUMNS)]]
-    for key, result in rows.items():
-        lines.append([*map(str, key), *(format(result[name], form) for name, (_, form) in COLUMNS.items())])
-    note = "LPIPS with random weights." if _lpips().random_weights else "LPIPS with trained weights."
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}"
+def _tables(results: dict[Run, dict[str, float]], flags: argparse.Namespace) -> str:
+    """Means of each recipe over meshes and seeds, and its differences to the plain recipe."""
+    groups: dict[tuple, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
+    columns = list(next(iter(results.values())))
+    for run, result in results.items():
+        for column in columns:
+            by_mesh = groups[run.size, run.case, run.recipe][column]
+            by_mesh.setdefault(run.mesh, []).append(result[column])
+    lines = [["px", "case", "recipe", *columns, f"psnr less that of {PLAIN}"]]
+    lines += [["--:", "---", "---", *["--:"] * len(columns), "---"]]
+    for (size, case, recipe), values in groups.items():
+        means = [f"{np.mean(sum(values[column].values(), [])):.4g}" for column in columns]
+        peer = groups.get((size, case, PLAIN))
+        compared = "" if peer is None or recipe == PLAIN else paired.difference(values["psnr"], peer["psnr"])
+        lines.append([str(size), case, recipe, *means, str(compared)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

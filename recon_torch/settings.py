@@ -105,6 +105,9 @@ class FitSettings:
     prune_opacity: Share = 0.03  # at 0.01 (DreamGaussian) a haze of faint Gaussians stays around the object
     prune_unseen: Share = 0.06  # Gaussians that fill fewer pixels than this share of the mean; 0 in the paper
     max_gaussians: Gaussians = 20000
+    zoomed: Annotated[float, Range(0, 0.2)] = (
+        0.1  # share of late steps that see views enlarged; 0 in the paper
+    )
 
     representation: Representation | str = Representation.GAUSSIANS
     nerf_cells: Annotated[int, Range(4, 512)] = 64  # along each side of its grid

@@ -15,20 +15,27 @@ from torch import Tensor
 from recon_torch.raster.gaussians import Activated
 from recon_torch.views.cameras import Cameras
 
+LOW_PASS_PX2 = 0.3
+"""What viewers of 3DGS add to the variances of a splat, so that none is thinner than a pixel."""
+
 
 class CameraTensors(NamedTuple):
-    """K pinhole cameras on a device, as the engines take them; see `views.cameras.Cameras`."""
+    """K pinhole cameras on a device, as the engines take them; see `views.cameras.Cameras`.
+
+    low_pass_px2: is added to the diagonal of 2D covariances.
+    """
 
     w2c: Float[Tensor, "K 4 4"]  # OpenCV world-to-camera
     intrinsics_px: Float[Tensor, "K 3 3"]  # without skew; pixel centres lie at +0.5
     width: int
     height: int
+    low_pass_px2: float = LOW_PASS_PX2
 
     @classmethod
-    def of(cls, cameras: Cameras, like: Tensor) -> CameraTensors:
+    def of(cls, cameras: Cameras, like: Tensor, low_pass_px2: float = LOW_PASS_PX2) -> CameraTensors:
         """These cameras on the device, and in the dtype, of a tensor."""
         w2c, intrinsics_px = (torch.from_numpy(x).to(like) for x in (cameras.w2c, cameras.intrinsics_px))
-        return cls(w2c, intrinsics_px, cameras.width, cameras.height)
+        return cls(w2c, intrinsics_px, cameras.width, cameras.height, low_pass_px2)
 
 
 class Projection(NamedTuple):

@@ -51,6 +51,7 @@ def _call_gsplat(
         width=cameras.width,
         height=cameras.height,
         packed=False,
+        eps2d=cameras.low_pass_px2,
         render_mode="RGB+ED",
         backgrounds=background.expand(*cameras.w2c.shape[:-2], 3),
     )

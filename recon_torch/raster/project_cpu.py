@@ -1,7 +1,7 @@
 """EWA projection on the CPU: a numba kernel forward, and one with hand-written gradients backward.
 
 A Gaussian's covariance is root root^T with root = rotation * scales. With the slope J = d pixel / d world its
-2D covariance is u u^T + EPS2D_PX2, where u = J root has two rows of three; no 3x3 covariance is ever formed.
+2D covariance is u u^T + low_pass, where u = J root has two rows of three; no 3x3 covariance is ever formed.
 
 Vectors are tuples, and matrices are tuples of rows; `v_x` is the gradient of the loss by x. A thread takes a
 Gaussian through all cameras in order, so gradients do not depend on the number of threads.
@@ -18,7 +18,6 @@ from recon_torch.kernel import arrays, gradient_arrays, kernel, run
 from recon_torch.raster import CameraTensors, Projection, reference
 from recon_torch.raster.gaussians import Activated
 
-EPS2D_PX2 = np.float32(reference.EPS2D_PX2)
 NEAR_PLANE, FAR_PLANE = np.float32(reference.NEAR_PLANE), np.float32(reference.FAR_PLANE)
 MAX_SIGMAS, ALPHA_MIN = np.float32(reference.MAX_SIGMAS), np.float32(reference.ALPHA_MIN)
 FRUSTUM_MARGIN, LARGEST = np.float32(reference.FRUSTUM_MARGIN), np.float32(reference.LARGEST)
@@ -34,14 +33,15 @@ def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
 
 class Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, w2c, intrinsics_px, width, height):
+    def forward(ctx, means, quats, scales, opacities, w2c, intrinsics_px, width, height, low_pass_px2):
         shape = len(w2c), len(means)
         means2d, conics, depths, extents = (torch.empty(*shape, *size) for size in ((2,), (3,), (), (2,)))
         radii = torch.empty(*shape, 2, dtype=torch.int32)
         sizes = np.array([width, height], np.float32)
+        low_pass = np.array([low_pass_px2], np.float32)
         inputs = arrays(means, quats, scales, w2c, intrinsics_px)
         outputs = arrays(means2d, conics, depths, extents, radii)
-        run(_forward, len(means), *inputs, sizes, *arrays(opacities), *outputs, grain=GRAIN)
+        run(_forward, len(means), *inputs, sizes, low_pass, *arrays(opacities), *outputs, grain=GRAIN)
         ctx.saved, ctx.outputs = (*inputs, sizes, outputs[1], outputs[4]), outputs[:3]
         ctx.mark_non_differentiable(extents, radii)
         ctx.set_materialize_grads(False)
@@ -52,12 +52,12 @@ class Project(torch.autograd.Function):
         gradients = [torch.empty(array.shape) for array in ctx.saved[:3]]
         v_outputs = gradient_arrays((v_means2d, v_conics, v_depths), ctx.outputs)
         run(_backward, len(gradients[0]), *ctx.saved, *v_outputs, *arrays(*gradients), grain=GRAIN)
-        return *gradients, *[None] * 5
+        return *gradients, *[None] * 6
 
 
 @kernel()
 def _forward(
-    begin, end, means, quats, scales, w2c, intrinsics, sizes, opacities,
+    begin, end, means, quats, scales, w2c, intrinsics, sizes, low_pass, opacities,
     means2d, conics, depths, extents, radii,
 ):  # fmt: skip
     for n in range(begin, end):
@@ -70,7 +70,8 @@ def _forward(
             view, focal, centre = _pinhole(w2c, intrinsics, k)
             point, _, slope = _linearise(mean, view, focal, centre, sizes)
             u = _times(slope[0], root), _times(slope[1], root)
-            xx, xy, yy = _dot(u[0], u[0]) + EPS2D_PX2, _dot(u[0], u[1]), _dot(u[1], u[1]) + EPS2D_PX2
+            xx, yy = _dot(u[0], u[0]) + low_pass[0], _dot(u[1], u[1]) + low_pass[0]
+            xy = _dot(u[0], u[1])
             det = xx * yy - xy * xy
             x = focal[0] * point[0] / point[2] + centre[0]
             y = focal[1] * point[1] / point[2] + centre[1]

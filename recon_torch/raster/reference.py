@@ -14,7 +14,6 @@ from torch import Tensor
 from recon_torch.raster import CameraTensors, Projection
 from recon_torch.raster.gaussians import Activated
 
-EPS2D_PX2 = 0.3  # added to the diagonal of 2D covariances, so that no splat is thinner than a pixel
 NEAR_PLANE = 0.01
 FAR_PLANE = 1e10
 LARGEST = 1e6  # coordinates and scales beyond this overflow float32 in the projection
@@ -41,7 +40,7 @@ def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
 def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     """EWA projection of 3D Gaussians to 2D Gaussians, with gsplat's culling."""
     means, quats, scales, opacities, _ = gaussians
-    w2c, intrinsics_px, width, height = cameras
+    w2c, intrinsics_px, width, height, low_pass_px2 = cameras
     sane = (torch.cat([means, scales], -1).abs() <= LARGEST).all(-1) & quats.isfinite().all(-1)
     sane = sane & (quats != 0).any(-1) & (opacities >= ALPHA_MIN) & opacities.isfinite()
     in_camera = means @ w2c[:, :3, :3].mT + w2c[:, None, :3, 3]
@@ -54,7 +53,7 @@ def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     root = rotation_matrices(quats) * scales[:, None, :]
     slope = _projection_slope(in_camera, intrinsics_px, width, height)
     root2d = slope @ w2c[:, None, :3, :3] @ root
-    cov2d = root2d @ root2d.mT + EPS2D_PX2 * torch.eye(2, dtype=means.dtype, device=means.device)
+    cov2d = root2d @ root2d.mT + low_pass_px2 * torch.eye(2, dtype=means.dtype, device=means.device)
     xx, xy, yy = cov2d[..., 0, 0], cov2d[..., 0, 1], cov2d[..., 1, 1]
     conics = torch.stack([yy, -xy, xx], -1) / (xx * yy - xy * xy)[..., None]
     homogeneous = in_camera @ intrinsics_px.mT

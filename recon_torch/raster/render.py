@@ -15,7 +15,14 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from recon_torch.errors import UserError
-from recon_torch.raster import CameraTensors, Rasterizer, Render, densification_info, gsplat_engine
+from recon_torch.raster import (
+    LOW_PASS_PX2,
+    CameraTensors,
+    Rasterizer,
+    Render,
+    densification_info,
+    gsplat_engine,
+)
 from recon_torch.raster.gaussians import Activated, Gaussians
 from recon_torch.settings import Engine
 from recon_torch.views.cameras import Cameras
@@ -29,6 +36,7 @@ def render(
     *,
     background: Float[Tensor, "3"] | None = None,
     engine: Engine = Engine.AUTO,
+    low_pass_px2: float = LOW_PASS_PX2,
 ) -> Render:
     """Renders N Gaussians from K cameras; differentiable in the Gaussians, not in cameras and background.
 
@@ -40,12 +48,16 @@ def render(
             dtype are those of the render.
         background: RGB; black by default.
         engine: see the module.
+        low_pass_px2: is added to the variances of splats. A quarter of the default draws a view as it is
+            when it is seen at twice its size, and then made smaller again.
 
     Raises:
         UserError: the engine cannot run here.
         ValueError: the tensors' shapes or dtype are wrong.
     """
-    (rendered,) = render_together([gaussians], [cameras], background=background, engine=engine)
+    (rendered,) = render_together(
+        [gaussians], [cameras], background=background, engine=engine, low_pass_px2=low_pass_px2
+    )
     return rendered
 
 
@@ -55,6 +67,7 @@ def render_together(
     *,
     background: Float[Tensor, "3"] | None = None,
     engine: Engine = Engine.AUTO,
+    low_pass_px2: float = LOW_PASS_PX2,
 ) -> list[Render]:
     """`render` of several scenes, each from its own K cameras of one size; a GPU does all of it in one call.
 
@@ -66,7 +79,7 @@ def render_together(
         _check_shapes(each)
     like = activated[0].means
     background = like.new_zeros(3) if background is None else background.to(like)
-    tensors = [CameraTensors.of(each, like) for each in cameras]
+    tensors = [CameraTensors.of(each, like, low_pass_px2) for each in cameras]
     engine = _choose(engine, like.device)
     if engine == Engine.GSPLAT and len(scenes) > 1:
         return gsplat_engine.rasterize_together(activated, tensors, background)

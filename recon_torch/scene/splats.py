@@ -2,8 +2,9 @@
 
 Paper (A.1): the points start in a ball at the centre, and only faint Gaussians are pruned. Here: the start
 leaves out those outside of the masks' visual hull, and what no view sees is pruned as well, because true
-views of meshes from elsewhere then agree better (docs/quality.md). `start="ball", prune_unseen=0` is the
-paper's.
+views of meshes from elsewhere then agree better (docs/quality.md). Some steps see their views as at twice
+the size, because needles that are thinner than a pixel show as soon as a viewer comes nearer.
+`start="ball", prune_unseen=0, zoomed=0` is the paper's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from recon_torch.errors import NoGaussiansLeft
 from recon_torch.formats.ply import save_ply
-from recon_torch.raster import Render
+from recon_torch.raster import LOW_PASS_PX2, Render
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render_together
 from recon_torch.scene.densify import CappedStrategy
@@ -35,6 +36,8 @@ from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
 PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
+ZOOM = 2.0  # how many times as large the zoomed steps see their views
+ZOOMED_EARLY, EARLY = 5.0, 0.7  # zoomed steps are so many times as frequent in this first share of the steps
 UNSEEN_EVERY = 200  # steps between the prunings of what no view sees; there is one after the last step, too
 
 
@@ -46,6 +49,7 @@ class Splats:
         self._cameras = cameras
         self._strategy = CappedStrategy.of(settings, (cameras.width * cameras.height) ** 0.5)
         self._strategy_state = self._strategy.initialize_state()
+        self._is_early = True
         self._put(self._ball())
 
     def _ball(self) -> Gaussians:
@@ -96,14 +100,31 @@ class Splats:
     def render_together(
         cls, scenes: Sequence[Splats], cameras: Sequence[Cameras], seeds: Sequence[int | None]
     ) -> list[Render]:
-        """See `Scene`. Renders of Gaussians draw nothing at random."""
+        """See `Scene`. What a render for a step draws at random is whether it is zoomed."""
         settings, device = scenes[0].settings, scenes[0].device
-        return render_together(
-            [scene.optimized for scene in scenes],
-            cameras,
-            background=torch.full((3,), settings.background, device=device),
-            engine=Engine(settings.engine),
-        )
+        low_passes = [scene.low_pass_px2_of(seed) for scene, seed in zip(scenes, seeds, strict=True)]
+        renders: dict[int, Render] = {}
+        for low_pass_px2 in set(low_passes):
+            alike = [index for index, each in enumerate(low_passes) if each == low_pass_px2]
+            together = render_together(
+                [scenes[index].optimized for index in alike],
+                [cameras[index] for index in alike],
+                background=torch.full((3,), settings.background, device=device),
+                engine=Engine(settings.engine),
+                low_pass_px2=low_pass_px2,
+            )
+            renders.update(zip(alike, together, strict=True))
+        return [renders[index] for index in range(len(scenes))]
+
+    def low_pass_px2_of(self, seed: int | None) -> float:
+        """What viewers add to the variances of splats; less in the zoomed ones of the steps.
+
+        A view at twice its size, made smaller again, shows splats thinner than at its own size: there, a
+        pixel is half as wide.
+        """
+        share = self.settings.zoomed * (ZOOMED_EARLY if self._is_early else 1.0)
+        is_zoomed = seed is not None and np.random.default_rng(seed).random() < share
+        return LOW_PASS_PX2 / ZOOM**2 if is_zoomed else LOW_PASS_PX2
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
         self._strategy.step_pre_backward(*self._state_of_strategy(), step, info)
@@ -116,6 +137,7 @@ class Splats:
             # torch.manual_seed would take a millisecond to keep a traceback for each absent kind of device.
             (torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed)(seed)
             self._strategy.step_post_backward(*self._state_of_strategy(), step, info)
+        self._is_early = step + 1 < EARLY * self.settings.num_steps
         if (step + 1) % UNSEEN_EVERY == 0 or step + 1 == self.settings.num_steps:
             self._prune_unseen()
         if self.num_gaussians == 0:
@@ -145,6 +167,7 @@ class Splats:
         return self.parameters.state_dict() | {
             "strategy": copy.deepcopy(self._strategy_state),
             "max_gaussians": self._strategy.max_gaussians,
+            "is_early": self._is_early,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -154,6 +177,7 @@ class Splats:
             for name, value in state["strategy"].items()
         }
         self._strategy.max_gaussians = state["max_gaussians"]
+        self._is_early = state["is_early"]
 
     def limit(self, max_gaussians: int) -> None:
         self._strategy.max_gaussians = max_gaussians

@@ -68,7 +68,7 @@ def bytes_of(fit: Fit) -> bytes:
     return b"".join(tensor.numpy().tobytes() for tensor in fit.scene.gaussians)
 
 
-PAPER = dict(start="ball", w_l1=0.0, prune_unseen=0.0)
+PAPER = dict(start="ball", w_l1=0.0, prune_unseen=0.0, zoomed=0.0)
 
 
 @pytest.mark.parametrize("settings, iou", [(PAPER, 0.9), ({}, 0.85)])

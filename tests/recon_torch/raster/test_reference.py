@@ -5,7 +5,7 @@ import pytest
 import torch
 from gsplat.cuda import _torch_impl as gsplat_reference
 
-from recon_torch.raster import CameraTensors
+from recon_torch.raster import LOW_PASS_PX2, CameraTensors
 from recon_torch.raster.gaussians import Activated
 from recon_torch.raster.reference import project
 from recon_torch.raster.render import render
@@ -35,10 +35,11 @@ def cameras(views: int = 2, width: int = WIDTH, height: int = HEIGHT) -> Cameras
     return Cameras(rig.w2c, intrinsics_px, width, height)
 
 
-def test_projection_equals_gsplats_forward_and_backward():
+@pytest.mark.parametrize("low_pass_px2", [LOW_PASS_PX2, 0.075])
+def test_projection_equals_gsplats_forward_and_backward(low_pass_px2):
     gaussians = scene(200)._replace(opacities=torch.ones(200, dtype=torch.float64))
     means, quats, scales, *_ = gaussians
-    rig = CameraTensors.of(cameras(), means)
+    rig = CameraTensors.of(cameras(), means, low_pass_px2)
     ours = project(gaussians, rig)
     # gsplat's own tests compare its kernels with these functions, which it does not export.
     covariances, _ = gsplat_reference._quat_scale_to_covar_preci(quats, scales, compute_preci=False)  # noqa: SLF001

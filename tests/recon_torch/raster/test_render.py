@@ -35,9 +35,10 @@ def view(views=3, width=70, height=45, radius=2.0) -> Cameras:
     return Cameras(square.w2c, square.intrinsics_px, width, height)
 
 
-def render_and_differentiate(engine, gaussians, cameras, with_depth=True):
+def render_and_differentiate(engine, gaussians, cameras, with_depth=True, **options):
     """The render, and the gradients by NAMES of a random linear loss."""
-    rendered = render(gaussians, cameras, background=torch.tensor([0.2, 0.5, 0.9]), engine=engine)
+    background = torch.tensor([0.2, 0.5, 0.9])
+    rendered = render(gaussians, cameras, background=background, engine=engine, **options)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(image.shape, generator=generator).to(image) for image in rendered[:3]]
     images = list(zip(rendered[:3], weights, strict=True))[: 3 if with_depth else 2]
@@ -78,6 +79,31 @@ def test_cpu_engine_equals_the_reference(name):
     theirs = render_and_differentiate(Engine.TORCH, scene(**gaussians, dtype=torch.float64), view(**cameras))
     assert ours[0].alpha.max() > 0.005
     assert_same(ours, theirs)
+
+
+def test_cpu_engine_equals_the_reference_with_another_low_pass():
+    ours, theirs, usual = (
+        render_and_differentiate(engine, scene(400, scale=0.002, dtype=dtype), view(), **options)
+        for engine, dtype, options in (
+            (Engine.CPU, torch.float32, dict(low_pass_px2=0.075)),
+            (Engine.TORCH, torch.float64, dict(low_pass_px2=0.075)),
+            (Engine.CPU, torch.float32, {}),
+        )
+    )
+    assert_same(ours, theirs)
+    assert ours[0].alpha.mean() < 0.5 * usual[0].alpha.mean()  # tiny splats are mostly low-pass
+
+
+def test_a_quarter_of_the_low_pass_shows_a_view_as_at_twice_its_size():
+    """The mean over each pixel of a view of twice the size; splats are wide enough to be sampled well."""
+    gaussians, cameras = scene(30, scale=0.06, opacity=0.2), view(width=70, height=46)
+    large = render(gaussians, cameras.resized(140, 92)).rgb
+    made_smaller = large.unflatten(1, (46, 2)).unflatten(3, (70, 2)).mean((2, 4))
+    errors = [
+        (render(gaussians, cameras, low_pass_px2=low_pass_px2).rgb - made_smaller).abs().mean()
+        for low_pass_px2 in (0.3 / 4, 0.3)
+    ]
+    assert errors[0] < 0.3 * errors[1]
 
 
 def test_gradients_without_depth():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from recon_torch.raster import LOW_PASS_PX2
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.reference import EPS2D_PX2
 from recon_torch.scene.visibility import seen_px
 from recon_torch.views.cameras import orbit
 
@@ -25,7 +25,7 @@ def spheres(means: list[list[float]]) -> Gaussians:
 
 
 def variance_px2(depth: float) -> float:
-    return (SCALE * orbit(1, 0.0, SIZE).intrinsics_px[0, 0, 0].item() / depth) ** 2 + EPS2D_PX2
+    return (SCALE * orbit(1, 0.0, SIZE).intrinsics_px[0, 0, 0].item() / depth) ** 2 + LOW_PASS_PX2
 
 
 def test_a_lone_gaussian_fills_its_integral():

@@ -1,0 +1,119 @@
+"""Sixteen true views of a mesh as users have them: with noise, without masks, too few, with wrong cameras.
+
+A case is made from the mesh, so that it can change the cameras, and holds what a fit is given. What it is
+compared with stays the same for all cases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+
+import numpy as np
+import perturbed_views
+from jaxtyping import Float
+from PIL import Image
+
+from im3d_jax.data import mesh_rendering
+from im3d_jax.data.meshes.parts import Mesh
+from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.directory import Views, assemble
+from recon_torch.views.images import to_uint8
+from recon_torch.views.masks import background_masks
+
+NUM_VIEWS, ELEVATION_DEG = 16, 20.0
+WRONG_POSES, WRONG_BY_DEG = 3, 5.0
+
+Change = Callable[[Views, np.random.Generator], Views]
+
+
+def views_of(mesh: Mesh, case: str, size: int, seed: int) -> Views:
+    """The views that a fit gets in this case; the seed is of what the case draws at random."""
+    num_views, elevation_deg, change = CASES[case]
+    cameras = orbit(num_views, np.radians(elevation_deg), size)
+    rgba, _ = mesh_rendering.render(mesh, cameras)
+    rgba = np.round(rgba * 255) / np.float32(255)
+    over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+    names = [f"{index:03d}.png" for index in range(num_views)]
+    views = Views(cameras, over_white, rgba[..., 3:], names, [])
+    return change(views, np.random.default_rng([seed, *case.encode()]))
+
+
+def _unchanged(views: Views, generator: np.random.Generator) -> Views:
+    return views
+
+
+def _unmasked(views: Views, images: Float[np.ndarray, "K H W 3"]) -> Views:
+    """The images with the masks that `im3d fit` finds in them."""
+    rgbm = np.concatenate([images, np.full_like(views.masks, np.nan)], -1).astype(np.float32)
+    return assemble(views.cameras, rgbm, views.names, background_masks, [], "views")
+
+
+def _without_masks(views: Views, generator: np.random.Generator) -> Views:
+    return _unmasked(views, views.images)
+
+
+def _jpeg(quality: int) -> Change:
+    def compressed(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
+        file = io.BytesIO()
+        Image.fromarray(to_uint8(image)).save(file, "JPEG", quality=quality)
+        return np.asarray(Image.open(file), np.float32) / 255
+
+    return lambda views, generator: _unmasked(views, np.stack([compressed(image) for image in views.images]))
+
+
+def _noisy(views: Views, sigma: float, generator: np.random.Generator) -> Float[np.ndarray, "K H W 3"]:
+    noisy = views.images + generator.normal(0, sigma / 255, views.images.shape)
+    return (np.round(noisy.clip(0, 1) * 255) / 255).astype(np.float32)
+
+
+def _noise(sigma: float) -> Change:
+    return lambda views, generator: _unmasked(views, _noisy(views, sigma, generator))
+
+
+def _noise_with_alpha(sigma: float) -> Change:
+    """Noise in the colours of RGBA pictures, of which only what the alpha shows is seen."""
+
+    def change(views: Views, generator: np.random.Generator) -> Views:
+        images = views.images + (_noisy(views, sigma, generator) - views.images) * views.masks
+        return dataclasses.replace(views, images=images)
+
+    return change
+
+
+def _wrong_poses(views: Views, generator: np.random.Generator) -> Views:
+    """Some of the cameras turned about the middle of the object, each about an axis of its own."""
+    w2c = views.cameras.w2c.copy()
+    for index in generator.choice(len(views), WRONG_POSES, replace=False):
+        w2c[index, :3, :3] = w2c[index, :3, :3] @ _rotation(generator, np.radians(WRONG_BY_DEG))
+    return dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, w2c=w2c))
+
+
+def _rotation(generator: np.random.Generator, angle_rad: float) -> Float[np.ndarray, "3 3"]:
+    """Rodrigues' rotation about a random axis."""
+    x, y, z = axis = generator.normal(size=3)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) / np.linalg.norm(axis)
+    return np.eye(3) + np.sin(angle_rad) * cross + (1 - np.cos(angle_rad)) * cross @ cross
+
+
+def _disagreeing(views: Views, generator: np.random.Generator) -> Views:
+    return perturbed_views.perturb(views, seed=int(generator.integers(2**31)))
+
+
+CASES: dict[str, tuple[int, float, Change]] = {
+    "clean": (NUM_VIEWS, ELEVATION_DEG, _unchanged),
+    "8 views": (8, ELEVATION_DEG, _unchanged),
+    "4 views": (4, ELEVATION_DEG, _unchanged),
+    "elevation 0": (NUM_VIEWS, 0.0, _unchanged),
+    "elevation 60": (NUM_VIEWS, 60.0, _unchanged),
+    "no masks": (NUM_VIEWS, ELEVATION_DEG, _without_masks),
+    "JPEG 75": (NUM_VIEWS, ELEVATION_DEG, _jpeg(75)),
+    "JPEG 30": (NUM_VIEWS, ELEVATION_DEG, _jpeg(30)),
+    "noise 5": (NUM_VIEWS, ELEVATION_DEG, _noise(5)),
+    "noise 10": (NUM_VIEWS, ELEVATION_DEG, _noise(10)),
+    "noise 10, alpha": (NUM_VIEWS, ELEVATION_DEG, _noise_with_alpha(10)),
+    "wrong poses": (NUM_VIEWS, ELEVATION_DEG, _wrong_poses),
+    "disagreeing": (NUM_VIEWS, ELEVATION_DEG, _disagreeing),
+}
+"""Number of views, their elevation, and what is changed in them. Noise is its standard deviation by 255."""
