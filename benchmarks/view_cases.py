@@ -17,7 +17,7 @@ from PIL import Image
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.parts import Mesh
-from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.cameras import orbit
 from recon_torch.views.directory import Views, assemble
 from recon_torch.views.images import to_uint8
 from recon_torch.views.masks import background_masks

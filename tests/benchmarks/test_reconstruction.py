@@ -1,4 +1,4 @@
-"""The cases and the statistics of the reconstruction benchmark, whose mistakes would not show in its tables."""
+"""The cases and the statistics of the reconstruction benchmark: mistakes would not show in its tables."""
 
 from __future__ import annotations
 
