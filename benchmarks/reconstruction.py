@@ -188,7 +188,7 @@ def _fit(run: Run, views: Views, flags: argparse.Namespace) -> Gaussians:
 def _held_out(
     gaussians: Gaussians, mesh_file: Path, run: Run, flags: argparse.Namespace, picture: Path
 ) -> dict[str, float]:
-    """Agreement with views that no fit has seen, in the size of the fit (all of them) and in others (some)."""
+    """Agreement with views that no fit has seen: all of them in the size of the fit, some in others."""
     result = {}
     for scale in sorted({1.0, *flags.scales}):
         size = round(run.size * scale)
