@@ -10,13 +10,13 @@ from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
-from im3d_jax.conditions.foreground import silhouette
-from im3d_jax.conditions.foreground.backdrop import shrink
 from im3d_jax.conditions.foreground.find import find
-from im3d_jax.conditions.foreground.found import Found
 from recon_torch.errors import UserError
 from recon_torch.files import check_regular
 from recon_torch.views import masks
+from recon_torch.views.foreground import silhouette
+from recon_torch.views.foreground.backdrop import shrink
+from recon_torch.views.foreground.found import Found
 from recon_torch.views.images import read_image
 
 SMALLEST_SIDE_PX, MOST_ELONGATED = 8, 100

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from im3d_jax.conditions.foreground import shadows, silhouette
-from im3d_jax.conditions.foreground.backdrop import border
-from im3d_jax.conditions.foreground.found import Found
+from recon_torch.views.foreground import shadows, silhouette
+from recon_torch.views.foreground.backdrop import border
+from recon_torch.views.foreground.found import Found
 
 LEAST_SPAN = 0.1  # of alpha; channels of one value, or of 250 to 255, separate nothing
 LEAST_CLEAR = 0.08  # share of the picture that is transparent around an object; rounded corners take less

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+TOUCHES = 0.05  # share of a side of the picture that an object may touch without being cut off
+
 
 class Found(NamedTuple):
     """An object in a picture.
@@ -23,3 +25,13 @@ class Found(NamedTuple):
     mask: Bool[np.ndarray, "H W"]
     doubts: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+
+
+def with_border(found: Found) -> Found:
+    """Adds whether the object is cut off: it touches the border at some sides, but not all of them."""
+    sides = [np.rot90(found.mask, turns)[0].mean() > TOUCHES for turns in range(4)]
+    if not any(sides):
+        return found
+    if all(sides):
+        return found._replace(hints=(*found.hints, "fills the picture up to the border on all sides"))
+    return found._replace(doubts=(*found.doubts, "touches the border of the picture and may be cut off"))
