@@ -60,30 +60,37 @@ class Loss:
         rgb: Float[Tensor, "V H W 3"],
         alpha: Float[Tensor, "V H W 1"],
         views: Float[Tensor, "V H W 3"],
-        masks: Float[Tensor, "V H W 1"],
+        masks: Float[Tensor, "V H W 1"] | None,
         features: Callable[[], list[Tensor]],
     ) -> dict[str, Float[Tensor, " V"]]:
         """The terms that have a weight, unweighted, for each of V renders and its target view.
 
-        features: gives `self.features(views)`; called only if LPIPS has a weight.
+        Args:
+            masks: None for views without masks, whose opacity is free.
+            features: gives `self.features(views)`; called only if LPIPS has a weight.
         """
         compute = {
             "lpips": lambda: self._lpips.distance(rgb, features()),
             "ssim": lambda: 1 - ms_ssim(rgb, views),
-            "mask": lambda: mask_loss(alpha, masks),
             "rgb": lambda: rgb_loss(rgb, views),
             "l1": lambda: l1_loss(rgb, alpha, views, masks, self._background),
         }
-        return {name: compute[name]() for name in TERMS if self.weights[name] > 0}
+        if masks is not None:
+            compute["mask"] = lambda: mask_loss(alpha, masks)
+        return {name: compute[name]() for name in TERMS if name in compute and self.weights[name] > 0}
 
 
 class Targets:
-    """The views that a fit follows, with their foreground masks and LPIPS features, on the fit's device."""
+    """The views that a fit follows, with their foreground masks and LPIPS features, on the fit's device.
+
+    Attributes:
+        masks: None where the views have none.
+    """
 
     def __init__(
         self,
         views: Float[Tensor, "K H W 3"],
-        masks: Float[Tensor, "K H W 1"],
+        masks: Float[Tensor, "K H W 1"] | None,
         device: torch.device,
         features_of: Callable[[Float[Tensor, "K H W 3"]], list[Tensor]],
     ):
@@ -92,16 +99,16 @@ class Targets:
         features_of: `Loss.features`; called once, when features are first asked for.
         """
         self.views = views.to(device, torch.float32, copy=True)
-        self.masks = masks.to(device, torch.float32, copy=True)
+        self.masks = None if masks is None else masks.to(device, torch.float32, copy=True)
         self._features_of = features_of
         self._features: list[Tensor] | None = None
 
     def take(
         self, chosen: Int64[np.ndarray, " V"]
-    ) -> tuple[Float[Tensor, "V H W 3"], Float[Tensor, "V H W 1"]]:
+    ) -> tuple[Float[Tensor, "V H W 3"], Float[Tensor, "V H W 1"] | None]:
         """The chosen views and their masks."""
         index = torch.from_numpy(chosen)
-        return self.views[index], self.masks[index]
+        return self.views[index], None if self.masks is None else self.masks[index]
 
     def features(self, chosen: Int64[np.ndarray, " V"]) -> list[Tensor]:
         """The LPIPS features of the chosen views, one tensor [V,C,h,w] for each stage."""

@@ -67,24 +67,27 @@ class Fit:
     def num_gaussians(self) -> int:
         return self.scene.num_gaussians
 
-    def set_targets(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]) -> None:
+    def set_targets(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"] | None) -> None:
         """The views to fit from now on, composited on the settings' background, and their foreground masks.
+
+        Without masks the views alone say what is opaque, and the scene starts in a ball.
 
         Raises:
             UserError: values that are not finite, or no foreground in any view.
             ValueError: shapes that are not those of the cameras.
         """
         shape = (len(self.cameras), self.cameras.height, self.cameras.width)
-        if views.shape != (*shape, 3) or masks.shape != (*shape, 1):
-            raise ValueError(f"views {tuple(views.shape)}, masks {tuple(masks.shape)} for cameras {shape}")
-        finite = torch.isfinite(views).flatten(1).all(1) & torch.isfinite(masks).flatten(1).all(1)
+        given = [views] if masks is None else [views, masks]
+        if any(each.shape != (*shape, size) for each, size in zip(given, (3, 1), strict=False)):
+            raise ValueError(f"views and masks {[tuple(each.shape) for each in given]} for cameras {shape}")
+        finite = torch.stack([torch.isfinite(each).flatten(1).all(1) for each in given]).all(0)
         if not finite.all():
             bad = torch.nonzero(~finite)[:, 0].tolist()
             raise UserError(f"views {bad} or their masks have values that are not finite; make them anew")
-        if masks.max() < 0.5:
+        if masks is not None and masks.max() < 0.5:
             raise UserError("the masks of all views are empty: there is no foreground to fit")
         self.targets = Targets(views, masks, self.device, self.loss.features)
-        if self.step == 0:
+        if self.step == 0 and self.targets.masks is not None:
             notes = self.scene.start_on(self.targets.masks)
             self.notes += [note for note in notes if note not in self.notes]
 
@@ -143,25 +146,26 @@ class Fit:
 
     @torch.no_grad()
     def compare(
-        self, cameras: Cameras, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"]
+        self, cameras: Cameras, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"] | None
     ) -> dict[str, float]:
         """Agreement of renders with views, as means over the views.
 
-        Returns psnr and psnr_foreground in dB, ssim, lpips and silhouette_iou.
+        Returns psnr in dB, ssim and lpips, and where there are masks, psnr_foreground and silhouette_iou.
         """
         rows = []
         for part in torch.arange(len(cameras)).split(VIEWS_AT_ONCE):
             render = self.render(cameras[part.numpy()])
-            rgb, view, mask = render.rgb.clamp(0, 1), views[part].to(self.device), masks[part].to(self.device)
-            rows.append(
-                {
-                    "psnr": psnr(rgb, view),
-                    "psnr_foreground": psnr(rgb, view, mask),
-                    "ssim": ssim(rgb, view),
-                    "lpips": self.loss.score.distance(rgb, self.loss.score.features(view)),
-                    "silhouette_iou": silhouette_iou(render.alpha, mask),
-                }
-            )
+            rgb, view = render.rgb.clamp(0, 1), views[part].to(self.device)
+            scores = {
+                "psnr": psnr(rgb, view),
+                "ssim": ssim(rgb, view),
+                "lpips": self.loss.score.distance(rgb, self.loss.score.features(view)),
+            }
+            if masks is not None:
+                mask = masks[part].to(self.device)
+                scores["psnr_foreground"] = psnr(rgb, view, mask)
+                scores["silhouette_iou"] = silhouette_iou(render.alpha, mask)
+            rows.append(scores)
         return {name: torch.cat([row[name] for row in rows]).nanmean().item() for name in rows[0]}
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,14 +230,16 @@ def _losses(
 ) -> dict[str, Float[Tensor, " B"]]:
     """The terms of the loss that have a weight, for each of B fits with V views."""
     pairs = [(fit.targets, views) for fit, views in zip(fits, chosen, strict=True)]
-    views, masks = map(join, zip(*(targets.take(which) for targets, which in pairs), strict=True))
+    taken = [targets.take(which) for targets, which in pairs]
+    views = join([view for view, _ in taken])
+    masks = [mask for _, mask in taken if mask is not None]
 
     def features() -> list[Tensor]:
         stages = zip(*(targets.features(which) for targets, which in pairs), strict=True)
         return [join(stage) for stage in stages]
 
     rgb, alpha = join([render.rgb for render in renders]), join([render.alpha for render in renders])
-    terms = fits[0].loss.terms(rgb, alpha, views, masks, features)
+    terms = fits[0].loss.terms(rgb, alpha, views, join(masks) if masks else None, features)
     return {name: values.view(len(fits), -1).mean(1) for name, values in terms.items()}
 
 
@@ -245,3 +251,5 @@ def _check_alike(fits: Sequence[Fit]) -> None:
     for fit in fits[1:]:
         if kind(fit) != kind(fits[0]):
             raise ValueError(f"fits that differ do not run together: {kind(fit)} and {kind(fits[0])}")
+        if (fit.targets.masks is None) != (fits[0].targets.masks is None):
+            raise ValueError("fits with and without masks do not run together")

@@ -75,14 +75,19 @@ def inspect(
     """
     settings = settings or GateSettings()
     grid = np.asarray(fit.scene.opacity_grid(HALF_WIDTH, NUM_CELLS).cpu())
-    views, masks = fit.targets.views.cpu(), fit.targets.masks.cpu()
+    views, masks = fit.targets.views.cpu(), fit.targets.masks
+    masks = None if masks is None else masks.cpu()
     renders, alphas = _render(fit, fit.cameras)
     quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])
     gates = [
         floaters_gate(grid, fit.cameras, settings),
         floor_gate(upright(grid, up), settings),
         coverage_gate(alphas, settings),
-        agreement_gate(shape_score(alphas, masks), psnr(renders, views, masks), settings),
+        agreement_gate(
+            torch.ones(len(views)) if masks is None else shape_score(alphas, masks),
+            psnr(renders, views, masks),
+            settings,
+        ),
         janus_gate(*quarters, settings),
     ]
     findings = [finding for _, finding in gates if finding]

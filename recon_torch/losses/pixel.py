@@ -21,7 +21,7 @@ def l1_loss(
     rgb: Float[Tensor, "K H W 3"],
     alpha: Float[Tensor, "K H W 1"],
     target: Float[Tensor, "K H W 3"],
-    mask: Float[Tensor, "K H W 1"],
+    mask: Float[Tensor, "K H W 1"] | None,
     background: float,
 ) -> Float[Tensor, " K"]:
     """Mean absolute difference of premultiplied colours and of opacity, of each view.
@@ -29,7 +29,11 @@ def l1_loss(
     The colours are compared without the background, because over it a haze of the background's own colour
     around the object could not be seen.
 
-    background: grey level behind the views.
+    Args:
+        mask: None where nobody knows it; the colours are then compared over the background, and they alone.
+        background: grey level behind the views.
     """
+    if mask is None:
+        return (rgb - target).abs().mean((1, 2, 3))
     premultiplied = (rgb - target) + background * (alpha - mask)
     return torch.cat([premultiplied, alpha - mask], -1).abs().mean((1, 2, 3))

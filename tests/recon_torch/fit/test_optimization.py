@@ -211,6 +211,29 @@ def test_fits_that_differ_do_not_run_together():
     larger = Fit(orbit(4, size=48), QUICK, "cpu")
     with pytest.raises(ValueError, match="do not run together"):
         run_together([fit, larger], 1)
+    maskless = make_fit()
+    maskless.set_targets(maskless.targets.views, None)
+    with pytest.raises(ValueError, match="with and without masks"):
+        run_together([fit, maskless], 1)
+
+
+def test_without_masks_the_views_alone_are_followed_from_a_ball():
+    """They are over grey and have noise, and are compared with views that have none."""
+    grey, noise = 0.5, 8 / 255
+    settings = dataclasses.replace(QUICK, w_lpips=0.0, background=grey)
+    image = render_gaussians(known_object(), CAMERAS, background=torch.full((3,), grey))
+    generator = torch.Generator().manual_seed(0)
+    noisy = (image.rgb + noise * torch.randn(image.rgb.shape, generator=generator)).clamp(0, 1)
+    fit = Fit(CAMERAS, settings, "cpu")
+    fit.set_targets(noisy, None)
+    ball = Fit(CAMERAS, dataclasses.replace(settings, start="ball"), "cpu")
+    assert bytes_of(fit) == bytes_of(ball)
+    seen = []
+    fit.run(300, lambda step, losses: seen.append(set(losses)))
+    assert seen[0] == {"ssim", "l1", "loss"}
+    truth = render_gaussians(known_object(), HELD_OUT, background=torch.full((3,), grey)).rgb
+    scores = fit.compare(HELD_OUT, truth, None)
+    assert set(scores) == {"psnr", "ssim", "lpips"} and scores["psnr"] > 27
 
 
 def test_new_targets_in_mid_fit_are_followed():

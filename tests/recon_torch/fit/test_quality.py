@@ -107,6 +107,16 @@ def test_a_good_object_gets_no_reasons_and_no_hints(scene):
     assert judged["numbers"]["worst_view_psnr"] == 99 and judged["numbers"]["worst_view_shape"] == 1
 
 
+def test_without_masks_colours_alone_tell_a_wrong_view():
+    fit = fitted(duck())
+    fit.targets.masks = None
+    judged = inspect(fit, CAMERAS)
+    assert (judged["verdict"], judged["numbers"]["worst_view_psnr"]) == ("good", 99)
+    fit.targets.views[1] = 1 - fit.targets.views[1]
+    (reason,) = inspect(fit, CAMERAS)["reasons"]
+    assert "disagree with views 1," in reason
+
+
 @pytest.mark.parametrize(("count", "verdict"), [(2, "suspect"), (12, "bad")])
 def test_floaters_are_counted_and_make_the_verdict(count, verdict):
     angles = 2 * math.pi * (torch.arange(count) + 0.5) / count

@@ -24,3 +24,5 @@ def test_l1_compares_what_lies_before_the_background():
     for grey in (0.0, 0.3, 1.0):
         (rgb, target), (alpha, mask) = colors * alphas + grey * (1 - alphas), alphas
         np.testing.assert_allclose(l1_loss(rgb, alpha, target, mask, grey), expected, rtol=1e-5)
+        seen = np.abs(rgb.numpy() - target.numpy()).mean((1, 2, 3))
+        np.testing.assert_allclose(l1_loss(rgb, alpha, target, None, grey), seen, rtol=1e-5)
