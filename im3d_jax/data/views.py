@@ -30,7 +30,7 @@ from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, load_views, read_frame, write_views
 from recon_torch.views.frames import Frame
 from recon_torch.views.images import straight, to_uint8
-from recon_torch.views.masks import threshold_masks
+from recon_torch.views.masks import by_white, threshold_masks
 from recon_torch.views.transforms import TRANSFORMS, is_source, parts_of, read_part
 
 TOLERANCE_DEG = 0.5  # for azimuths, elevations and viewing directions
@@ -109,7 +109,11 @@ def read_object(directory: Path, name: str) -> Record:
         metadata = read_metadata(directory)
         if "caption" not in metadata:
             raise Unfit("it has no caption: write a caption.txt or a metadata.json")
-        views = load_views(directory)
+        views = load_views(directory, by_white)
+        if views.masks is None:
+            raise Unfit(
+                "its views have no alpha, and what is not white in them contradicts itself; give alpha"
+            )
         elevation_rad = check_turntable(views.cameras)
         files = list(_png_files(directory, views))
         source = source_digest(directory, name)
@@ -244,6 +248,7 @@ def write_caption(directory: Path, caption: str, origin: Mapping[str, Any]) -> N
 
 def _png_files(directory: Path, views: Views) -> Iterator[bytes]:
     """The views as PNG files with alpha. Files that already show exactly that are kept byte for byte."""
+    assert views.masks is not None
     for name, image, mask in zip(views.names, views.images, views.masks, strict=True):
         content = (directory / name).read_bytes()
         if not _shows(content, image, mask):

@@ -7,11 +7,11 @@ path, report = write(asset, Path("fitted"))
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +26,7 @@ from recon_torch.fit import quality
 from recon_torch.fit.optimization import Fit
 from recon_torch.outputs import Kind
 from recon_torch.settings import FitSettings
-from recon_torch.views import world
+from recon_torch.views import defects, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, write_image
@@ -51,7 +51,7 @@ TURNTABLE_FRAMES, TURNTABLE_FPS = 96, 24
 SHEET_VIEWS = 8
 
 
-@dataclass
+@dataclasses.dataclass
 class Asset:
     """One asset on its way from views to files.
 
@@ -72,12 +72,16 @@ class Asset:
     normalize: bool
     up: Float[np.ndarray, "3"]
     notes: list[str]
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def size_px(self) -> tuple[int, int]:
-        """Width and height of the views. Only assets that have these in common can be fitted together."""
-        return self.train.cameras.width, self.train.cameras.height
+    def kind(self) -> tuple[int, int, float | None]:
+        """Width and height of the views, and the background of those without masks.
+
+        Only assets that have these in common can be fitted together.
+        """
+        background = self.train.background if self.train.masks is None else None
+        return self.train.cameras.width, self.train.cameras.height, background
 
 
 def prepare(
@@ -99,10 +103,18 @@ def prepare(
         UserError: views or settings that cannot be fitted.
     """
     unit, notes = world.of_views(train.cameras, train.masks, normalize)
+    if train.masks is None:
+        settings = dataclasses.replace(settings, background=train.background)
     fit = Fit(unit.cameras(train.cameras), settings)
-    fit.set_targets(torch.from_numpy(train.images), torch.from_numpy(train.masks))
+    fit.set_targets(*_targets(train))
+    if train.masks is not None and not any(note.startswith(defects.BEGINNING) for note in train.notes):
+        notes += defects.notes(np.concatenate([train.images, train.masks], -1))
     up = world.up_axis(fit.cameras) if up is None else up
     return Asset(train, held_out, unit, fit, normalize, up, notes)
+
+
+def _targets(views: Views) -> tuple[Float[torch.Tensor, "K H W 3"], Float[torch.Tensor, "K H W 1"] | None]:
+    return torch.from_numpy(views.images), None if views.masks is None else torch.from_numpy(views.masks)
 
 
 def write(
@@ -135,8 +147,8 @@ def _write(
     started, fit = time.perf_counter(), asset.fit
     agreement = {"training": fit.metrics()}
     if asset.held_out is not None:
-        truth = torch.from_numpy(asset.held_out.images), torch.from_numpy(asset.held_out.masks)
-        agreement["held_out"] = fit.compare(asset.unit.cameras(asset.held_out.cameras), *truth)
+        cameras = asset.unit.cameras(asset.held_out.cameras)
+        agreement["held_out"] = fit.compare(cameras, *_targets(asset.held_out))
     path = _write_files(asset, out)
     around = world.turntable(fit.cameras, asset.up, quality.QUARTER_TURNS)
     judged = quality.inspect(fit, around, asset.up)

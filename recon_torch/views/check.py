@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from recon_torch.errors import UserError
-from recon_torch.views import hull, masks, world
+from recon_torch.views import defects, hull, masks, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import MaskSource, Picture, read_frame
 from recon_torch.views.frames import Frame, parse_frame
+from recon_torch.views.images import resize
 from recon_torch.views.transforms import Part, parts_of
 
+_ADVICE = "; give masks or alpha, or use --isnet-weights"
 FEWEST_VIEWS = 4
 CHECKED_PX = 128  # height at which images are checked
 NARROWEST_DEG, WIDEST_DEG = 1.0, 150.0  # vertical fields of view that a lens may have
@@ -99,15 +100,19 @@ def _check_frame(part: Part, entry: dict, finding: Finding) -> tuple[Frame, np.n
     """Adds what is wrong with a frame to its finding. Returns frame and picture unless there is an error."""
     try:
         frame = parse_frame(part.path.parent, part.shared, entry)
-        picture = _picture(part.path.parent, frame)
+        picture, seen = _picture(part.path.parent, frame)
     except UserError as error:
         finding.errors.append(str(error))
         return None
+    finding.errors.extend(lens_errors(frame))
+    if np.isnan(picture.rgbm[..., 3]).any():
+        finding.errors.append(f"its foreground cannot be told from its background{_ADVICE}")
+        finding.remarks.extend([*frame.notes, *seen])
+        return None
     share = masks.covered_share(picture.rgbm[..., 3:])
     finding.mask.append(f"{share:.1%} by {picture.mask}")
-    finding.errors.extend(lens_errors(frame))
     finding.errors.extend(mask_errors(picture.rgbm))
-    finding.remarks.extend([*frame.notes, *picture.notes, *remarks(frame, picture.rgbm)])
+    finding.remarks.extend([*frame.notes, *picture.notes, *seen, *remarks(frame, picture.rgbm)])
     return None if finding.errors else (frame, picture.rgbm)
 
 
@@ -129,7 +134,7 @@ def mask_errors(picture: Float[np.ndarray, "H W 4"]) -> list[str]:
     """Errors of the mask, the picture's last channel: nothing is in it, or nothing is outside of it."""
     problem = masks.problem(picture[..., 3:])
     if problem == masks.Problem.FULL:
-        return [f"its mask {problem}; give masks or alpha, or use --isnet-weights"]
+        return [f"its mask {problem}{_ADVICE}"]
     return [f"its mask {problem}"] if problem == masks.Problem.EMPTY else []
 
 
@@ -193,13 +198,20 @@ def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, f
     }
 
 
-def _picture(folder: Path, frame: Frame) -> Picture:
-    """The image of a frame over white and its mask, small."""
+def _picture(folder: Path, frame: Frame) -> tuple[Picture, list[str]]:
+    """The image of a frame over white and its mask, small, and what is to be said of how it looks.
+
+    The mask is NaN where it cannot be told.
+    """
+    picture = read_frame(folder, frame, frame.width, frame.height)
+    found = defects.remarks(picture.rgbm)
     height = min(frame.height, CHECKED_PX)
-    picture = read_frame(folder, frame, max(1, round(frame.width * height / frame.height)), height)
+    small = resize(picture.rgbm, max(1, round(frame.width * height / frame.height)), height)
     if picture.mask is MaskSource.NONE:
-        picture.rgbm[..., 3:] = masks.background_masks(picture.rgbm[None, ..., :3])[0]
-    return picture
+        segmented = masks.by_backdrop(small[None, ..., :3])
+        small = np.concatenate([segmented.images[0], segmented.masks[0]], -1)
+        found += [f"the object {doubt}" for doubt in segmented.doubts[0]]
+    return picture._replace(rgbm=small), found
 
 
 def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding], general: Finding) -> None:
@@ -230,18 +242,9 @@ def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding
 
 def _explained(points: Float[np.ndarray, "N 3"], camera: Cameras, mask: Float[np.ndarray, "H W"]) -> float:
     """The share of the mask that lies near the projection of a point."""
-    (pixels,), (depths,), _ = camera.project(points)
-    # A point less than a pixel outside of the image explains the pixel at its border.
-    inside = (depths > 0) & ((pixels > -1) & (pixels < [camera.width, camera.height])).all(-1)
     foreground = mask > hull.FOREGROUND
-    if not inside.any() or not foreground.any():
-        return 0.0
-    empty = np.ones(mask.shape, bool)
-    columns, rows = pixels[inside].astype(np.int64).T
-    empty[rows, columns] = False
-    reach_px = world.REACH * camera.intrinsics_px[0, 0, 0] / np.median(depths[depths > 0])
-    near = ndimage.distance_transform_edt(empty) <= reach_px + 1
-    return float((near & foreground).sum() / foreground.sum())
+    near = hull.reached(points, camera, world.REACH)
+    return float((near & foreground).sum() / max(foreground.sum(), 1))
 
 
 def _cameras(frames: list[Frame]) -> Cameras:

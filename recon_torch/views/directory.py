@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import os
+import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from recon_torch.errors import UserError
+from recon_torch.views import defects, silhouettes
 from recon_torch.views import masks as masks_
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.frames import Frame
 from recon_torch.views.images import OPAQUE, read_image, resize, write_image
 from recon_torch.views.mask_files import read_mask
+from recon_torch.views.masks import Segment
 from recon_torch.views.transforms import Part, parts_of, read_part, write_transforms
 
+_SHARE = re.compile(r"\d+%")  # in doubts, which are told once for all views that have them
+MOST_UNTOLD = 0.25  # share of the views whose foreground may be unknown; such views are left out
 LIKE_ALPHA = 0.01  # the share of an image in which a mask may differ from its alpha channel without a word
-
-# Makes masks of RGB images, both in [0, 1].
-MaskFunction = Callable[[Float[np.ndarray, "K H W 3"]], Float[np.ndarray, "K H W 1"]]
 
 
 class MaskSource(enum.StrEnum):
@@ -46,23 +47,25 @@ class Picture(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Views:
     """K views of one object.
 
     Attributes:
         cameras: their w2c is float64, because the world of the views may be large.
-        images: composited over white, in [0, 1].
-        masks: coverage by the object, in [0, 1].
+        images: composited over white, in [0, 1]; without masks, as they are.
+        masks: coverage by the object, in [0, 1]; None where they would be wrong.
         names: what messages call each view.
         notes: what a report should say about the views.
+        background: grey level behind the images.
     """
 
     cameras: Cameras
     images: Float[np.ndarray, "K H W 3"]
-    masks: Float[np.ndarray, "K H W 1"]
+    masks: Float[np.ndarray, "K H W 1"] | None
     names: list[str]
     notes: list[str]
+    background: float = 1.0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +73,10 @@ class Views:
     def take(self, index: np.ndarray) -> Views:
         """The chosen views."""
         names = [self.names[i] for i in index]
-        return Views(self.cameras[index], self.images[index], self.masks[index], names, self.notes)
+        masks = None if self.masks is None else self.masks[index]
+        return dataclasses.replace(
+            self, cameras=self.cameras[index], images=self.images[index], masks=masks, names=names
+        )
 
     def hold_out(self, every: int) -> tuple[Views, Views]:
         """Splits off every so many-th view: returns the others, and those held out.
@@ -88,7 +94,7 @@ class Views:
 
 def load_views(
     source: str | os.PathLike,
-    segment: MaskFunction = masks_.threshold_masks,
+    segment: Segment = masks_.by_backdrop,
     *,
     height: int | None = None,
     allow_missing: bool = False,
@@ -96,8 +102,9 @@ def load_views(
     """Reads a transforms.json and its images, and brings all of them to one size.
 
     The mask of a frame is its mask_path (see `mask_files`); without one, the alpha channel of its image,
-    unless that is opaque throughout. `segment` makes the masks of all other frames. Lens distortion is undone
-    in images and masks.
+    unless that is opaque throughout. `segment` makes the masks of all other frames. Where it cannot tell the
+    foreground of a few, these are left out; where of many, or if the masks contradict each other, the views
+    have no masks. Lens distortion is undone in images and masks.
 
     Args:
         source: where the transforms.json is, or this file by any name. Of views that are split, those to
@@ -116,7 +123,7 @@ def load_views(
 
 def load_split(
     source: str | os.PathLike,
-    segment: MaskFunction = masks_.threshold_masks,
+    segment: Segment = masks_.by_backdrop,
     *,
     height: int | None = None,
     allow_missing: bool = False,
@@ -133,7 +140,7 @@ def load_split(
     return train, _load(parts.test, segment, height, allow_missing)
 
 
-def _load(part: Part, segment: MaskFunction, height: int | None, allow_missing: bool) -> Views:
+def _load(part: Part, segment: Segment, height: int | None, allow_missing: bool) -> Views:
     frames, missing = read_part(part, allow_missing)
     width, height = _common_size(frames, height)
     folder = part.path.parent
@@ -175,7 +182,7 @@ def assemble(
     cameras: Cameras,
     pictures: Float[np.ndarray, "K H W 4"],
     names: list[str],
-    segment: MaskFunction,
+    segment: Segment,
     notes: list[str],
     source: str,
 ) -> Views:
@@ -190,15 +197,78 @@ def assemble(
     """
     images, masks = np.ascontiguousarray(pictures[..., :3]), np.ascontiguousarray(pictures[..., 3:])
     unmasked = np.flatnonzero(np.isnan(masks[:, 0, 0, 0]))
+    doubts: list[list[str]] = [[] for _ in names]
     if len(unmasked):
+        notes = notes + defects.notes(pictures[unmasked])
         found = segment(images[unmasked])
-        images[unmasked], masks[unmasked] = masks_.over_white(images[unmasked], found), found
+        images[unmasked], masks[unmasked] = found.images, found.masks
+        for index, said in zip(unmasked, found.doubts, strict=True):
+            doubts[index] = [f"the object {_SHARE.sub('some', doubt)}" for doubt in said]
     empty = [name for name, mask in zip(names, masks, strict=True) if mask.max() < 0.5]
     if empty:
         raise UserError(f"{source}: {', '.join(empty)}: no foreground; give views with an object in each")
-    problems = [masks_.problem(mask) for mask in masks]
+    views = Views(cameras, images, masks, names, notes + grouped(names, doubts))
+    if len(unmasked):
+        views = _trusted(views, unmasked, pictures[..., :3])
+    if views.masks is None:
+        return views
+    problems = [masks_.problem(mask) for mask in views.masks]
     told = [[] if problem is None else [f"the mask {problem}"] for problem in problems]
-    return Views(cameras, images, masks, names, notes + grouped(names, told))
+    return dataclasses.replace(views, notes=views.notes + grouped(views.names, told))
+
+
+def _trusted(
+    views: Views, unmasked: Int64[np.ndarray, " U"], pictures: Float[np.ndarray, "K H W 3"]
+) -> Views:
+    """Views whose masks are right as far as can be told from all of them, or that have none.
+
+    Args:
+        views: with masks that are NaN where the foreground cannot be told.
+        unmasked: those that came without a mask.
+        pictures: the images as they came.
+    """
+    assert views.masks is not None
+    untold = np.isnan(views.masks[:, 0, 0, 0])
+    if untold.sum() > MOST_UNTOLD * len(views):
+        why = f"the foreground of {untold.sum()} of {len(views)} views cannot be told from their background"
+        return _without_masks(views, unmasked, pictures, why)
+    if untold.any():
+        gone = ", ".join(views.names[k] for k in np.flatnonzero(untold))
+        note = f"left out, as their foreground cannot be told from the background: {gone}"
+        kept = np.flatnonzero(~untold)
+        views, pictures = dataclasses.replace(views.take(kept), notes=[*views.notes, note]), pictures[kept]
+        unmasked = np.flatnonzero(np.isin(kept, unmasked))
+    masks = views.masks
+    assert masks is not None
+    try:
+        compared = silhouettes.compare(views.cameras, masks)
+    except UserError:  # the cameras have no focus, as the fit will say
+        return views
+    if compared.agreement < silhouettes.AGREED:
+        why = f"only {compared.agreement:.0%} of the masks is where the others allow the object (see --check)"
+        return _without_masks(views, unmasked, pictures, why)
+    cleaned = [k for k in compared.cleaned if k in unmasked]
+    if not cleaned:
+        return views
+    images, masks = views.images.copy(), masks.copy()
+    masks[cleaned] = compared.masks[cleaned]
+    images[cleaned] = np.where(masks[cleaned] > 0, images[cleaned], 1)
+    gone = ", ".join(views.names[k] for k in cleaned)
+    note = f"pieces of masks where the other masks allow no object were left out: {gone}"
+    return dataclasses.replace(views, images=images, masks=masks, notes=[*views.notes, note])
+
+
+def _without_masks(
+    views: Views, unmasked: Int64[np.ndarray, " U"], pictures: Float[np.ndarray, "K H W 3"], why: str
+) -> Views:
+    """The views with pictures as they came, before a background as bright as these have at the border."""
+    note = f"{why}: no masks are used; give mask_path, alpha or --isnet-weights"
+    images = views.images.copy()
+    images[unmasked] = pictures[unmasked]
+    background = float(np.median([masks_.border(picture) for picture in pictures[unmasked]]))
+    return dataclasses.replace(
+        views, images=images, masks=None, notes=[*views.notes, note], background=background
+    )
 
 
 def grouped(names: list[str], notes: list[list[str]]) -> list[str]:

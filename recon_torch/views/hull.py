@@ -54,6 +54,20 @@ def nearly_inside(
     return hull(found, max_objections=len(cameras) // OBJECTIONS_ONE_IN)
 
 
+def reached(points: Float[np.ndarray, "N 3"], camera: Cameras, reach: float) -> Bool[np.ndarray, "H W"]:
+    """The pixels of one camera within `reach`, a distance in world units, of the projection of a point."""
+    (pixels,), (depths,), _ = camera.project(points)
+    # A point less than a pixel outside of the image explains the pixel at its border.
+    inside = (depths > 0) & ((pixels > -1) & (pixels < [camera.width, camera.height])).all(-1)
+    empty = np.ones((camera.height, camera.width), bool)
+    if not inside.any():
+        return ~empty
+    columns, rows = pixels[inside].astype(np.int64).T
+    empty[rows, columns] = False
+    reach_px = reach * camera.intrinsics_px[0, 0, 0] / np.median(depths[depths > 0])
+    return ndimage.distance_transform_edt(empty) <= reach_px + 1
+
+
 def _verdicts(
     points: Float[np.ndarray, "N 3"], camera: Cameras, mask: Float[np.ndarray, "H W"], reach: float
 ) -> Int8[np.ndarray, " N"]:

@@ -1,7 +1,7 @@
-"""Foreground masks of views (Sec. 3.3), from a plain background or by IS-Net (Qin et al. 2022).
+"""Foreground masks of views (Sec. 3.3), from a smooth backdrop or by IS-Net (Qin et al. 2022).
 
 IS-Net finds something in every image. Each of its masks is therefore checked; where one cannot be right and
-the image has a plain background, the mask is made from the background.
+the image has a smooth backdrop, the mask is made from the backdrop.
 """
 
 from __future__ import annotations
@@ -9,27 +9,50 @@ from __future__ import annotations
 import enum
 import os
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
-from scipy import ndimage
 
 from recon_torch.errors import UserError, first_line
+from recon_torch.views.foreground import backdrop
+from recon_torch.views.foreground.found import Found
+from recon_torch.views.foreground.front import before_backdrop
 from recon_torch.views.images import to_uint8
 
 if TYPE_CHECKING:
     import onnxruntime
 
 TOLERANCE = 0.04  # how far a channel in [0, 1] may be from the background's colour
-EDGE_PX, VIDEO_EDGE_PX = 2, 3  # how deep the background's colour reaches into an object; compression blurs
-SPECK_PX = 8  # pixels of the largest speck that does not belong to the object
-PLAIN_BORDER = 0.95  # least share of the border that has one colour where the background is plain
+FAR = 0.1  # a pixel that differs more than this from the backdrop is object or shadow in any picture
+MOST_THREADS = 8  # each needs about 100 bytes a pixel
+PLAIN_BORDER = 0.95  # least share of the border that looks like a backdrop which is removed from edges
 LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # shares of the image that an object may take
+MOST_BORDER = 0.5  # share of the border that may stand out from what was fitted to the border
 BORDER_SHARE = 0.02  # largest share of the border that an object may touch
 ISNET_SIZE_PX, ISNET_MEAN = (1024, 1024), np.float32(0.5)  # what IS-Net takes
+
+
+class Segmented(NamedTuple):
+    """Images of an object, and where it is in each.
+
+    Attributes:
+        images: over white; as they were where the object cannot be told from what is around it.
+        masks: coverage in [0, 1]; NaN throughout where it cannot be told.
+        doubts: on each mask; each goes on after "the object" in a sentence.
+    """
+
+    images: Float[np.ndarray, "K H W 3"]
+    masks: Float[np.ndarray, "K H W 1"]
+    doubts: list[tuple[str, ...]]
+
+
+Segment = Callable[[Float[np.ndarray, "K H W 3"]], Segmented]
+"""Finds the object in RGB images in [0, 1]."""
 
 
 class Problem(enum.StrEnum):
@@ -55,31 +78,29 @@ def threshold_masks(
     return (difference > tolerance).astype(np.float32)
 
 
-def background_masks(
-    images: Float[np.ndarray, "K H W 3"], edge_px: int = EDGE_PX
-) -> Float[np.ndarray, "K H W 1"]:
-    """Coverage in [0, 1], from each image's own plain background, or from white where it has none.
+def by_backdrop(images: Float[np.ndarray, "K H W 3"]) -> Segmented:
+    """What stands out from each image's own backdrop, which is even or changes smoothly, less its shadow.
 
-    edge_px: how deep the background's colour reaches into the object.
+    It is untold where there is no such backdrop, or where most of the border stands out from it.
     """
-    return np.stack([_background_mask(image, plain_background(image), edge_px) for image in images])
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+        found = list(threads.map(_before_backdrop, images))
+    cut = [_unknown(image) if each is None else _cut(each) for image, each in zip(images, found, strict=True)]
+    rgb, masks = np.split(np.stack(cut), [3], -1)
+    return Segmented(rgb, masks, [() if each is None else each.doubts for each in found])
 
 
-def over_white(
-    images: Float[np.ndarray, "K H W 3"], masks: Float[np.ndarray, "K H W 1"]
-) -> Float[np.ndarray, "K H W 3"]:
-    """The foreground on white. The colour of a plain background is removed from the edges."""
-    return np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
+def by_white(images: Float[np.ndarray, "K H W 3"]) -> Segmented:
+    """What is not white, see `threshold_masks`."""
+    masks = threshold_masks(images)
+    return Segmented(images * masks + 1 - masks, masks, [()] * len(images))
 
 
-def plain_background(
-    image: Float[np.ndarray, "H W 3"], tolerance: float = TOLERANCE, share: float = PLAIN_BORDER
-) -> Float[np.ndarray, "3"] | None:
-    """The colour that at least this share of the image's border has; None if there is no such colour."""
-    border = _border(image)
-    color = np.median(border, 0)
-    alike = np.abs(border - color).max(-1) <= tolerance
-    return color if alike.mean() >= share else None
+def by_isnet(images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike) -> Segmented:
+    """What IS-Net finds, see `isnet_masks`. The colour of a smooth backdrop is removed from the edges."""
+    masks = isnet_masks(images, weights_path)
+    rgb = np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
+    return Segmented(rgb, masks, [()] * len(images))
 
 
 def covered_share(mask: Float[np.ndarray, "H W 1"]) -> float:
@@ -94,13 +115,13 @@ def problem(mask: Float[np.ndarray, "H W 1"]) -> Problem | None:
         return Problem.EMPTY
     if covered > MOST_SHARE:
         return Problem.FULL
-    return Problem.CUT_OFF if (_border(mask) > 0.5).mean() > BORDER_SHARE else None
+    return Problem.CUT_OFF if (border(mask) > 0.5).mean() > BORDER_SHARE else None
 
 
 def isnet_masks(
     images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike
 ) -> Float[np.ndarray, "K H W 1"]:
-    """Masks in [0, 1] by IS-Net, or from a plain background where IS-Net's mask cannot be right.
+    """Masks in [0, 1] by IS-Net, or from a smooth backdrop where IS-Net's mask cannot be right.
 
     Warns of each of IS-Net's masks that has a `problem`, and says which of the two masks was taken.
 
@@ -154,52 +175,40 @@ def _predict(
 def _checked(
     image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"], index: int
 ) -> Float[np.ndarray, "H W 1"]:
-    """The mask, or the one from the image's plain background if only that one has no problem."""
+    """The mask, or the one from the image's smooth backdrop if only that one has no problem."""
     wrong = problem(mask)
     if wrong is None:
         return mask
-    color = plain_background(image)
-    by_background = _background_mask(image, color)
-    better = color is not None and problem(by_background) is None
+    found = _before_backdrop(image)
+    better = found is not None and problem(found.coverage) is None
     choice = "the mask by its plain background is taken" if better else "there is none better; look at it"
     warnings.warn(f"IS-Net's mask of picture {index} {wrong}: {choice}", stacklevel=3)
-    return by_background if better else mask
+    return found.coverage if found is not None and better else mask
 
 
-def _background_mask(
-    image: Float[np.ndarray, "H W 3"], color: Float[np.ndarray, "3"] | None, edge_px: int = EDGE_PX
-) -> Float[np.ndarray, "H W 1"]:
-    if color is None:
-        return threshold_masks(image[None])[0]
-    mask = _without_specks(threshold_masks(image[None], color)[0])
-    inside = ndimage.binary_erosion(mask[..., 0], iterations=edge_px)
-    if not inside.any():
-        return mask
-    # The colour of an edge's pixel lies between that of the background and that of the object next to it.
-    distance, (rows, columns) = ndimage.distance_transform_edt(~inside, return_indices=True)
-    contrast = image[rows, columns] - color
-    squared = (contrast**2).sum(-1)
-    share = ((image - color) * contrast).sum(-1) / np.maximum(squared, 1e-6)
-    depth = ndimage.distance_transform_edt(mask[..., 0])
-    edge = (depth < edge_px) & (distance <= 2 * edge_px) & (squared > (2 * TOLERANCE) ** 2)
-    return np.where(edge[..., None], np.clip(share, 0, 1)[..., None], 1).astype(np.float32) * mask
+def _before_backdrop(image: Float[np.ndarray, "H W 3"]) -> Found | None:
+    found = before_backdrop(image, np.ones(image.shape[:2], bool), FAR)
+    return None if found is None or border(found.mask[..., None]).mean() > MOST_BORDER else found
 
 
-def _without_specks(mask: Float[np.ndarray, "H W 1"]) -> Float[np.ndarray, "H W 1"]:
-    """The mask without the specks that the noise of a video leaves, which a fit would turn into floaters."""
-    parts, _ = ndimage.label(mask[..., 0], np.ones((3, 3)))
-    large = np.bincount(parts.ravel()) > SPECK_PX
-    return mask * large[parts][..., None]
+def _cut(found: Found) -> Float[np.ndarray, "H W 4"]:
+    """Over white, with the coverage as the fourth channel."""
+    return np.concatenate([found.rgb * found.coverage + 1 - found.coverage, found.coverage], -1)
+
+
+def _unknown(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 4"]:
+    return np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
 
 
 def _over_white(
     image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"]
 ) -> Float[np.ndarray, "H W 3"]:
-    color = plain_background(image)
-    if color is None:
+    behind = backdrop.fit(image, np.ones(image.shape[:2], bool))
+    if behind.share < PLAIN_BORDER:
         return image * mask + 1 - mask
-    return np.where(mask > 0, np.clip(image + (1 - mask) * (1 - color), 0, 1), 1).astype(np.float32)
+    return np.where(mask > 0, np.clip(image + (1 - mask) * (1 - behind.color), 0, 1), 1).astype(np.float32)
 
 
-def _border(image: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "B C"]:
+def border(image: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "B C"]:
+    """The outermost pixels of an image."""
     return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])

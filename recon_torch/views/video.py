@@ -19,7 +19,7 @@ from PIL import Image
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.directory import MaskFunction, Views, assemble
+from recon_torch.views.directory import Segment, Views, assemble
 from recon_torch.views.images import MAX_PIXELS, resize, to_uint8
 
 # Formats that hold a video themselves. Playlists name further files, which may be anywhere in a network.
@@ -81,7 +81,7 @@ def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
 
 def load_video(
     path: str | os.PathLike,
-    segment: MaskFunction,
+    segment: Segment,
     *,
     num_views: int,
     elevation_rad: float,

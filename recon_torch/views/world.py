@@ -109,18 +109,24 @@ def of_masks(cameras: Cameras, masks: Float[np.ndarray, "K H W 1"]) -> World:
 
 
 def of_views(
-    cameras: Cameras, masks: Float[np.ndarray, "K H W 1"], normalize: bool
+    cameras: Cameras, masks: Float[np.ndarray, "K H W 1"] | None, normalize: bool
 ) -> tuple[World, list[str]]:
     """The world to fit in, and notes on what speaks against it.
 
-    normalize: make it from the masks, otherwise from the cameras.
+    Args:
+        masks: None where the views have none.
+        normalize: make it from the masks, otherwise from the cameras.
 
     Raises:
-        UserError: see `of_masks` and `of_cameras`.
+        UserError: see `of_masks` and `of_cameras`; normalize without masks.
     """
-    if normalize:
+    if normalize and masks is None:
+        raise UserError("--normalize needs masks; give mask_path, alpha or --isnet-weights")
+    if normalize and masks is not None:
         return of_masks(cameras, masks), []
     unit = of_cameras(cameras)
+    if masks is None:
+        return unit, []
     points = hull_of_masks(unit.cameras(cameras), masks)
     if not len(points):
         note = "no point is inside all masks; do the cameras and the images belong together (--check)?"

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 
 A directory of views has images and nerfstudio's transforms.json, or the original NeRF's transforms_train.json
 and transforms_test.json, of which the second is held out. The foreground of a frame is its mask_path, or the
-alpha of its image, or what IS-Net finds, or else what differs from a plain background.
+alpha of its image, or what IS-Net finds, or else what stands out from an even or smooth backdrop.
 docs/reconstruction.md says more.
 """
 

@@ -26,8 +26,8 @@ from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, write
 from recon_torch.fit.optimization import Fit
 from recon_torch.settings import UP_AXES, Engine, FitSettings
 from recon_torch.views.check import check
-from recon_torch.views.directory import MaskFunction, Views, load_split, load_views
-from recon_torch.views.masks import VIDEO_EDGE_PX, background_masks, isnet_masks
+from recon_torch.views.directory import Views, load_split, load_views
+from recon_torch.views.masks import Segment, by_backdrop, by_isnet
 from recon_torch.views.transforms import TRANSFORMS, parts_of
 from recon_torch.views.video import load_video
 
@@ -106,13 +106,13 @@ def _fit_all(flags: argparse.Namespace) -> None:
     for source in todo:
         outputs.check(outs[source], FITTED, origins.files(flags, source), root=flags.out)
     for first in range(0, len(todo), flags.at_once):
-        groups: dict[tuple[int, int], list[Job]] = {}  # by the size of views, one of which fits together
+        groups: dict[tuple, list[Job]] = {}  # by what those that are fitted together have in common
         with contextlib.ExitStack() as held:
             for source in todo[first : first + flags.at_once]:
                 with failures.of(source):
                     held.enter_context(outputs.opened(outs[source], FITTED))
                     job = load_job(flags, source, outs[source])
-                    groups.setdefault(job.asset.size_px, []).append(job)
+                    groups.setdefault(job.asset.kind, []).append(job)
             for jobs in groups.values():
                 fit_together(flags, jobs, failures)
     failures.end()
@@ -184,11 +184,9 @@ def read_views(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | 
 
 
 def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None]:
-    segment: MaskFunction = background_masks
-    if flags.video is not None:
-        segment = functools.partial(background_masks, edge_px=VIDEO_EDGE_PX)
+    segment: Segment = by_backdrop
     if flags.isnet_weights is not None:
-        segment = functools.partial(isnet_masks, weights_path=flags.isnet_weights)
+        segment = functools.partial(by_isnet, weights_path=flags.isnet_weights)
     how = {"height": flags.size, "allow_missing": flags.allow_missing}
     if flags.video is None:
         views, held_out = load_split(source, segment, **how)
@@ -204,7 +202,7 @@ def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None
     return views, load_views(flags.held_out, segment, **how)
 
 
-def _load_video(flags: argparse.Namespace, segment: MaskFunction) -> Views:
+def _load_video(flags: argparse.Namespace, segment: Segment) -> Views:
     return load_video(
         flags.video,
         segment,

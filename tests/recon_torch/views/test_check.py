@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from recon_torch.errors import UserError
 from recon_torch.views import check
@@ -66,7 +67,7 @@ FAULTS = {
     "is 20x20 px, w and h say 48x48": lambda frame, directory: write_image(
         directory / "3.png", NOISE[:20, :20]
     ),
-    "its mask covers everything; give masks": lambda frame, directory: write_image(
+    "its foreground cannot be told from its background; give masks": lambda frame, directory: write_image(
         directory / "3.png", NOISE
     ),
     "its mask shows nothing": lambda frame, directory: paint(frame, directory, 0),
@@ -191,3 +192,32 @@ def test_frames_to_test_with_are_checked_with_the_others(directory):
     assert [index for index, finding in enumerate(checked.frames) if finding.errors] == [7]
     assert checked.frames[7].name == "frame 7 ('2.png', to test with)"
     assert check.check(directory / "transforms_train.json").summary == "6 of 6 frames are good"
+
+
+def repaint(directory, background, sigma, blur_px=0.0):
+    """Pictures without alpha in place of those with it."""
+    for index in range(8):
+        rgba = read_image(directory / f"{index}.png")
+        rgb = np.where(rgba[..., 3:] > 0.5, rgba[..., :3], background)
+        rgb = ndimage.gaussian_filter(rgb, (blur_px, blur_px, 0)) if blur_px else rgb
+        noise = np.random.default_rng(index).normal(0, sigma / 255, rgb.shape)
+        write_image(directory / f"{index}.png", np.clip(rgb + noise, 0, 1))
+
+
+@pytest.mark.parametrize("background", [1.0, 0.8])
+def test_noise_is_called_noise_and_neither_masks_nor_cameras_are_blamed(directory, background):
+    repaint(directory, background, 10)
+    checked = check.check(directory)
+    for finding in checked.frames:
+        assert finding.errors == []
+        (remark,) = finding.remarks
+        sigma = int(remark.removeprefix("it has noise of about ").removesuffix("/255"))
+        assert sigma == pytest.approx(10, abs=2)
+    assert not checked.has_errors and checked.general == []
+
+
+def test_blur_is_named(directory):
+    repaint(directory, 0.9, 0, blur_px=3.0)
+    checked = check.check(directory)
+    assert all("it is blurred by about 3 px" in finding.remarks for finding in checked.frames)
+    assert not checked.has_errors

@@ -10,6 +10,7 @@ from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 from recon_torch.views.directory import load_split, load_views, write_views
 from recon_torch.views.images import write_image
+from recon_torch.views.masks import Segmented
 from recon_torch.views.transforms import write_transforms
 
 SIZE = 32
@@ -39,14 +40,14 @@ def write(directory, images, **frame_entries):
 EXPECTED_MASK = np.broadcast_to((np.arange(SIZE) < 16).astype(np.float32)[None, :, None], (SIZE, SIZE, 1))
 
 
-@pytest.mark.parametrize("source", ["alpha", "white", "mask_path"])
+@pytest.mark.parametrize("source", ["alpha", "mask_path"])
 def test_mask_and_composition_over_white(tmp_path, source):
     if source == "mask_path":
         image = half_red(alpha=True)[..., :3]  # the right half is blue here, and the mask takes it away
         write_image(tmp_path / "mask.png", EXPECTED_MASK)
         write(tmp_path, [image] * 2, mask_path="mask.png")
     else:
-        write(tmp_path, [half_red(alpha=source == "alpha")] * 2)
+        write(tmp_path, [half_red(alpha=True)] * 2)
     views = load_views(tmp_path)
     np.testing.assert_array_equal(views.masks, [EXPECTED_MASK] * 2)
     np.testing.assert_array_equal(views.images, [half_red(alpha=False)] * 2)
@@ -78,7 +79,7 @@ def test_only_views_without_a_mask_are_segmented(tmp_path):
 
     def segment(images):
         seen.append(images)
-        return np.ones((*images.shape[:3], 1), np.float32)
+        return Segmented(images, np.ones((*images.shape[:3], 1), np.float32), [()])
 
     views = load_views(tmp_path, segment)
     assert len(seen) == 1 and len(seen[0]) == 1
@@ -237,8 +238,80 @@ def test_an_opaque_alpha_channel_is_not_a_mask(tmp_path):
     opaque[..., 3] = 1
     write(tmp_path, [opaque] * 2)
     seen = []
-    load_views(tmp_path, lambda images: seen.append(images) or np.ones((*images.shape[:3], 1), np.float32))
+
+    def segment(images):
+        seen.append(images.copy())
+        return Segmented(images, np.ones((*images.shape[:3], 1), np.float32), [(), ()])
+
+    load_views(tmp_path, segment)
     np.testing.assert_array_equal(seen[0], [opaque[..., :3]] * 2)
+
+
+def painted(masks: np.ndarray, background) -> np.ndarray:
+    """Pictures [K,H,W,3] of a green object."""
+    return (masks * [0.2, 0.6, 0.3] + (1 - masks) * background).astype(np.float32)
+
+
+CENTER, RADIUS = np.array([0.1, -0.1, 0.05]), 0.25
+CLUTTERED = np.random.default_rng(0).random((8, SIZE, SIZE, 3))
+
+
+def test_views_on_a_plain_background_are_cut_out(tmp_path, ball_masks):
+    masks = ball_masks(orbit(8, 0.3, SIZE), CENTER, RADIUS)
+    noise = np.random.default_rng(0).normal(0, 6 / 255, (8, SIZE, SIZE, 3))
+    write(tmp_path, np.clip(painted(masks, 0.5) + noise, 0, 1))
+    views = load_views(tmp_path)
+    assert ((views.masks > 0.5) != (masks > 0.5)).mean() < 0.01
+    assert (views.images[masks[..., 0] == 0] == 1).mean() > 0.9
+    assert views.notes == ["the views have noise of about 6/255, from which even a perfect fit is 33 dB away"]
+    assert views.background == 1
+
+
+def test_a_view_whose_foreground_cannot_be_told_is_left_out(tmp_path, ball_masks):
+    images = painted(ball_masks(orbit(8, 0.3, SIZE), CENTER, RADIUS), 0.5)
+    images[5] = CLUTTERED[5]
+    write(tmp_path, images)
+    views = load_views(tmp_path)
+    assert len(views) == 7 and "5.png" not in views.names
+    assert views.notes == ["left out, as their foreground cannot be told from the background: 5.png"]
+    np.testing.assert_allclose(views.cameras.w2c, orbit(8, 0.3, SIZE).w2c[[0, 1, 2, 3, 4, 6, 7]], atol=1e-6)
+
+
+def test_views_of_which_many_cannot_be_told_have_no_masks_and_stay_as_they_are(tmp_path, ball_masks):
+    images = painted(ball_masks(orbit(8, 0.3, SIZE), CENTER, RADIUS), CLUTTERED)
+    images[0, :, :] = painted(ball_masks(orbit(1, 0.3, SIZE), CENTER, RADIUS), 0.5)[0]
+    write(tmp_path, images)
+    views = load_views(tmp_path)
+    assert views.masks is None and len(views) == 8
+    np.testing.assert_allclose(views.images, images, atol=0.5 / 255 + 1e-6)
+    assert views.background == pytest.approx(0.5, abs=0.02)  # the median of what is at the border
+    note = views.notes[-1]
+    assert "foreground of 7 of 8 views cannot be told" in note and "no masks are used; give mask_path" in note
+    assert views.take(np.array([1, 3])).masks is None
+
+
+def test_masks_that_contradict_each_other_are_not_used(tmp_path, ball_masks):
+    """Each view shows the object elsewhere."""
+    places = np.array([[0, 0, 0.35], [0, 0, -0.35]] * 4)
+    masks = np.concatenate([ball_masks(orbit(8, 0.3, SIZE)[k], place, 0.1) for k, place in enumerate(places)])
+    write(tmp_path, painted(masks, 0.5))
+    views = load_views(tmp_path)
+    assert views.masks is None and views.background == pytest.approx(0.5, abs=1 / 255)
+    assert (
+        "0% of the masks is where the others allow the object (see --check): no masks are used"
+        in views.notes[-1]
+    )
+
+
+def test_what_other_views_do_not_allow_is_left_out(tmp_path, ball_masks):
+    masks = ball_masks(orbit(8, 0.3, SIZE), CENTER, RADIUS)
+    images = painted(masks, 0.9)
+    images[2, 2:6, 25:31] = 0.1  # something else, in one view
+    write(tmp_path, images)
+    views = load_views(tmp_path)
+    assert ((views.masks > 0.5) != (masks > 0.5)).mean() < 0.01
+    assert (views.images[2, :7, 24:] == 1).all()
+    assert views.notes == ["pieces of masks where the other masks allow no object were left out: 2.png"]
 
 
 def test_masks_that_look_wrong_are_noted(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.views import masks
-from recon_torch.views.masks import background_masks, isnet_masks, plain_background, threshold_masks
+from recon_torch.views.masks import by_backdrop, by_isnet, isnet_masks, threshold_masks
 
 
 def disc_on(
@@ -34,41 +34,69 @@ def test_each_picture_is_measured_by_its_own_background():
     pictures = [disc_on(color, 0.9) for color in ([0.1, 0.6, 0.2], 0.3, 1.0)]
     images = np.concatenate([image for image, _ in pictures])
     expected = np.concatenate([inside for _, inside in pictures])
-    np.testing.assert_allclose(background_masks(images), expected, atol=1e-6)
-    np.testing.assert_allclose(plain_background(images[0]), [0.1, 0.6, 0.2])
+    np.testing.assert_allclose(by_backdrop(images).masks, expected, atol=1e-6)
+
+
+def test_where_nothing_is_even_nothing_is_told():
     noise = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
-    assert plain_background(noise[0]) is None
-    np.testing.assert_array_equal(
-        background_masks(noise), threshold_masks(noise)
-    )  # white is all that is left
+    found = by_backdrop(noise)
+    assert np.isnan(found.masks).all() and found.doubts == [()]
+    np.testing.assert_array_equal(found.images, noise)
 
 
 def test_specks_are_removed():
     image, inside = disc_on(0.0, 0.9, radius=6)
     image[0, 2, 3:5] = 0.2
-    found = background_masks(image)
+    found = by_backdrop(image).masks
     assert found[0, 2].max() == 0
     np.testing.assert_allclose(found, inside, atol=1e-6)
 
 
+SIDE = 64
+ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float32)[..., None] / SIDE
+
+
+def shaded_disc(background) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The picture of a disc, its coverage by 8 x 8 samples a pixel, and its picture on white."""
+    ticks = (np.arange(SIDE * 8) + 0.5) / 8 - SIDE / 2
+    inside = ((ticks[:, None] - 1.3) ** 2 + (ticks[None] + 0.6) ** 2 < 20**2).astype(np.float32)
+    coverage = inside.reshape(SIDE, 8, SIDE, 8).mean((1, 3))[None, ..., None]
+    shade = np.linspace(0.4, 0.9, SIDE, dtype=np.float32)[None, None, :, None] * np.float32([1.0, 0.8, 0.3])
+    image = shade * coverage + np.float32(background) * (1 - coverage)
+    return image.astype(np.float32), coverage, shade * coverage + 1 - coverage
+
+
 @pytest.mark.parametrize("background", [[0.25, 0.3, 0.6], [0.1, 0.5, 0.2], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
 def test_edges_are_soft_and_free_of_the_background(background):
-    """A shaded disc of which 8 x 8 samples make a pixel, so that its true coverage is known."""
-    ticks = (np.arange(64 * 8) + 0.5) / 8 - 32
-    inside = ((ticks[:, None] - 1.3) ** 2 + (ticks[None] + 0.6) ** 2 < 20**2).astype(np.float32)
-    coverage = inside.reshape(64, 8, 64, 8).mean((1, 3))[None, ..., None]
-    shade = np.linspace(0.4, 0.9, 64, dtype=np.float32)[None, None, :, None] * np.float32([1.0, 0.8, 0.3])
-    image = (shade * coverage + np.float32(background) * (1 - coverage)).astype(np.float32)
-    on_white = shade * coverage + 1 - coverage
-
-    found = background_masks(image)
+    image, coverage, on_white = shaded_disc(background)
+    found = by_backdrop(image)
     hard = threshold_masks(image, np.float32(background))
     edge = (coverage > 0) & (coverage < 1)
-    assert np.abs(found - coverage)[edge].mean() < 0.03 < 0.2 < np.abs(hard - coverage)[edge].mean()
-    colour_error = np.abs(masks.over_white(image, found) - on_white).max(-1, keepdims=True)[edge]
-    assert colour_error.mean() < 0.02
-    np.testing.assert_allclose(found[~edge], coverage[~edge], atol=0.02)
-    np.testing.assert_allclose(masks.over_white(image, found)[coverage[..., 0] == 0], 1, atol=1e-6)
+    assert np.abs(found.masks - coverage)[edge].mean() < 0.05 < 0.2 < np.abs(hard - coverage)[edge].mean()
+    assert np.abs(found.images - on_white).max(-1, keepdims=True)[edge].mean() < 0.03
+    np.testing.assert_allclose(found.masks[~edge], coverage[~edge], atol=0.02)
+    np.testing.assert_array_equal(found.images[coverage[..., 0] == 0], 1)
+
+
+BACKDROPS = {
+    "grey": np.full(3, 0.5),
+    "vignette": 0.9 - 0.45 * ((ROWS - 0.5) ** 2 + (COLUMNS - 0.5) ** 2) * np.ones(3),
+    "gradient": (0.55 + 0.4 * ROWS) * np.ones(3),
+    "white": np.ones(3),
+}
+
+
+@pytest.mark.parametrize("sigma", [0, 4.5, 10])
+@pytest.mark.parametrize("backdrop", BACKDROPS)
+def test_noise_and_uneven_light_are_not_the_object_and_vanish(backdrop, sigma):
+    image, coverage, on_white = shaded_disc(BACKDROPS[backdrop])
+    noise = np.random.default_rng(0).normal(0, sigma / 255, image.shape)
+    found = by_backdrop(np.clip(image + noise, 0, 1).astype(np.float32))
+    inside, true = found.masks > 0.5, coverage > 0.5
+    assert (inside & true).sum() / (inside | true).sum() > 0.94
+    far = np.hypot(ROWS - 0.52, COLUMNS - 0.49)[None, ..., 0] > 25 / SIDE  # 5 px away from the disc
+    np.testing.assert_array_equal(found.images[far], 1)
+    assert np.abs(found.images - on_white)[(coverage == 1)[..., 0]].mean() < sigma / 255 + 1e-3
 
 
 @pytest.mark.parametrize(
@@ -178,3 +206,12 @@ def test_missing_isnet_weights_or_packages_are_user_errors(monkeypatch, weights,
     monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
     with pytest.raises(UserError, match="INVALID_PROTOBUF$"):
         isnet_masks(image, weights)
+
+
+def test_what_isnet_finds_is_put_over_white_without_the_background(predict, weights):
+    image, coverage, on_white = shaded_disc([0.25, 0.3, 0.6])
+    predict(coverage[0])
+    found = by_isnet(image, weights)
+    assert np.abs(found.masks - coverage).mean() < 0.01
+    assert np.abs(found.images - on_white).mean() < 0.01
+    assert np.abs(found.images - image)[0, :5].min() > 0.3  # which was blue

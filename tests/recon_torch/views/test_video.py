@@ -9,7 +9,7 @@ from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
-from recon_torch.views.masks import background_masks
+from recon_torch.views.masks import by_backdrop
 from recon_torch.views.video import load_video, write_video
 
 NUM_FRAMES, HEIGHT, WIDTH = 20, 48, 64
@@ -25,7 +25,7 @@ def video(tmp_path_factory):
 
 def load(video, **options):
     defaults = {"num_views": 5, "elevation_rad": 0.2, "fov_deg": 40.0}
-    return load_video(video, background_masks, **(defaults | options))
+    return load_video(video, by_backdrop, **(defaults | options))
 
 
 def test_takes_evenly_spaced_frames_and_cuts_out_the_object(video):
