@@ -57,7 +57,7 @@ def notes(pictures: Float[np.ndarray, "K H W 4"]) -> list[str]:
 
 
 def _is_blurred(blur_px: float, height_px: int) -> bool:
-    return blur_px > max(BLURRED * height_px, LEAST_BLUR_PX)
+    return bool(blur_px > max(BLURRED * height_px, LEAST_BLUR_PX))
 
 
 def _measure(picture: Float[np.ndarray, "H W 4"]) -> tuple[float, float]:
