@@ -22,6 +22,7 @@ from recon_torch.errors import UserError, first_line
 from recon_torch.views.foreground import backdrop
 from recon_torch.views.foreground.found import Found
 from recon_torch.views.foreground.front import before_backdrop
+from recon_torch.views.foreground.silhouette import EDGE_PX
 from recon_torch.views.images import to_uint8
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.04  # how far a channel in [0, 1] may be from the background's colour
 FAR = 0.1  # a pixel that differs more than this from the backdrop is object or shadow in any picture
+VIDEO_EDGE_PX = 3  # how far the backdrop's colour reaches into an object in a video
 MOST_THREADS = 8  # each needs about 100 bytes a pixel
 PLAIN_BORDER = 0.95  # least share of the border that looks like a backdrop which is removed from edges
 LEAST_SHARE, MOST_SHARE = 0.002, 0.95  # shares of the image that an object may take
@@ -78,13 +80,15 @@ def threshold_masks(
     return (difference > tolerance).astype(np.float32)
 
 
-def by_backdrop(images: Float[np.ndarray, "K H W 3"]) -> Segmented:
+def by_backdrop(images: Float[np.ndarray, "K H W 3"], edge_px: int = EDGE_PX) -> Segmented:
     """What stands out from each image's own backdrop, which is even or changes smoothly, less its shadow.
 
     It is untold where there is no such backdrop, or where most of the border stands out from it.
+
+    edge_px: how deep the backdrop's colour reaches into the object.
     """
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
-        found = list(threads.map(_before_backdrop, images))
+        found = list(threads.map(lambda image: _before_backdrop(image, edge_px), images))
     cut = [_unknown(image) if each is None else _cut(each) for image, each in zip(images, found, strict=True)]
     rgb, masks = np.split(np.stack(cut), [3], -1)
     return Segmented(rgb, masks, [() if each is None else each.doubts for each in found])
@@ -186,8 +190,8 @@ def _checked(
     return found.coverage if found is not None and better else mask
 
 
-def _before_backdrop(image: Float[np.ndarray, "H W 3"]) -> Found | None:
-    found = before_backdrop(image, np.ones(image.shape[:2], bool), FAR)
+def _before_backdrop(image: Float[np.ndarray, "H W 3"], edge_px: int = EDGE_PX) -> Found | None:
+    found = before_backdrop(image, np.ones(image.shape[:2], bool), FAR, edge_px)
     return None if found is None or border(found.mask[..., None]).mean() > MOST_BORDER else found
 
 

@@ -27,7 +27,7 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.settings import UP_AXES, Engine, FitSettings
 from recon_torch.views.check import check
 from recon_torch.views.directory import Views, load_split, load_views
-from recon_torch.views.masks import Segment, by_backdrop, by_isnet
+from recon_torch.views.masks import VIDEO_EDGE_PX, Segment, by_backdrop, by_isnet
 from recon_torch.views.transforms import TRANSFORMS, parts_of
 from recon_torch.views.video import load_video
 
@@ -185,6 +185,8 @@ def read_views(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | 
 
 def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None]:
     segment: Segment = by_backdrop
+    if flags.video is not None:
+        segment = functools.partial(by_backdrop, edge_px=VIDEO_EDGE_PX)
     if flags.isnet_weights is not None:
         segment = functools.partial(by_isnet, weights_path=flags.isnet_weights)
     how = {"height": flags.size, "allow_missing": flags.allow_missing}

@@ -32,26 +32,36 @@ CARD_FILLS, CARD_SHARE = 0.97, 0.6  # shares of its box and of the picture that 
 
 
 def before_backdrop(
-    rgb: Float[np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"], tolerance: float
+    rgb: Float[np.ndarray, "H W 3"],
+    valid: Bool[np.ndarray, "H W"],
+    tolerance: float,
+    edge_px: int = silhouette.EDGE_PX,
 ) -> Found | None:
     """The object before a smooth backdrop, which may have a frame or a card's margin around it.
 
-    valid: the pixels that belong to the picture. Returns None if there is no such backdrop.
+    Args:
+        valid: the pixels that belong to the picture.
+        edge_px: how far the backdrop's colour reaches into the object; compression blurs.
+
+    Returns None if there is no such backdrop.
     """
     frame = _frame(rgb) if valid.all() else ~valid
-    found = _in_front(rgb, valid & ~frame, tolerance)
+    found = _in_front(rgb, valid & ~frame, tolerance, edge_px)
     if frame.any() and found is not None and valid.all():
         found = found._replace(hints=(*found.hints, "has a frame around it, which was left out"))
     if found is None or not _is_card(found.mask, valid):
         return found
-    within = _in_front(rgb, ndimage.binary_erosion(found.mask, iterations=3), tolerance)
+    within = _in_front(rgb, ndimage.binary_erosion(found.mask, iterations=3), tolerance, edge_px)
     if within is None or not within.mask.any():
         return found
     return within._replace(doubts=(*within.doubts, "lies on a rectangle, which was left out"))
 
 
 def _in_front(
-    rgb: Float[np.ndarray, "H W 3"], valid: Bool[np.ndarray, "H W"], tolerance: float
+    rgb: Float[np.ndarray, "H W 3"],
+    valid: Bool[np.ndarray, "H W"],
+    tolerance: float,
+    edge_px: int = silhouette.EDGE_PX,
 ) -> Found | None:
     behind = backdrop.fit(rgb, valid)
     if behind.share < LEAST_SHARE or behind.noise > MOST_NOISE:
@@ -81,7 +91,7 @@ def _in_front(
         *_cast(parts.mask, seen),
         *parts.doubts,
     ]
-    own, coverage = silhouette.soft_edges(rgb, smooth, parts.mask)
+    own, coverage = silhouette.soft_edges(rgb, smooth, parts.mask, edge_px)
     return with_border(Found(own, coverage, parts.mask, tuple(doubts)))
 
 

@@ -93,19 +93,24 @@ def holes(
 
 
 def soft_edges(
-    rgb: Float[np.ndarray, "H W 3"], smooth: Float[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]
+    rgb: Float[np.ndarray, "H W 3"],
+    smooth: Float[np.ndarray, "H W 3"],
+    mask: Bool[np.ndarray, "H W"],
+    edge_px: int = EDGE_PX,
 ) -> tuple[Float[np.ndarray, "H W 3"], Float[np.ndarray, "H W 1"]]:
     """Colours and coverage: at the edges, both follow from the colours of object and backdrop to either side.
 
-    smooth: the picture without much noise.
+    Args:
+        smooth: the picture without much noise.
+        edge_px: how far the backdrop's colour reaches into the object and the other way round.
     """
     coverage = mask.astype(np.float32)[..., None]
-    inside = ndimage.binary_erosion(mask, iterations=EDGE_PX, border_value=1)
-    outside = ~ndimage.binary_dilation(mask, iterations=EDGE_PX)
+    inside = ndimage.binary_erosion(mask, iterations=edge_px, border_value=1)
+    outside = ~ndimage.binary_dilation(mask, iterations=edge_px)
     if not inside.any() or not outside.any():
         return rgb, coverage
     depth, (row, column) = ndimage.distance_transform_edt(~inside, return_indices=True)
-    edge = ~inside & ~outside & (depth <= 2 * EDGE_PX + 1)
+    edge = ~inside & ~outside & (depth <= 2 * edge_px + 1)
     beside = ndimage.distance_transform_edt(~outside, return_distances=False, return_indices=True)[:, edge]
     behind = smooth[beside[0], beside[1]]
     contrast = smooth[row[edge], column[edge]] - behind

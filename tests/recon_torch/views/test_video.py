@@ -1,5 +1,6 @@
 """Videos are read as they were written: which frames are taken, and the cameras that they get."""
 
+import functools
 import subprocess
 
 import imageio_ffmpeg
@@ -9,7 +10,7 @@ from PIL import Image
 
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
-from recon_torch.views.masks import by_backdrop
+from recon_torch.views.masks import VIDEO_EDGE_PX, by_backdrop
 from recon_torch.views.video import load_video, write_video
 
 NUM_FRAMES, HEIGHT, WIDTH = 20, 48, 64
@@ -25,7 +26,7 @@ def video(tmp_path_factory):
 
 def load(video, **options):
     defaults = {"num_views": 5, "elevation_rad": 0.2, "fov_deg": 40.0}
-    return load_video(video, by_backdrop, **(defaults | options))
+    return load_video(video, functools.partial(by_backdrop, edge_px=VIDEO_EDGE_PX), **(defaults | options))
 
 
 def test_takes_evenly_spaced_frames_and_cuts_out_the_object(video):
