@@ -35,6 +35,7 @@ import plain_recipe
 import torch
 import view_cases
 from jaxtyping import Float
+from view_cases import Given
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.reading import load_mesh
@@ -46,7 +47,6 @@ from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render, render_images
 from recon_torch.settings import FitSettings
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.directory import Views
 from recon_torch.views.images import contact_sheet, read_image, write_image
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
@@ -154,13 +154,13 @@ def _result(run: Run, mesh_file: Path, flags: argparse.Namespace) -> dict[str, f
     file = _folder(run, flags.out) / f"{run.recipe}.json"
     if file.is_file():
         return json.loads(file.read_text())
-    views = _case_views(mesh_file, run.case, run.size, run.seed)
+    given = _given(mesh_file, run.case, run.size, run.seed)
     started = time.perf_counter()
-    gaussians = _fit(run, views, flags)
+    gaussians = _fit(run, given, flags)
     result: dict[str, float] = {"seconds": round(time.perf_counter() - started, 1)}
     result["num_gaussians"] = len(gaussians.means)
-    trained = render_images(gaussians, views.cameras)
-    result["train_psnr"] = psnr(torch.from_numpy(trained), torch.from_numpy(views.images)).mean().item()
+    trained = render_images(gaussians, given.views.cameras)
+    result["train_psnr"] = psnr(torch.from_numpy(trained), torch.from_numpy(given.views.images)).mean().item()
     result |= _held_out(gaussians, mesh_file, run, flags, file.with_suffix(".png"))
     save_ply(gaussians, file.with_suffix(".ply"))
     write_json(file, result)
@@ -168,19 +168,23 @@ def _result(run: Run, mesh_file: Path, flags: argparse.Namespace) -> dict[str, f
 
 
 @functools.lru_cache(maxsize=1)
-def _case_views(mesh_file: Path, case: str, size: int, seed: int) -> Views:
+def _given(mesh_file: Path, case: str, size: int, seed: int) -> Given:
     return view_cases.views_of(load_mesh(mesh_file), case, size, seed)
 
 
-def _fit(run: Run, views: Views, flags: argparse.Namespace) -> Gaussians:
+def _fit(run: Run, given: Given, flags: argparse.Namespace) -> Gaussians:
+    views = given.views
     if run.recipe == PLAIN:
-        return plain_recipe.fit(views, flags.num_steps, run.seed)
+        pictures = dataclasses.replace(views, images=given.pictures)
+        return plain_recipe.fit(pictures, flags.num_steps, run.seed)
     own = (RECIPES | flags.own)[run.recipe]
-    settings = dataclasses.replace(FitSettings(num_steps=flags.num_steps, seed=run.seed), **own)
+    settings = FitSettings(num_steps=flags.num_steps, seed=run.seed, background=views.background)
+    settings = dataclasses.replace(settings, **own)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="no weights for LPIPS")  # then the default goes without
         fit = Fit(views.cameras, settings)
-    fit.set_targets(torch.from_numpy(views.images), torch.from_numpy(views.masks))
+    masks = None if views.masks is None else torch.from_numpy(views.masks)
+    fit.set_targets(torch.from_numpy(views.images), masks)
     fit.run(flags.num_steps)
     return fit.scene.gaussians
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import perturbed_views
@@ -20,16 +21,31 @@ from im3d_jax.data.meshes.parts import Mesh
 from recon_torch.views.cameras import orbit
 from recon_torch.views.directory import Views, assemble
 from recon_torch.views.images import to_uint8
-from recon_torch.views.masks import background_masks
+from recon_torch.views.masks import by_backdrop
 
 NUM_VIEWS, ELEVATION_DEG = 16, 20.0
 WRONG_POSES, WRONG_BY_DEG = 3, 5.0
 
-Change = Callable[[Views, np.random.Generator], Views]
+Pictures = Float[np.ndarray, "K H W 3"]
 
 
-def views_of(mesh: Mesh, case: str, size: int, seed: int) -> Views:
-    """The views that a fit gets in this case; the seed is of what the case draws at random."""
+class Given(NamedTuple):
+    """What a fit is given.
+
+    Attributes:
+        views: as `im3d fit` reads them.
+        pictures: over white as they came, for a recipe that knows no masks.
+    """
+
+    views: Views
+    pictures: Pictures
+
+
+Change = Callable[[Views, np.random.Generator], Given]
+
+
+def views_of(mesh: Mesh, case: str, size: int, seed: int) -> Given:
+    """What a fit is given in this case; the seed is of what the case draws at random."""
     num_views, elevation_deg, change = CASES[case]
     cameras = orbit(num_views, np.radians(elevation_deg), size)
     rgba, _ = mesh_rendering.render(mesh, cameras)
@@ -40,17 +56,17 @@ def views_of(mesh: Mesh, case: str, size: int, seed: int) -> Views:
     return change(views, np.random.default_rng([seed, *case.encode()]))
 
 
-def _unchanged(views: Views, generator: np.random.Generator) -> Views:
-    return views
+def _unchanged(views: Views, generator: np.random.Generator) -> Given:
+    return Given(views, views.images)
 
 
-def _unmasked(views: Views, images: Float[np.ndarray, "K H W 3"]) -> Views:
-    """The images with the masks that `im3d fit` finds in them."""
-    rgbm = np.concatenate([images, np.full_like(views.masks, np.nan)], -1).astype(np.float32)
-    return assemble(views.cameras, rgbm, views.names, background_masks, [], "views")
+def _unmasked(views: Views, pictures: Pictures) -> Given:
+    """Pictures without alpha, with the masks that `im3d fit` finds in them."""
+    rgbm = np.concatenate([pictures, np.full_like(pictures[..., :1], np.nan)], -1).astype(np.float32)
+    return Given(assemble(views.cameras, rgbm, views.names, by_backdrop, [], "views"), pictures)
 
 
-def _without_masks(views: Views, generator: np.random.Generator) -> Views:
+def _without_masks(views: Views, generator: np.random.Generator) -> Given:
     return _unmasked(views, views.images)
 
 
@@ -63,7 +79,7 @@ def _jpeg(quality: int) -> Change:
     return lambda views, generator: _unmasked(views, np.stack([compressed(image) for image in views.images]))
 
 
-def _noisy(views: Views, sigma: float, generator: np.random.Generator) -> Float[np.ndarray, "K H W 3"]:
+def _noisy(views: Views, sigma: float, generator: np.random.Generator) -> Pictures:
     noisy = views.images + generator.normal(0, sigma / 255, views.images.shape)
     return (np.round(noisy.clip(0, 1) * 255) / 255).astype(np.float32)
 
@@ -75,19 +91,22 @@ def _noise(sigma: float) -> Change:
 def _noise_with_alpha(sigma: float) -> Change:
     """Noise in the colours of RGBA pictures, of which only what the alpha shows is seen."""
 
-    def change(views: Views, generator: np.random.Generator) -> Views:
-        images = views.images + (_noisy(views, sigma, generator) - views.images) * views.masks
-        return dataclasses.replace(views, images=images)
+    def change(views: Views, generator: np.random.Generator) -> Given:
+        alpha = views.masks
+        assert alpha is not None
+        images = views.images + (_noisy(views, sigma, generator) - views.images) * alpha
+        return Given(dataclasses.replace(views, images=images), images)
 
     return change
 
 
-def _wrong_poses(views: Views, generator: np.random.Generator) -> Views:
+def _wrong_poses(views: Views, generator: np.random.Generator) -> Given:
     """Some of the cameras turned about the middle of the object, each about an axis of its own."""
     w2c = views.cameras.w2c.copy()
     for index in generator.choice(len(views), WRONG_POSES, replace=False):
         w2c[index, :3, :3] = w2c[index, :3, :3] @ _rotation(generator, np.radians(WRONG_BY_DEG))
-    return dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, w2c=w2c))
+    wrong = dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, w2c=w2c))
+    return Given(wrong, views.images)
 
 
 def _rotation(generator: np.random.Generator, angle_rad: float) -> Float[np.ndarray, "3 3"]:
@@ -97,8 +116,9 @@ def _rotation(generator: np.random.Generator, angle_rad: float) -> Float[np.ndar
     return np.eye(3) + np.sin(angle_rad) * cross + (1 - np.cos(angle_rad)) * cross @ cross
 
 
-def _disagreeing(views: Views, generator: np.random.Generator) -> Views:
-    return perturbed_views.perturb(views, seed=int(generator.integers(2**31)))
+def _disagreeing(views: Views, generator: np.random.Generator) -> Given:
+    changed = perturbed_views.perturb(views, seed=int(generator.integers(2**31)))
+    return Given(changed, changed.images)
 
 
 CASES: dict[str, tuple[int, float, Change]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.reading import load_mesh
@@ -38,7 +38,7 @@ def cube(tmp_path_factory):
 def case(cube, name, seed=0):
     from view_cases import views_of
 
-    return views_of(cube, name, SIZE, seed)
+    return views_of(cube, name, SIZE, seed).views
 
 
 def test_fewer_views_are_some_of_the_sixteen(cube):
@@ -73,6 +73,16 @@ def test_noise_has_its_standard_deviation_on_the_object(cube, name, expected):
     if name.endswith("alpha"):
         outside = np.broadcast_to(rgba[..., 3:] == 0, clean.images.shape)
         np.testing.assert_array_equal(noisy.images[outside], 1)
+
+
+def test_a_recipe_without_masks_gets_the_pictures_as_they_came(cube):
+    from view_cases import views_of
+
+    given = views_of(cube, "noise 10", SIZE, 0)
+    near = ndimage.binary_dilation(case(cube, "clean").masks > 0, np.ones((1, 7, 7, 1)))
+    outside = np.broadcast_to(~near, given.pictures.shape)
+    assert given.pictures[outside].std() * 255 > 3  # half of the noise on white is cut off
+    assert (given.views.images[outside] == 1).mean() > 0.99
 
 
 def test_jpeg_of_a_lower_quality_is_further_from_the_truth(cube):
