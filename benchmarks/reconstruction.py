@@ -9,8 +9,9 @@ Tune on one split, decide on a second, and report the third once. DIR holds .glb
 Each mesh is rendered for a case of `view_cases`, by default from 16 azimuths at 20 degrees, fitted by each
 recipe, and compared with 24 held-out views at elevations from -10 to 60 degrees, drawn at --scales times the
 size of the fit. Differences to the plain recipe are paired by mesh and seed, with 95% intervals by bootstrap
-over meshes. `needles` is the share of the Gaussians ten times as long as thick, and `outside` the opacity,
-drawn at the largest scale, that lies outside of the object, by the object's own area.
+over meshes. `psnr` is over white, as the views are, and `psnr_black` over black: white Gaussians around an object hide
+its faults only over white. `needles` is the share of the Gaussians ten times as long as thick, and `outside`
+the opacity, drawn at the largest scale, that lies outside of the object, by the object's own area.
 
 Each fit's result (JSON) and picture stay in --out; a fit that is there is not made again.
 """
@@ -55,6 +56,7 @@ GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
 SCALED_VIEWS = np.arange(0, TEST_VIEWS, 3)  # that are compared at other sizes
 SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
 NEEDLE = 10.0  # largest by middle standard deviation
+COMPARED = ("psnr", "psnr_black")  # over white, as the views are, and over black, which no recipe has seen
 PLAIN, DEFAULT = "plain", "default"
 PAPER = {"lpips_weights": "random", "start": "ball", "w_l1": 0.0, "prune_unseen": 0.0, "zoomed": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -264,13 +266,15 @@ def _tables(results: dict[Run, dict[str, float]], flags: argparse.Namespace) -> 
         for column in columns:
             by_mesh = groups[run.size, run.case, run.recipe][column]
             by_mesh.setdefault(run.mesh, []).append(result[column])
-    lines = [["px", "case", "recipe", *columns, f"psnr less that of {PLAIN}"]]
-    lines += [["--:", "---", "---", *["--:"] * len(columns), "---"]]
+    lines = [["px", "case", "recipe", *columns, *(f"{column} less that of {PLAIN}" for column in COMPARED)]]
+    lines += [["--:", "---", "---", *["--:"] * len(columns), *["---"] * len(COMPARED)]]
     for (size, case, recipe), values in groups.items():
         means = [f"{np.mean(sum(values[column].values(), [])):.4g}" for column in columns]
         peer = groups.get((size, case, PLAIN))
-        compared = "" if peer is None or recipe == PLAIN else paired.difference(values["psnr"], peer["psnr"])
-        lines.append([str(size), case, recipe, *means, str(compared)])
+        compared = [""] * len(COMPARED)
+        if peer is not None and recipe != PLAIN:
+            compared = [str(paired.difference(values[column], peer[column])) for column in COMPARED]
+        lines.append([str(size), case, recipe, *means, *compared])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
