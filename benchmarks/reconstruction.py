@@ -8,10 +8,11 @@ Tune on one split, decide on a second, and report the third once. DIR holds .glb
 --split, a split.json, {"train": ["furniture/chair", ...], ...}; the same meshes are drawn from it each time.
 Each mesh is rendered for a case of `view_cases`, by default from 16 azimuths at 20 degrees, fitted by each
 recipe, and compared with 24 held-out views at elevations from -10 to 60 degrees, drawn at --scales times the
-size of the fit. Differences to the plain recipe are paired by mesh and seed, with 95% intervals by bootstrap
-over meshes. `psnr` is over white, as the views are, and `psnr_black` over black: white Gaussians around an object hide
-its faults only over white. `needles` is the share of the Gaussians ten times as long as thick, and `outside`
-the opacity, drawn at the largest scale, that lies outside of the object, by the object's own area.
+size of the fit. Differences to the plain recipe are paired by mesh and seed, with 95% intervals by
+bootstrap over meshes. `psnr` is over white, as the views are, and `psnr_black` over black: white Gaussians
+around an object hide its faults only over white. `needles` is the share of the Gaussians ten times as long
+as thick, and `outside` the opacity, drawn at the largest scale, that lies outside of the object, by the
+object's own area.
 
 Each fit's result (JSON) and picture stay in --out; a fit that is there is not made again.
 """
