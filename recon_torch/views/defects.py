@@ -18,10 +18,8 @@ EDGES = 0.98  # quantile of the gradient from which on a pixel is an edge
 LEAST_EDGE = 0.02  # of the gradient, in [0, 1] per pixel
 INSIDE = 0.99  # coverage of a pixel that shows nothing but the object
 NOISY = 3.5 / 255  # noise of which something is said; good cameras and JPEG have less
-BLURRED, LEAST_BLUR_PX = (
-    0.015,
-    2.5,
-)  # blur by the height of which something is said, if it is as much in pixels
+BLURRED = 0.015  # blur by the height of which something is said
+LEAST_BLUR_PX = 2.5  # with less, nothing is
 BEGINNING = "the views "  # of notes
 MOST_MEASURED = 8  # views of a set that are measured
 
