@@ -144,6 +144,7 @@ class GateSettings:
     floor_area: area of a thin sheet below the object, whose ball has a cross-section of 0.79.
     floor_ratio: how many times as wide the sheet is as what stands on it.
     view_shape, view_psnr: least `shape_score`, and PSNR of the foreground in dB, of a render and its view.
+    view_gap: by how many dB less than the median that PSNR is of views that stand out.
     views_bad: share of views that fail from which the verdict is bad instead of suspect.
     janus_back, janus_gap: correlation of the back with the front, and by how much less that of the sides is.
     """
@@ -156,6 +157,7 @@ class GateSettings:
     floor_ratio: Positive = 2.0
     view_shape: Correlation = 0.9
     view_psnr: Annotated[float, Range(0, 1000)] = 14.0
+    view_gap: Positive = 8.0
     views_bad: Share = 0.25
     janus_back: Correlation = 0.8
     janus_gap: Correlation = 0.3

@@ -1,7 +1,7 @@
 """From views to an asset: the fit, what is measured on it, and its files (Sec. 3.3 alone).
 
 asset = prepare(load_views("captured"), FitSettings())
-recovery.run(asset.fit, until_step=1200)
+run([asset])
 path, report = write(asset, Path("fitted"))
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from recon_torch import outputs
+from recon_torch.errors import UserError
 from recon_torch.files import write_json
-from recon_torch.fit import quality
+from recon_torch.fit import camera_moves, quality, recovery
+from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
 from recon_torch.outputs import Kind
 from recon_torch.settings import FitSettings
@@ -62,6 +65,7 @@ class Asset:
         normalize: whether files are in the fit's world instead of that of the views.
         up: the axis of the turntable, in either world.
         notes: what the report should say about the views.
+        judged: what `run` has found out about the cameras. Those that it moved are in `train` and in `fit`.
         seconds: by stage, for the report.
     """
 
@@ -72,6 +76,7 @@ class Asset:
     normalize: bool
     up: Float[np.ndarray, "3"]
     notes: list[str]
+    judged: Judged = Judged()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -82,6 +87,11 @@ class Asset:
         """
         background = self.train.background if self.train.masks is None else None
         return self.train.cameras.width, self.train.cameras.height, background
+
+    @property
+    def camera_notes(self) -> list[str]:
+        """What to say about cameras that `run` has moved, and about views that stand out."""
+        return camera_moves.notes(self.judged, self.train.names)
 
 
 def prepare(
@@ -105,12 +115,69 @@ def prepare(
     unit, notes = world.of_views(train.cameras, train.masks, normalize)
     if train.masks is None:
         settings = dataclasses.replace(settings, background=train.background)
-    fit = Fit(unit.cameras(train.cameras), settings)
-    fit.set_targets(*_targets(train))
+    fit = new_fit(unit.cameras(train.cameras), settings, train)
     if train.masks is not None and not any(note.startswith(defects.BEGINNING) for note in train.notes):
         notes += defects.notes(np.concatenate([train.images, train.masks], -1))
     up = world.up_axis(fit.cameras) if up is None else up
     return Asset(train, held_out, unit, fit, normalize, up, notes)
+
+
+def run(
+    assets: Sequence[Asset],
+    on_step: Callable[[Fit, dict[str, Tensor]], None] | None = None,
+    refine_cameras: bool = False,
+) -> list[UserError | None]:
+    """Fits assets that go together, under the guards of `recovery.run_together`.
+
+    Args:
+        on_step: see `optimization.run_together`.
+        refine_cameras: move cameras that are off by some degrees (`camera_moves`). The fit of an asset that
+            has any begins again with the moved ones; other fits are as they are without.
+
+    Returns:
+        Why each asset was given up; None for those that were not.
+    """
+    given_up: dict[int, UserError] = {}
+
+    def advance(which: Iterable[int], until_step: int) -> None:
+        left = [index for index in which if index not in given_up]
+        errors = recovery.run_together([assets[index].fit for index in left], until_step, on_step)
+        given_up.update({index: error for index, error in zip(left, errors, strict=True) if error})
+
+    everything, num_steps = range(len(assets)), assets[0].fit.settings.num_steps
+    if refine_cameras:
+        judged_at = max(1, round(camera_moves.JUDGED_AT * num_steps))
+        advance(everything, judged_at)
+        moved = []
+        for index in everything:
+            try:
+                if index not in given_up and _move_cameras(assets[index]):
+                    moved.append(index)
+            except UserError as error:
+                given_up[index] = error
+        advance(moved, judged_at)
+    advance(everything, num_steps)
+    return [given_up.get(index) for index in everything]
+
+
+def _move_cameras(asset: Asset) -> bool:
+    """Whether any camera of a fit under way is wrong; if so, it begins again with such cameras moved."""
+    asset.judged = camera_moves.judge(asset.fit)
+    if not asset.judged.moves:
+        return False
+    cameras, views = asset.judged.moved(asset.fit.cameras), [move.view for move in asset.judged.moves]
+    w2c = asset.train.cameras.w2c.copy()
+    w2c[views] = asset.unit.cameras_back(cameras[views]).w2c
+    asset.train = dataclasses.replace(asset.train, cameras=dataclasses.replace(asset.train.cameras, w2c=w2c))
+    asset.fit = new_fit(cameras, asset.fit.settings, asset.train)
+    return True
+
+
+def new_fit(cameras: Cameras, settings: FitSettings, views: Views) -> Fit:
+    """A fit in its own world that has its targets."""
+    fit = Fit(cameras, settings)
+    fit.set_targets(*_targets(views))
+    return fit
 
 
 def _targets(views: Views) -> tuple[Float[torch.Tensor, "K H W 3"], Float[torch.Tensor, "K H W 1"] | None]:
@@ -163,8 +230,9 @@ def _write(
         "seed": fit.settings.seed,
         "versions": _versions(),
         "device": _device_name(fit.device),
-        "notes": asset.notes + fit.notes + fit.setbacks,
+        "notes": asset.notes + asset.camera_notes + fit.notes + fit.setbacks,
         "world": place | {"asset_is_normalized": asset.normalize},
+        "cameras_moved": _moves(asset),
         "quality": judged,
     }
     write_json(out / REPORT, report)
@@ -185,6 +253,20 @@ def _write_files(asset: Asset, out: Path) -> Path:
     rows = [train.images[shown], renders[shown]]
     write_image(out / "views.png", contact_sheet(rows, ["views", "renders"]))
     return path
+
+
+def _moves(asset: Asset) -> list[dict[str, Any]]:
+    """What the report says of each camera that was moved, in the units of the world that files are in."""
+    scale = 1.0 if asset.normalize else asset.unit.scale
+    return [
+        {
+            "view": asset.train.names[move.view],
+            "degrees": move.degrees,
+            "distance": move.distance / scale,
+            "psnr_foreground": [move.before_db, move.after_db],
+        }
+        for move in asset.judged.moves
+    ]
 
 
 def _rgb(fit: Fit, cameras: Cameras) -> Float[np.ndarray, "K H W 3"]:

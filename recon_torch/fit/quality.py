@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from recon_torch.fit.loss import Targets
-from recon_torch.losses.metrics import psnr
+from recon_torch.losses.metrics import psnr, standing_out
 from recon_torch.raster import Render
 from recon_torch.settings import GateSettings, Level, Verdict
 from recon_torch.views.cameras import Cameras
@@ -175,17 +175,26 @@ def coverage_gate(alphas: Float[Tensor, "K H W 1"], settings: GateSettings) -> J
 def agreement_gate(
     shape: Float[Tensor, " K"], psnr_db: Float[Tensor, " K"], settings: GateSettings
 ) -> Judged:
-    """Finds renders unlike the views that they were fitted to: such views contradict the others.
+    """Finds renders unlike the views that they were fitted to, or far less like them than the other renders.
+
+    Such views contradict the others.
 
     shape, psnr_db: `shape_score` and PSNR of the foreground of each render and its view.
     """
     psnr_db = psnr_db.nan_to_num(99, posinf=99)  # views without foreground, and equal ones
-    numbers = {"worst_view_shape": float(shape.min()), "worst_view_psnr": float(psnr_db.min())}
-    wrong = torch.nonzero((shape < settings.view_shape) | (psnr_db < settings.view_psnr))[:, 0].tolist()
+    numbers = {
+        "worst_view_shape": float(shape.min()),
+        "worst_view_psnr": float(psnr_db.min()),
+        "median_view_psnr": float(psnr_db.median()),
+    }
+    unlike = (shape < settings.view_shape) | (psnr_db < settings.view_psnr)
+    unlike[standing_out(psnr_db, settings.view_gap)] = True
+    wrong = torch.nonzero(unlike)[:, 0].tolist()
     if not wrong:
         return numbers, None
     level = Level.BAD if len(wrong) >= settings.views_bad * len(shape) else Level.SUSPECT
-    worst = f"in shape (score {shape.min():.2f}) or colour ({psnr_db.min():.1f} dB)"
+    colour = f"{psnr_db.min():.1f} dB, the median {psnr_db.median():.1f}"
+    worst = f"in shape (score {shape.min():.2f}) or colour ({colour})"
     return numbers, Finding(level, f"the renders disagree with views {_listed(wrong)}, {worst}")
 
 

@@ -1,5 +1,7 @@
 """How well renders agree with views: PSNR of the whole image and of the foreground, SSIM, silhouette IoU.
 
+`standing_out` names views that agree far worse than the others.
+
 LPIPS is `losses.lpips.PerceptualDistance`.
 """
 
@@ -10,7 +12,10 @@ from torch import Tensor
 
 from recon_torch.losses.ssim import ssim
 
-__all__ = ["psnr", "silhouette_iou", "ssim"]
+__all__ = ["psnr", "silhouette_iou", "ssim", "standing_out"]
+
+SIGMA_OF_MAD = 1.4826  # the standard deviation of a normal distribution by its median absolute deviation
+OUT_BY_SIGMAS = 2.0
 
 
 def psnr(
@@ -35,3 +40,15 @@ def silhouette_iou(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W
     intersection = (inside & expected).sum((1, 2, 3))
     union = (inside | expected).sum((1, 2, 3))
     return (intersection / union.clamp_min(1)).where(union > 0, intersection.new_ones(()).float())
+
+
+def standing_out(psnr_db: Float[Tensor, " K"], least_db: float) -> list[int]:
+    """The views whose PSNR is below the median by more than `least_db`, and by two robust deviations.
+
+    Views without a PSNR (NaN), or with an infinite one, do not stand out.
+    """
+    known_db = psnr_db.cpu().double().nan_to_num(float("inf"))
+    below_db = known_db.median() - known_db
+    spread_db = SIGMA_OF_MAD * below_db.abs().nan_to_num(0.0).median()
+    bound_db = max(least_db, OUT_BY_SIGMAS * float(spread_db))
+    return [view for view, below in enumerate(below_db.tolist()) if below > bound_db]

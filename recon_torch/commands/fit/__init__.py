@@ -66,6 +66,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument_group("fit").add_argument
     add("--steps", type=Flag(Steps), default=FitSettings.num_steps, help="optimisation steps" + default)
+    add("--refine-cameras", action="store_true",
+        help="move cameras that are off by some degrees among right ones")
     add("--seed", type=Flag(Seed), default=0, help="of all random numbers" + default)
     add("--at-once", type=whole(1, 256), default=4, metavar="N",
         help="how many assets are fitted together" + default)

@@ -21,14 +21,14 @@ from tqdm import tqdm
 from recon_torch import outputs
 from recon_torch.commands.fit import origins
 from recon_torch.errors import UserError, choice
-from recon_torch.fit import recovery
-from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, write
+from recon_torch.fit import camera_moves, recovery
+from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, run, write
 from recon_torch.fit.optimization import Fit
-from recon_torch.settings import UP_AXES, Engine, FitSettings
-from recon_torch.views.check import check
+from recon_torch.settings import SMALLEST_SIDE_PX, UP_AXES, Engine, FitSettings, LpipsNet
+from recon_torch.views.check import CHECKED_PX, Checked, check
 from recon_torch.views.directory import Views, load_split, load_views
 from recon_torch.views.masks import VIDEO_EDGE_PX, Segment, by_backdrop, by_isnet
-from recon_torch.views.transforms import TRANSFORMS, parts_of
+from recon_torch.views.transforms import TRANSFORMS, parts_of, read_part
 from recon_torch.views.video import load_video
 
 LOG_EVERY_STEPS = 200
@@ -75,6 +75,8 @@ def check_all(sources: list[Path]) -> None:
     for source in sources:
         with failures.of(source):
             checked = check(source)
+            if not checked.has_errors:
+                _check_cameras(source, checked)
             print("\n".join(map(str, checked.frames + checked.general)))
             if checked.has_errors:
                 raise UserError(
@@ -82,6 +84,26 @@ def check_all(sources: list[Path]) -> None:
                 )
             print(f"{source}: {checked.summary}")
     failures.end()
+
+
+def _check_cameras(source: Path, checked: Checked) -> None:
+    """Adds to what was found which cameras are off by some degrees, by a short fit to small views."""
+    frames, _ = read_part(parts_of(source).train)
+    height = min(CHECKED_PX, *(frame.height for frame in frames))
+    views = load_views(source, height=height)
+    if len(views) <= camera_moves.FEWEST_VIEWS or min(height, views.cameras.width) < SMALLEST_SIDE_PX:
+        return
+    steps = camera_moves.CLEAN_STEPS
+    small = FitSettings(num_steps=steps, w_lpips=0.0, lpips_net=LpipsNet.ALEX, lpips_weights="random")
+    asset = prepare(views, small)
+    recovery.run(asset.fit, steps)
+    judged = camera_moves.judge(asset.fit)
+    # Remarks, as pictures that contradict one another can look as if a camera were wrong.
+    for move in judged.moves:
+        said = f"{camera_moves.sentence(move)}; --refine-cameras moves it so"
+        checked.frames[move.view].remarks.append(said)
+    for view in judged.stray:
+        checked.frames[view].remarks.append(camera_moves.STRAY)
 
 
 def fit_all(flags: argparse.Namespace) -> None:
@@ -219,13 +241,15 @@ def _load_video(flags: argparse.Namespace, segment: Segment) -> Views:
 def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures) -> None:
     """Fits assets whose views have one size, writes their files and prints how good they are."""
     started = time.perf_counter()
-    given_up = _run_with_progress([job.asset.fit for job in jobs], flags.steps)
+    given_up = _run_with_progress([job.asset for job in jobs], flags)
     fit_s = time.perf_counter() - started
     for job, error in zip(jobs, given_up, strict=True):
         with failures.of(job.source):
             if error is not None:
                 raise error
             job.asset.seconds["fit"] = fit_s
+            for note in job.asset.camera_notes:
+                print(f"note: {job.source}: {note}", flush=True)
             path, report = write(job.asset, job.out, len(jobs), job.origin)
             for name in ("training", "held_out"):
                 scores = report.get(name, {})
@@ -236,15 +260,16 @@ def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures)
             print(f"{path} after {report['num_steps']} steps", flush=True)
 
 
-def _run_with_progress(fits: list[Fit], num_steps: int) -> list[UserError | None]:
+def _run_with_progress(assets: list[Asset], flags: argparse.Namespace) -> list[UserError | None]:
     """A bar with rate and ETA on a terminal, plain lines in a log. Returns why each fit was given up."""
-    with tqdm(total=num_steps * len(fits), desc="fit", unit="step", disable=None) as bar:
+    with tqdm(total=flags.steps * len(assets), desc="fit", unit="step", disable=None) as bar:
 
         def on_step(fit: Fit, losses: dict[str, Tensor]) -> None:
-            bar.update(sum(each.step for each in fits) - bar.n)  # steps come again after a setback
-            if bar.disable and fit is fits[-1] and fit.step % LOG_EVERY_STEPS == 0:
+            # Steps come again after a setback, and with cameras that were moved.
+            bar.update(sum(asset.fit.step for asset in assets) - bar.n)
+            if bar.disable and fit is assets[-1].fit and fit.step % LOG_EVERY_STEPS == 0:
                 print(
                     f"step {fit.step}: loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians", flush=True
                 )
 
-        return recovery.run_together(fits, num_steps, on_step)
+        return run(assets, on_step, flags.refine_cameras)

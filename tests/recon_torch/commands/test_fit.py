@@ -293,6 +293,23 @@ def test_many_directories_are_checked(tmp_path, capsys):
     assert "8 of 8 frames are good" in said.out and "7 of 8 frames are good" in said.err
 
 
+def turned(cameras: Cameras) -> Cameras:
+    """Frame 2 looks at the object from a place that is 8 degrees away from where it should be."""
+    cos, sin = np.cos(np.radians(8)), np.sin(np.radians(8))
+    w2c = cameras.w2c.astype(np.float64)
+    w2c[2] = w2c[2] @ np.array([[cos, 0, sin, 0], [0, 1, 0, 0], [-sin, 0, cos, 0], [0, 0, 0, 1]])
+    return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
+
+
+def test_check_names_a_camera_that_is_off_by_some_degrees(tmp_path, capsys):
+    write_views(tmp_path, orbit(12, 0.3, 48), turned)
+    fit_views.main(["--views", str(tmp_path), "--check"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [index for index, line in enumerate(lines) if "camera is" in line] == [2]
+    degrees = re.search(r"remark: its camera is off: turned by ([\d.]+) degrees.* moves it so", lines[2])
+    assert degrees is not None and float(degrees[1]) == pytest.approx(8, abs=1)
+
+
 def test_setbacks_are_reported(tmp_path, monkeypatch):
     write_views(tmp_path / "views", CAMERAS)
     run, failures = Fit.run, [MemoryError(), FloatingPointError("the loss is nan")]

@@ -10,7 +10,7 @@ import torch
 
 from recon_torch.fit.loss import Targets
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.quality import floor_gate, inspect, upright
+from recon_torch.fit.quality import agreement_gate, floor_gate, inspect, upright
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
 from recon_torch.scene.opacity_grid import opacity_grid
@@ -142,6 +142,18 @@ def test_a_gap_that_no_view_shows_makes_no_floater():
     assert judged["verdict"] == "good" and judged["numbers"]["floaters_count"] == 0
     beside = stem._replace(means=stem.means + torch.tensor([0.45, 0.35, 0]))
     assert judge(together(dome, beside))["numbers"]["floaters_count"] == 1
+
+
+def test_views_far_below_the_median_are_named_though_none_is_bad_by_itself():
+    shape = torch.ones(8)
+    psnr_db = torch.tensor([28.0, 27.5, 29.0, 18.0, 28.5, 28.0, 26.5, 27.0])
+    numbers, finding = agreement_gate(shape, psnr_db, GateSettings())
+    assert (
+        finding is not None and "views 3, " in finding.text and "(18.0 dB, the median 27.5)" in finding.text
+    )
+    assert numbers["median_view_psnr"] == 27.5
+    assert agreement_gate(shape, psnr_db, GateSettings(view_gap=12.0))[1] is None
+    assert agreement_gate(shape, torch.full((8,), torch.nan), GateSettings())[1] is None
 
 
 def test_a_floor_is_found_below_an_object_and_not_through_it():
