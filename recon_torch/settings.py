@@ -157,7 +157,7 @@ class GateSettings:
     floor_ratio: Positive = 2.0
     view_shape: Correlation = 0.9
     view_psnr: Annotated[float, Range(0, 1000)] = 14.0
-    view_gap: Positive = 8.0
+    view_gap: Positive = 11.0
     views_bad: Share = 0.25
     janus_back: Correlation = 0.8
     janus_gap: Correlation = 0.3

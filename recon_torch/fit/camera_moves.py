@@ -33,7 +33,7 @@ from recon_torch.settings import Engine, Representation
 from recon_torch.views.cameras import Cameras
 
 JUDGED_AT = 0.25  # the share of a fit's steps after which wrong views stand out
-DOUBTED_DB = 4.0  # how much worse than the median such a view agrees; wrong ones by 5.5 dB and more
+DOUBTED_DB = 4.0  # how much worse than the median such a view agrees
 FEWEST_VIEWS = 4  # that must be left to fit without them
 ROUNDS = 3
 CLEAN_STEPS = 300
