@@ -14,7 +14,8 @@ around an object hide its faults only over white. `needles` is the share of the 
 as thick, and `outside` the opacity, drawn at the largest scale, that lies outside of the object, by the
 object's own area.
 
-Each fit's result (JSON) and picture stay in --out; a fit that is there is not made again.
+Each fit, its result (JSON) and its picture stay in --out; a fit that is there is not made again. Give another
+--out when the code has changed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from view_cases import Given
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.reading import load_mesh
+from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import save_ply
@@ -48,13 +50,11 @@ from recon_torch.losses.metrics import psnr, ssim
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render, render_images
 from recon_torch.settings import FitSettings
-from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.cameras import Cameras
 from recon_torch.views.images import contact_sheet, read_image, write_image
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
-TEST_VIEWS, TEST_ELEVATIONS_DEG = 24, (-10.0, 60.0)
-GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
-SCALED_VIEWS = np.arange(0, TEST_VIEWS, 3)  # that are compared at other sizes
+SCALED_VIEWS = np.arange(0, view_cases.NUM_TESTED, 3)  # that are compared at other sizes
 SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
 NEEDLE = 10.0  # largest by middle standard deviation
 COMPARED = ("psnr", "psnr_black")  # over white, as the views are, and over black, which no recipe has seen
@@ -74,10 +74,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class Run(NamedTuple):
-    """A fit of one mesh, and what became of it."""
+    """Which fit it is, of all that the flags ask for."""
 
     mesh: str
     size: int
+    num_steps: int
     case: str
     recipe: str
     seed: int
@@ -121,9 +122,17 @@ def _parse() -> argparse.Namespace:
 
 
 def _recipe(text: str) -> tuple[str, dict[str, Any]]:
-    name, _, values = text.partition(":")
-    settings = (pair.strip().split("=") for pair in values.split(","))
-    return name.strip(), {key: type(getattr(FitSettings(), key))(value) for key, value in settings}
+    """A recipe's name, which is the text itself, so that another value is another fit, and its settings."""
+    settings = {}
+    for pair in text.partition(":")[2].split(","):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if not hasattr(FitSettings, key):
+            raise UserError(f"--vary {text!r}: fits have no setting {key!r}; give NAME:KEY=VALUE,...")
+        try:
+            settings[key] = type(getattr(FitSettings, key))(value)
+        except ValueError:
+            raise UserError(f"--vary {text!r}: {key} cannot be {value!r}") from None
+    return text, settings
 
 
 def _meshes(flags: argparse.Namespace) -> list[Path]:
@@ -134,7 +143,12 @@ def _meshes(flags: argparse.Namespace) -> list[Path]:
     }
     names = list(files)
     if flags.split:
-        names = json.loads((flags.meshes / "split.json").read_text())[flags.split]
+        splits = json.loads((flags.meshes / "split.json").read_text())
+        if flags.split not in splits:
+            raise UserError(f"--split is {flags.split!r}; split.json has {', '.join(splits)}")
+        names = splits[flags.split]
+    if unknown := sorted({*(flags.names or names)} - files.keys()):
+        raise UserError(f"no meshes in {flags.meshes}: {', '.join(unknown[:5])}")
     drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[: flags.count]
     return [files[name] for name in flags.names or drawn]
 
@@ -143,14 +157,15 @@ def _runs(mesh: str, size: int, flags: argparse.Namespace) -> Iterator[Run]:
     for case in flags.cases:
         for recipe in flags.recipes:
             for seed in flags.seeds:
-                yield Run(mesh, size, case, recipe, seed)
+                yield Run(mesh, size, flags.num_steps, case, recipe, seed)
 
 
 # ---- One fit ----
 
 
 def _folder(run: Run, out: Path) -> Path:
-    return out / f"{run.mesh}_{run.size}" / f"{run.case}_{run.seed}".replace(" ", "_").replace(",", "")
+    case = run.case.replace(" ", "_").replace(",", "")
+    return out / f"{run.mesh}_{run.size}_{run.num_steps}_steps" / f"{case}_{run.seed}"
 
 
 def _result(run: Run, mesh_file: Path, flags: argparse.Namespace) -> dict[str, float]:
@@ -188,7 +203,7 @@ def _fit(run: Run, given: Given, flags: argparse.Namespace) -> Gaussians:
         fit = Fit(views.cameras, settings)
     masks = None if views.masks is None else torch.from_numpy(views.masks)
     fit.set_targets(torch.from_numpy(views.images), masks)
-    fit.run(flags.num_steps)
+    fit.run(run.num_steps)
     return fit.scene.gaussians
 
 
@@ -199,7 +214,7 @@ def _held_out(
     result = {}
     for scale in sorted({1.0, *flags.scales}):
         size = round(run.size * scale)
-        chosen = np.arange(TEST_VIEWS) if scale == 1 else SCALED_VIEWS
+        chosen = np.arange(view_cases.NUM_TESTED) if scale == 1 else SCALED_VIEWS
         cameras, truth, masks = (each[chosen] for each in _truth(mesh_file, size, flags.out / "truth"))
         renders = render_images(gaussians, cameras)
         x, y = torch.from_numpy(renders), torch.from_numpy(truth)
@@ -225,17 +240,10 @@ def _outside(gaussians: Gaussians, cameras: Cameras, masks: Float[np.ndarray, "K
 # ---- The truth ----
 
 
-def _test_cameras(size: int) -> Cameras:
-    """A spiral from the lowest to the highest elevation."""
-    elevations_deg = np.linspace(*TEST_ELEVATIONS_DEG, TEST_VIEWS)
-    azimuths_rad = np.arange(TEST_VIEWS) * GOLDEN_ANGLE_RAD
-    return orbit(elevation_rad=np.radians(elevations_deg), size=size, azimuths_rad=azimuths_rad)
-
-
 @functools.lru_cache(maxsize=8)
 def _truth(mesh_file: Path, size: int, cache: Path) -> tuple[Cameras, np.ndarray, np.ndarray]:
     """Cameras, views over white and masks, rendered where the cache has none."""
-    cameras = _test_cameras(size)
+    cameras = view_cases.held_out_cameras(size)
     file = cache / f"{mesh_file.parent.name}_{mesh_file.stem}_{size}.npz"
     if not file.is_file():
         rgba, _ = mesh_rendering.render(load_mesh(mesh_file), cameras, supersampling=3 if size < 300 else 2)
@@ -251,7 +259,7 @@ def _truth(mesh_file: Path, size: int, cache: Path) -> tuple[Cameras, np.ndarray
 def _write_sheets(mesh: str, size: int, mesh_file: Path, flags: argparse.Namespace) -> None:
     """Held-out views: the truth above what the recipes made of them, for the first seed of each case."""
     for case in flags.cases:
-        folder = _folder(Run(mesh, size, case, "", flags.seeds[0]), flags.out)
+        folder = _folder(Run(mesh, size, flags.num_steps, case, "", flags.seeds[0]), flags.out)
         rows = {"truth": _truth(mesh_file, size, flags.out / "truth")[1][SHEET_VIEWS]}
         for recipe in flags.recipes:
             if (folder / f"{recipe}.png").is_file():
@@ -262,7 +270,8 @@ def _write_sheets(mesh: str, size: int, mesh_file: Path, flags: argparse.Namespa
 def _tables(results: dict[Run, dict[str, float]], flags: argparse.Namespace) -> str:
     """Means of each recipe over meshes and seeds, and its differences to the plain recipe."""
     groups: dict[tuple, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
-    columns = list(next(iter(results.values())))
+    first, *others = results.values()
+    columns = [column for column in first if all(column in result for result in others)]
     for run, result in results.items():
         for column in columns:
             by_mesh = groups[run.size, run.case, run.recipe][column]
@@ -280,4 +289,7 @@ def _tables(results: dict[Run, dict[str, float]], flags: argparse.Namespace) -> 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"reconstruction.py: error: {error}") from None

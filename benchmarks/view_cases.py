@@ -15,15 +15,18 @@ import numpy as np
 import perturbed_views
 from jaxtyping import Float
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.parts import Mesh
-from recon_torch.views.cameras import orbit
+from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, assemble
 from recon_torch.views.images import to_uint8
 from recon_torch.views.masks import by_backdrop
 
 NUM_VIEWS, ELEVATION_DEG = 16, 20.0
+NUM_TESTED, TESTED_ELEVATIONS_DEG = 24, (-10.0, 60.0)
+GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
 WRONG_POSES, WRONG_BY_DEG = 3, 5.0
 
 Pictures = Float[np.ndarray, "K H W 3"]
@@ -42,6 +45,14 @@ class Given(NamedTuple):
 
 
 Change = Callable[[Views, np.random.Generator], Given]
+
+
+def held_out_cameras(size: int) -> Cameras:
+    """What fits are tested from: a spiral from the lowest to the highest elevation."""
+    elevations_rad = np.radians(np.linspace(*TESTED_ELEVATIONS_DEG, NUM_TESTED))
+    return orbit(
+        elevation_rad=elevations_rad, size=size, azimuths_rad=np.arange(NUM_TESTED) * GOLDEN_ANGLE_RAD
+    )
 
 
 def views_of(mesh: Mesh, case: str, size: int, seed: int) -> Given:
@@ -104,16 +115,15 @@ def _wrong_poses(views: Views, generator: np.random.Generator) -> Given:
     """Some of the cameras turned about the middle of the object, each about an axis of its own."""
     w2c = views.cameras.w2c.copy()
     for index in generator.choice(len(views), WRONG_POSES, replace=False):
-        w2c[index, :3, :3] = w2c[index, :3, :3] @ _rotation(generator, np.radians(WRONG_BY_DEG))
+        w2c[index, :3, :3] = w2c[index, :3, :3] @ rotation(generator, np.radians(WRONG_BY_DEG))
     wrong = dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, w2c=w2c))
     return Given(wrong, views.images)
 
 
-def _rotation(generator: np.random.Generator, angle_rad: float) -> Float[np.ndarray, "3 3"]:
-    """Rodrigues' rotation about a random axis."""
-    x, y, z = axis = generator.normal(size=3)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) / np.linalg.norm(axis)
-    return np.eye(3) + np.sin(angle_rad) * cross + (1 - np.cos(angle_rad)) * cross @ cross
+def rotation(generator: np.random.Generator, angle_rad: float) -> Float[np.ndarray, "3 3"]:
+    """About a random axis."""
+    axis = generator.normal(size=3)
+    return Rotation.from_rotvec(angle_rad * axis / np.linalg.norm(axis)).as_matrix()
 
 
 def _disagreeing(views: Views, generator: np.random.Generator) -> Given:

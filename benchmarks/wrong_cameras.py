@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import view_cases
 from scipy.spatial.transform import Rotation
 
 from im3d_jax.data import mesh_rendering
@@ -35,9 +36,6 @@ from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, load_views, write_views
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
-NUM_VIEWS, ELEVATION_DEG, NUM_WRONG = 16, 20.0, 3
-NUM_TESTED, TESTED_ELEVATIONS_DEG = 24, (-10.0, 60.0)
-GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))  # azimuths that never repeat
 CASES = {  # the place about which wrong cameras are turned, and by how many degrees
     "right": None,
     "about the object, 5 degrees": ("object", 5.0),
@@ -79,10 +77,9 @@ def _parse() -> argparse.Namespace:
 
 def _views(mesh_file: Path, size: int, cache: Path) -> tuple[Views, Views]:
     """Training and held-out views, rendered where the cache has none."""
-    tested = np.radians(np.linspace(*TESTED_ELEVATIONS_DEG, NUM_TESTED))
     cameras = {
-        "train": orbit(NUM_VIEWS, np.radians(ELEVATION_DEG), size),
-        "test": orbit(elevation_rad=tested, size=size, azimuths_rad=np.arange(NUM_TESTED) * GOLDEN_ANGLE_RAD),
+        "train": orbit(view_cases.NUM_VIEWS, np.radians(view_cases.ELEVATION_DEG), size),
+        "test": view_cases.held_out_cameras(size),
     }
     for name, orbits in cameras.items():
         if not (cache / name / "transforms.json").is_file():
@@ -148,12 +145,11 @@ def _wrong_cameras(cameras: Cameras, case: str, seed: int) -> tuple[list[int], C
         return [], cameras
     place, angle_deg = CASES[case]
     generator = np.random.default_rng(seed)
-    wrong = sorted(generator.choice(len(cameras), NUM_WRONG, replace=False).tolist())
+    wrong = sorted(generator.choice(len(cameras), view_cases.WRONG_POSES, replace=False).tolist())
     w2c = cameras.w2c.astype(np.float64)
     for view in wrong:
-        axis = generator.normal(size=3)
         turn = np.eye(4)
-        turn[:3, :3] = Rotation.from_rotvec(np.radians(angle_deg) * axis / np.linalg.norm(axis)).as_matrix()
+        turn[:3, :3] = view_cases.rotation(generator, np.radians(angle_deg))
         w2c[view] = w2c[view] @ turn if place == "object" else turn @ w2c[view]
     return wrong, dataclasses.replace(cameras, w2c=w2c.astype(np.float32))
 
