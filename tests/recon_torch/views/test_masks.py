@@ -1,5 +1,6 @@
 """Masks by threshold on drawn discs, their quality, and IS-Net through a stand-in for onnxruntime."""
 
+import os
 import sys
 import types
 import warnings
@@ -183,6 +184,26 @@ def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
     predict(np.where(with_floor, 0.9, 0.0))
     with pytest.warns(UserWarning, match="touches the border: the mask by its plain background is taken"):
         np.testing.assert_allclose(isnet_masks(image, weights), inside, atol=1e-6)
+
+
+@pytest.mark.skipif("ISNET_WEIGHTS" not in os.environ, reason="ISNET_WEIGHTS names no file of IS-Net")
+@pytest.mark.parametrize("background", [1.0, 0.5])
+def test_the_real_isnet_finds_what_noise_hides_from_the_backdrop(background):
+    """A mug, lit from one side: the file of IS-Net is the user's own, and any of its forms has to do."""
+    pytest.importorskip("onnxruntime")
+    y, x = np.mgrid[:128, :128][..., None] / 128
+    handle = np.abs(np.hypot(x - 0.63, y - 0.5) - 0.105) < 0.025
+    inside = (np.abs(x - 0.45) < 0.18) & (np.abs(y - 0.5) < 0.22) | handle & (x > 0.6)
+    lit = 0.35 + 0.5 * np.clip(1 - np.abs(x - 0.4) / 0.3, 0, 1)
+    noise = np.random.default_rng(0).normal(0, 20 / 255, (128, 128, 3))
+    picture = np.where(inside, lit * [0.9, 0.5, 0.3], background) + noise
+    pictures = picture.clip(0, 1).astype(np.float32)[None]
+
+    def iou(mask):
+        return ((mask > 0.5) & inside).sum() / ((mask > 0.5) | inside).sum()
+
+    found = iou(isnet_masks(pictures, os.environ["ISNET_WEIGHTS"])[0])
+    assert found > 0.97 and found > iou(np.nan_to_num(by_backdrop(pictures).masks[0]))
 
 
 def test_weights_that_predict_nan_are_refused(predict, weights, user_error):
