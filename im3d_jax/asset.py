@@ -33,7 +33,8 @@ from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
-from recon_torch.settings import Verdict
+from recon_torch.settings import ExportSettings, Verdict
+from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import write_views
 from recon_torch.views.images import contact_sheet, straight, write_image
@@ -291,7 +292,7 @@ def write(
     report = make_report(made, request, client, settings.config_digest)
     with outputs.owned(request.out) as staging:
         with stages.timed("export"):
-            write_files(staging, made, client, settings.turntable)
+            write_files(staging, made, client, settings.turntable, settings.export)
             if request.save_views:
                 for number, each in enumerate(made.rounds):
                     views = _without_white(each.targets)
@@ -303,13 +304,17 @@ def write(
 
 
 def write_files(
-    directory: Path, made: Made, client: ReconstructionClient, turntable: TurntableSettings
+    directory: Path,
+    made: Made,
+    client: ReconstructionClient,
+    turntable: TurntableSettings,
+    export: ExportSettings,
 ) -> None:
     """Writes all files but the report and the views."""
-    client.export(directory / "asset.ply")
+    client.export(directory / "asset.ply", export)
     last = made.rounds[-1]
     renders = _without_white(np.concatenate([last.renders, last.alphas], -1))
-    write_views(directory, made.cameras, renders, "images")
+    write_views(directory, made.cameras, renders, "images", **axes.entry(axes.chosen(export.axes)))
     rows, labels = [made.rounds[0].targets[:1, ..., :3]], ["input"]
     for number, each in enumerate(made.rounds):
         rows += [each.targets[..., :3], each.renders.clip(0, 1)]

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from recon_torch.errors import UserError
 from recon_torch.ranges import ElevationDeg, Pixels, Range, Share, settings
-from recon_torch.settings import SMALLEST_SIDE_PX, FitSettings, GateSettings
+from recon_torch.settings import SMALLEST_SIDE_PX, ExportSettings, FitSettings, GateSettings
 
 NumSteps = Annotated[int, Range(1, 10_000)]
 Guidance = Annotated[float, Range(-1000, 1000)]
@@ -196,6 +196,7 @@ class AssetSettings:
     turntable: TurntableSettings = field(default_factory=TurntableSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     gates: GateSettings = field(default_factory=GateSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
 
     def __post_init__(self) -> None:
         steps = (0, *self.until_steps)

@@ -118,6 +118,23 @@ class FitSettings:
     seed: Seed = 0
 
 
+class FileAxes(enum.StrEnum):
+    """Which way the axes of an asset's file point; see `recon_torch.views.axes`."""
+
+    UPRIGHT = "upright"  # the object stands and shows its front in public viewers, which take -Y as up
+    WORLD = "world"  # those of the cameras beside it
+
+
+@settings
+class ExportSettings:
+    """As which files an asset is written (`config.export`).
+
+    axes: of asset.ply, see `FileAxes`; our readers undo it.
+    """
+
+    axes: FileAxes | str = FileAxes.UPRIGHT
+
+
 class Level(enum.StrEnum):
     """How much a finding of a quality gate speaks against an asset."""
 

@@ -66,7 +66,7 @@ def render(flags: Namespace) -> None:
 
     check_regular(flags.asset)
     outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
-    asset, notes = load_ply(flags.asset)
+    asset, notes, _ = load_ply(flags.asset)
     shot = _shot(flags, asset)
     for note in notes:
         print(f"note: {flags.asset}: {note}", flush=True)

@@ -28,8 +28,8 @@ from recon_torch.fit import camera_moves, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
 from recon_torch.outputs import Kind
-from recon_torch.settings import FitSettings
-from recon_torch.views import defects, world
+from recon_torch.settings import ExportSettings, FitSettings
+from recon_torch.views import axes, defects, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, write_image
@@ -64,6 +64,7 @@ class Asset:
         unit: where the fit's world lies in that of the views.
         normalize: whether files are in the fit's world instead of that of the views.
         up: the axis of the turntable, in either world.
+        export: as which files the asset is written.
         notes: what the report should say about the views.
         judged: what `run` has found out about the cameras. Those that it moved are in `train` and in `fit`.
         seconds: by stage, for the report.
@@ -75,6 +76,7 @@ class Asset:
     fit: Fit
     normalize: bool
     up: Float[np.ndarray, "3"]
+    export: ExportSettings
     notes: list[str]
     judged: Judged = Judged()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -101,13 +103,16 @@ def prepare(
     held_out: Views | None = None,
     normalize: bool = False,
     up: Float[np.ndarray, "3"] | None = None,
+    export: ExportSettings | None = None,
 ) -> Asset:
     """A fit that has its targets and awaits its first step.
 
     Args:
         train, held_out: the views to fit, and others that are only compared with the fit.
         normalize: find the object by its masks, and write it at unit size; else by the cameras alone.
-        up: the axis of the turntable; default: the axis of the world nearest to up in the pictures.
+        up: the axis of the turntable, and of an upright asset.ply; default: the axis of the world nearest to
+            up in the pictures.
+        export: as which files the asset is written.
 
     Raises:
         UserError: views or settings that cannot be fitted.
@@ -119,7 +124,7 @@ def prepare(
     if train.masks is not None and not any(note.startswith(defects.BEGINNING) for note in train.notes):
         notes += defects.notes(np.concatenate([train.images, train.masks], -1))
     up = world.up_axis(fit.cameras) if up is None else up
-    return Asset(train, held_out, unit, fit, normalize, up, notes)
+    return Asset(train, held_out, unit, fit, normalize, up, export or ExportSettings(), notes)
 
 
 def run(
@@ -242,12 +247,14 @@ def _write(
 def _write_files(asset: Asset, out: Path) -> Path:
     """In the views' own world or in the fit's. Returns the path of the object itself."""
     fit, train = asset.fit, asset.train
-    path = fit.scene.save(out / "asset.ply", None if asset.normalize else asset.unit)
+    file_axes = axes.chosen(asset.export.axes, asset.up)
+    path = fit.scene.save(out / "asset.ply", None if asset.normalize else asset.unit, file_axes)
     around = world.turntable(fit.cameras, asset.up, TURNTABLE_FRAMES)
     write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 
     renders = _rgb(fit, fit.cameras)
-    write_views(out, fit.cameras if asset.normalize else train.cameras, renders, "renders")
+    cameras = fit.cameras if asset.normalize else train.cameras
+    write_views(out, cameras, renders, "renders", **axes.entry(file_axes))
 
     shown = np.unique(np.linspace(0, len(train) - 1, SHEET_VIEWS).round().astype(int))
     rows = [train.images[shown], renders[shown]]

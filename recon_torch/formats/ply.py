@@ -1,7 +1,9 @@
 """The .ply of 3D Gaussian splatting (Kerbl et al. 2023), written for its viewers and read from its trainers.
 
 A row has the mean, a normal that is all zero, the constant spherical harmonic of the colour, the logit of the
-opacity, the logarithms of the scales, and a quaternion wxyz.
+opacity, the logarithms of the scales, and a quaternion wxyz. A file of ours is upright in viewers, and the
+comment "im3d axes -y -z x" in its header says how it was turned (`views.axes`). A file without such a comment
+has the axes of its cameras.
 
 Other tools write values that only stand for something: an opacity of 1 has the logit +inf, one of 0 has -inf,
 and a scale of 0 has the logarithm -inf. The first is taken as opaque. Gaussians that cannot be drawn are left
@@ -22,8 +24,10 @@ from jaxtyping import Bool, Float32
 from recon_torch.errors import UserError, quoted
 from recon_torch.files import replacing
 from recon_torch.formats import splat_kinds
-from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.gaussians import Gaussians, turned
 from recon_torch.text_files import check_not_stand_in
+from recon_torch.views import axes
+from recon_torch.views.axes import Axes
 
 PLY_NAMES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
@@ -42,6 +46,7 @@ PLY_TYPES = {
 }
 MAX_PLY_HEADER_BYTES = 65536
 COUNT = re.compile(r"[0-9]{1,18}")  # Python refuses to read numbers of thousands of digits
+OURS = ["comment", "im3d"]  # how the lines begin that our files have in their headers
 HARMONIC = re.compile(r"f_rest_\d+")
 OPAQUE_LOGIT = 20.0  # whose sigmoid is 1 in float32
 LARGEST_LOG_SCALE = 40.0  # squares of scales below exp(40) are finite in float32, with room for a camera
@@ -52,18 +57,21 @@ class Loaded(NamedTuple):
     """What a file holds.
 
     Attributes:
-        gaussians: those that can be drawn, with finite values; at least one.
+        gaussians: those that can be drawn, with finite values; at least one. In the world of their cameras.
         notes: what was left out of the file, and how much of it.
+        axes: of the file, which the Gaussians no longer have; None where it states none.
     """
 
     gaussians: Gaussians
     notes: list[str]
+    axes: Axes | None = None
 
 
 class _Header(NamedTuple):
     """The number of vertices, the type of a row, the bytes before the first row, and what is not read.
 
     has_more: whether other elements follow the vertices.
+    axes: that the file states.
     """
 
     num: int
@@ -71,20 +79,32 @@ class _Header(NamedTuple):
     num_bytes: int
     notes: list[str]
     has_more: bool
+    axes: Axes | None
 
 
-def save_ply(gaussians: Gaussians, path: str | os.PathLike) -> None:
-    """Writes Gaussians in float32, with quaternions of length 1."""
-    arrays = [tensor.detach().cpu().float().numpy() for tensor in gaussians]
+def save_ply(gaussians: Gaussians, path: str | os.PathLike, file_axes: Axes = axes.UPRIGHT) -> None:
+    """Writes Gaussians in float32, with quaternions of length 1.
+
+    file_axes: of the file, by the axes of the world that the Gaussians are in.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(ply_bytes(gaussians, file_axes))
+
+
+def ply_bytes(gaussians: Gaussians, file_axes: Axes = axes.UPRIGHT) -> bytes:
+    """The content of the file that `save_ply` writes."""
+    arrays = [tensor.detach().cpu().float().numpy() for tensor in turned(gaussians, axes.matrix(file_axes))]
     means, quats, log_scales, opacity_logits, sh0 = arrays
     quats = quats / np.linalg.norm(quats, axis=-1, keepdims=True)
     rows = np.concatenate(
         [means, np.zeros_like(means), sh0, opacity_logits[:, None], log_scales, quats], axis=1, dtype="<f4"
     )
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
+    header = ["ply", "format binary_little_endian 1.0"]
+    if file_axes != axes.WORLD:
+        header.append(" ".join([*OURS, "axes", *file_axes]))
+    header.append(f"element vertex {len(rows)}")
     header += [f"property float {name}" for name in PLY_NAMES] + ["end_header\n"]
-    with replacing(path) as temporary:
-        temporary.write_bytes("\n".join(header).encode("ascii") + rows.tobytes())
+    return "\n".join(header).encode("ascii") + rows.tobytes()
 
 
 def load_ply(path: str | os.PathLike) -> Loaded:
@@ -92,7 +112,8 @@ def load_ply(path: str | os.PathLike) -> Loaded:
 
     Raises:
         UserError: the file is missing or cut short, is not a .ply of Gaussians, has none that can be drawn,
-            or has values that are not finite and stand for nothing. Other formats of splats are named.
+            states axes that are not understood, or has values that are not finite and stand for nothing.
+            Other formats of splats are named.
     """
     path = Path(path)
     try:
@@ -115,11 +136,13 @@ def load_ply(path: str | os.PathLike) -> Loaded:
                 header.notes.append(f"not read: {rest}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    return _drawable(path, rows, header.notes)
+    gaussians, notes = _drawable(path, rows, header.notes)
+    back = axes.matrix(header.axes or axes.WORLD).T
+    return Loaded(turned(gaussians, back), notes, header.axes)
 
 
-def _drawable(path: Path, rows: np.ndarray, notes: list[str]) -> Loaded:
-    """The Gaussians that can be drawn. Raises UserError if there are none."""
+def _drawable(path: Path, rows: np.ndarray, notes: list[str]) -> tuple[Gaussians, list[str]]:
+    """The Gaussians that can be drawn, in the file's axes. Raises UserError if there are none."""
     if not len(rows):
         raise UserError(f"{path} has 0 Gaussians; export it again")
     means, sh0 = _columns(path, rows, "x", "y", "z"), _columns(path, rows, "f_dc_0", "f_dc_1", "f_dc_2")
@@ -144,7 +167,7 @@ def _drawable(path: Path, rows: np.ndarray, notes: list[str]) -> Loaded:
         raise UserError(f"{path} has no Gaussian that can be drawn ({'; '.join(told)}); export it again")
     logits = np.where(opacity_logits == np.inf, np.float32(OPAQUE_LOGIT), opacity_logits)
     kept = (array[~dropped] for array in (means, quats, log_scales, logits, sh0))
-    return Loaded(Gaussians(*map(torch.from_numpy, kept)), [*_harmonics(rows), *notes, *told])
+    return Gaussians(*map(torch.from_numpy, kept)), [*_harmonics(rows), *notes, *told]
 
 
 def _columns(
@@ -194,8 +217,27 @@ def _parse_header(path: Path, head: bytes) -> _Header:
     unread += [f"element {' '.join(words[1:2])}" for words in elements[1:]]
     notes = [f"not read: {quoted(', '.join(unread))}"] if unread else []
     return _Header(
-        int(first[2]), np.dtype(list(fields.items())), len(text) + len(end), notes, len(elements) > 1
+        int(first[2]),
+        np.dtype(list(fields.items())),
+        len(text) + len(end),
+        notes,
+        len(elements) > 1,
+        _stated_axes(path, lines),
     )
+
+
+def _stated_axes(path: Path, lines: list[list[str]]) -> Axes | None:
+    """The axes that the header states. Raises UserError for a line of ours that is not understood."""
+    ours = [line[len(OURS) :] for line in lines if line[: len(OURS)] == OURS]
+    if not ours:
+        return None
+    if len(ours) > 1 or ours[0][:1] != ["axes"]:
+        told = quoted("; ".join(" ".join([*OURS, *words]) for words in ours))
+        raise UserError(f"{path}: its header has {told}; one line of ours with axes is understood")
+    try:
+        return axes.parse(" ".join(ours[0][1:]))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _fields(path: Path, lines: list[list[str]]) -> dict[str, str]:

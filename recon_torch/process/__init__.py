@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.settings import FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
 
 
@@ -68,8 +68,10 @@ class ReconstructionClient(Protocol):
         around: cameras on a closed orbit, view 0 first; default: the fit's own.
         """
 
-    def export(self, path: str | os.PathLike) -> None:
+    def export(self, path: str | os.PathLike, settings: ExportSettings | None = None) -> None:
         """Writes the object as a .ply in the layout of 3DGS, or as what else its kind of scene is kept in.
+
+        settings: the defaults if None.
 
         Raises UserError if it cannot be written.
         """

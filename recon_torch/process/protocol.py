@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.settings import FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings
 from recon_torch.views.cameras import Cameras
 
 
@@ -58,6 +58,7 @@ class Inspect(NamedTuple):
 
 class Export(NamedTuple):
     path: str
+    settings: ExportSettings
 
 
 class Beat(NamedTuple):

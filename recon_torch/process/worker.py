@@ -38,6 +38,7 @@ from recon_torch.process.protocol import (
 )
 from recon_torch.raster import gsplat_kernels
 from recon_torch.settings import Engine, GateSettings, Representation
+from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras
 
 RENDER_CHUNK_VIEWS = 8  # views between two signs of life
@@ -95,8 +96,8 @@ class Worker:
                 self._render_into(command)
             case Inspect(around, settings):
                 return self._inspect(around, settings)
-            case Export(path):
-                self._fit.scene.save(path)
+            case Export(path, settings):
+                self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
         return {}
 
     def _start(self, command: Start) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 SH_C0 = 0.5 / math.sqrt(math.pi)  # the constant spherical harmonic
@@ -51,3 +54,17 @@ class Gaussians(NamedTuple):
     def activated(self) -> Activated:
         """These Gaussians as they are rendered, differentiable by the parameters."""
         return Activated(self.means, self.quats, self.scales, self.opacities, self.colors)
+
+
+def turned(gaussians: Gaussians, rotation: Float[np.ndarray, "3 3"]) -> Gaussians:
+    """Gaussians after a rotation about the origin. One that takes axes to axes rounds no mean."""
+    x, y, z, w = Rotation.from_matrix(rotation).as_quat(canonical=True)
+    # The quaternion product with the rotation's own on the left, as a matrix.
+    product = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
+    means, quats = _times(gaussians.means, rotation), _times(gaussians.quats, product)
+    return gaussians._replace(means=means, quats=quats)
+
+
+def _times(rows: Float[Tensor, "N n"], by: Float[np.ndarray, "n n"]) -> Float[Tensor, "N n"]:
+    """`by` times each row, computed in float64."""
+    return (rows.double() @ torch.from_numpy(by).to(rows.device).T).to(rows.dtype)

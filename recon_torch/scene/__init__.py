@@ -16,6 +16,8 @@ from recon_torch.scene.nerf import RadianceField
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.splats import Splats
 from recon_torch.settings import FitSettings, Representation
+from recon_torch.views import axes
+from recon_torch.views.axes import Axes
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
@@ -70,10 +72,15 @@ class Scene(Protocol):
     def limit(self, max_gaussians: int) -> None:
         """Keeps the scene at no more than so many Gaussians from now on, and drops the faintest beyond."""
 
-    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
+    def save(
+        self, path: str | os.PathLike, world: World | None = None, file_axes: Axes = axes.UPRIGHT
+    ) -> Path:
         """Writes the object to `path`, with the suffix of its own kind of file. Returns the path written.
 
-        world: where the object lies in the views' world, in which it is then written; default: the fit's own.
+        Args:
+            world: where the object lies in the views' world, in which it is then written; default: the fit's
+                own.
+            file_axes: for a file that viewers show; others keep the world's axes.
         """
 
     def opacity_grid(self, half_width: float, num_cells: int) -> Float[Tensor, "n n n"]:

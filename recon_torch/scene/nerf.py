@@ -28,6 +28,8 @@ from recon_torch.files import replacing, sort_safetensors_header
 from recon_torch.raster import Render
 from recon_torch.scene.parameters import Parameters
 from recon_torch.settings import FitSettings
+from recon_torch.views import axes
+from recon_torch.views.axes import Axes
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
@@ -117,8 +119,13 @@ class RadianceField:
             field = octave + F.interpolate(field, size, mode="trilinear", align_corners=True)
         return field
 
-    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
-        """See `Scene`. A .safetensors holds the grid "field" [4,n,n,n]; its metadata say how to read it."""
+    def save(
+        self, path: str | os.PathLike, world: World | None = None, file_axes: Axes = axes.UPRIGHT
+    ) -> Path:
+        """See `Scene`. A .safetensors holds the grid "field" [4,n,n,n]; its metadata say how to read it.
+
+        It has the axes of the world, as no viewer shows it.
+        """
         path = Path(path).with_suffix(".safetensors")
         scale, center = (world.scale, list(map(float, world.center))) if world else (1.0, [0.0] * 3)
         unit = _density_unit(self.settings.nerf_cells) * scale

@@ -32,6 +32,8 @@ from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.start import init_ball, near_hull
 from recon_torch.scene.visibility import seen_px
 from recon_torch.settings import Engine, FitSettings, Start
+from recon_torch.views import axes
+from recon_torch.views.axes import Axes
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.world import World
 
@@ -154,9 +156,11 @@ class Splats:
             seen = seen_px(self.gaussians, self._cameras, Engine(self.settings.engine))
             remove(*self._state_of_strategy(), seen < self.settings.prune_unseen * seen.mean())
 
-    def save(self, path: str | os.PathLike, world: World | None = None) -> Path:
+    def save(
+        self, path: str | os.PathLike, world: World | None = None, file_axes: Axes = axes.UPRIGHT
+    ) -> Path:
         path = Path(path).with_suffix(".ply")
-        save_ply(moved_back(self.gaussians, world) if world else self.gaussians, path)
+        save_ply(moved_back(self.gaussians, world) if world else self.gaussians, path, file_axes)
         return path
 
     @torch.no_grad()

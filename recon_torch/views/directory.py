@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -165,17 +165,19 @@ def write_views(
     cameras: Cameras,
     images: Float[np.ndarray, "K H W C"],
     folder: str = "",
+    **extra: Any,
 ) -> None:
     """Writes views as FOLDER/000.png, FOLDER/001.png, ... beside their transforms.json.
 
     Args:
         images: RGB, or RGBA whose colours are not multiplied by alpha.
         folder: below the directory; by default the images lie in the directory itself.
+        extra: further entries of transforms.json, as values that JSON has.
     """
     names = [os.path.join(folder, f"{index:03d}.png") for index in range(len(cameras))]
     for name, image in zip(names, images, strict=True):
         write_image(Path(directory, name), image)
-    write_transforms(Path(directory, "transforms.json"), cameras, names)
+    write_transforms(Path(directory, "transforms.json"), cameras, names, **extra)
 
 
 def assemble(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from recon_torch.errors import UserError, near, quoted
+from recon_torch.views.axes import ENTRY
 from recon_torch.views.camera_entries import (
     CAMERA_KEYS,
     FOCAL_KEYS,
@@ -39,11 +40,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # tried for names that have
 OTHER_KEYS = ("file_path", "mask_path", "transform_matrix", "frames", *FILENAMES)
 SAME_FOCAL = 0.01  # relative difference of two focal lengths in a file that may be rounding
 # What other programs write for their own use and what says nothing of pictures or cameras: where a scene's
-# box is, how it was turned, how sharp a picture is, the rotation of the original NeRF's turntable.
+# box is, how it was turned, how sharp a picture is, the rotation of the original NeRF's turntable, and the
+# axes of an asset beside the file.
 WITHOUT_EFFECT = {
     *("aabb", "aabb_scale", "render_aabb", "scale", "offset", "up", "sharpness", "rotation", "timestamp"),
     *("applied_transform", "applied_scale", "orientation_override", "ply_file_path", "colmap_im_id"),
     *("n_extra_learnable_dims", "enable_depth_loading", "integer_depth_scale"),
+    ENTRY,
 }
 
 

@@ -175,8 +175,12 @@ def around(up: Float[np.ndarray, "3"], cameras: Cameras) -> Cameras:
 
     up: an axis of the world or the opposite of one.
     """
-    side = np.roll(up, 1)  # any axis across
-    upright = np.stack([side, np.cross(up, side), up])  # the rows that take `up` to +Z
     w2c = cameras.w2c.copy()
-    w2c[:, :3, :3] = cameras.w2c[:, :3, :3] @ upright
+    w2c[:, :3, :3] = cameras.w2c[:, :3, :3] @ upright_rows(up)
     return Cameras(w2c, cameras.intrinsics_px, cameras.width, cameras.height)
+
+
+def upright_rows(up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """The rotation that takes an axis of the world, or the opposite of one, to +Z; +Z stays as it is."""
+    side = np.roll(up, 1)  # any axis across, which becomes +X
+    return np.stack([side, np.cross(up, side), up])

@@ -20,6 +20,7 @@ from im3d_jax.backbones import emu_video, svd, unet3d
 from recon_torch import hosting
 from recon_torch.fit import quality
 from recon_torch.fit.optimization import Fit
+from recon_torch.views import axes
 
 hosting.declare()  # before anything imports transformers
 
@@ -311,8 +312,8 @@ class LocalClient:
     def inspect(self, settings, around=None):
         return quality.inspect(self._fit, around or self._fit.cameras, settings=settings)
 
-    def export(self, path):
-        self._fit.scene.save(path)
+    def export(self, path, settings):
+        self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
 
     def close(self):
         pass

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Seed, Steps, whole
-from recon_torch.settings import SMALLEST_SIDE_PX, UP_AXES, Engine, FitSettings, LpipsNet, Representation
+from recon_torch.settings import (
+    SMALLEST_SIDE_PX,
+    UP_AXES,
+    Engine,
+    ExportSettings,
+    FileAxes,
+    FitSettings,
+    LpipsNet,
+    Representation,
+)
 
 EXAMPLES = """examples:
   im3d fit --views out/views --out fitted
@@ -85,6 +94,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--resume", action="store_true", help="leave out assets that were made from the same views and flags")
     add("--normalize", action="store_true", help="find the object by its masks, and write it at unit size")
     add("--up", choices=UP_AXES, help="axis of the turntable; by default the one that is up in the pictures")
+    add("--axes", default=str(ExportSettings.axes), choices=tuple(map(str, FileAxes)),
+        help="of asset.ply: upright in public viewers, which take its -Y as up, or those of the views' world"
+        + default)
     # fmt: on
     flags = parser.parse_args(argv)
     _refuse_conflicts(flags)

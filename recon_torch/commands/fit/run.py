@@ -24,7 +24,14 @@ from recon_torch.errors import UserError, choice
 from recon_torch.fit import camera_moves, recovery
 from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, run, write
 from recon_torch.fit.optimization import Fit
-from recon_torch.settings import SMALLEST_SIDE_PX, UP_AXES, Engine, FitSettings, LpipsNet
+from recon_torch.settings import (
+    SMALLEST_SIDE_PX,
+    UP_AXES,
+    Engine,
+    ExportSettings,
+    FitSettings,
+    LpipsNet,
+)
 from recon_torch.views.check import CHECKED_PX, Checked, check
 from recon_torch.views.directory import Views, load_split, load_views
 from recon_torch.views.masks import VIDEO_EDGE_PX, Segment, by_backdrop, by_isnet
@@ -185,7 +192,8 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
         lpips_weights=flags.lpips_weights,
     )
     up = np.array(UP_AXES[flags.up]) if flags.up else None
-    asset = prepare(train, settings, held_out=held_out, normalize=flags.normalize, up=up)
+    export = ExportSettings(axes=flags.axes)
+    asset = prepare(train, settings, held_out=held_out, normalize=flags.normalize, up=up, export=export)
     for note in asset.notes:
         print(f"note: {source}: {note}", flush=True)
     asset.notes[:0] = notes

@@ -24,7 +24,7 @@ from recon_torch.formats.ply import load_ply
 from recon_torch.process import ReconstructionClient
 from recon_torch.process.client import ReconClient, WorkerDied, WorkerFailed
 from recon_torch.raster.render import render
-from recon_torch.settings import FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings
 from recon_torch.views.cameras import orbit
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:no weights for LPIPS")]
@@ -133,6 +133,9 @@ def test_the_worker_writes_what_the_exported_gaussians_show(client, tmp_path):
     assert renders.is_shared() and renders.data_ptr() == pointer
     client.export(tmp_path / "asset.ply")
     gaussians = load_ply(tmp_path / "asset.ply").gaussians
+    client.export(tmp_path / "world.ply", ExportSettings(axes="world"))
+    in_world = load_ply(tmp_path / "world.ply")
+    assert in_world.axes is None and torch.equal(in_world.gaussians.means, gaussians.means)
     assert len(gaussians.means) == client.num_gaussians
     expected = render(gaussians, CAMERAS, background=torch.ones(3))
     torch.testing.assert_close(renders, expected.rgb, atol=1e-4, rtol=0)

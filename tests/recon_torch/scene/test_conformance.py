@@ -52,8 +52,8 @@ class Stuck(Splats):
 
 
 class Mislabelled(Splats):
-    def save(self, path, world=None):
-        return super().save(path, world).with_name("other.ply")
+    def save(self, path, *where):
+        return super().save(path, *where).with_name("other.ply")
 
 
 @pytest.mark.parametrize(
