@@ -3,6 +3,7 @@
 A directory holds a whole asset if it holds report.json, which is written last. The files:
 
     asset.ply              the Gaussians in the layout of 3DGS (asset.safetensors for a radiance field)
+    asset.spz, ...         and in other formats, where `config.export.formats` asks for them
     turntable.mp4          renders around the asset
     views.png              a contact sheet: the input, and the generated views and renders of each round
     images/, transforms.json            renders of the asset from the cameras of its views
@@ -33,7 +34,7 @@ from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
-from recon_torch.settings import ExportSettings, Verdict
+from recon_torch.settings import EXPORTED, ExportSettings, Verdict
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import write_views
@@ -45,7 +46,7 @@ REPORT = "report.json"
 ASSET = Kind(
     "generate",
     (
-        r"asset\.(ply|safetensors)",
+        r"asset\.(ply|safetensors|" + EXPORTED + ")",
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",
@@ -289,7 +290,6 @@ def write(
 
     They take the place of those of an earlier asset. Raises UserError where the system refuses to write.
     """
-    report = make_report(made, request, client, settings.config_digest)
     with outputs.owned(request.out) as staging:
         with stages.timed("export"):
             write_files(staging, made, client, settings.turntable, settings.export)
@@ -297,6 +297,7 @@ def write(
                 for number, each in enumerate(made.rounds):
                     views = _without_white(each.targets)
                     write_views(staging / f"views_{number}", made.cameras, views, "images")
+        report = make_report(made, request, client, settings.config_digest)  # with notes on the export
         report["seconds"] = stages.seconds()
         write_json(staging / REPORT, report)
         outputs.replace(staging, request.out, ASSET, REPORT)

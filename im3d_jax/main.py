@@ -26,7 +26,8 @@ COMMANDS = {
     "generate": Command("im3d_jax.commands.generate", "make assets from prompts or a picture"),
     "batch": Command("im3d_jax.commands.batch", "make the assets of all prompts in a file, in shards"),
     "fit": Command("recon_torch.commands.fit", "fit Gaussians to images with a transforms.json"),
-    "render": Command("recon_torch.commands.render", "render a .ply of Gaussians: images and a turntable"),
+    "render": Command("recon_torch.commands.render", "render Gaussians: images and a turntable"),
+    "export": Command("recon_torch.commands.export", "write an asset in the format of another tool"),
     "train": Command("im3d_jax.commands.train", "train the video generator"),
     "train-elevation": Command(
         "im3d_jax.commands.train_elevation", "train the estimator of a video's elevation"

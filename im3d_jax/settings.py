@@ -13,7 +13,7 @@ from typing import Annotated
 
 from recon_torch.errors import UserError
 from recon_torch.ranges import ElevationDeg, Pixels, Range, Share, settings
-from recon_torch.settings import SMALLEST_SIDE_PX, ExportSettings, FitSettings, GateSettings
+from recon_torch.settings import SMALLEST_SIDE_PX, ExportSettings, FitSettings, GateSettings, Representation
 
 NumSteps = Annotated[int, Range(1, 10_000)]
 Guidance = Annotated[float, Range(-1000, 1000)]
@@ -182,8 +182,8 @@ class AssetSettings:
             estimated.
         config_digest: tells assets of different configs apart, see `config_flags.config_digest`.
 
-    Raises UserError for rounds that do not come one after another within the fit, and for views that are too
-    small to be fitted.
+    Raises UserError for rounds that do not come one after another within the fit, for views that are too
+    small to be fitted, and for formats that cannot hold what is fitted.
     """
 
     num_views: int
@@ -205,6 +205,8 @@ class AssetSettings:
                 f"config.rounds.at_steps {self.rounds_at_steps}, config.fit.num_steps {self.fit.num_steps}"
             )
             raise UserError(f"{given}: make each larger than the one before")
+        if self.export.formats and self.fit.representation == Representation.NERF:
+            raise UserError("config.export.formats: a radiance field fits in none; make it ()")
         if self.size < SMALLEST_SIDE_PX:
             raise UserError(f"config.size is {self.size}; views of an asset need {SMALLEST_SIDE_PX} px")
 

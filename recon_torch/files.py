@@ -50,9 +50,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         temporary.chmod(FILE_MODE)  # because mkstemp makes files that only their owner can read
         os.replace(temporary, path)
+    except UserError as error:  # names the file as it was to be, not as it was on its way
+        error.args = (str(error).replace(str(temporary), str(path)),)
+        raise
     except Exception as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else refusal(error)
-        if reason is None or isinstance(error, UserError):
+        if reason is None:
             raise
         raise UserError(f"cannot write {path} ({reason}); choose another place") from error
     finally:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib.util
+import re
 from typing import Annotated, Any
 
+from recon_torch.errors import UserError
 from recon_torch.ranges import Positive, Range, Seed, Share, Steps, Weight, settings
 
 UP_AXES = {
@@ -125,14 +128,58 @@ class FileAxes(enum.StrEnum):
     WORLD = "world"  # those of the cameras beside it
 
 
+class Format(enum.StrEnum):
+    """A format of splats beside the .ply of 3DGS; see `recon_torch.formats`."""
+
+    COMPRESSED_PLY = "compressed.ply"  # SuperSplat's
+    SPZ = "spz"  # Niantic's version 3
+    SPZ4 = "spz4"  # its version 4, which is another container in a file of the same suffix
+    SOG = "sog"  # PlayCanvas's
+    SPLAT = "splat"  # antimatter15's
+    KSPLAT = "ksplat"  # mkkellogg's
+    GLB = "glb"  # glTF's KHR_gaussian_splatting
+    USDZ = "usdz"  # OpenUSD's ParticleField3DGaussianSplat
+    USDA = "usda"
+
+    @property
+    def suffix(self) -> str:
+        """Of files in this format."""
+        return ".spz" if self == Format.SPZ4 else f".{self}"
+
+    @property
+    def package(self) -> str:
+        """The module of the extra "export" that reads and writes it; "" for none."""
+        if self == Format.GLB:
+            return ""
+        return "pxr" if self in (Format.USDZ, Format.USDA) else "gaussforge"
+
+
+EXPORTED = "|".join(sorted({re.escape(each.suffix[1:]) for each in Format}))
+"""The suffixes of all formats as a regular expression, for the files of a command."""
+
+
 @settings
 class ExportSettings:
     """As which files an asset is written (`config.export`).
 
-    axes: of asset.ply, see `FileAxes`; our readers undo it.
+    Attributes:
+        axes: of asset.ply, see `FileAxes`; our readers undo it.
+        formats: further files beside asset.ply, each read back and compared; they need the extra "export".
+
+    Raises UserError for two formats with one suffix, such as spz and spz4, and where a package is missing.
     """
 
     axes: FileAxes | str = FileAxes.UPRIGHT
+    formats: tuple[Format | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        suffixes = [Format(each).suffix for each in self.formats]
+        twice = sorted({each for each in suffixes if suffixes.count(each) > 1})
+        if twice:
+            raise UserError(f"formats has {', '.join(self.formats)}, of which two write asset{twice[0]}")
+        for each in map(Format, self.formats):
+            if each.package and importlib.util.find_spec(each.package) is None:
+                raise UserError(f'formats: {each} needs {each.package}; pip install "im3d[export]"')
 
 
 class Level(enum.StrEnum):

@@ -1,4 +1,4 @@
-"""`im3d render`: renders a .ply of Gaussians as views on an orbit with a transforms.json, and as a video."""
+"""`im3d render`: renders a file of Gaussians as views on an orbit with a transforms.json, and as a video."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import check_regular
 from recon_torch.outputs import Kind
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Pixels, Share, real
-from recon_torch.settings import UP_AXES
+from recon_torch.settings import UP_AXES, FileAxes
 from recon_torch.text_files import read_json
 
 if TYPE_CHECKING:
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from recon_torch.views.world import World
 
 RENDERS = Kind("render", (r"\d{3,}\.png", r"transforms\.json", r"turntable\.(mp4|gif)"))
-DESCRIPTION = """Renders a .ply of Gaussians in any world, from an orbit around them or given cameras.
+DESCRIPTION = """Renders Gaussians in any world, from an orbit around them or given cameras.
+
+They are read from the .ply of 3DGS and what else docs/formats.md lists.
 
 The orbit is around the object as the report.json of `im3d fit` beside the asset has it; or around the origin,
 if the asset lies there at unit size, as those of `im3d generate` do; or else around most of the Gaussians."""
@@ -57,16 +58,17 @@ def render(flags: Namespace) -> None:
     """Renders the asset that the flags name, and writes the files."""
     import torch  # it takes seconds, for which --help need not wait
 
-    from recon_torch.formats.ply import load_ply
+    from recon_torch.formats import files
     from recon_torch.raster.gaussians import Gaussians
     from recon_torch.raster.render import render_images
     from recon_torch.scene.framing import moved_into
     from recon_torch.views.directory import write_views
     from recon_torch.views.video import write_video
 
-    check_regular(flags.asset)
     outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
-    asset, notes, _ = load_ply(flags.asset)
+    # An axis that is named as up is one of the file's own.
+    choice = FileAxes(flags.axes) if flags.axes else FileAxes.WORLD if flags.up else None
+    asset, notes, _ = files.load(flags.asset, choice)
     shot = _shot(flags, asset)
     for note in notes:
         print(f"note: {flags.asset}: {note}", flush=True)
@@ -140,7 +142,7 @@ def _parse(argv: list[str]) -> Namespace:
     parser = CommandParser("render", DESCRIPTION)
     add, default = parser.add_argument, " (default %(default)s)"
     # fmt: off
-    add("--asset", type=Path, required=True, metavar="FILE", help="a .ply in the layout of 3DGS")
+    add("--asset", type=Path, required=True, metavar="FILE", help="Gaussians: a .ply, .spz, .sog, ...")
     add("--out", type=Path, required=True, metavar="DIR", help="where pictures and turntable.mp4 are written")
     add("--cameras", type=Path, metavar="DIR|FILE",
         help="a transforms.json, or its directory: render from its cameras, in the world of the asset")
@@ -154,6 +156,9 @@ def _parse(argv: list[str]) -> Namespace:
         help="what the cameras look at, in the world of the asset")
     add("--radius", type=real(1e-3, MAX_COORDINATE), help="distance of the cameras to what they look at")
     add("--up", choices=UP_AXES, help="axis of the orbit; by default that of the fit, or else z")
+    add("--axes", choices=tuple(map(str, FileAxes)),
+        help="of a file that does not say it: upright in viewers, the default but of a plain .ply or with "
+        "--up, or those of its world")
     add("--background", type=Flag(Share), default=1.0, help="grey level from 0, black, to 1, white" + default)
     # fmt: on
     flags = parser.parse_args(argv)

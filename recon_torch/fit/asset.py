@@ -24,11 +24,11 @@ from torch import Tensor
 from recon_torch import outputs
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
-from recon_torch.fit import camera_moves, quality, recovery
+from recon_torch.fit import camera_moves, export, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
 from recon_torch.outputs import Kind
-from recon_torch.settings import ExportSettings, FitSettings
+from recon_torch.settings import EXPORTED, ExportSettings, FileAxes, FitSettings
 from recon_torch.views import axes, defects, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, write_views
@@ -40,7 +40,7 @@ PACKAGES = ("torch", "gsplat", "lpips", "numba", "numpy")  # whose versions a re
 FITTED = Kind(
     "fit",
     (
-        r"asset\.(ply|safetensors)",
+        r"asset\.(ply|safetensors|" + EXPORTED + ")",
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",
@@ -103,7 +103,7 @@ def prepare(
     held_out: Views | None = None,
     normalize: bool = False,
     up: Float[np.ndarray, "3"] | None = None,
-    export: ExportSettings | None = None,
+    exported: ExportSettings | None = None,
 ) -> Asset:
     """A fit that has its targets and awaits its first step.
 
@@ -112,7 +112,7 @@ def prepare(
         normalize: find the object by its masks, and write it at unit size; else by the cameras alone.
         up: the axis of the turntable, and of an upright asset.ply; default: the axis of the world nearest to
             up in the pictures.
-        export: as which files the asset is written.
+        exported: as which files the asset is written.
 
     Raises:
         UserError: views or settings that cannot be fitted.
@@ -124,7 +124,7 @@ def prepare(
     if train.masks is not None and not any(note.startswith(defects.BEGINNING) for note in train.notes):
         notes += defects.notes(np.concatenate([train.images, train.masks], -1))
     up = world.up_axis(fit.cameras) if up is None else up
-    return Asset(train, held_out, unit, fit, normalize, up, export or ExportSettings(), notes)
+    return Asset(train, held_out, unit, fit, normalize, up, exported or ExportSettings(), notes)
 
 
 def run(
@@ -249,6 +249,7 @@ def _write_files(asset: Asset, out: Path) -> Path:
     fit, train = asset.fit, asset.train
     file_axes = axes.chosen(asset.export.axes, asset.up)
     path = fit.scene.save(out / "asset.ply", None if asset.normalize else asset.unit, file_axes)
+    asset.notes += export.export_beside(path, asset.export.formats, axes.chosen(FileAxes.UPRIGHT, asset.up))
     around = world.turntable(fit.cameras, asset.up, TURNTABLE_FRAMES)
     write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float32
 
 from recon_torch.errors import UserError, quoted
 from recon_torch.files import replacing
-from recon_torch.formats import splat_kinds
+from recon_torch.formats import kinds
 from recon_torch.raster.gaussians import Gaussians, turned
 from recon_torch.text_files import check_not_stand_in
 from recon_torch.views import axes
@@ -59,12 +59,12 @@ class Loaded(NamedTuple):
     Attributes:
         gaussians: those that can be drawn, with finite values; at least one. In the world of their cameras.
         notes: what was left out of the file, and how much of it.
-        axes: of the file, which the Gaussians no longer have; None where it states none.
+        upright: the axes of a file of this world that stands in viewers; None where nothing says what is up.
     """
 
     gaussians: Gaussians
     notes: list[str]
-    axes: Axes | None = None
+    upright: Axes | None = None
 
 
 class _Header(NamedTuple):
@@ -107,23 +107,28 @@ def ply_bytes(gaussians: Gaussians, file_axes: Axes = axes.UPRIGHT) -> bytes:
     return "\n".join(header).encode("ascii") + rows.tobytes()
 
 
-def load_ply(path: str | os.PathLike) -> Loaded:
+def load_ply(path: str | os.PathLike, told: Path | None = None, coded: bool = False) -> Loaded:
     """Reads the .ply of a 3DGS trainer, binary and little endian, without its harmonics above degree 0.
+
+    Args:
+        told: the file that messages name, of which this one was made; default: this one.
+        coded: whether opacities were kept as bytes, so that 0 stands for what is hardly seen: such Gaussians
+            stay, all but clear.
 
     Raises:
         UserError: the file is missing or cut short, is not a .ply of Gaussians, has none that can be drawn,
             states axes that are not understood, or has values that are not finite and stand for nothing.
             Other formats of splats are named.
     """
-    path = Path(path)
+    file_path, path = Path(path), told or Path(path)
     try:
-        with path.open("rb") as file:
+        with file_path.open("rb") as file:
             head = file.read(MAX_PLY_HEADER_BYTES)
             check_not_stand_in(path, head)
-            if (kind := splat_kinds.kind_of(path, head)) is not None:
-                raise UserError(f"{path} is {kind}, which is not read; {splat_kinds.ADVICE}")
+            if (kind := kinds.kind_of(file_path, head)) is not None:
+                raise UserError(f"{path} is {kind.name}, which is not read; {kinds.ADVICE}")
             header = _parse_header(path, head)
-            available = path.stat().st_size - header.num_bytes
+            available = file_path.stat().st_size - header.num_bytes
             needed = header.num * header.row_type.itemsize
             if needed > available:  # checked before memory of that size is allocated
                 raise UserError(
@@ -136,19 +141,26 @@ def load_ply(path: str | os.PathLike) -> Loaded:
                 header.notes.append(f"not read: {rest}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    gaussians, notes = _drawable(path, rows, header.notes)
+    gaussians, notes = drawable(path, rows, header.notes, coded)
     back = axes.matrix(header.axes or axes.WORLD).T
     return Loaded(turned(gaussians, back), notes, header.axes)
 
 
-def _drawable(path: Path, rows: np.ndarray, notes: list[str]) -> tuple[Gaussians, list[str]]:
-    """The Gaussians that can be drawn, in the file's axes. Raises UserError if there are none."""
+def drawable(
+    path: Path, rows: np.ndarray, notes: list[str], coded: bool = False
+) -> tuple[Gaussians, list[str]]:
+    """(the Gaussians that can be drawn, in the file's axes; notes, and what is left out).
+
+    rows: with the columns of a .ply by their names. Raises UserError as `load_ply` does.
+    """
     if not len(rows):
         raise UserError(f"{path} has 0 Gaussians; export it again")
     means, sh0 = _columns(path, rows, "x", "y", "z"), _columns(path, rows, "f_dc_0", "f_dc_1", "f_dc_2")
     quats = _columns(path, rows, "rot_0", "rot_1", "rot_2", "rot_3")
     log_scales = _columns(path, rows, "scale_0", "scale_1", "scale_2", infinite=True)
     opacity_logits = _columns(path, rows, "opacity", infinite=True)[:, 0]
+    if coded:
+        opacity_logits = opacity_logits.clip(-OPAQUE_LOGIT, OPAQUE_LOGIT)
     least, most = QUATERNION_LENGTHS
     lengths = np.linalg.norm(quats.astype(np.float64), axis=-1)
     undrawable = {

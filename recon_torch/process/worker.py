@@ -18,7 +18,7 @@ import torch
 
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
-from recon_torch.fit import quality, recovery
+from recon_torch.fit import export, quality, recovery
 from recon_torch.fit.optimization import Fit
 from recon_torch.process.protocol import (
     Answer,
@@ -37,7 +37,7 @@ from recon_torch.process.protocol import (
     Start,
 )
 from recon_torch.raster import gsplat_kernels
-from recon_torch.settings import Engine, GateSettings, Representation
+from recon_torch.settings import Engine, ExportSettings, GateSettings, Representation
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras
 
@@ -97,7 +97,7 @@ class Worker:
             case Inspect(around, settings):
                 return self._inspect(around, settings)
             case Export(path, settings):
-                self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
+                self._export(path, settings)
         return {}
 
     def _start(self, command: Start) -> None:
@@ -133,6 +133,10 @@ class Worker:
     def _fit_until(self, step: int) -> dict[str, float]:
         recovery.run(self._fit, step, self._on_step, self._on_snapshot)
         return self._fit.metrics()
+
+    def _export(self, path: str, settings: ExportSettings) -> None:
+        written = self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
+        self._notes += export.export_beside(written, settings.formats, axes.UPRIGHT)
 
     def _inspect(self, around: Cameras, settings: GateSettings) -> dict[str, Any]:
         return quality.inspect(self._fit, around, settings=settings)

@@ -50,6 +50,11 @@ def chosen(choice: FileAxes | str, up: Float[np.ndarray, "3"] | None = None) -> 
     return UPRIGHT if up is None else axes_of(matrix(UPRIGHT) @ upright_rows(up))
 
 
+def y_up(upright: Axes) -> Axes:
+    """Those of a file with +Y up and its front at +Z, as glTF has it, by those of an upright one."""
+    return axes_of(np.diag([-1.0, -1.0, 1.0]) @ matrix(upright))
+
+
 def entry(axes: Axes) -> dict[str, Any]:
     """What a transforms.json says of the asset.ply beside it."""
     return {ENTRY: " ".join(axes)}

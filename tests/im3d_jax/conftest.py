@@ -19,6 +19,7 @@ from im3d_jax import backbones, checkpoint, config_flags, pipeline
 from im3d_jax.backbones import emu_video, svd, unet3d
 from recon_torch import hosting
 from recon_torch.fit import quality
+from recon_torch.fit.export import export_beside
 from recon_torch.fit.optimization import Fit
 from recon_torch.views import axes
 
@@ -313,14 +314,16 @@ class LocalClient:
         return quality.inspect(self._fit, around or self._fit.cameras, settings=settings)
 
     def export(self, path, settings):
-        self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
+        written = self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
+        self.exported = export_beside(written, settings.formats, axes.UPRIGHT)
 
     def close(self):
         pass
 
     step = property(lambda self: self._fit.step)
     num_gaussians = property(lambda self: self._fit.num_gaussians)
-    notes = property(lambda self: self._fit.notes)
+    notes = property(lambda self: [*self._fit.notes, *self.exported])
+    exported: tuple = ()
 
 
 @pytest.fixture(scope="module")

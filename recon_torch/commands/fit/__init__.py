@@ -17,6 +17,7 @@ from recon_torch.settings import (
     ExportSettings,
     FileAxes,
     FitSettings,
+    Format,
     LpipsNet,
     Representation,
 )
@@ -97,9 +98,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--axes", default=str(ExportSettings.axes), choices=tuple(map(str, FileAxes)),
         help="of asset.ply: upright in public viewers, which take its -Y as up, or those of the views' world"
         + default)
+    add("--formats", nargs="+", default=[], choices=tuple(map(str, Format)), metavar="FORMAT",
+        help="further files beside asset.ply: " + ", ".join(Format))
     # fmt: on
     flags = parser.parse_args(argv)
     _refuse_conflicts(flags)
+    ExportSettings(axes=flags.axes, formats=tuple(flags.formats))
     return flags
 
 
@@ -113,6 +117,8 @@ def _refuse_conflicts(flags: argparse.Namespace) -> None:
         "--held-out is empty; is a variable of your shell not set?": held_out != "",
         f"--held-out is {flags.held_out}; give a whole number from 2, or views": not held_out.isdecimal()
         or int(held_out) >= 2,
+        "a radiance field fits in none of --formats": flags.representation != Representation.NERF
+        or not flags.formats,
         "with several --views, --held-out is N": len(flags.views) < 2 or held_out.isdecimal(),
     }
     for message, holds in requirements.items():

@@ -192,8 +192,8 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
         lpips_weights=flags.lpips_weights,
     )
     up = np.array(UP_AXES[flags.up]) if flags.up else None
-    export = ExportSettings(axes=flags.axes)
-    asset = prepare(train, settings, held_out=held_out, normalize=flags.normalize, up=up, export=export)
+    exported = ExportSettings(axes=flags.axes, formats=tuple(flags.formats))
+    asset = prepare(train, settings, held_out=held_out, normalize=flags.normalize, up=up, exported=exported)
     for note in asset.notes:
         print(f"note: {source}: {note}", flush=True)
     asset.notes[:0] = notes
@@ -258,7 +258,10 @@ def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures)
             job.asset.seconds["fit"] = fit_s
             for note in job.asset.camera_notes:
                 print(f"note: {job.source}: {note}", flush=True)
+            known = len(job.asset.notes)
             path, report = write(job.asset, job.out, len(jobs), job.origin)
+            for note in job.asset.notes[known:]:
+                print(f"note: {job.source}: {note}", flush=True)
             for name in ("training", "held_out"):
                 scores = report.get(name, {})
                 if scores:

@@ -192,8 +192,8 @@ def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     place = report["world"]
     assert place["asset_is_normalized"] and place["up"] == [0, 1, 0]
-    asset, _, axes = load_ply(tmp_path / "out" / "asset.ply")
-    assert axes == ("-x", "-y", "z")  # half a turn about Z, which viewers turn back
+    asset, _, upright = load_ply(tmp_path / "out" / "asset.ply")
+    assert upright == ("-x", "-y", "z")  # half a turn about Z, which viewers turn back
     assert json.loads((tmp_path / "out" / "transforms.json").read_text())["asset_axes"] == "-x -y z"
     assert asset.means.norm(dim=-1).quantile(0.9) < 0.5
     own = render(asset, read_transforms(tmp_path / "out" / "transforms.json")[0])[0]

@@ -101,8 +101,8 @@ def test_files_have_the_axes_that_they_state(tmp_path, file_axes):
     written = covariances(rows[:, 13:], rows[:, 10:13])
     own = covariances(gaussians.quats.double().numpy(), gaussians.log_scales.double().numpy())
     np.testing.assert_allclose(written, rotation @ own @ rotation.T, rtol=1e-4, atol=1e-5 * np.abs(own).max())
-    read, notes, read_axes = load_ply(path)
-    assert notes == [] and (read_axes or axes.WORLD) == file_axes and torch.equal(read.means, gaussians.means)
+    read, notes, upright = load_ply(path)
+    assert notes == [] and (upright or axes.WORLD) == file_axes and torch.equal(read.means, gaussians.means)
 
 
 def test_an_upright_file_renders_as_before_it_was_written(tmp_path):

@@ -133,9 +133,11 @@ def test_the_worker_writes_what_the_exported_gaussians_show(client, tmp_path):
     assert renders.is_shared() and renders.data_ptr() == pointer
     client.export(tmp_path / "asset.ply")
     gaussians = load_ply(tmp_path / "asset.ply").gaussians
-    client.export(tmp_path / "world.ply", ExportSettings(axes="world"))
+    client.export(tmp_path / "world.ply", ExportSettings(axes="world", formats=("glb",)))
     in_world = load_ply(tmp_path / "world.ply")
-    assert in_world.axes is None and torch.equal(in_world.gaussians.means, gaussians.means)
+    assert client.notes[-1].startswith(f"world.glb: {client.num_gaussians} Gaussians in ")
+    assert (tmp_path / "world.glb").read_bytes().startswith(b"glTF")
+    assert in_world.upright is None and torch.equal(in_world.gaussians.means, gaussians.means)
     assert len(gaussians.means) == client.num_gaussians
     expected = render(gaussians, CAMERAS, background=torch.ones(3))
     torch.testing.assert_close(renders, expected.rgb, atol=1e-4, rtol=0)
