@@ -16,6 +16,9 @@ from recon_torch.settings import UP_AXES, FileAxes
 from recon_torch.text_files import read_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float32
+
     from recon_torch.raster.gaussians import Gaussians
     from recon_torch.views.cameras import Cameras
     from recon_torch.views.world import World
@@ -41,13 +44,15 @@ class Shot(NamedTuple):
 
     Attributes:
         world: in which it is rendered.
-        cameras: in this world.
+        cameras: in this world; those of one size together.
         place: where the cameras are, in words.
+        notes: what is left out of them.
     """
 
     world: World
-    cameras: Cameras
+    cameras: list[Cameras]
     place: str
+    notes: list[str]
 
 
 def main(argv: list[str]) -> None:
@@ -62,8 +67,6 @@ def render(flags: Namespace) -> None:
     from recon_torch.raster.gaussians import Gaussians
     from recon_torch.raster.render import render_images
     from recon_torch.scene.framing import moved_into
-    from recon_torch.views.directory import write_views
-    from recon_torch.views.video import write_video
 
     outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
     # An axis that is named as up is one of the file's own.
@@ -72,23 +75,43 @@ def render(flags: Namespace) -> None:
     shot = _shot(flags, asset)
     for note in notes:
         print(f"note: {flags.asset}: {note}", flush=True)
+    for note in shot.notes:
+        print(f"note: {flags.cameras}: {note}", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asset = Gaussians(*(tensor.to(device) for tensor in moved_into(asset, shot.world)))
     with outputs.opened(flags.out, RENDERS) as out, outputs.owned(out) as staging:
-        rgb = render_images(asset, shot.cameras, flags.background)
+        renders = [render_images(asset, rig, flags.background) for rig in shot.cameras]
+        rgb = [view for views in renders for view in views]
         empty = [index for index, view in enumerate(rgb) if abs(view - flags.background).max() < 1 / 255]
         if len(empty) == len(rgb):
             raise UserError(
                 f"no view shows {flags.asset}; the cameras are {shot.place}: give others or --background"
             )
-        write_views(staging, shot.world.cameras_back(shot.cameras), rgb)
-        video = write_video(staging / "turntable.mp4", rgb)
+        names, video = _write(staging, shot, rgb)
         outputs.replace(staging, out, RENDERS)
     if empty:
-        names = ", ".join(f"{index:03d}.png" for index in empty[:6])
-        print(f"note: {len(empty)} views show nothing but background: {names}{', ...' * (len(empty) > 6)}")
-    told = f"{len(rgb)} views of {len(asset.means)} Gaussians in {flags.out}, and {video.name}"
+        shown = ", ".join(names[index] for index in empty[:6])
+        print(f"note: {len(empty)} views show nothing but background: {shown}{', ...' * (len(empty) > 6)}")
+    told = f"{len(rgb)} views of {len(asset.means)} Gaussians in {flags.out}, and {video}"
     print(f"{told}; the cameras are {shot.place}")
+
+
+def _write(directory: Path, shot: Shot, rgb: list[Float32[np.ndarray, "H W 3"]]) -> tuple[list[str], str]:
+    """Writes the views beside their transforms.json. Returns their names, and what the video is called."""
+    import numpy as np
+
+    from recon_torch.views.images import write_image
+    from recon_torch.views.transforms import write_transforms
+    from recon_torch.views.video import write_video
+
+    names = [f"{index:03d}.png" for index in range(len(rgb))]
+    for name, view in zip(names, rgb, strict=True):
+        write_image(directory / name, view)
+    back = [shot.world.cameras_back(rig) for rig in shot.cameras]
+    write_transforms(directory / "transforms.json", back, names)
+    if len({view.shape for view in rgb}) > 1:
+        return names, "no video, as these have different sizes"
+    return names, write_video(directory / "turntable.mp4", np.stack(rgb)).name
 
 
 def _camera_files(source: Path | None) -> list[Path]:
@@ -107,8 +130,8 @@ def _shot(flags: Namespace, asset: Gaussians) -> Shot:
     from recon_torch.views.world import World, around
 
     if flags.cameras is not None:
-        world = world_of(asset)
-        return Shot(world, world.cameras(read_cameras(flags.cameras)), f"those of {flags.cameras}")
+        world, (rigs, notes) = world_of(asset), read_cameras(flags.cameras)
+        return Shot(world, [world.cameras(rig) for rig in rigs], f"those of {flags.cameras}", notes)
     world, up = _place(flags.asset, asset)
     up = flags.up or up
     # A narrower view is taken from farther away, so that the object keeps its size in the pictures.
@@ -122,7 +145,7 @@ def _shot(flags: Namespace, asset: Gaussians) -> Shot:
     circle = orbit(flags.num_views, elevation_rad, flags.size, radius=distance, fov_deg=flags.fov_deg)
     center = ", ".join(f"{each:.6g}" for each in world.center)
     told = f"{distance / world.scale:.6g} from ({center}), with {up} up"
-    return Shot(world, around(np.array(UP_AXES[up]), circle), told)
+    return Shot(world, [around(np.array(UP_AXES[up]), circle)], told, [])
 
 
 def _place(path: Path, asset: Gaussians) -> tuple[World, str]:

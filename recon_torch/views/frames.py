@@ -126,8 +126,10 @@ def parse_frame(folder: Path, shared: dict, own: dict) -> Frame:
     return Frame(image, mask, w2c, intrinsics_px, size.width, size.height, size.upright, undistortion, told)
 
 
-def parse_camera(folder: Path, shared: dict, own: dict) -> Cameras:
-    """The camera of a frame as a pinhole, K = 1; its image is needed only where nothing gives w and h.
+def parse_camera(folder: Path, shared: dict, own: dict) -> tuple[Cameras, bool]:
+    """(the camera of a frame as a pinhole, K = 1, whether its lens has distortion that is left out).
+
+    Its image is needed only where nothing gives w and h.
 
     Raises UserError as `parse_frame` does.
     """
@@ -143,7 +145,8 @@ def parse_camera(folder: Path, shared: dict, own: dict) -> Cameras:
     else:
         frame = parse_frame(folder, shared, own)
         w2c, intrinsics_px, width, height = frame.w2c, frame.intrinsics_px, frame.width, frame.height
-    return Cameras(w2c[None], intrinsics_px[None], width, height)
+        lens = None if frame.undistortion is None else frame.undistortion.lens
+    return Cameras(w2c[None], intrinsics_px[None], width, height), lens is not None
 
 
 def _side_px(entries: dict, key: str) -> int:

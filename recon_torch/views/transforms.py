@@ -7,6 +7,7 @@ nerfstudio's lists train_filenames and test_filenames in one file.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,27 +61,36 @@ class Parts:
 
 
 def write_transforms(
-    path: str | os.PathLike, cameras: Cameras, image_names: Sequence[str], **extra: Any
+    path: str | os.PathLike, cameras: Cameras | Sequence[Cameras], image_names: Sequence[str], **extra: Any
 ) -> None:
     """Writes a transforms.json.
 
     Args:
-        cameras: K cameras. Intrinsics that all of them share are written once, others for each frame.
+        cameras: K cameras, or several rigs with K cameras in all. Sizes and intrinsics that all of them share
+            are written once, others for each frame.
         image_names: K paths of images, relative to the folder of the file.
         extra: further top-level entries, as values that JSON has.
     """
-    if len(image_names) != len(cameras):
-        raise ValueError(f"{len(image_names)} image names for {len(cameras)} cameras")
-    c2w = np.linalg.inv(cameras.w2c.astype(np.float64)) @ OPENGL_FROM_OPENCV
-    intrinsics = [_intrinsics_entry(matrix) for matrix in cameras.intrinsics_px]
-    shared = all(entry == intrinsics[0] for entry in intrinsics)
-    frames = [
-        {"file_path": str(name), "transform_matrix": matrix.tolist()} | ({} if shared else entry)
-        for name, matrix, entry in zip(image_names, c2w, intrinsics, strict=True)
+    rigs = [cameras] if isinstance(cameras, Cameras) else cameras
+    w2c = np.concatenate([rig.w2c.astype(np.float64) for rig in rigs])
+    if len(image_names) != len(w2c):
+        raise ValueError(f"{len(image_names)} image names for {len(w2c)} cameras")
+    c2w = np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
+    content: dict[str, Any] = {"camera_model": "PINHOLE"}
+    frames: list[dict[str, Any]] = [
+        {"file_path": str(name), "transform_matrix": matrix.tolist()}
+        for name, matrix in zip(image_names, c2w, strict=True)
     ]
-    content = {"camera_model": "PINHOLE", "w": cameras.width, "h": cameras.height}
-    content |= (intrinsics[0] if shared and intrinsics else {}) | extra | {"frames": frames}
-    write_json(path, content)
+    sizes: list[dict[str, Any]] = [{"w": rig.width, "h": rig.height} for rig in rigs for _ in range(len(rig))]
+    intrinsics: list[dict[str, Any]] = [
+        _intrinsics_entry(matrix) for rig in rigs for matrix in rig.intrinsics_px
+    ]
+    for entries in (sizes, intrinsics):
+        if all(entry == entries[0] for entry in entries):
+            content |= entries[0] if entries else {}
+        else:
+            frames = [frame | entry for frame, entry in zip(frames, entries, strict=True)]
+    write_json(path, content | extra | {"frames": frames})
 
 
 def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
@@ -99,32 +109,39 @@ def read_transforms(path: str | os.PathLike) -> tuple[Cameras, list[Path]]:
     return Cameras(w2c, intrinsics_px, *sizes.pop()), [frame.image for frame in frames]
 
 
-def read_cameras(source: str | os.PathLike) -> Cameras:
+def read_cameras(source: str | os.PathLike) -> tuple[list[Cameras], list[str]]:
     """The cameras of all frames of a file, or of a directory's transforms.json, in float64, to render from.
 
     Lens distortion is left out: they are the pinholes to which `load_views` brings the images.
 
-    Raises UserError as `read_file` and `parse_camera` do, and for cameras of different sizes.
+    Returns:
+        The cameras in the file's order, those of one size that follow each other together; and notes.
+
+    Raises UserError as `read_file` and `parse_camera` do.
     """
     source = Path(source)
     if not source.is_file() and not (source / TRANSFORMS).is_file():
         raise UserError(_nothing_at(source))
     part = read_file(source if source.is_file() else source / TRANSFORMS)
-    cameras = []
+    cameras, num_lenses = [], 0
     for index, entry in enumerate(part.frames):
         try:
-            cameras.append(parse_camera(part.path.parent, part.shared, entry))
+            camera, has_lens = parse_camera(part.path.parent, part.shared, entry)
         except UserError as error:
             raise UserError(f"{part.path}: frame {index}: {error}") from None
-    sizes = {(each.width, each.height) for each in cameras}
-    if len(sizes) > 1:
-        raise UserError(
-            f"{part.path}: cameras have different sizes {quoted(sorted(sizes))}; make them one size"
-        )
+        cameras.append(camera)
+        num_lenses += has_lens
+    told = f"the lens distortion of {num_lenses} cameras is left out: they are the pinholes that a fit sees"
+    rigs = [list(rig) for _, rig in itertools.groupby(cameras, lambda each: (each.width, each.height))]
+    return [_together(rig) for rig in rigs], [told] if num_lenses else []
+
+
+def _together(cameras: Sequence[Cameras]) -> Cameras:
+    """Cameras of one size as one rig."""
     w2c, intrinsics_px = (
         np.concatenate([getattr(each, name) for each in cameras]) for name in ("w2c", "intrinsics_px")
     )
-    return Cameras(w2c, intrinsics_px, *sizes.pop())
+    return Cameras(w2c, intrinsics_px, cameras[0].width, cameras[0].height)
 
 
 def read_frames(path: str | os.PathLike, allow_missing: bool = False) -> tuple[list[Frame], list[str]]:

@@ -1,5 +1,6 @@
 """`im3d render` writes what the Gaussians look like from the cameras in its transforms.json."""
 
+import json
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recon_torch.files import write_json
 from recon_torch.formats.ply import save_ply
 from recon_torch.outputs import Kind
 from recon_torch.raster.gaussians import SH_C0, Gaussians
+from recon_torch.raster.render import render_images
 from recon_torch.scene.framing import moved_into
 from recon_torch.views import cameras
 from recon_torch.views.images import read_image
@@ -136,7 +138,7 @@ def test_an_asset_is_framed_in_its_own_world(ball, tmp_path):
     pictures = rendered(tmp_path, elsewhere(ball), name="scene.ply")
     rows, columns = np.nonzero((pictures < 0.9).any((0, -1)))
     assert 4 <= min(rows.min(), columns.min()) <= 12 and 36 <= max(rows.max(), columns.max()) <= 44
-    written = read_cameras(tmp_path / "out")
+    [written], _ = read_cameras(tmp_path / "out")
     center, distance = (
         np.array(ELSEWHERE.center),
         np.linalg.norm(written.positions - ELSEWHERE.center, axis=-1),
@@ -174,8 +176,40 @@ def test_given_cameras_are_taken_as_they_are(ball, tmp_path):
     given = f"--cameras {tmp_path / 'given'}"
     np.testing.assert_allclose(rendered(tmp_path, elsewhere(ball), given), expected, atol=2 / 255)
     np.testing.assert_allclose(
-        read_cameras(tmp_path / "out").w2c, ELSEWHERE.cameras_back(unit).w2c, atol=1e-4
+        read_cameras(tmp_path / "out")[0][0].w2c, ELSEWHERE.cameras_back(unit).w2c, atol=1e-4
     )
+
+
+def test_cameras_of_several_sizes_and_lenses_are_rendered(ball, tmp_path, capsys):
+    """A portrait between two landscapes, with intrinsics of its own; a lens is left out and named."""
+    wide, tall = orbit_of(64, 48), orbit_of(40, 56)
+    rigs = [wide[:1], tall[1:2], wide[2:3]]
+    write_transforms(tmp_path / "given/transforms.json", rigs, ["a", "b", "c"])
+    content = json.loads((tmp_path / "given/transforms.json").read_text())
+    assert {"w", "h"} <= content["frames"][1].keys() and "w" not in content
+    content["frames"][2] |= {"camera_model": "OPENCV", "k1": 0.05}
+    write_json(tmp_path / "given/transforms.json", content)
+    save_ply(ball, tmp_path / "ball.ply")
+    argv = ["--asset", str(tmp_path / "ball.ply"), "--out", str(tmp_path / "out")]
+    render.main([*argv, "--cameras", str(tmp_path / "given")])
+    views = [read_image(path) for path in sorted((tmp_path / "out").glob("0*.png"))]
+    assert [view.shape for view in views] == [(48, 64, 3), (56, 40, 3), (48, 64, 3)]
+    alone = render_images(ball, tall[1:2])[0]
+    np.testing.assert_allclose(views[1], alone, atol=2 / 255)
+    said = capsys.readouterr().out
+    assert "distortion of 1 cameras is left out" in said and "no video, as these have different sizes" in said
+    assert not (tmp_path / "out/turntable.mp4").exists()
+    written, _ = read_cameras(tmp_path / "out")
+    assert [(rig.width, rig.height) for rig in written] == [(64, 48), (40, 56), (64, 48)]
+    np.testing.assert_allclose(written[1].w2c, tall[1:2].w2c, atol=1e-5)
+    np.testing.assert_allclose(written[1].intrinsics_px, tall[1:2].intrinsics_px, rtol=1e-6)
+
+
+def orbit_of(width: int, height: int) -> cameras.Cameras:
+    circle = cameras.orbit(3, 0.2, height)
+    intrinsics_px = circle.intrinsics_px.copy()
+    intrinsics_px[:, 0, 2] = width / 2 + 1.5
+    return cameras.Cameras(circle.w2c, intrinsics_px, width, height)
 
 
 def test_a_narrow_view_shows_the_asset_as_large(dot_file, tmp_path):
@@ -183,7 +217,7 @@ def test_a_narrow_view_shows_the_asset_as_large(dot_file, tmp_path):
     for fov_deg in (10, 33.8, 90):
         out = tmp_path / str(fov_deg)
         render.main(["--asset", str(dot_file), "--out", str(out), "--fov-deg", str(fov_deg), "--size", "96"])
-        ball, distance = 0.45, np.linalg.norm(read_cameras(out).positions[0])
+        ball, distance = 0.45, np.linalg.norm(read_cameras(out)[0][0].positions[0])
         sizes.append(math.sin(math.radians(fov_deg) / 2) * distance / ball)
     np.testing.assert_allclose(sizes, sizes[0], rtol=1e-5)
 
