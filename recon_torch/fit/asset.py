@@ -28,6 +28,9 @@ from recon_torch.fit import camera_moves, export, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
 from recon_torch.outputs import Kind
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.scene.framing import moved_into
+from recon_torch.scene.splats import Splats
 from recon_torch.settings import EXPORTED, ExportSettings, FileAxes, FitSettings
 from recon_torch.views import axes, defects, world
 from recon_torch.views.cameras import Cameras
@@ -52,6 +55,8 @@ FITTED = Kind(
 
 TURNTABLE_FRAMES, TURNTABLE_FPS = 96, 24
 SHEET_VIEWS = 8
+STARTED_WITHIN = 1.0  # of the origin of a fit's world, whose objects reach 0.5
+LEAST_STARTED = 0.5  # the share of the opacity of a start that has to be there
 
 
 @dataclasses.dataclass
@@ -65,6 +70,7 @@ class Asset:
         normalize: whether files are in the fit's world instead of that of the views.
         up: the axis of the turntable, in either world.
         export: as which files the asset is written.
+        start: what the fit begins with, in its own world; None: as its settings say.
         notes: what the report should say about the views.
         judged: what `run` has found out about the cameras. Those that it moved are in `train` and in `fit`.
         seconds: by stage, for the report.
@@ -77,6 +83,7 @@ class Asset:
     normalize: bool
     up: Float[np.ndarray, "3"]
     export: ExportSettings
+    start: Gaussians | None
     notes: list[str]
     judged: Judged = Judged()
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -104,6 +111,7 @@ def prepare(
     normalize: bool = False,
     up: Float[np.ndarray, "3"] | None = None,
     exported: ExportSettings | None = None,
+    start: Gaussians | None = None,
 ) -> Asset:
     """A fit that has its targets and awaits its first step.
 
@@ -113,18 +121,22 @@ def prepare(
         up: the axis of the turntable, and of an upright asset.ply; default: the axis of the world nearest to
             up in the pictures.
         exported: as which files the asset is written.
+        start: Gaussians to begin with, in the world of the views; default: as the settings say.
 
     Raises:
-        UserError: views or settings that cannot be fitted.
+        UserError: views or settings that cannot be fitted, and a start that is elsewhere than the object.
     """
     unit, notes = world.of_views(train.cameras, train.masks, normalize)
     if train.masks is None:
         settings = dataclasses.replace(settings, background=train.background)
-    fit = new_fit(unit.cameras(train.cameras), settings, train)
+    if start is not None:
+        start = moved_into(start, unit)
+        _check_place(start)
+    fit = new_fit(unit.cameras(train.cameras), settings, train, start)
     if train.masks is not None and not any(note.startswith(defects.BEGINNING) for note in train.notes):
         notes += defects.notes(np.concatenate([train.images, train.masks], -1))
     up = world.up_axis(fit.cameras) if up is None else up
-    return Asset(train, held_out, unit, fit, normalize, up, exported or ExportSettings(), notes)
+    return Asset(train, held_out, unit, fit, normalize, up, exported or ExportSettings(), start, notes)
 
 
 def run(
@@ -174,15 +186,29 @@ def _move_cameras(asset: Asset) -> bool:
     w2c = asset.train.cameras.w2c.copy()
     w2c[views] = asset.unit.cameras_back(cameras[views]).w2c
     asset.train = dataclasses.replace(asset.train, cameras=dataclasses.replace(asset.train.cameras, w2c=w2c))
-    asset.fit = new_fit(cameras, asset.fit.settings, asset.train)
+    asset.fit = new_fit(cameras, asset.fit.settings, asset.train, asset.start)
     return True
 
 
-def new_fit(cameras: Cameras, settings: FitSettings, views: Views) -> Fit:
-    """A fit in its own world that has its targets."""
+def new_fit(cameras: Cameras, settings: FitSettings, views: Views, start: Gaussians | None = None) -> Fit:
+    """A fit in its own world that has its targets, and begins with `start` if that is given."""
     fit = Fit(cameras, settings)
     fit.set_targets(*_targets(views))
+    if start is not None:
+        if not isinstance(fit.scene, Splats):
+            raise UserError("only a fit of Gaussians can start from Gaussians")
+        fit.scene.start_from(start)
     return fit
+
+
+def _check_place(start: Gaussians) -> None:
+    """Raises UserError for Gaussians that lie elsewhere than the object, in the world of a fit."""
+    there = start.means.norm(dim=-1) < STARTED_WITHIN
+    if float(start.opacities[there].sum()) < LEAST_STARTED * float(start.opacities.sum()):
+        raise UserError(
+            f"of what --start has, less than {LEAST_STARTED:.0%} is where the cameras look; "
+            "is it in the world of the views, and at their scale?"
+        )
 
 
 def _targets(views: Views) -> tuple[Float[torch.Tensor, "K H W 3"], Float[torch.Tensor, "K H W 1"] | None]:

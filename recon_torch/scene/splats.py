@@ -40,6 +40,7 @@ from recon_torch.views.world import World
 PARAM_NAMES = ("means", "quats", "scales", "opacities", "sh0")  # gsplat's names of the fields of Gaussians
 ZOOM = 2.0  # how many times as large the zoomed steps see their views
 ZOOMED_EARLY, EARLY = 5.0, 0.7  # zoomed steps are so many times as frequent in this first share of the steps
+LARGEST_LOGIT = 6.0  # of an opacity that a fit starts from: larger ones have hardly a gradient
 UNSEEN_EVERY = 200  # steps between the prunings of what no view sees; there is one after the last step, too
 
 
@@ -86,6 +87,12 @@ class Splats:
             return ["the masks agree on no place for the object, so the Gaussians start in a ball"]
         self._put(start)
         return []
+
+    def start_from(self, gaussians: Gaussians) -> None:
+        """Begins with these, in the fit's world, before the first step. Beyond the limit the faintest go."""
+        logits = gaussians.opacity_logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        self._put(Gaussians(*(each.to(self.device) for each in gaussians._replace(opacity_logits=logits))))
+        self.limit(self.settings.max_gaussians)
 
     def rates(self, progress: float) -> dict[str, float]:
         settings = self.settings

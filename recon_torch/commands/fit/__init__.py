@@ -76,6 +76,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument_group("fit").add_argument
     add("--steps", type=Flag(Steps), default=FitSettings.num_steps, help="optimisation steps" + default)
+    add("--start", type=Path, metavar="FILE",
+        help="Gaussians to start from, in the world of the views: .ply, .spz, .sog, ...")
     add("--refine-cameras", action="store_true",
         help="move cameras that are off by some degrees among right ones")
     add("--seed", type=Flag(Seed), default=0, help="of all random numbers" + default)
@@ -119,6 +121,9 @@ def _refuse_conflicts(flags: argparse.Namespace) -> None:
         or int(held_out) >= 2,
         "a radiance field fits in none of --formats": flags.representation != Representation.NERF
         or not flags.formats,
+        "--start goes with one --views or --video": flags.start is None or len(flags.views) < 2,
+        "a radiance field cannot --start from Gaussians": flags.start is None
+        or flags.representation != Representation.NERF,
         "with several --views, --held-out is N": len(flags.views) < 2 or held_out.isdecimal(),
     }
     for message, holds in requirements.items():

@@ -23,6 +23,7 @@ def origin(flags: argparse.Namespace, source: Path) -> dict[str, Any]:
     """
     settings = {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
     settings["isnet_weights"] = flags.isnet_weights and str(flags.isnet_weights)
+    settings["start"] = flags.start and _digest([flags.start])
     held_out = flags.held_out
     if held_out is not None and not held_out.isdecimal():
         held_out = _digest(_files_of(Path(held_out), flags.allow_missing))
@@ -44,7 +45,9 @@ def difference(before: Any, now: dict[str, Any]) -> list[str]:
 
 def files(flags: argparse.Namespace, source: Path) -> list[Path]:
     """The files that a fit reads, as far as they are there."""
-    found = [Path(path) for path in (flags.isnet_weights, flags.lpips_weights) if path is not None]
+    found = [
+        Path(path) for path in (flags.isnet_weights, flags.lpips_weights, flags.start) if path is not None
+    ]
     if flags.video is not None:
         return [*found, source]
     directories = [source]

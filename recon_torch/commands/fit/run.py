@@ -24,6 +24,7 @@ from recon_torch.errors import UserError, choice
 from recon_torch.fit import camera_moves, recovery
 from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, run, write
 from recon_torch.fit.optimization import Fit
+from recon_torch.formats.files import load as load_gaussians
 from recon_torch.settings import (
     SMALLEST_SIDE_PX,
     UP_AXES,
@@ -181,6 +182,10 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
     started = time.perf_counter()
     origin = origins.origin(flags, source)  # of the views as they are now
     train, held_out, notes = read_views(flags, source)
+    start = None
+    if flags.start is not None:
+        start, start_notes, _ = load_gaussians(flags.start)
+        notes += [f"{flags.start}: {note}" for note in start_notes]
     for note in notes:
         print(f"note: {source}: {note}", flush=True)
     settings = FitSettings(
@@ -193,7 +198,15 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
     )
     up = np.array(UP_AXES[flags.up]) if flags.up else None
     exported = ExportSettings(axes=flags.axes, formats=tuple(flags.formats))
-    asset = prepare(train, settings, held_out=held_out, normalize=flags.normalize, up=up, exported=exported)
+    asset = prepare(
+        train,
+        settings,
+        held_out=held_out,
+        normalize=flags.normalize,
+        up=up,
+        exported=exported,
+        start=start,
+    )
     for note in asset.notes:
         print(f"note: {source}: {note}", flush=True)
     asset.notes[:0] = notes

@@ -13,7 +13,7 @@ from recon_torch.commands.fit import origins, run
 from recon_torch.errors import UserError
 from recon_torch.fit import asset
 from recon_torch.fit.optimization import Fit
-from recon_torch.formats.ply import load_ply
+from recon_torch.formats.ply import load_ply, save_ply
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
 from recon_torch.views import world
@@ -206,6 +206,26 @@ def test_normalized_assets_are_at_the_origin_and_can_be_mapped_back(tmp_path):
     assert (10 * np.log10(1 / ((own - render(OBJECT, CAMERAS)[0]) ** 2).mean())) > 20
 
 
+def test_a_fit_starts_from_a_file(tmp_path):
+    """Ten steps from the truth, in the views' own world, agree with them; from a ball they cannot."""
+    write_views(tmp_path / "views", CAMERAS, moved)
+    truth = OBJECT._replace(
+        means=OBJECT.means * ENLARGED_BY + torch.tensor(MOVED_BY).float(),
+        log_scales=OBJECT.log_scales + float(np.log(ENLARGED_BY)),
+    )
+    save_ply(truth, tmp_path / "truth.ply")
+    paths = ["--views", str(tmp_path / "views"), "--out", str(tmp_path / "out"), "--steps", "10"]
+    fit_views.main([*paths, "--start", str(tmp_path / "truth.ply"), *OPTIONS])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["training"]["psnr"] > 30 and report["num_gaussians"] < 10
+    flags = fit_views.parse([*paths, "--start", str(tmp_path / "truth.ply"), *OPTIONS])
+    assert run.is_made(flags, flags.views[0], tmp_path / "out")
+    save_ply(OBJECT._replace(means=OBJECT.means + 900), tmp_path / "truth.ply")
+    assert not run.is_made(flags, flags.views[0], tmp_path / "out")
+    with pytest.raises(UserError, match="less than 50% is where the cameras look"):
+        fit_views.main([*paths, "--start", str(tmp_path / "truth.ply"), *OPTIONS])
+
+
 def test_an_object_away_from_where_the_cameras_look_is_noted(tmp_path, ball_masks):
     cameras = orbit(8, 0.3, SIZE, fov_deg=70.0)
     masks = ball_masks(cameras, np.array([0.8, 0.0, 0.0]), 0.3)
@@ -350,6 +370,10 @@ def test_out_of_memory_outside_of_the_steps_is_one_line(tmp_path, monkeypatch):
         ("--lpips-weights none.pth", "none.pth do not exist"),
         ("--isnet-weights none.onnx", "none.onnx do not exist"),
         ("--engine vulkan", "vulkan"),
+        ("--start none.ply", "none.ply cannot be read"),
+        ("--axes up", "--axes: invalid choice: 'up'"),
+        ("--formats png", "--formats: invalid choice: 'png'"),
+        ("--formats spz spz4", "two write asset.spz"),
         ("--colour red", "--colour"),
         ("--up w", "--up"),
         ("--video turn.mp4", "either --views DIR or --video FILE"),
@@ -375,6 +399,9 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
         ("--views x ./x --out y", "names a directory twice"),
         ("--views x z --out y --held-out test", "--held-out is N"),
         ("--video x --check", "--check needs --views"),
+        ("--views x z --out y --start a.ply", "--start goes with one --views"),
+        ("--views x --out y --representation nerf --start a.ply", "cannot --start"),
+        ("--views x --out y --representation nerf --formats glb", "fits in none of --formats"),
         ("--video x --out y", "--video needs --elevation-deg"),
         ("--views x --out y --held-out 1", "--held-out is 1; give a whole number from 2, or views"),
         ("--video x --out y --elevation-deg 90", "--elevation-deg: '90' is not a number between"),
