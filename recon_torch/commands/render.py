@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +12,6 @@ from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Pixels, Share, real
 from recon_torch.settings import UP_AXES, FileAxes
-from recon_torch.text_files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +122,7 @@ def _shot(flags: Namespace, asset: Gaussians) -> Shot:
     """The cameras that the flags ask for, or those that suit the asset."""
     import numpy as np
 
-    from recon_torch.scene.framing import world_of
+    from recon_torch.scene.framing import place_of, world_of
     from recon_torch.views.cameras import orbit
     from recon_torch.views.transforms import read_cameras
     from recon_torch.views.world import World, around
@@ -132,7 +130,7 @@ def _shot(flags: Namespace, asset: Gaussians) -> Shot:
     if flags.cameras is not None:
         world, (rigs, notes) = world_of(asset), read_cameras(flags.cameras)
         return Shot(world, [world.cameras(rig) for rig in rigs], f"those of {flags.cameras}", notes)
-    world, up = _place(flags.asset, asset)
+    world, up = place_of(flags.asset, asset)
     up = flags.up or up
     # A narrower view is taken from farther away, so that the object keeps its size in the pictures.
     half_fovs_rad = [math.radians(each / 2) for each in (UNIT_FOV_DEG, flags.fov_deg)]
@@ -146,19 +144,6 @@ def _shot(flags: Namespace, asset: Gaussians) -> Shot:
     center = ", ".join(f"{each:.6g}" for each in world.center)
     told = f"{distance / world.scale:.6g} from ({center}), with {up} up"
     return Shot(world, [around(np.array(UP_AXES[up]), circle)], told, [])
-
-
-def _place(path: Path, asset: Gaussians) -> tuple[World, str]:
-    """Where the object lies, and which axis is up: what the fit has noted, or what the Gaussians show."""
-    from recon_torch.scene.framing import world_of, world_of_report
-
-    report = path.with_name("report.json")
-    if path.name == "asset.ply" and report.is_file():
-        with contextlib.suppress(UserError):  # a report that is damaged, or of another program
-            known = world_of_report(read_json(report), len(asset.means))
-            if known is not None:
-                return known
-    return world_of(asset), "z"
 
 
 def _parse(argv: list[str]) -> Namespace:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from recon_torch.errors import UserError
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.settings import UP_AXES
+from recon_torch.text_files import read_json
 from recon_torch.views.world import OBJECT_RADIUS, World
 
 UNIT = World(np.zeros(3), 1.0)
@@ -71,6 +75,17 @@ def world_of_report(report: Any, num_gaussians: int) -> tuple[World, str] | None
         return None
     normalized = place.get("asset_is_normalized") is True
     return (UNIT if normalized else World(np.array(center, np.float64), float(scale))), axis
+
+
+def place_of(path: Path, gaussians: Gaussians) -> tuple[World, str]:
+    """Where the Gaussians of a file lie, and which axis is up: what the fit has noted, or what they show."""
+    report = path.with_name("report.json")
+    if path.name == "asset.ply" and report.is_file():
+        with contextlib.suppress(UserError):  # a report that is damaged, or of another program
+            known = world_of_report(read_json(report), len(gaussians.means))
+            if known is not None:
+                return known
+    return world_of(gaussians), "z"
 
 
 def moved_into(gaussians: Gaussians, world: World) -> Gaussians:

@@ -1,0 +1,235 @@
+"""What a page shows of an asset, read from the asset's directory or from its file of Gaussians.
+
+Only the Gaussians must be there. The rest is shown where it is there: cameras and pictures of the views, the
+rounds, a mesh, the report. All of it may have been changed by a user, so nothing of it is trusted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from recon_torch.errors import UserError
+from recon_torch.formats import files
+from recon_torch.formats.ply import ply_bytes
+from recon_torch.scene.framing import moved_into, place_of
+from recon_torch.settings import UP_AXES
+from recon_torch.text_files import read_json
+from recon_torch.views import axes
+from recon_torch.views.images import image_size, opened
+from recon_torch.views.transforms import TRANSFORMS, read_cameras
+from recon_torch.views.world import World, upright_rows
+
+ASSET, REPORT, SHEET, MESH = "asset.ply", "report.json", "views.png", "mesh.glb"
+GLTF_AXES: axes.Axes = ("y", "z", "x")  # +Y is up, and the front faces +Z
+THUMBNAIL_PX = 168
+SHEET_GAP_PX = 2  # of `contact_sheet`
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # from cameras that look along +Z to those that look along -Z
+FACTS = {  # of the report, by their keys, and what they are called
+    "prompt": "prompt",
+    "image": "picture",
+    "seed": "seed",
+    "num_gaussians": "Gaussians",
+    "elevation_deg": "elevation in degrees",
+    "network_calls": "calls of the network",
+    "device": "device",
+}
+LONGEST_TEXT = 500
+
+
+class View(NamedTuple):
+    """A camera in the axes of the page, and its picture.
+
+    Attributes:
+        c2w: camera to world; the camera looks along -Z, and +Y is up in the picture.
+        fov_deg: the vertical field of view.
+        aspect: width by height.
+        picture: the content of a PNG.
+    """
+
+    c2w: Float[np.ndarray, "4 4"]
+    fov_deg: float
+    aspect: float
+    picture: bytes
+
+
+class Rounds(NamedTuple):
+    """A contact sheet whose last rows are the views and the renders of each round.
+
+    Attributes:
+        sheet: the content of a PNG.
+        num_rows: of the sheet.
+        labels: what is said of each round.
+    """
+
+    sheet: bytes
+    num_rows: int
+    labels: list[str]
+
+
+class Contents(NamedTuple):
+    """What a page shows.
+
+    Attributes:
+        title: the prompt, or the name of the directory.
+        verdict: of the quality gates; "" if there is none.
+        facts: names and values of the report.
+        notes: sentences: of the report, and on what is not shown.
+        ply: the Gaussians at unit size, in `GLTF_AXES`.
+        glb: the mesh, in glTF's axes at unit size; None if there is none.
+    """
+
+    title: str
+    verdict: str
+    facts: list[tuple[str, str]]
+    notes: list[str]
+    ply: bytes
+    num_gaussians: int
+    glb: bytes | None
+    views: list[View]
+    rounds: Rounds | None
+
+
+def read(source: Path) -> Contents:
+    """Reads an asset.
+
+    source: its directory, or a file of Gaussians of any format that is read.
+
+    Raises:
+        UserError: there are no Gaussians, or they cannot be read.
+    """
+    file = source / ASSET if source.is_dir() else source
+    if source.is_dir() and not file.is_file():
+        raise UserError(f"{source} has no {ASSET}; give the directory of an asset, or a file of Gaussians")
+    gaussians, told, _ = files.load(file)
+    world, up = place_of(file, gaussians)
+    turn = axes.matrix(GLTF_AXES) @ upright_rows(np.array(UP_AXES[up]))
+    ply = ply_bytes(moved_into(gaussians, world), axes.axes_of(turn))
+    shown = Contents(file.stem, "", [], list(told), ply, len(gaussians.means), None, [], None)
+    if not source.is_dir():
+        return shown
+    report, notes = _report(source)
+    views, more = _views(source, world, turn)
+    return shown._replace(
+        title=_text(report.get("prompt")) or source.resolve().name,
+        verdict=_text(_within(report, "quality", "verdict")),
+        facts=list(_facts(report)),
+        notes=[*told, *notes, *more],
+        glb=_mesh(source),
+        views=views,
+        rounds=_rounds(source, report),
+    )
+
+
+def _report(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The report, and sentences from it and on it."""
+    if not (folder / REPORT).is_file():
+        return {}, [f"there is no {REPORT}"]
+    try:
+        report = read_json(folder / REPORT)
+    except UserError as error:
+        return {}, [str(error)]
+    if not isinstance(report, dict):
+        return {}, [f"{REPORT} is no report"]
+    quality = report.get("quality")
+    said = [report.get("notes"), *(_within(quality, name) for name in ("reasons", "hints"))]
+    return report, [_text(each) for sentences in said if isinstance(sentences, list) for each in sentences]
+
+
+def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, name in FACTS.items():
+        if text := _text(report.get(key)):
+            yield name, text
+    seconds = report.get("seconds")
+    if isinstance(seconds, dict):
+        yield "seconds", ", ".join(f"{_text(name)} {_number(each)}" for name, each in seconds.items())
+    for name in ("training", "held_out"):
+        if (decibels := _within(report, name, "psnr")) is not None:
+            yield f"PSNR of {name.replace('_', '-')} views", f"{_number(decibels)} dB"
+
+
+def _views(folder: Path, world: World, turn: Float[np.ndarray, "3 3"]) -> tuple[list[View], list[str]]:
+    """The views that transforms.json names, as far as they can be read, and what stands against the rest."""
+    if not (folder / TRANSFORMS).is_file():
+        return [], []
+    try:
+        rigs, notes = read_cameras(folder)
+        names = [str(frame["file_path"]) for frame in read_json(folder / TRANSFORMS)["frames"]]
+        pictures = [_thumbnail(folder / "images" / Path(name).name) for name in names]
+    except (UserError, KeyError, TypeError) as error:
+        return [], [f"the views are not shown: {error}"]
+    to_page = np.eye(4)
+    to_page[:3, :3] = turn
+    cameras = [rig[[index]] for rig in map(world.cameras, rigs) for index in range(len(rig))]
+    views = []
+    for camera, picture in zip(cameras, pictures, strict=True):
+        fov_deg = 2 * np.degrees(np.arctan(camera.height / (2 * camera.intrinsics_px[0, 1, 1])))
+        c2w = to_page @ np.linalg.inv(camera.w2c[0].astype(np.float64)) @ OPENGL
+        views.append(View(c2w, float(fov_deg), camera.width / camera.height, picture))
+    return views, notes
+
+
+def _thumbnail(path: Path) -> bytes:
+    """A small PNG over white, made anew: nothing of the file but its pixels gets into the page."""
+    with opened(path) as image:
+        picture = image.convert("RGBA")
+    picture.thumbnail((4 * THUMBNAIL_PX, THUMBNAIL_PX))
+    return _png(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture))
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.convert("RGB").save(content, "PNG")
+    return content.getvalue()
+
+
+def _rounds(folder: Path, report: dict[str, Any]) -> Rounds | None:
+    """The contact sheet, if it has as many rows as the report has rounds."""
+    told = report.get("rounds")
+    # Above the rounds of a generated asset is the input.
+    rounds, above = (told, 1) if isinstance(told, list) and told else ([report.get("training")], 0)
+    num_rows = above + 2 * len(rounds)
+    try:
+        _, height = image_size(folder / SHEET)
+        if (height - SHEET_GAP_PX) % num_rows:
+            return None
+        with opened(folder / SHEET) as image:
+            sheet = _png(image)
+    except UserError:
+        return None
+    labels = [
+        f"{index}: {_number(_within(each, 'psnr'))} dB to its views" for index, each in enumerate(rounds)
+    ]
+    return Rounds(sheet, num_rows, labels)
+
+
+def _mesh(folder: Path) -> bytes | None:
+    path = folder / MESH
+    content = path.read_bytes() if path.is_file() else b""
+    return content if content.startswith(b"glTF") else None
+
+
+# ---- Values that may be anything ----
+
+
+def _within(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _number(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else "?"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return (value if isinstance(value, str) else json.dumps(value))[:LONGEST_TEXT]
