@@ -17,10 +17,17 @@ from recon_torch.raster.gaussians import Gaussians
 from recon_torch.settings import Format
 from recon_torch.views.axes import Axes
 
-FORMATS = (*(Format.COMPRESSED_PLY, Format.SPZ, Format.SPZ4, Format.SOG, Format.SPLAT, Format.KSPLAT),)
+FORMATS = (
+    Format.COMPRESSED_PLY,
+    Format.SPZ,
+    Format.SPZ4,
+    Format.SOG,
+    Format.SPLAT,
+    Format.KSPLAT,
+)
 CHILD = Path(__file__).with_name("gaussforge_child.py")
 MEMORY_BYTES = 8 * 2**30  # of the process that converts
-PATIENCE_S = 600.0
+PATIENCE_S = 240.0  # less than a client of the worker process waits for a sign of life
 
 
 def save(gaussians: Gaussians, path: Path, kind: Format, file_axes: Axes) -> None:
@@ -50,8 +57,11 @@ def _name(kind: Format) -> str:
 
 def _convert(
     source: Path, target: Path, source_format: str, target_format: str, told: Path, version: int = 3
-):
-    """Raises UserError, which names the file `told`."""
+) -> None:
+    """Raises UserError, which names the file `told`.
+
+    version: of .spz.
+    """
     need("gaussforge", told)
     arguments = [source, target, source_format, target_format, version, MEMORY_BYTES]
     try:

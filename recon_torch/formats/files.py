@@ -20,8 +20,10 @@ from recon_torch.text_files import check_not_stand_in
 from recon_torch.views import axes
 from recon_torch.views.axes import Axes
 
-USD_FORMATS = (Format.USDZ, Format.USDA)
-ASSUMED = "taken as viewers show it, with its -Y up; --axes world takes its axes as they are"
+ASSUMED = (
+    "taken as viewers show it, with its -Y up; `im3d render` and `im3d export` take its axes as they are "
+    "with --axes world"
+)
 
 
 def save(gaussians: Gaussians, path: str | os.PathLike, kind: Format, upright: Axes = axes.UPRIGHT) -> None:
