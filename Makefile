@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 demo: $(READY)
-	$(BIN)/im3d generate --prompt "$(PROMPT)" --out out/demo
+	$(BIN)/im3d generate --prompt "$(PROMPT)" --out out/demo --config.export.page=True
 
 # What to run before every commit, in under two minutes.
 check: lint types fast

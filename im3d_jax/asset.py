@@ -4,6 +4,7 @@ A directory holds a whole asset if it holds report.json, which is written last. 
 
     asset.ply              the Gaussians in the layout of 3DGS (asset.safetensors for a radiance field)
     asset.spz, ...         and in other formats, where `config.export.formats` asks for them
+    asset.html             a page to look at it, where `config.export.page` asks for it
     turntable.mp4          renders around the asset
     views.png              a contact sheet: the input, and the generated views and renders of each round
     images/, transforms.json            renders of the asset from the cameras of its views
@@ -47,6 +48,7 @@ ASSET = Kind(
     "generate",
     (
         r"asset\.(ply|safetensors|" + EXPORTED + ")",
+        r"asset\.html",
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",
@@ -300,6 +302,10 @@ def write(
         report = make_report(made, request, client, settings.config_digest)  # with notes on the export
         report["seconds"] = stages.seconds()
         write_json(staging / REPORT, report)
+        if settings.export.page:
+            from recon_torch.page.html import write_beside  # it reads Gaussians, and nothing else here does
+
+            write_beside(staging, request.out.resolve().name)
         outputs.replace(staging, request.out, ASSET, REPORT)
     return Asset(request.out, report, made.cameras, made.rounds)
 

@@ -207,6 +207,8 @@ class AssetSettings:
             raise UserError(f"{given}: make each larger than the one before")
         if self.export.formats and self.fit.representation == Representation.NERF:
             raise UserError("config.export.formats: a radiance field fits in none; make it ()")
+        if self.export.page and self.fit.representation == Representation.NERF:
+            raise UserError("config.export.page: pages show Gaussians, and this is a radiance field")
         if self.size < SMALLEST_SIDE_PX:
             raise UserError(f"config.size is {self.size}; views of an asset need {SMALLEST_SIDE_PX} px")
 

@@ -165,12 +165,14 @@ class ExportSettings:
     Attributes:
         axes: of asset.ply, see `FileAxes`; our readers undo it.
         formats: further files beside asset.ply, each read back and compared; they need the extra "export".
+        page: whether to write asset.html, which shows the asset in a browser, see `recon_torch.page`.
 
     Raises UserError for two formats with one suffix, such as spz and spz4, and where a package is missing.
     """
 
     axes: FileAxes | str = FileAxes.UPRIGHT
     formats: tuple[Format | str, ...] = ()
+    page: bool = False
 
     def __post_init__(self) -> None:
         suffixes = [Format(each).suffix for each in self.formats]

@@ -16,6 +16,7 @@ from im3d_jax.jobs.outcomes import FAILED
 from im3d_jax.jobs.summary import KINDS, SUMMARY, Entry
 from recon_torch import outputs
 from recon_torch.files import replacing
+from recon_torch.page import PAGE
 
 ASSETS_PER_PAGE = 200
 
@@ -95,10 +96,11 @@ def card(asset: Entry) -> str:
     else:
         front = f'<img src="{place}/images/000.png" alt="" loading="lazy">'
         picture = f'<a href="{place}/turntable.mp4">{front}</a>'
+        page = f' <a href="{place}/{PAGE}">3D</a>' if asset.has_page else ""
         numbers = f", {asset.psnr:.1f} dB, {asset.seconds['total']:.0f} s"
         links = (
             f'<a href="{place}/turntable.mp4">turntable</a> <a href="{place}/views.png">views</a>'
-            f' <a href="{place}/{REPORT}">report</a>'
+            f' <a href="{place}/{REPORT}">report</a>{page}'
         )
     prompt = escape(str(asset.told.get("prompt") or asset.told.get("image")))
     reasons = "".join(f"<p>{escape(str(reason))}</p>" for reason in asset.reasons)

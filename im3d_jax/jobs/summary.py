@@ -18,6 +18,7 @@ from im3d_jax.jobs.outcomes import FAILED
 from recon_torch import locks, outputs
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
+from recon_torch.page import PAGE
 from recon_torch.settings import Verdict
 
 SUMMARY = "summary.json"
@@ -44,11 +45,13 @@ class Entry(NamedTuple):
         name: of the directory, a number.
         kind: the verdict on the asset, or `FAILED`.
         told: the content of its report.json or error.json.
+        has_page: whether there is a page to look at it.
     """
 
     name: str
     kind: str
     told: dict[str, Any]
+    has_page: bool = False
 
     @property
     def reasons(self) -> list[str]:
@@ -108,7 +111,8 @@ def read(directory: Path) -> Entry | None:
     for name in (REPORT, ERROR):
         try:
             told = json.loads((directory / name).read_text(), parse_constant=str)
-            asset = Entry(directory.name, FAILED if name == ERROR else told["quality"]["verdict"], told)
+            kind = FAILED if name == ERROR else told["quality"]["verdict"]
+            asset = Entry(directory.name, kind, told, (directory / PAGE).is_file())
             _ = asset.reasons, asset.kind == FAILED or (asset.psnr, asset.seconds["total"])
             if asset.kind in KINDS:
                 return asset

@@ -28,6 +28,7 @@ from recon_torch.fit import camera_moves, export, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
 from recon_torch.outputs import Kind
+from recon_torch.page.html import write_beside
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.scene.framing import moved_into
 from recon_torch.scene.splats import Splats
@@ -44,6 +45,7 @@ FITTED = Kind(
     "fit",
     (
         r"asset\.(ply|safetensors|" + EXPORTED + ")",
+        r"asset\.html",
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",
@@ -235,6 +237,8 @@ def write(
     """
     with outputs.owned(out) as staging:
         path, report = _write(asset, staging, num_together, origin)
+        if asset.export.page:
+            write_beside(staging, out.resolve().name)
         outputs.replace(staging, out, FITTED, REPORT)
     return out / path.name, report
 

@@ -97,10 +97,12 @@ class Contents(NamedTuple):
     rounds: Rounds | None
 
 
-def read(source: Path) -> Contents:
+def read(source: Path, name: str = "") -> Contents:
     """Reads an asset.
 
-    source: its directory, or a file of Gaussians of any format that is read.
+    Args:
+        source: its directory, or a file of Gaussians of any format that is read.
+        name: the title where there is no prompt; default: that of the directory.
 
     Raises:
         UserError: there are no Gaussians, or they cannot be read.
@@ -118,7 +120,7 @@ def read(source: Path) -> Contents:
     report, notes = _report(source)
     views, more = _views(source, world, turn)
     return shown._replace(
-        title=_text(report.get("prompt")) or source.resolve().name,
+        title=_text(report.get("prompt")) or name or source.resolve().name,
         verdict=_text(_within(report, "quality", "verdict")),
         facts=list(_facts(report)),
         notes=[*told, *notes, *more],
@@ -162,7 +164,8 @@ def _views(folder: Path, world: World, turn: Float[np.ndarray, "3 3"]) -> tuple[
     try:
         rigs, notes = read_cameras(folder)
         names = [str(frame["file_path"]) for frame in read_json(folder / TRANSFORMS)["frames"]]
-        pictures = [_thumbnail(folder / "images" / Path(name).name) for name in names]
+        # Of a path, the last folder and the name are taken, so that it cannot lead out of the asset.
+        pictures = [_thumbnail(folder.joinpath(*Path(name).parts[-2:])) for name in names]
     except (UserError, KeyError, TypeError) as error:
         return [], [f"the views are not shown: {error}"]
     to_page = np.eye(4)

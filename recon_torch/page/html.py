@@ -15,7 +15,8 @@ from pathlib import Path
 from string import Template
 
 from recon_torch.files import replacing
-from recon_torch.page.contents import Contents
+from recon_torch.page import PAGE
+from recon_torch.page.contents import Contents, read
 
 HERE = Path(__file__).parent
 
@@ -29,6 +30,14 @@ def render(contents: Contents) -> str:
         libraries=_libraries(),
         asset=_json(contents),
     )
+
+
+def write_beside(folder: Path, name: str) -> None:
+    """Writes the page of an asset whose other files are written, as one of them.
+
+    name: the title where there is no prompt.
+    """
+    write(read(folder, name), folder / PAGE)
 
 
 def write(contents: Contents, path: str | Path) -> None:

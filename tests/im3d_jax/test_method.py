@@ -24,6 +24,7 @@ CHANGES = """
     config.rounds.update(at_steps=(8, 14), num_steps=2)
     config.fit.update(num_gaussians=200, num_steps=20, lpips_net="alex")
     config.turntable.update(num_frames=4, size=32)
+    config.export.page = True
 """
 
 
@@ -48,7 +49,7 @@ def asset(config_path, tmp_path_factory):
 
 def test_all_files_are_there(asset):
     views = {"views_0", "views_1", "views_2", "images"}
-    files = {"asset.ply", "turntable.mp4", "views.png", "transforms.json", "report.json"}
+    files = {"asset.ply", "asset.html", "turntable.mp4", "views.png", "transforms.json", "report.json"}
     assert {path.name for path in asset.iterdir()} == files | views | {outputs.MARKER}
     for folder in (asset, *(asset / f"views_{number}" for number in range(3))):
         cameras, paths = read_transforms(folder / "transforms.json")
@@ -152,7 +153,8 @@ def test_no_try_is_better_than_the_first_by_being_later(config_path, tmp_path, m
 
 
 def test_a_radiance_field_goes_through_the_rounds(config_path, tmp_path):
-    settings = ("--config.fit.representation=nerf", "--config.gates.view_shape=2.0")
+    settings = ("fit.representation=nerf", "export.page=False", "gates.view_shape=2.0")
+    settings = tuple(f"--config.{each}" for each in settings)
     assert command(config_path, *settings, "--prompt", "a red car", "--out", tmp_path) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert [each["until_step"] for each in report["rounds"]] == [8, 14, 20]
@@ -197,6 +199,7 @@ def bad_cases(tmp_path, config_path):
         "config.fit.max_gaussians is -5; give": (*prompt, *out, "--config.fit.max_gaussians=-5"),
         "config.turntable.size is 0; give": (*prompt, *out, "--config.turntable.size=0"),
         "config.elevation.deg is 120.0; give": (*prompt, *out, "--config.elevation.deg=120"),
+        "config.export.page: pages show Gaussians": (*prompt, *out, "--config.fit.representation=nerf"),
         "give one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=mesh"),
         "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),
         "images/000.png is not of an earlier run": (*prompt, "--out", tmp_path / "holidays"),

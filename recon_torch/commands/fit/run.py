@@ -197,7 +197,7 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
         lpips_weights=flags.lpips_weights,
     )
     up = np.array(UP_AXES[flags.up]) if flags.up else None
-    exported = ExportSettings(axes=flags.axes, formats=tuple(flags.formats))
+    exported = ExportSettings(axes=flags.axes, formats=tuple(flags.formats), page=flags.page)
     asset = prepare(
         train,
         settings,

@@ -159,3 +159,12 @@ def test_an_error_that_is_no_text_is_shown_as_one(tmp_path):
     gallery.write(tmp_path)
     failures = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)["failures"]
     assert "Infinity" in failures["000000"] and failures["000001"] == "Infinity"
+
+
+def test_assets_with_a_page_have_a_link_to_it(tmp_path):
+    for number in range(2):
+        make_asset(tmp_path, number)
+    (tmp_path / "assets" / "000001" / "asset.html").write_text("a page")
+    gallery.write(tmp_path)
+    links = Page(tmp_path / "gallery.html").values("a", "href")
+    assert [each for each in links if each.endswith("asset.html")] == ["assets/000001/asset.html"]

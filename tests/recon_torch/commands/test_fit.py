@@ -402,6 +402,7 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
         ("--views x z --out y --start a.ply", "--start goes with one --views"),
         ("--views x --out y --representation nerf --start a.ply", "cannot --start"),
         ("--views x --out y --representation nerf --formats glb", "fits in none of --formats"),
+        ("--views x --out y --representation nerf --page", "--page shows Gaussians"),
         ("--video x --out y", "--video needs --elevation-deg"),
         ("--views x --out y --held-out 1", "--held-out is 1; give a whole number from 2, or views"),
         ("--video x --out y --elevation-deg 90", "--elevation-deg: '90' is not a number between"),
