@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         + default)
     add("--formats", nargs="+", default=[], choices=tuple(map(str, Format)), metavar="FORMAT",
         help="further files beside asset.ply: " + ", ".join(Format))
-    add("--page", action="store_true", help="write asset.html, too, a page that shows the asset, see `im3d view`")
+    add("--page", action="store_true", help="write asset.html, a page that shows the asset; see `im3d view`")
     # fmt: on
     flags = parser.parse_args(argv)
     _refuse_conflicts(flags)
