@@ -28,6 +28,7 @@ COMMANDS = {
     "fit": Command("recon_torch.commands.fit", "fit Gaussians to images with a transforms.json"),
     "render": Command("recon_torch.commands.render", "render Gaussians: images and a turntable"),
     "export": Command("recon_torch.commands.export", "write an asset in the format of another tool"),
+    "mesh": Command("recon_torch.commands.mesh", "make a textured mesh of an asset"),
     "view": Command("recon_torch.commands.view", "look at assets in a browser, or write a page of one"),
     "train": Command("im3d_jax.commands.train", "train the video generator"),
     "train-elevation": Command(

@@ -184,6 +184,51 @@ class ExportSettings:
                 raise UserError(f'formats: {each} needs {each.package}; pip install "im3d[export]"')
 
 
+class MeshMethod(enum.StrEnum):
+    """Where the surface of Gaussians is; see `recon_torch.mesh.making`."""
+
+    OPACITY = "opacity"  # where their summed density has a level
+    DEPTH = "depth"  # where their depth maps, fused, say so
+
+
+class MeshFormat(enum.StrEnum):
+    """Files that a mesh is written to; see `recon_torch.mesh.files`."""
+
+    GLB = "glb"
+    OBJ = "obj"
+    PLY = "ply"
+    USD = "usd"
+
+
+@settings
+class MeshSettings:
+    """How a surface with a texture is made of Gaussians (`config.mesh`). Measured in docs/meshes.md.
+
+    method: where the surface is.
+    level: of the method's field, at which the surface is; None: 0.45 for the density of Gaussians, and -0.25
+        truncation distances, which is a cell before the depth maps, for these.
+    resolution: cells along the longest side of the grid.
+    floaters: share of the area below which a piece that is apart is left out.
+    triangles: the most that the mesh has.
+    watertight: whether a mesh with holes is an error.
+    texture: side of the square texture in pixels.
+    formats: of the files.
+    """
+
+    method: MeshMethod | str = MeshMethod.OPACITY
+    level: Annotated[float, Range(-1, 100)] | None = None
+    resolution: Annotated[int, Range(16, 512)] = 192
+    floaters: Share = 0.01
+    triangles: Annotated[int, Range(4, 1_000_000)] = 20_000
+    watertight: bool = False
+    texture: Annotated[int, Range(16, 8192)] = 1024
+    formats: tuple[MeshFormat | str, ...] = (MeshFormat.GLB,)
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise UserError("formats is empty; name one of " + ", ".join(MeshFormat))
+
+
 class Level(enum.StrEnum):
     """How much a finding of a quality gate speaks against an asset."""
 

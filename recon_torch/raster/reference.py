@@ -51,7 +51,7 @@ def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     scales = torch.where(sane[:, None], scales, 1.0)
 
     root = rotation_matrices(quats) * scales[:, None, :]
-    slope = _projection_slope(in_camera, intrinsics_px, width, height)
+    slope = projection_slope(in_camera, intrinsics_px, width, height)
     root2d = slope @ w2c[:, None, :3, :3] @ root
     cov2d = root2d @ root2d.mT + low_pass_px2 * torch.eye(2, dtype=means.dtype, device=means.device)
     xx, xy, yy = cov2d[..., 0, 0], cov2d[..., 0, 1], cov2d[..., 1, 1]
@@ -63,7 +63,7 @@ def project(gaussians: Activated, cameras: CameraTensors) -> Projection:
     return Projection(means2d, conics, in_camera[..., 2], extents, extents.ceil().int())
 
 
-def _projection_slope(
+def projection_slope(
     in_camera: Float[Tensor, "K N 3"], intrinsics_px: Float[Tensor, "K 3 3"], width: int, height: int
 ) -> Float[Tensor, "K N 2 3"]:
     """d pixel / d camera coordinates; from FRUSTUM_MARGIN outside of the image on it stays constant."""

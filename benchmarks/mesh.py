@@ -1,0 +1,223 @@
+"""How near textured meshes come to the truth, and to the splats that they are made of, by either method.
+
+    python benchmarks/mesh.py --meshes DIR --count 5
+
+Each .glb, .gltf or .obj file in DIR is rendered from 16 azimuths at 20 degrees and fitted, and `im3d mesh`
+makes a mesh of the fit. Distances are between 10,000 points of each surface and 200,000 of the other, in
+thousandths of the world's unit, in which objects have a radius of 0.5: `accuracy` from the mesh to the truth,
+`completeness` back; `normals` is the mean absolute cosine between normals of nearest points, both ways. The
+GLB that was written is read back by our own reader, and rendered without further light, as light is in the
+views; `psnr` is of 24 held-out views over white, beside that of the splats. `seconds` are of processor time,
+without the fit. The peer is Open3D's TSDF fusion of the splats' mean depth from the same cameras, where
+open3d is installed; its colours are not compared.
+
+Fits and meshes stay in --out, and a fit that is there is not made again: give another --out when the code has
+changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import view_cases
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+
+from im3d_jax.data import mesh_rendering
+from im3d_jax.data.meshes.parts import Mesh
+from im3d_jax.data.meshes.reading import load_mesh
+from recon_torch.errors import UserError
+from recon_torch.fit.optimization import Fit
+from recon_torch.formats.ply import load_ply, save_ply
+from recon_torch.losses.metrics import psnr
+from recon_torch.mesh import making, sights
+from recon_torch.mesh.making import Given
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.render import render, render_images
+from recon_torch.settings import FitSettings, MeshMethod, MeshSettings
+from recon_torch.views.cameras import Cameras
+from recon_torch.views.directory import Views
+from recon_torch.views.images import contact_sheet, write_image
+from recon_torch.views.world import World
+
+MESH_SUFFIXES = (".glb", ".gltf", ".obj")
+SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
+NUM_SAMPLES, NUM_DENSE = 10_000, 200_000
+FRAME = World(np.zeros(3), 1.0), np.array([0.0, 0.0, 1.0])
+COLUMNS = ("accuracy", "completeness", "normals", "psnr", "splats", "triangles", "watertight", "seconds")
+PEER_CELL, PEER_TRUNCATION = 1.1 / 192, 4.0
+
+
+def main() -> None:
+    flags = _parse()
+    rows = []
+    for path in sorted(each for each in flags.meshes.iterdir() if each.suffix in MESH_SUFFIXES)[
+        : flags.count
+    ]:
+        truth = load_mesh(path)
+        views = view_cases.views_of(truth, "clean", flags.size, 0).views
+        gaussians = _fit(views, flags.out / f"{path.stem}_{flags.size}.ply")
+        for method in MeshMethod:
+            rows.append((path.stem, str(method), _measure(truth, views, gaussians, method, path.stem, flags)))
+            print(*rows[-1], flush=True)
+        if (peer := _peer(truth, views.cameras, gaussians)) is not None:
+            rows.append((path.stem, "Open3D TSDF", peer))
+            print(*rows[-1], flush=True)
+    print("\n" + _table(rows))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--meshes", type=Path, required=True, metavar="DIR", help="a folder of .glb, .gltf or .obj files")
+    add("--count", type=int, default=5, help="how many of them, by name (5)")
+    add("--size", type=int, default=128, metavar="PX", help="of the views that are fitted")
+    add("--out", type=Path, default=Path("out/mesh"), metavar="DIR")
+    return parser.parse_args()
+
+
+def _fit(views: Views, file: Path) -> Gaussians:
+    if not file.is_file():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="no weights for LPIPS")
+            fit = Fit(views.cameras, FitSettings())
+        assert views.masks is not None
+        fit.set_targets(torch.from_numpy(views.images), torch.from_numpy(views.masks))
+        fit.run(FitSettings().num_steps)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_ply(fit.scene.gaussians, file)
+    return load_ply(file).gaussians
+
+
+def _measure(
+    truth: Mesh, views: Views, gaussians: Gaussians, method: MeshMethod, name: str, flags: argparse.Namespace
+) -> dict[str, float]:
+    out = flags.out / f"{name}_{method}"
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.process_time()
+    given = Given(gaussians, *FRAME, views.cameras, views)
+    report = making.make(given, MeshSettings(method=method), out)
+    seconds = time.process_time() - started
+    made = _read_back(out / "mesh.glb")
+    cameras = view_cases.held_out_cameras(flags.size)
+    white = [_over_white(mesh_rendering.render(each, cameras)[0]) for each in (truth, made)]
+    splats = render_images(gaussians, cameras)
+    rows = [each[SHEET_VIEWS] for each in (white[0], splats, white[1])]
+    write_image(out / "sheet.png", contact_sheet(rows, ["truth", "splats", "mesh"]))
+    scores = [
+        psnr(torch.from_numpy(each), torch.from_numpy(white[0])).mean().item() for each in (white[1], splats)
+    ]
+    return _distances(made.corners, truth.corners) | {
+        "psnr": scores[0],
+        "splats": scores[1],
+        "triangles": report["triangles"],
+        "watertight": float(report["watertight"]),
+        "seconds": seconds,
+    }
+
+
+def _read_back(path: Path) -> Mesh:
+    """A GLB as our reader reads it, at the place and size that the file has, and as bright as its texture."""
+    import trimesh
+
+    mesh = load_mesh(path)  # which moves every mesh into the unit ball
+    lower, upper = trimesh.load(path).bounds
+    points = trimesh.load(path, force="mesh").vertices
+    center = (lower + upper) / 2
+    radius = np.linalg.norm(points - center, axis=-1).max()
+    corners = mesh.corners * (radius / 0.5) + center[[2, 0, 1]]
+    unlit = [material._replace(unlit=True) for material in mesh.materials]
+    return mesh._replace(corners=corners.astype(np.float32), materials=unlit)
+
+
+def _over_white(rgba: Float[np.ndarray, "K H W 4"]) -> Float[np.ndarray, "K H W 3"]:
+    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+
+
+def _peer(truth: Mesh, cameras: Cameras, gaussians: Gaussians) -> dict[str, float] | None:
+    """Open3D's fusion of mean depth from the fit's cameras and from the sphere around; None without it."""
+    try:
+        import open3d
+    except ImportError:
+        print("open3d is not installed; its fusion is left out")
+        return None
+    started = time.process_time()
+    volume = open3d.pipelines.integration.ScalableTSDFVolume(
+        voxel_length=PEER_CELL,
+        sdf_trunc=PEER_TRUNCATION * PEER_CELL,
+        color_type=open3d.pipelines.integration.TSDFVolumeColorType.NoColor,
+    )
+    size = 256
+    low_pass = sights.low_pass_px2(size, cameras.height)
+    for rig in (cameras.resized(size, size), sights.sphere(making.NUM_DEPTHS, size)):
+        for index in range(len(rig)):
+            with torch.no_grad():
+                seen = render(gaussians, rig[index], low_pass_px2=low_pass)
+            depth = torch.where(seen.alpha > 0.5, seen.depth, 0.0)[0].numpy()
+            color = open3d.geometry.Image(np.zeros((size, size, 3), np.uint8))
+            picture = open3d.geometry.RGBDImage.create_from_color_and_depth(
+                color, open3d.geometry.Image(depth), depth_scale=1.0, depth_trunc=10.0
+            )
+            k = rig.intrinsics_px[index].astype(float)
+            lens = open3d.camera.PinholeCameraIntrinsic(
+                size, size, k[0, 0], k[1, 1], k[0, 2] - 0.5, k[1, 2] - 0.5
+            )
+            volume.integrate(picture, lens, rig.w2c[index].astype(float))
+    found = volume.extract_triangle_mesh()
+    corners = np.asarray(found.vertices)[np.asarray(found.triangles)]
+    return _distances(corners, truth.corners) | {
+        "triangles": len(corners),
+        "watertight": float(found.is_watertight()),
+        "seconds": time.process_time() - started,
+    }
+
+
+# ---- Distances between surfaces ----
+
+
+def _distances(made: Float[np.ndarray, "F 3 3"], truth: Float[np.ndarray, "T 3 3"]) -> dict[str, float]:
+    (distances, cosines), (back, cosines_back) = (_nearest(*pair) for pair in ((made, truth), (truth, made)))
+    normals = (cosines + cosines_back) / 2
+    return {"accuracy": 1e3 * distances, "completeness": 1e3 * back, "normals": normals}
+
+
+def _nearest(one: Float[np.ndarray, "F 3 3"], other: Float[np.ndarray, "T 3 3"]) -> tuple[float, float]:
+    """Mean distance from points of one surface to the other, and mean cosine between normals there."""
+    points, normals = _sampled(one, NUM_SAMPLES, 0)
+    dense, dense_normals = _sampled(other, NUM_DENSE, 1)
+    distances, nearest = cKDTree(dense).query(points)
+    return float(distances.mean()), float(abs((normals * dense_normals[nearest]).sum(-1)).mean())
+
+
+def _sampled(corners: Float[np.ndarray, "F 3 3"], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points spread evenly over triangles, and their normals."""
+    generator = np.random.default_rng(seed)
+    a, b, c = np.moveaxis(corners.astype(np.float64), 1, 0)
+    crosses = np.cross(b - a, c - a)
+    areas = np.linalg.norm(crosses, axis=-1)
+    chosen = generator.choice(len(areas), count, p=areas / areas.sum())
+    u, v = generator.random((2, count, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    points = a[chosen] + u * (b - a)[chosen] + v * (c - a)[chosen]
+    return points, crosses[chosen] / areas[chosen, None]
+
+
+def _table(rows: list[tuple[str, str, dict[str, float]]]) -> str:
+    lines = [["mesh", "method", *COLUMNS], ["---", "---", *["--:"] * len(COLUMNS)]]
+    for name, method, result in rows:
+        lines.append([name, method, *(f"{result[each]:.4g}" if each in result else "" for each in COLUMNS)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"mesh.py: error: {error}") from None

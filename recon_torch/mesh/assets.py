@@ -1,0 +1,93 @@
+"""What the directory of an asset holds for a mesh: its Gaussians, their cameras, and the views."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recon_torch.errors import UserError
+from recon_torch.files import check_regular
+from recon_torch.formats import files
+from recon_torch.mesh.making import Given
+from recon_torch.scene.framing import moved_into, place_of
+from recon_torch.settings import UP_AXES
+from recon_torch.views.directory import Views, load_views
+from recon_torch.views.transforms import TRANSFORMS, read_cameras
+from recon_torch.views.world import World
+
+ASSET, RADIANCE_FIELD = "asset.ply", "asset.safetensors"
+ROUND = re.compile(r"views_(\d+)")  # the directories in which `im3d generate --save-views` keeps its views
+
+
+class Found(NamedTuple):
+    """What a mesh is made of, the file of the Gaussians, and notes on what was found and left out."""
+
+    given: Given
+    path: Path
+    notes: list[str]
+
+
+def file_of(asset: Path) -> Path:
+    """The file of Gaussians of an asset, which may be a directory. Raises UserError where there is none."""
+    if not asset.is_dir():
+        check_regular(asset)
+        return asset
+    if (asset / ASSET).is_file():
+        return asset / ASSET
+    if (asset / RADIANCE_FIELD).is_file():
+        raise UserError(f"{asset} has a radiance field ({RADIANCE_FIELD}); meshes are made of Gaussians")
+    raise UserError(f"{asset} has no {ASSET}; give the directory that im3d generate or im3d fit has written")
+
+
+def read(asset: Path, views: Path | None = None) -> Found:
+    """Reads an asset and what lies beside it.
+
+    Args:
+        asset: a directory with an asset.ply, or a file of Gaussians in any format.
+        views: a directory of the views that were fitted, in the world of the asset; default: those that
+            `im3d generate --save-views` has left beside it.
+
+    Raises:
+        UserError: something is missing or cannot be read.
+    """
+    path = file_of(asset)
+    loaded = files.load(path)
+    world, up = place_of(path, loaded.gaussians)
+    if loaded.upright is not None:  # -Y of such a file is up
+        up = _opposite(loaded.upright[1])
+    given = Given(moved_into(loaded.gaussians, world), world, np.array(UP_AXES[up]))
+    notes = list(loaded.notes)
+    if path.name == ASSET and path.with_name(TRANSFORMS).is_file():
+        rigs, told = read_cameras(path.with_name(TRANSFORMS))
+        notes += told
+        given = given._replace(cameras=world.cameras(max(rigs, key=len)))
+    source = _last_round(path.parent) if views is None else views
+    if source is not None:
+        seen = load_views(source)
+        notes += [f"{source}: {note}" for note in seen.notes]
+        if seen.masks is None:
+            notes.append(f"{source} has no masks, so the texture is made of renders")
+        else:
+            seen = _in_unit_world(seen, world)
+            given = given._replace(views=seen, cameras=seen.cameras)
+    if given.cameras is None:
+        notes.append("no cameras lie beside it, so its Gaussians are taken as large enough to leave no gaps")
+    return Found(given, path, notes)
+
+
+def _in_unit_world(views: Views, world: World) -> Views:
+    return dataclasses.replace(views, cameras=world.cameras(views.cameras))
+
+
+def _last_round(directory: Path) -> Path | None:
+    rounds = {int(found[1]): path for path in directory.iterdir() if (found := ROUND.fullmatch(path.name))}
+    last = rounds[max(rounds)] if rounds else None
+    return last if last is not None and (last / TRANSFORMS).is_file() else None
+
+
+def _opposite(axis: str) -> str:
+    return axis[1:] if axis.startswith("-") else f"-{axis}"
