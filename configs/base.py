@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict(plain(ModelConfig()))
     del config.train, config.published  # which few configs have
     config.elevation.deg = config_dict.placeholder(float)
+    config.mesh.level = config_dict.placeholder(float)
     config.schedule = dict(
         kind="scaled_linear", num_steps=1000, beta_start=8.5e-4, beta_end=1.2e-2, zero_terminal_snr=True
     )

@@ -4,6 +4,7 @@ A directory holds a whole asset if it holds report.json, which is written last. 
 
     asset.ply              the Gaussians in the layout of 3DGS (asset.safetensors for a radiance field)
     asset.spz, ...         and in other formats, where `config.export.formats` asks for them
+    mesh.glb, mesh.json    a textured mesh and a report on it, where `config.export.mesh` asks for them
     asset.html             a page to look at it, where `config.export.page` asks for it
     turntable.mp4          renders around the asset
     views.png              a contact sheet: the input, and the generated views and renders of each round
@@ -35,10 +36,10 @@ from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
-from recon_torch.settings import EXPORTED, ExportSettings, Verdict
+from recon_torch.settings import EXPORTED, ExportSettings, MeshSettings, Verdict
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.directory import write_views
+from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, straight, write_image
 from recon_torch.views.video import write_video
 
@@ -49,6 +50,7 @@ ASSET = Kind(
     (
         r"asset\.(ply|safetensors|" + EXPORTED + ")",
         r"asset\.html",
+        r"mesh\.(glb|obj|mtl|png|ply|usdc|json)",
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",
@@ -302,12 +304,25 @@ def write(
         report = make_report(made, request, client, settings.config_digest)  # with notes on the export
         report["seconds"] = stages.seconds()
         write_json(staging / REPORT, report)
+        if settings.export.mesh:
+            report |= {"mesh": _write_mesh(staging, made, settings.mesh)}
+            write_json(staging / REPORT, report)
         if settings.export.page:
             from recon_torch.page.html import write_beside  # it reads Gaussians, and nothing else here does
 
             write_beside(staging, request.out.resolve().name)
         outputs.replace(staging, request.out, ASSET, REPORT)
     return Asset(request.out, report, made.cameras, made.rounds)
+
+
+def _write_mesh(directory: Path, made: Made, settings: MeshSettings) -> dict[str, Any]:
+    """From the views that the last round was fitted to. Returns what the report says of it."""
+    from recon_torch.mesh.beside import write_beside  # it reads Gaussians, and nothing else here does
+
+    targets = made.rounds[-1].targets.astype(np.float32)
+    names = [f"{index:03d}.png" for index in range(len(targets))]
+    views = Views(made.cameras, targets[..., :3], targets[..., 3:], names, [])
+    return write_beside(directory, settings, views)
 
 
 def write_files(

@@ -20,7 +20,7 @@ from im3d_jax.settings import (
 )
 from im3d_jax.training_settings import LoaderSettings, TrainSettings
 from recon_torch.ranges import Count, Every, NumViews, Pixels, Range, Seed, Share, settings
-from recon_torch.settings import ExportSettings, FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings
 
 
 @settings
@@ -57,6 +57,7 @@ class ModelConfig:
     fit: FitSettings = FitSettings()
     gates: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()
+    mesh: MeshSettings = MeshSettings()
     turntable: TurntableSettings = TurntableSettings()
     train: TrainSettings | None = None
     published: PublishedSettings | None = None

@@ -39,7 +39,7 @@ from recon_torch.files import write_json
 from recon_torch.process import ReconstructionClient
 from recon_torch.process.client import ReconClient
 from recon_torch.ranges import ElevationDeg, NumRetries, Seed
-from recon_torch.settings import ExportSettings, FitSettings, GateSettings, Verdict
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings, Verdict
 from recon_torch.views.cameras import orbit
 from recon_torch.views.images import write_image
 
@@ -244,6 +244,7 @@ def read_settings(config: ConfigDict) -> AssetSettings:
         fit=config_sections.settings(config, "fit", FitSettings),
         gates=config_sections.settings(config, "gates", GateSettings),
         export=config_sections.settings(config, "export", ExportSettings),
+        mesh=config_sections.settings(config, "mesh", MeshSettings),
     )
 
 

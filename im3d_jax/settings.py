@@ -13,7 +13,14 @@ from typing import Annotated
 
 from recon_torch.errors import UserError
 from recon_torch.ranges import ElevationDeg, Pixels, Range, Share, settings
-from recon_torch.settings import SMALLEST_SIDE_PX, ExportSettings, FitSettings, GateSettings, Representation
+from recon_torch.settings import (
+    SMALLEST_SIDE_PX,
+    ExportSettings,
+    FitSettings,
+    GateSettings,
+    MeshSettings,
+    Representation,
+)
 
 NumSteps = Annotated[int, Range(1, 10_000)]
 Guidance = Annotated[float, Range(-1000, 1000)]
@@ -197,6 +204,7 @@ class AssetSettings:
     fit: FitSettings = field(default_factory=FitSettings)
     gates: GateSettings = field(default_factory=GateSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
 
     def __post_init__(self) -> None:
         steps = (0, *self.until_steps)
@@ -209,6 +217,8 @@ class AssetSettings:
             raise UserError("config.export.formats: a radiance field fits in none; make it ()")
         if self.export.page and self.fit.representation == Representation.NERF:
             raise UserError("config.export.page: pages show Gaussians, and this is a radiance field")
+        if self.export.mesh and self.fit.representation == Representation.NERF:
+            raise UserError("config.export.mesh: meshes are made of Gaussians, and this is a radiance field")
         if self.size < SMALLEST_SIDE_PX:
             raise UserError(f"config.size is {self.size}; views of an asset need {SMALLEST_SIDE_PX} px")
 

@@ -158,6 +158,10 @@ EXPORTED = "|".join(sorted({re.escape(each.suffix[1:]) for each in Format}))
 """The suffixes of all formats as a regular expression, for the files of a command."""
 
 
+MESH_PACKAGES = ("skimage", "fast_simplification", "xatlas", "trimesh")
+"""The modules of the extra "mesh"."""
+
+
 @settings
 class ExportSettings:
     """As which files an asset is written (`config.export`).
@@ -166,6 +170,7 @@ class ExportSettings:
         axes: of asset.ply, see `FileAxes`; our readers undo it.
         formats: further files beside asset.ply, each read back and compared; they need the extra "export".
         page: whether to write asset.html, which shows the asset in a browser, see `recon_torch.page`.
+        mesh: whether to write a textured mesh, see `MeshSettings`.
 
     Raises UserError for two formats with one suffix, such as spz and spz4, and where a package is missing.
     """
@@ -173,6 +178,7 @@ class ExportSettings:
     axes: FileAxes | str = FileAxes.UPRIGHT
     formats: tuple[Format | str, ...] = ()
     page: bool = False
+    mesh: bool = False
 
     def __post_init__(self) -> None:
         suffixes = [Format(each).suffix for each in self.formats]
@@ -182,6 +188,9 @@ class ExportSettings:
         for each in map(Format, self.formats):
             if each.package and importlib.util.find_spec(each.package) is None:
                 raise UserError(f'formats: {each} needs {each.package}; pip install "im3d[export]"')
+        missing = [each for each in MESH_PACKAGES if self.mesh and importlib.util.find_spec(each) is None]
+        if missing:
+            raise UserError(f'mesh: needs {", ".join(missing)}; pip install "im3d[mesh]"')
 
 
 class MeshMethod(enum.StrEnum):

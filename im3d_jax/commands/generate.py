@@ -27,6 +27,8 @@ DEFAULT_CONFIG = "configs/tiny.py"
 def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, make_parser(), default=DEFAULT_CONFIG)
     check(flags)
+    if flags.mesh:
+        config.export.mesh = True
     generate(config, flags)
 
 
@@ -66,6 +68,9 @@ def make_parser() -> CommandParser:
         help="elevation of the camera that took the picture, if it is known (default: estimated)",
     )
     parser.add_argument("--save-views", action="store_true", help="keep the views of every round as pictures")
+    parser.add_argument(
+        "--mesh", action="store_true", help="also write mesh.glb, as config.mesh says (config.export.mesh)"
+    )
     parser.add_argument(
         "--retry-seeds",
         type=Flag(NumRetries),

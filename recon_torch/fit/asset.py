@@ -27,12 +27,14 @@ from recon_torch.files import write_json
 from recon_torch.fit import camera_moves, export, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
+from recon_torch.mesh import making
+from recon_torch.mesh.beside import write_beside as write_mesh
 from recon_torch.outputs import Kind
 from recon_torch.page.html import write_beside
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.scene.framing import moved_into
 from recon_torch.scene.splats import Splats
-from recon_torch.settings import EXPORTED, ExportSettings, FileAxes, FitSettings
+from recon_torch.settings import EXPORTED, ExportSettings, FileAxes, FitSettings, MeshSettings
 from recon_torch.views import axes, defects, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, write_views
@@ -46,6 +48,7 @@ FITTED = Kind(
     (
         r"asset\.(ply|safetensors|" + EXPORTED + ")",
         r"asset\.html",
+        *making.PATHS,
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",
@@ -237,6 +240,9 @@ def write(
     """
     with outputs.owned(out) as staging:
         path, report = _write(asset, staging, num_together, origin)
+        if asset.export.mesh:
+            report |= {"mesh": _write_mesh(asset, staging)}
+            write_json(staging / REPORT, report)
         if asset.export.page:
             write_beside(staging, out.resolve().name)
         outputs.replace(staging, out, FITTED, REPORT)
@@ -291,6 +297,12 @@ def _write_files(asset: Asset, out: Path) -> Path:
     rows = [train.images[shown], renders[shown]]
     write_image(out / "views.png", contact_sheet(rows, ["views", "renders"]))
     return path
+
+
+def _write_mesh(asset: Asset, out: Path) -> dict[str, Any]:
+    """From the views as they were fitted, in the world of the files. Returns what the report says."""
+    cameras = asset.fit.cameras if asset.normalize else asset.train.cameras
+    return write_mesh(out, MeshSettings(), dataclasses.replace(asset.train, cameras=cameras, notes=[]))
 
 
 def _moves(asset: Asset) -> list[dict[str, Any]]:

@@ -43,12 +43,12 @@ def file_of(asset: Path) -> Path:
     raise UserError(f"{asset} has no {ASSET}; give the directory that im3d generate or im3d fit has written")
 
 
-def read(asset: Path, views: Path | None = None) -> Found:
+def read(asset: Path, views: Path | Views | None = None) -> Found:
     """Reads an asset and what lies beside it.
 
     Args:
         asset: a directory with an asset.ply, or a file of Gaussians in any format.
-        views: a directory of the views that were fitted, in the world of the asset; default: those that
+        views: those that were fitted, in the world of the asset, or their directory; default: those that
             `im3d generate --save-views` has left beside it.
 
     Raises:
@@ -67,10 +67,10 @@ def read(asset: Path, views: Path | None = None) -> Found:
         given = given._replace(cameras=world.cameras(max(rigs, key=len)))
     source = _last_round(path.parent) if views is None else views
     if source is not None:
-        seen = load_views(source)
-        notes += [f"{source}: {note}" for note in seen.notes]
+        seen = source if isinstance(source, Views) else load_views(source)
+        notes += [f"views: {note}" for note in seen.notes]
         if seen.masks is None:
-            notes.append(f"{source} has no masks, so the texture is made of renders")
+            notes.append("the views have no masks, so the texture is made of renders")
         else:
             seen = _in_unit_world(seen, world)
             given = given._replace(views=seen, cameras=seen.cameras)

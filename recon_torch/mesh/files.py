@@ -12,7 +12,7 @@ from PIL import Image
 
 from recon_torch.mesh.extra import needed
 from recon_torch.mesh.surface import Surface
-from recon_torch.settings import MeshFormat
+from recon_torch.settings import MESH_PACKAGES, MeshFormat
 
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963  # of glTF
 EXTRAS = {"units": "1 unit is 1 metre", "up": "+Y", "front": "+Z"}
@@ -48,7 +48,7 @@ def write(mesh: Textured, directory: Path, formats: tuple[MeshFormat | str, ...]
 
 def check(formats: tuple[MeshFormat | str, ...]) -> None:
     """Raises UserError if what a format needs, or what any mesh needs, is not installed."""
-    for module in ("skimage", "fast_simplification", "xatlas", "trimesh"):
+    for module in MESH_PACKAGES:
         needed(module)
     if MeshFormat.USD in formats:
         needed("pxr", "export")

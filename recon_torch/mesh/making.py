@@ -97,7 +97,7 @@ def make(
     Raises:
         UserError: there is no surface, or none of what was asked for; a package is missing.
     """
-    files.check(settings.formats)
+    files.check(settings.formats)  # here too, as not all who make meshes are commands
     clock = Clock(on_stage)
     gaussians = Gaussians(*(tensor.detach().cpu().float() for tensor in given.gaussians))
     given = given._replace(gaussians=gaussians)

@@ -1,5 +1,6 @@
 """A pipeline's assets: how long their files last, whose files stay, what is read and counted."""
 
+import dataclasses
 import gc
 import json
 import tempfile
@@ -15,6 +16,7 @@ from im3d_jax.conditions import pictures
 from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.outputs import files_of
+from recon_torch.settings import ExportSettings, MeshSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
 
@@ -138,3 +140,11 @@ def test_renders_are_encoded_for_further_rounds_only(loaded, monkeypatch, tmp_pa
     monkeypatch.setattr(method, "encode_renders", counted)
     asset = loaded.make("a red car", out=tmp_path, show=stages.silent)
     assert len(asset.rounds) == 2 and len(encoded) == 1
+
+
+def test_an_asset_without_a_surface_for_its_mesh_is_an_asset_all_the_same(loaded, tmp_path, monkeypatch):
+    none = MeshSettings(level=99.0, resolution=32)
+    settings = dataclasses.replace(loaded.settings, export=ExportSettings(mesh=True), mesh=none)
+    monkeypatch.setattr(loaded, "settings", settings)
+    asset = loaded.make("a red car", out=tmp_path, show=stages.silent)
+    assert "no surface" in asset.report["mesh"]["error"] and not (tmp_path / "mesh.glb").exists()

@@ -102,6 +102,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         + default)
     add("--formats", nargs="+", default=[], choices=tuple(map(str, Format)), metavar="FORMAT",
         help="further files beside asset.ply: " + ", ".join(Format))
+    add("--mesh", action="store_true", help="write mesh.glb, a textured mesh; see `im3d mesh`")
     add("--page", action="store_true", help="write asset.html, a page that shows the asset; see `im3d view`")
     # fmt: on
     flags = parser.parse_args(argv)
@@ -120,6 +121,8 @@ def _refuse_conflicts(flags: argparse.Namespace) -> None:
         "--held-out is empty; is a variable of your shell not set?": held_out != "",
         f"--held-out is {flags.held_out}; give a whole number from 2, or views": not held_out.isdecimal()
         or int(held_out) >= 2,
+        "--mesh is made of Gaussians, and of no radiance field": flags.representation != Representation.NERF
+        or not flags.mesh,
         "--page shows Gaussians, and no radiance field": flags.representation != Representation.NERF
         or not flags.page,
         "a radiance field fits in none of --formats": flags.representation != Representation.NERF

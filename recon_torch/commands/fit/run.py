@@ -197,7 +197,7 @@ def load_job(flags: argparse.Namespace, source: Path, out: Path) -> Job:
         lpips_weights=flags.lpips_weights,
     )
     up = np.array(UP_AXES[flags.up]) if flags.up else None
-    exported = ExportSettings(axes=flags.axes, formats=tuple(flags.formats), page=flags.page)
+    exported = ExportSettings(axes=flags.axes, formats=tuple(flags.formats), page=flags.page, mesh=flags.mesh)
     asset = prepare(
         train,
         settings,
@@ -279,6 +279,8 @@ def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures)
                 scores = report.get(name, {})
                 if scores:
                     print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+            if "mesh" in report:
+                print(f"mesh: {report['mesh'].get('error') or ', '.join(report['mesh']['files'])}")
             judged = report["quality"]
             print("; ".join([f"quality: {judged['verdict']}", *judged["reasons"], *judged["hints"]]))
             print(f"{path} after {report['num_steps']} steps", flush=True)

@@ -1,11 +1,13 @@
 """The fit command: its files, its report, worlds that are not this project's, its refusals."""
 
+import functools
 import json
 import re
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from recon_torch.commands import fit as fit_views
@@ -16,6 +18,7 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import load_ply, save_ply
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
+from recon_torch.settings import MeshSettings
 from recon_torch.views import world
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.images import read_image, write_image
@@ -65,13 +68,14 @@ OPTIONS = ["--lpips-net", "alex", "--engine", "cpu"]
 @pytest.fixture(autouse=True)
 def short_turntable(monkeypatch):
     monkeypatch.setattr(asset, "TURNTABLE_FRAMES", 6)
+    monkeypatch.setattr(asset, "MeshSettings", functools.partial(MeshSettings, resolution=48, texture=64))
 
 
 def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
     write_views(tmp_path / "train", CAMERAS, moved)
     write_views(tmp_path / "test", HELD_OUT, moved)
     out = tmp_path / "deep" / "out"
-    options = ["--held-out", str(tmp_path / "test"), "--steps", "200", "--seed", "7", *OPTIONS]
+    options = ["--held-out", str(tmp_path / "test"), "--steps", "200", "--seed", "7", "--mesh", *OPTIONS]
     fit_views.main(["--views", str(tmp_path / "train"), "--out", str(out), *options])
 
     report = json.loads((out / "report.json").read_text())
@@ -100,6 +104,16 @@ def test_writes_the_asset_and_a_true_report(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "held_out: psnr" in said and f"quality: {report['quality']['verdict']}" in said
     assert report["quality"]["numbers"]["worst_view_shape"] > 0.9
+    _check_mesh(out, report)
+
+
+def _check_mesh(out, report):
+    """It lies where the object is in the views' own world, in the axes of glTF."""
+    assert report["mesh"] == json.loads((out / "mesh.json").read_text())
+    mesh = trimesh.load(out / "mesh.glb", force="mesh")
+    places = OBJECT.means.numpy() * ENLARGED_BY + MOVED_BY
+    assert (mesh.bounds[0] < places[:, [1, 2, 0]]).all() and (places[:, [1, 2, 0]] < mesh.bounds[1]).all()
+    assert mesh.extents.max() < 1.2 * ENLARGED_BY and len(mesh.faces) == report["mesh"]["triangles"]
 
 
 def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tmp_path):
@@ -403,6 +417,7 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
         ("--views x --out y --representation nerf --start a.ply", "cannot --start"),
         ("--views x --out y --representation nerf --formats glb", "fits in none of --formats"),
         ("--views x --out y --representation nerf --page", "--page shows Gaussians"),
+        ("--views x --out y --representation nerf --mesh", "--mesh is made of Gaussians"),
         ("--video x --out y", "--video needs --elevation-deg"),
         ("--views x --out y --held-out 1", "--held-out is 1; give a whole number from 2, or views"),
         ("--video x --out y --elevation-deg 90", "--elevation-deg: '90' is not a number between"),
