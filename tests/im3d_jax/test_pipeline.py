@@ -142,9 +142,19 @@ def test_renders_are_encoded_for_further_rounds_only(loaded, monkeypatch, tmp_pa
     assert len(asset.rounds) == 2 and len(encoded) == 1
 
 
-def test_an_asset_without_a_surface_for_its_mesh_is_an_asset_all_the_same(loaded, tmp_path, monkeypatch):
-    none = MeshSettings(level=99.0, resolution=32)
-    settings = dataclasses.replace(loaded.settings, export=ExportSettings(mesh=True), mesh=none)
+def test_a_mesh_on_request(loaded, tmp_path, monkeypatch):
+    """It is noted in the report, and a fit without a surface is an asset all the same."""
+    settings = dataclasses.replace(
+        loaded.settings,
+        export=ExportSettings(mesh=True),
+        mesh=MeshSettings(level=0.02, resolution=32, texture=32, triangles=200),
+    )
     monkeypatch.setattr(loaded, "settings", settings)
+    asset = loaded.make("a red car", out=tmp_path, show=stages.silent)
+    assert "error" not in asset.report["mesh"]
+    assert asset.report["mesh"] == json.loads((tmp_path / "mesh.json").read_text())
+    assert asset.report["mesh"]["texture_from"] == "views" and (tmp_path / "mesh.glb").stat().st_size > 1000
+    none = dataclasses.replace(settings, mesh=MeshSettings(level=99.0, resolution=32))
+    monkeypatch.setattr(loaded, "settings", none)
     asset = loaded.make("a red car", out=tmp_path, show=stages.silent)
     assert "no surface" in asset.report["mesh"]["error"] and not (tmp_path / "mesh.glb").exists()
