@@ -20,6 +20,7 @@ SMOOTHED_NOISE = 0.005  # a picture is smoothed until its noise is about this
 HALOS = ((17, 0.08), (33, 0.2))
 """JPEG spreads such a share of an edge's contrast over a window of two blocks: in light, and in colour, which
 it stores at half the resolution."""
+BLOCK_PX = 8  # of JPEG
 STRONG = 10  # differences of so many levels spread beyond themselves
 MOST_SHADOW = 0.8  # share of what differs that may be shadow; with more, the object itself was taken for one
 FAINT_SHARE = 0.15  # share of the outline that may have hardly any contrast
@@ -141,11 +142,19 @@ def _beside_edges(
     least: differences beside edges up to this one are not JPEG's.
     """
     strong = strength > STRONG * level
-    beside = ndimage.binary_dilation(strong, iterations=window_px // 2)
-    beside &= ~ndimage.binary_dilation(strong, iterations=silhouette.EDGE_PX)
+    beside = _in_blocks_of(strong) & ~ndimage.binary_dilation(strong, iterations=silhouette.EDGE_PX)
     if not beside.any() or np.quantile(strength[beside], 0.7) <= least:
         return np.full_like(strength, level)  # a picture that was stored without losses
     return np.maximum(level, share * ndimage.maximum_filter(strength, window_px))
+
+
+def _in_blocks_of(strong: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """The pixels of JPEG's blocks that have such pixels. Blocks without any hold no trace of them."""
+    height, width = strong.shape
+    filled = np.pad(strong, ((0, -height % BLOCK_PX), (0, -width % BLOCK_PX)))
+    rows, columns = (side // BLOCK_PX for side in filled.shape)
+    blocks = filled.reshape(rows, BLOCK_PX, columns, BLOCK_PX).any((1, 3))
+    return blocks.repeat(BLOCK_PX, 0).repeat(BLOCK_PX, 1)[:height, :width]
 
 
 def _differing(

@@ -1,5 +1,6 @@
 """Masks by threshold on drawn discs, their quality, and IS-Net through a stand-in for onnxruntime."""
 
+import io
 import os
 import sys
 import types
@@ -184,6 +185,19 @@ def test_a_mask_at_the_border_gives_way_to_a_plain_background(predict, weights):
     predict(np.where(with_floor, 0.9, 0.0))
     with pytest.warns(UserWarning, match="touches the border: the mask by its plain background is taken"):
         np.testing.assert_allclose(isnet_masks(image, weights), inside, atol=1e-6)
+
+
+@pytest.mark.parametrize(("quality", "grey", "least"), [(30, 0.3, 0.92), (75, 0.3, 0.99), (75, 0.7, 0.96)])
+def test_what_jpeg_spreads_within_its_blocks_is_no_object(quality, grey, least):
+    """A lever on a half disc, whose blocks are a small part of what is around it."""
+    y, x = np.mgrid[:128, :128]
+    disc, lever = np.hypot(x - 64, y - 84) < 30, np.abs(x - 64) < 4
+    inside = ((disc | (lever & (y > 20))) & (y < 84)) | ((np.abs(x - 64) < 30) & (y >= 84) & (y < 100))
+    lit = (grey + 0.12 * ((x // 5 + y // 7) % 3 - 1))[..., None] * [1, 0.95, 0.9]
+    picture, file = np.where(inside[..., None], lit, 1.0).clip(0, 1), io.BytesIO()
+    Image.fromarray(np.uint8(np.rint(picture * 255))).save(file, "JPEG", quality=quality)
+    found = by_backdrop(np.asarray(Image.open(file), np.float32)[None] / 255).masks[0, ..., 0] > 0.5
+    assert (found & inside).sum() > least * (found | inside).sum()
 
 
 @pytest.mark.skipif("ISNET_WEIGHTS" not in os.environ, reason="ISNET_WEIGHTS names no file of IS-Net")
