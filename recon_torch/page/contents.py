@@ -74,6 +74,19 @@ class Rounds(NamedTuple):
     labels: list[str]
 
 
+class Mesh(NamedTuple):
+    """A mesh, and where it lies in the page.
+
+    Attributes:
+        glb: the content of its file, which has the scale and the place of the asset's own world.
+        scale, offset: a point p of the file is scale * p + offset in the page.
+    """
+
+    glb: bytes
+    scale: float
+    offset: Float[np.ndarray, "3"]
+
+
 class Contents(NamedTuple):
     """What a page shows.
 
@@ -83,7 +96,6 @@ class Contents(NamedTuple):
         facts: names and values of the report.
         notes: sentences: of the report, and on what is not shown.
         ply: the Gaussians at unit size, in `GLTF_AXES`.
-        glb: the mesh, in glTF's axes at unit size; None if there is none.
     """
 
     title: str
@@ -92,7 +104,7 @@ class Contents(NamedTuple):
     notes: list[str]
     ply: bytes
     num_gaussians: int
-    glb: bytes | None
+    mesh: Mesh | None
     views: list[View]
     rounds: Rounds | None
 
@@ -124,7 +136,7 @@ def read(source: Path, name: str = "") -> Contents:
         verdict=_text(_within(report, "quality", "verdict")),
         facts=list(_facts(report)),
         notes=[*told, *notes, *more],
-        glb=_mesh(source),
+        mesh=_mesh(source, world, turn),
         views=views,
         rounds=_rounds(source, report),
     )
@@ -213,10 +225,12 @@ def _rounds(folder: Path, report: dict[str, Any]) -> Rounds | None:
     return Rounds(sheet, num_rows, labels)
 
 
-def _mesh(folder: Path) -> bytes | None:
+def _mesh(folder: Path, world: World, turn: Float[np.ndarray, "3 3"]) -> Mesh | None:
     path = folder / MESH
     content = path.read_bytes() if path.is_file() else b""
-    return content if content.startswith(b"glTF") else None
+    if not content.startswith(b"glTF"):
+        return None
+    return Mesh(content, world.scale, -world.scale * turn @ world.center)
 
 
 # ---- Values that may be anything ----

@@ -47,7 +47,7 @@ def write(contents: Contents, path: str | Path) -> None:
 
 def _json(contents: Contents) -> str:
     """What the script reads. "<" and "&" are escaped, so that no text ends the element or begins another."""
-    rounds = contents.rounds
+    rounds, mesh = contents.rounds, contents.mesh
     asset = {
         "title": contents.title,
         "verdict": contents.verdict,
@@ -55,7 +55,7 @@ def _json(contents: Contents) -> str:
         "notes": contents.notes,
         "ply": _base64(contents.ply),
         "numGaussians": contents.num_gaussians,
-        "glb": contents.glb and _base64(contents.glb),
+        "mesh": mesh and {"glb": _base64(mesh.glb), "scale": mesh.scale, "offset": mesh.offset.tolist()},
         "views": [
             {
                 "c2w": view.c2w.ravel().tolist(),

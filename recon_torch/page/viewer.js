@@ -186,7 +186,9 @@ async function splatScene(stage) {
 async function meshScene(stage) {
   const { Scene, GLTFLoader, AmbientLight } = stage.libraries;
   const scene = new Scene();
-  const { scene: mesh } = await new GLTFLoader().parseAsync(bytes(asset.glb).buffer, "");
+  const { scene: mesh } = await new GLTFLoader().parseAsync(bytes(asset.mesh.glb).buffer, "");
+  mesh.scale.setScalar(asset.mesh.scale); // the file has the scale and the place of the asset's own world
+  mesh.position.set(...asset.mesh.offset);
   scene.add(mesh, new AmbientLight(0xffffff, Math.PI)); // the texture as it is
   return scene;
 }
@@ -235,7 +237,7 @@ async function main() {
   if (asset.rounds) await showRounds();
   const stage = new Stage(await loadLibraries());
   stage.add(`${asset.numGaussians} Gaussians`, await splatScene(stage));
-  if (asset.glb) stage.add("mesh", await meshScene(stage));
+  if (asset.mesh) stage.add("mesh", await meshScene(stage));
   const cameras = asset.views.length ? stage.panels.map(() => cameraLines(stage.libraries)) : [];
   cameras.forEach((each, index) => stage.panels[index].scene.add(each));
   addControls(stage, cameras);

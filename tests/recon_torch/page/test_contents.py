@@ -21,7 +21,7 @@ def stored_means(ply: bytes) -> np.ndarray:
 
 def test_all_of_an_asset_is_read(asset, blobs):
     shown = contents.read(asset)
-    assert (shown.title, shown.verdict, shown.num_gaussians, shown.glb) == (HOSTILE, "suspect", 4, None)
+    assert (shown.title, shown.verdict, shown.num_gaussians, shown.mesh) == (HOSTILE, "suspect", 4, None)
     assert ("seed", "7") in shown.facts and ("seconds", "fit 1.2, total 2.0") in shown.facts
     assert shown.notes == ["a note", HOSTILE]
     assert shown.rounds.labels == ["0: 20.0 dB to its views", "1: 30.1 dB to its views"]
@@ -55,8 +55,12 @@ def test_an_asset_of_any_world_stands_at_unit_size(tmp_path, blobs, up, turned):
     save_ply(far, tmp_path / "asset.ply")
     world = {"center": center.tolist(), "scale": scale, "up": up, "asset_is_normalized": False}
     write_json(tmp_path / "report.json", {"num_gaussians": 4, "world": world})
-    means = stored_means(contents.read(tmp_path).ply)
-    np.testing.assert_allclose(means, blobs.means.numpy()[:, turned], atol=1e-6)
+    (tmp_path / "mesh.glb").write_bytes(b"glTF")
+    shown = contents.read(tmp_path)
+    expected = blobs.means.numpy()[:, turned]
+    np.testing.assert_allclose(stored_means(shown.ply), expected, atol=1e-6)
+    in_mesh = far.means.numpy()[:, turned]  # a mesh has the same axes at the scale of the asset's world
+    np.testing.assert_allclose(shown.mesh.scale * in_mesh + shown.mesh.offset, expected, atol=1e-6)
 
 
 def test_a_file_of_gaussians_alone_is_an_asset(asset):
@@ -66,9 +70,10 @@ def test_a_file_of_gaussians_alone_is_an_asset(asset):
 
 def test_a_mesh_is_taken_if_it_is_one(asset):
     (asset / "mesh.glb").write_bytes(b"glTF and more")
-    assert contents.read(asset).glb == b"glTF and more"
+    mesh = contents.read(asset).mesh
+    assert (mesh.glb, mesh.scale, mesh.offset.tolist()) == (b"glTF and more", 1, [0, 0, 0])
     (asset / "mesh.glb").write_bytes(b"<script>")
-    assert contents.read(asset).glb is None
+    assert contents.read(asset).mesh is None
 
 
 def test_what_is_missing_or_spoilt_is_named_and_the_rest_is_shown(asset):
