@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from recon_torch.errors import UserError
 from recon_torch.files import check_regular
 from recon_torch.formats import files
+from recon_torch.losses.metrics import silhouette_iou
 from recon_torch.mesh.making import Given
+from recon_torch.raster.gaussians import Gaussians
+from recon_torch.raster.render import render
 from recon_torch.scene.framing import moved_into, place_of
 from recon_torch.settings import UP_AXES
 from recon_torch.views.directory import Views, load_views
 from recon_torch.views.transforms import TRANSFORMS, read_cameras
 from recon_torch.views.world import World
 
+CHECKED_VIEWS, LEAST_AGREEMENT = 8, 0.5  # of silhouettes: a fit has 0.9 and more
 ASSET, RADIANCE_FIELD = "asset.ply", "asset.safetensors"
 ROUND = re.compile(r"views_(\d+)")  # the directories in which `im3d generate --save-views` keeps its views
 
@@ -73,6 +78,7 @@ def read(asset: Path, views: Path | Views | None = None) -> Found:
             notes.append("the views have no masks, so the texture is made of renders")
         else:
             seen = _in_unit_world(seen, world)
+            _check_place(given.gaussians, seen)
             given = given._replace(views=seen, cameras=seen.cameras)
     if given.cameras is None:
         notes.append("no cameras lie beside it, so its Gaussians are taken as large enough to leave no gaps")
@@ -81,6 +87,20 @@ def read(asset: Path, views: Path | Views | None = None) -> Found:
 
 def _in_unit_world(views: Views, world: World) -> Views:
     return dataclasses.replace(views, cameras=world.cameras(views.cameras))
+
+
+@torch.no_grad()
+def _check_place(gaussians: Gaussians, views: Views) -> None:
+    """Raises UserError where the views, in the unit world, show the asset somewhere else than it is."""
+    assert views.masks is not None
+    some = np.unique(np.linspace(0, len(views) - 1, CHECKED_VIEWS).round().astype(int))
+    alphas = torch.cat([render(gaussians, views.cameras[int(view)]).alpha for view in some])
+    agreement = float(silhouette_iou(alphas.cpu(), torch.from_numpy(views.masks[some])).median())
+    if agreement < LEAST_AGREEMENT:
+        raise UserError(
+            f"the views show the asset elsewhere: {agreement:.0%} of its silhouette agrees; give those that "
+            "were fitted, in the world of the asset (im3d fit --normalize changes it)"
+        )
 
 
 def _last_round(directory: Path) -> Path | None:

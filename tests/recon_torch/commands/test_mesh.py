@@ -12,8 +12,10 @@ from recon_torch.commands import mesh
 from recon_torch.files import write_json
 from recon_torch.formats.ply import save_ply
 from recon_torch.raster.gaussians import SH_C0, Gaussians
+from recon_torch.raster.render import render
 from recon_torch.scene.splats import moved_back
 from recon_torch.views.cameras import orbit
+from recon_torch.views.directory import write_views
 from recon_torch.views.transforms import write_transforms
 from recon_torch.views.world import World
 
@@ -119,6 +121,19 @@ def test_bad_input(asset, tmp_path, user_error):
         with user_error(message):
             mesh.main([*map(str, flags), "--out", str(out), "--resolution", "32"])
         assert not out.exists(), message
+
+
+def test_views_of_another_world_are_refused(asset, tmp_path, user_error):
+    """As those of a user are, where the asset was brought to unit size."""
+    cameras = orbit(6, 0.4, 48)
+    rgba = np.concatenate([render(box(), cameras).rgb, render(box(), cameras).alpha], -1).clip(0, 1)
+    write_views(tmp_path / "near", cameras, rgba)
+    write_views(tmp_path / "far", World(np.array([0.4, 0.0, 0.0]), 1.0).cameras_back(cameras), rgba)
+    with user_error("views show the asset elsewhere"):
+        mesh.main([str(asset), "--views", str(tmp_path / "far"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    run(asset, "--views", tmp_path / "near", "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out/mesh.json").read_text())["texture_from"] == "views"
 
 
 def test_files_of_others_stay(asset, tmp_path, user_error):
