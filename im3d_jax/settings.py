@@ -18,6 +18,7 @@ from recon_torch.settings import (
     ExportSettings,
     FitSettings,
     GateSettings,
+    MeshFormat,
     MeshSettings,
     Representation,
 )
@@ -217,6 +218,8 @@ class AssetSettings:
             raise UserError("config.export.formats: a radiance field fits in none; make it ()")
         if self.export.page and self.fit.representation == Representation.NERF:
             raise UserError("config.export.page: pages show Gaussians, and this is a radiance field")
+        if self.export.mesh and not self.mesh.formats:
+            raise UserError(f"config.mesh.formats is empty; name one of {', '.join(MeshFormat)}")
         if self.export.mesh and self.fit.representation == Representation.NERF:
             raise UserError("config.export.mesh: meshes are made of Gaussians, and this is a radiance field")
         if self.size < SMALLEST_SIDE_PX:

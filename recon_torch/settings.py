@@ -233,10 +233,6 @@ class MeshSettings:
     texture: Annotated[int, Range(16, 8192)] = 1024
     formats: tuple[MeshFormat | str, ...] = (MeshFormat.GLB,)
 
-    def __post_init__(self) -> None:
-        if not self.formats:
-            raise UserError("formats is empty; name one of " + ", ".join(MeshFormat))
-
 
 class Level(enum.StrEnum):
     """How much a finding of a quality gate speaks against an asset."""
@@ -291,4 +287,6 @@ def plain(settings: Any) -> dict[str, Any]:
 def _without_enums(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_enums(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_without_enums, value))
     return str(value) if isinstance(value, enum.StrEnum) else value

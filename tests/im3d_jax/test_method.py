@@ -199,6 +199,7 @@ def bad_cases(tmp_path, config_path):
         "config.fit.max_gaussians is -5; give": (*prompt, *out, "--config.fit.max_gaussians=-5"),
         "config.turntable.size is 0; give": (*prompt, *out, "--config.turntable.size=0"),
         "config.elevation.deg is 120.0; give": (*prompt, *out, "--config.elevation.deg=120"),
+        "config.mesh.formats is empty": (*prompt, *out, "--mesh", "--config.mesh.formats=()"),
         "config.export.page: pages show Gaussians": (*prompt, *out, "--config.fit.representation=nerf"),
         "give one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=mesh"),
         "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),

@@ -3,7 +3,16 @@
 import pytest
 
 from recon_torch.errors import UserError
-from recon_torch.settings import Engine, FitSettings, LpipsDtype, Representation, Start, plain
+from recon_torch.settings import (
+    Engine,
+    FitSettings,
+    LpipsDtype,
+    MeshFormat,
+    MeshSettings,
+    Representation,
+    Start,
+    plain,
+)
 
 
 def test_an_engine_may_be_given_by_its_name():
@@ -26,6 +35,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
 def test_an_unknown_engine_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="engine is 'opengl'; give one of auto, gsplat, cpu, torch"):
         FitSettings(engine="opengl")
+
+
+def test_plain_values_hold_no_enums_in_tuples_either():
+    """Configs are written down by their repr, which Python cannot read back for an enum."""
+    settings = MeshSettings(formats=("glb", "ply"))
+    assert isinstance(settings.formats[0], MeshFormat)
+    assert repr(plain(settings)["formats"]) == "('glb', 'ply')"
 
 
 def test_a_config_gets_plain_values_that_make_the_same_settings():
