@@ -78,7 +78,8 @@ def read(asset: Path, views: Path | Views | None = None) -> Found:
             notes.append("the views have no masks, so the texture is made of renders")
         else:
             seen = _in_unit_world(seen, world)
-            _check_place(given.gaussians, seen)
+            if isinstance(views, Path):  # a user names them; all others are of this world for certain
+                _check_place(given.gaussians, seen)
             given = given._replace(views=seen, cameras=seen.cameras)
     if given.cameras is None:
         notes.append("no cameras lie beside it, so its Gaussians are taken as large enough to leave no gaps")
