@@ -29,9 +29,7 @@ def main(argv: list[str]) -> None:
 
 def view(flags: Namespace) -> None:
     """Writes the page or serves it."""
-    from recon_torch.page import (
-        server,
-    )  # it brings torch, which takes seconds, for which --help need not wait
+    from recon_torch.page import server  # with torch, which takes seconds, see `commands.render`
 
     if flags.html is not None:
         return _write(flags.asset, flags.html)

@@ -20,15 +20,14 @@ from recon_torch.errors import UserError
 from recon_torch.formats import files
 from recon_torch.formats.ply import ply_bytes
 from recon_torch.scene.framing import moved_into, place_of
-from recon_torch.settings import UP_AXES
+from recon_torch.settings import UP_AXES, FileAxes
 from recon_torch.text_files import read_json
 from recon_torch.views import axes
 from recon_torch.views.images import image_size, opened
 from recon_torch.views.transforms import TRANSFORMS, read_cameras
-from recon_torch.views.world import World, upright_rows
+from recon_torch.views.world import World
 
 ASSET, REPORT, SHEET, MESH = "asset.ply", "report.json", "views.png", "mesh.glb"
-GLTF_AXES: axes.Axes = ("y", "z", "x")  # +Y is up, and the front faces +Z
 THUMBNAIL_PX = 168
 SHEET_GAP_PX = 2  # of `contact_sheet`
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # from cameras that look along +Z to those that look along -Z
@@ -95,7 +94,7 @@ class Contents(NamedTuple):
         verdict: of the quality gates; "" if there is none.
         facts: names and values of the report.
         notes: sentences: of the report, and on what is not shown.
-        ply: the Gaussians at unit size, in `GLTF_AXES`.
+        ply: the Gaussians at unit size, in the axes of glTF: +Y is up, and the front faces +Z.
     """
 
     title: str
@@ -122,10 +121,13 @@ def read(source: Path, name: str = "") -> Contents:
     file = source / ASSET if source.is_dir() else source
     if source.is_dir() and not file.is_file():
         raise UserError(f"{source} has no {ASSET}; give the directory of an asset, or a file of Gaussians")
-    gaussians, told, _ = files.load(file)
+    gaussians, told, upright = files.load(file)
     world, up = place_of(file, gaussians)
-    turn = axes.matrix(GLTF_AXES) @ upright_rows(np.array(UP_AXES[up]))
-    ply = ply_bytes(moved_into(gaussians, world), axes.axes_of(turn))
+    if upright is None:
+        upright = axes.chosen(FileAxes.UPRIGHT, np.array(UP_AXES[up]))
+    page_axes = axes.y_up(upright)
+    turn = axes.matrix(page_axes)
+    ply = ply_bytes(moved_into(gaussians, world), page_axes)
     shown = Contents(file.stem, "", [], list(told), ply, len(gaussians.means), None, [], None)
     if not source.is_dir():
         return shown

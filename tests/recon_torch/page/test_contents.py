@@ -10,6 +10,7 @@ from PIL import Image
 from recon_torch.files import write_json
 from recon_torch.formats.ply import save_ply
 from recon_torch.page import contents
+from recon_torch.views import axes
 from tests.recon_torch.page.conftest import CAMERAS, HOSTILE, page_points
 
 
@@ -44,15 +45,16 @@ def test_cameras_see_points_of_the_page_where_their_pictures_show_them(asset):
         assert Image.open(io.BytesIO(view.picture)).size == (48, 48)
 
 
+@pytest.mark.parametrize("choice", ["upright", "world"])
 @pytest.mark.parametrize(
     ("up", "turned"),
     # Where the axes of the asset's own world end up: up becomes +Y, and what is front there becomes +Z.
     [([0, 0, 1], [1, 2, 0]), ([0, 1, 0], [0, 1, 2]), ([1, 0, 0], [2, 0, 1])],
 )
-def test_an_asset_of_any_world_stands_at_unit_size(tmp_path, blobs, up, turned):
+def test_an_asset_of_any_world_stands_at_unit_size(tmp_path, blobs, up, turned, choice):
     center, scale = np.array([3.0, -2.0, 5.0]), 0.25
     far = blobs._replace(means=blobs.means / scale + torch.tensor(center, dtype=torch.float32))
-    save_ply(far, tmp_path / "asset.ply")
+    save_ply(far, tmp_path / "asset.ply", axes.chosen(choice, np.array(up, float)))
     world = {"center": center.tolist(), "scale": scale, "up": up, "asset_is_normalized": False}
     write_json(tmp_path / "report.json", {"num_gaussians": 4, "world": world})
     (tmp_path / "mesh.glb").write_bytes(b"glTF")
@@ -61,6 +63,14 @@ def test_an_asset_of_any_world_stands_at_unit_size(tmp_path, blobs, up, turned):
     np.testing.assert_allclose(stored_means(shown.ply), expected, atol=1e-6)
     in_mesh = far.means.numpy()[:, turned]  # a mesh has the same axes at the scale of the asset's world
     np.testing.assert_allclose(shown.mesh.scale * in_mesh + shown.mesh.offset, expected, atol=1e-6)
+
+
+def test_an_upright_file_stands_without_its_report(tmp_path, blobs):
+    """+Y is up in its world, as its header says."""
+    save_ply(blobs, tmp_path / "moved.ply", axes.chosen("upright", np.array([0.0, 1.0, 0.0])))
+    np.testing.assert_array_equal(
+        stored_means(contents.read(tmp_path / "moved.ply").ply), blobs.means.numpy()
+    )
 
 
 def test_a_file_of_gaussians_alone_is_an_asset(asset):
