@@ -64,6 +64,9 @@ def _short(end: float | int | None) -> str:
     return f"{end:.0f}" if end == round(end) and abs(end) < 1e10 else f"{end:g}"
 
 
+LOOPBACK = "127.0.0.1"
+"""Where servers listen unless they are told otherwise: on this machine alone."""
+
 MAX_SEED = 2**31 - 1
 """Seeds that count up from here stay below 2^32, from where on JAX takes the remainder."""
 
@@ -81,6 +84,7 @@ ElevationDeg = Annotated[float, Range(above=-90, below=90)]
 FovDeg = Annotated[float, Range(1, 170)]
 NumAssets = Annotated[int, Range(1, 100_000)]
 NumRetries = Annotated[int, Range(0, 1000)]
+Port = Annotated[int, Range(0, 65535)]
 BatchSize = Annotated[int, Range(1, 1_000_000)]
 
 

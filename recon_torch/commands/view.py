@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Annotated
 
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
-from recon_torch.ranges import Flag, Range
+from recon_torch.ranges import LOOPBACK, Flag, Port
 
 DESCRIPTION = """Shows an asset in a browser: Gaussians, mesh, views with their cameras, rounds and report.
 
@@ -19,8 +18,7 @@ the page into a file instead, which needs neither a server nor a network.
 
     im3d view out/mushroom
     im3d view out/mushroom --html mushroom.html"""
-LOOPBACK, PORT = "127.0.0.1", 8080
-Port = Annotated[int, Range(0, 65535)]
+PORT = 8080
 
 
 def main(argv: list[str]) -> None:

@@ -6,10 +6,11 @@ The flags are here; `run` does the work, and is imported once they are known to 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Seed, Steps, whole
+from recon_torch.ranges import LOOPBACK, ElevationDeg, Flag, FovDeg, NumViews, Port, Seed, Steps, whole
 from recon_torch.settings import (
     SMALLEST_SIDE_PX,
     UP_AXES,
@@ -22,6 +23,7 @@ from recon_torch.settings import (
     Representation,
 )
 
+PORT = 8080
 EXAMPLES = """examples:
   im3d fit --views out/views --out fitted
   im3d fit --views captured --check                         # says what is wrong with each frame
@@ -29,6 +31,7 @@ EXAMPLES = """examples:
   im3d fit --views train --held-out test --out fitted --lpips-weights vgg16-397923af.pth
   im3d fit --views photos --isnet-weights isnet-general-use.onnx --normalize --out fitted
   im3d fit --views captured/* --at-once 8 --out fitted      # many assets, each to fitted/NAME
+  im3d fit --views captured --viewer --out fitted           # a page to watch it at http://127.0.0.1:8080
   im3d fit --video turntable.mp4 --num-views 24 --elevation-deg 15 --out fitted
 
 A directory of views has images and nerfstudio's transforms.json, or the original NeRF's transforms_train.json
@@ -104,6 +107,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="further files beside asset.ply: " + ", ".join(Format))
     add("--mesh", action="store_true", help="write mesh.glb, a textured mesh; see `im3d mesh`")
     add("--page", action="store_true", help="write asset.html, a page that shows the asset; see `im3d view`")
+
+    add = parser.add_argument_group("viewer").add_argument
+    add("--viewer", action="store_true", help="show the fit on a page while it runs; needs the extra viewer")
+    add("--viewer-host", default=LOOPBACK, help="the address to listen on, 0.0.0.0 for all" + default)
+    add("--viewer-port", type=Flag(Port), default=PORT,
+        help="the port, or 0 for one that is free" + default)
+    add("--viewer-stay", action="store_true", help="keep the page after the fit, until Ctrl-C")
     # fmt: on
     flags = parser.parse_args(argv)
     _refuse_conflicts(flags)
@@ -125,6 +135,12 @@ def _refuse_conflicts(flags: argparse.Namespace) -> None:
         or not flags.mesh,
         "--page shows Gaussians, and no radiance field": flags.representation != Representation.NERF
         or not flags.page,
+        "--viewer shows Gaussians, and no radiance field": flags.representation != Representation.NERF
+        or not flags.viewer,
+        "--viewer shows one fit; give one --views": len(flags.views) < 2 or not flags.viewer,
+        "--viewer-stay keeps the page of --viewer; give that, too": flags.viewer or not flags.viewer_stay,
+        '--viewer needs viser; pip install "im3d[viewer]"': not flags.viewer
+        or importlib.util.find_spec("viser") is not None,
         "a radiance field fits in none of --formats": flags.representation != Representation.NERF
         or not flags.formats,
         "--start goes with one --views or --video": flags.start is None or len(flags.views) < 2,

@@ -12,7 +12,8 @@ from typing import Any
 from recon_torch.errors import UserError
 from recon_torch.views.transforms import TRANSFORMS, parts_of, read_part
 
-NOT_SETTINGS = ("views", "video", "held_out", "out", "check", "resume", "at_once")
+VIEWER = ("viewer", "viewer_host", "viewer_port", "viewer_stay")
+NOT_SETTINGS = ("views", "video", "held_out", "out", "check", "resume", "at_once", *VIEWER)
 """Flags that say where views and files are, or do not change what is made."""
 
 

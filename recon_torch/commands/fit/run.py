@@ -8,9 +8,10 @@ import functools
 import json
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from recon_torch.fit import camera_moves, recovery
 from recon_torch.fit.asset import FITTED, REPORT, Asset, prepare, run, write
 from recon_torch.fit.optimization import Fit
 from recon_torch.formats.files import load as load_gaussians
+from recon_torch.page.live import EVERY_STEPS, LivePage
+from recon_torch.scene.splats import Splats
 from recon_torch.settings import (
     SMALLEST_SIDE_PX,
     UP_AXES,
@@ -128,6 +131,19 @@ def fit_all(flags: argparse.Namespace) -> None:
 
 
 def _fit_all(flags: argparse.Namespace) -> None:
+    with contextlib.ExitStack() as stack:
+        page = None
+        if flags.viewer:
+            source = flags.video or flags.views[0]
+            page = stack.enter_context(LivePage(flags.viewer_host, flags.viewer_port, f"im3d fit {source}"))
+            print(f"{page.address} shows the fit", flush=True)
+        _fit_in_groups(flags, page)
+        if flags.viewer_stay:
+            print(f"{page.address} stays until Ctrl-C" if page else "", flush=True)
+            threading.Event().wait()
+
+
+def _fit_in_groups(flags: argparse.Namespace, page: LivePage | None) -> None:
     sources = flags.views or [flags.video]
     outs, failures = directories(sources, flags.out), Failures(sources)
     todo = [source for source in sources if not (flags.resume and is_made(flags, source, outs[source]))]
@@ -144,7 +160,7 @@ def _fit_all(flags: argparse.Namespace) -> None:
                     job = load_job(flags, source, outs[source])
                     groups.setdefault(job.asset.kind, []).append(job)
             for jobs in groups.values():
-                fit_together(flags, jobs, failures)
+                fit_together(flags, jobs, failures, page)
     failures.end()
 
 
@@ -259,10 +275,12 @@ def _load_video(flags: argparse.Namespace, segment: Segment) -> Views:
     )
 
 
-def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures) -> None:
+def fit_together(
+    flags: argparse.Namespace, jobs: list[Job], failures: Failures, page: LivePage | None = None
+) -> None:
     """Fits assets whose views have one size, writes their files and prints how good they are."""
     started = time.perf_counter()
-    given_up = _run_with_progress([job.asset for job in jobs], flags)
+    given_up = _run_with_progress([job.asset for job in jobs], flags, page)
     fit_s = time.perf_counter() - started
     for job, error in zip(jobs, given_up, strict=True):
         with failures.of(job.source):
@@ -286,16 +304,39 @@ def fit_together(flags: argparse.Namespace, jobs: list[Job], failures: Failures)
             print(f"{path} after {report['num_steps']} steps", flush=True)
 
 
-def _run_with_progress(assets: list[Asset], flags: argparse.Namespace) -> list[UserError | None]:
+def _run_with_progress(
+    assets: list[Asset], flags: argparse.Namespace, page: LivePage | None
+) -> list[UserError | None]:
     """A bar with rate and ETA on a terminal, plain lines in a log. Returns why each fit was given up."""
+    watch = _watcher(assets[0], page) if page else None
     with tqdm(total=flags.steps * len(assets), desc="fit", unit="step", disable=None) as bar:
 
         def on_step(fit: Fit, losses: dict[str, Tensor]) -> None:
             # Steps come again after a setback, and with cameras that were moved.
             bar.update(sum(asset.fit.step for asset in assets) - bar.n)
+            if watch is not None:
+                watch(fit, losses)
             if bar.disable and fit is assets[-1].fit and fit.step % LOG_EVERY_STEPS == 0:
                 print(
                     f"step {fit.step}: loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians", flush=True
                 )
 
         return run(assets, on_step, flags.refine_cameras)
+
+
+def _watcher(asset: Asset, page: LivePage) -> Callable[[Fit, dict[str, Tensor]], None]:
+    """Shows the cameras of an asset's fit, and returns what shows its steps."""
+    shown = asset.fit
+    page.show_cameras(shown.cameras, asset.train.images, asset.up)
+
+    def watch(fit: Fit, losses: dict[str, Tensor]) -> None:
+        nonlocal shown
+        if fit is not shown:  # it has begun again with other cameras
+            shown = fit
+            page.show_cameras(fit.cameras, asset.train.images, asset.up)
+        last = fit.settings.num_steps
+        if (fit.step % EVERY_STEPS == 0 or fit.step in (1, last)) and isinstance(fit.scene, Splats):
+            text = f"step {fit.step} of {last}, loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians"
+            page.show(fit.scene.gaussians, text)
+
+    return watch

@@ -1,6 +1,7 @@
 """The fit command: its files, its report, worlds that are not this project's, its refusals."""
 
 import functools
+import importlib.util
 import json
 import re
 
@@ -16,6 +17,7 @@ from recon_torch.errors import UserError
 from recon_torch.fit import asset
 from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import load_ply, save_ply
+from recon_torch.page.live import LivePage
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
 from recon_torch.settings import MeshSettings
@@ -128,6 +130,31 @@ def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tm
     assert report["quality"]["verdict"] != "good" and "views 2," in report["quality"]["reasons"][0]
     assert report["num_gaussians"] == 0 and any("asset.safetensors" in note for note in report["notes"])
     assert (out / "asset.safetensors").is_file() and not (out / "asset.ply").exists()
+
+
+def test_a_fit_that_is_watched_is_the_same(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("viser")
+    shown, show = [], LivePage.show
+
+    def watched(self, gaussians, text):
+        show(self, gaussians, text)
+        shown.append((text, len(gaussians.means)))
+
+    monkeypatch.setattr(LivePage, "show", watched)
+    write_views(tmp_path / "views", CAMERAS)
+    files = []
+    for extra in ([], ["--viewer", "--viewer-port", "0"]):
+        out = tmp_path / f"out{len(extra)}"
+        options = ["--views", str(tmp_path / "views"), "--out", str(out), "--steps", "60", *OPTIONS, *extra]
+        fit_views.main(options)
+        files.append((out / "asset.ply").read_bytes())
+    assert files[0] == files[1]
+    assert [text.partition(",")[0] for text, _ in shown] == [f"step {step} of 60" for step in (1, 25, 50, 60)]
+    assert shown[-1][0].endswith(f", {shown[-1][1]} Gaussians")
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+    capsys.readouterr()
+    fit_views.main([*options[:-3], "--resume"])
+    assert "1 of 1 are there already" in capsys.readouterr().out
 
 
 def test_every_nth_view_is_held_out(tmp_path):
@@ -418,6 +445,11 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
         ("--views x --out y --representation nerf --formats glb", "fits in none of --formats"),
         ("--views x --out y --representation nerf --page", "--page shows Gaussians"),
         ("--views x --out y --representation nerf --mesh", "--mesh is made of Gaussians"),
+        ("--views x --out y --representation nerf --viewer", "--viewer shows Gaussians"),
+        ("--views x z --out y --viewer", "--viewer shows one fit"),
+        ("--views x --out y --viewer-stay", "--viewer-stay keeps the page of --viewer"),
+        ("--views x --out y --viewer --viewer-port 65536", "--viewer-port: '65536' is not a whole number"),
+        ("--views x --out y --viewer --viewer-host 203.0.113.1", "cannot listen on 203.0.113.1:8080"),
         ("--video x --out y", "--video needs --elevation-deg"),
         ("--views x --out y --held-out 1", "--held-out is 1; give a whole number from 2, or views"),
         ("--video x --out y --elevation-deg 90", "--elevation-deg: '90' is not a number between"),
@@ -426,6 +458,15 @@ def test_refusals_leave_nothing_behind(tmp_path, options, message):
 def test_refuses_what_does_not_go_together(options, message):
     with pytest.raises(UserError, match=message):
         fit_views.main(options.split())
+
+
+def test_a_viewer_needs_its_package(monkeypatch):
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, find=importlib.util.find_spec: None if name == "viser" else find(name),
+    )
+    with pytest.raises(UserError, match=r"--viewer needs viser; pip install .im3d\[viewer\]"):
+        fit_views.main(["--views", "x", "--out", "y", "--viewer"])
 
 
 def test_refuses_cameras_that_look_the_same_way(tmp_path):
