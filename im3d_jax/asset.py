@@ -16,6 +16,7 @@ A directory holds a whole asset if it holds report.json, which is written last. 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import shutil
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from jaxtyping import Float
 from im3d_jax import threads
 from im3d_jax.conditions import pictures
 from im3d_jax.settings import AssetSettings, PictureSettings, TurntableSettings
+from im3d_jax.sides import Side, view_at
 from im3d_jax.stages import Stages
 from recon_torch import outputs
 from recon_torch.files import write_json
@@ -75,6 +77,7 @@ class Request(NamedTuple):
     Attributes:
         prompt: what to make.
         image: path of the picture that is view 0.
+        sides: further pictures, see `sides.arranged`.
         seed: of everything that is random.
         out: directory for the asset's files.
         elevation_deg: of the cameras of the views, where it is known.
@@ -87,14 +90,21 @@ class Request(NamedTuple):
     out: Path
     elevation_deg: float | None = None
     save_views: bool = False
+    sides: tuple[Side, ...] = ()
+
+    @property
+    def images(self) -> list[str]:
+        """The paths of all its pictures, view 0 first."""
+        return [self.image, *(side.image for side in self.sides)] if self.image else []
 
 
 class Picture(NamedTuple):
-    """A user's picture as view 0: over white, in [0, 1].
+    """A user's picture as a view: over white, in [0, 1].
 
     Attributes:
         digest: SHA-256 of its file, in hex.
         doubts, hints: on its foreground, see `pictures.Placed`.
+        azimuth_deg: of its camera; 0 is view 0.
     """
 
     rgb: Float[np.ndarray, "H W 3"]
@@ -102,6 +112,16 @@ class Picture(NamedTuple):
     digest: str
     doubts: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    azimuth_deg: float = 0.0
+
+    @property
+    def batch(self) -> tuple[Float[np.ndarray, "1 H W 3"], Float[np.ndarray, "1 H W 1"]]:
+        """(rgb, alpha), as a batch of one."""
+        return self.rgb[None], self.alpha[None]
+
+    def view(self, num_views: int) -> int | None:
+        """Which view of a turntable it shows; None for one between two views."""
+        return view_at(self.azimuth_deg, num_views)
 
 
 class Round(NamedTuple):
@@ -127,7 +147,8 @@ class Made(NamedTuple):
     Attributes:
         elevation_rad, cameras: of the views.
         quality: what the quality gates say, see `ReconstructionClient.inspect`.
-        image_digest: of the user's picture; "" without one.
+        image_digest: of the user's pictures, see `images_digest`.
+        inputs: the numbers of the views that are the input, the first one first.
         counts: network calls and evaluations, as the report names them.
         not_understood: sentences on what of the prompt is left out.
     """
@@ -139,6 +160,7 @@ class Made(NamedTuple):
     image_digest: str
     counts: dict[str, int]
     not_understood: list[str]
+    inputs: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,15 +238,28 @@ class Asset:
 
 def opened(request: Request) -> AbstractContextManager[Path]:
     """Holds the directory of a request, see `outputs.opened`. A thread may do so again within."""
-    return outputs.opened(request.out, ASSET, [request.image] if request.image else [])
+    return outputs.opened(request.out, ASSET, request.images)
 
 
-def read_picture(path: str | Path, size: int, settings: PictureSettings) -> Picture:
-    """A user's picture as view 0 of `size` pixels. Raises UserError if that cannot be."""
-    placed = pictures.load_image(
-        path, size, settings.fill, settings.background_tolerance, settings.mask_weights
-    )
-    return Picture(placed.rgb, placed.alpha, file_digest(path), placed.doubts, placed.hints)
+def read_pictures(request: Request, size: int, settings: PictureSettings) -> list[Picture]:
+    """A user's pictures as views of `size` pixels, view 0 first. Raises UserError if that cannot be."""
+    if not request.images:
+        return []
+    placed = pictures.load_images(request.images, size, **settings.placing)
+    azimuths_deg = [0.0, *(side.azimuth_deg for side in request.sides)]
+    return [
+        Picture(each.rgb, each.alpha, file_digest(path), each.doubts, each.hints, azimuth_deg)
+        for path, each, azimuth_deg in zip(request.images, placed, azimuths_deg, strict=True)
+    ]
+
+
+def images_digest(request: Request) -> str:
+    """SHA-256, in hex, of the request's picture, or of the digests and azimuths of several; "" for none."""
+    digests = [file_digest(image) for image in request.images]
+    if len(digests) < 2:
+        return "".join(digests)
+    azimuths_deg = [0.0, *(round(side.azimuth_deg, 6) for side in request.sides)]
+    return hashlib.sha256(json.dumps([digests, azimuths_deg]).encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:
@@ -254,6 +289,7 @@ def make_report(
     return {
         **origin(request, made.image_digest, config_digest),
         "image": request.image,
+        "sides": [side._asdict() for side in request.sides],
         **made.counts,
         "elevation_deg": float(np.rad2deg(made.elevation_rad)),
         "num_gaussians": client.num_gaussians,
@@ -337,7 +373,7 @@ def write_files(
     last = made.rounds[-1]
     renders = _without_white(np.concatenate([last.renders, last.alphas], -1))
     write_views(directory, made.cameras, renders, "images", **axes.entry(axes.chosen(export.axes)))
-    rows, labels = [made.rounds[0].targets[:1, ..., :3]], ["input"]
+    rows, labels = [made.rounds[0].targets[list(made.inputs), ..., :3]], ["input"]
     for number, each in enumerate(made.rounds):
         rows += [each.targets[..., :3], each.renders.clip(0, 1)]
         labels += [f"views {number}", f"renders {number}"]

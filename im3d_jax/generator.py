@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -40,8 +41,18 @@ from recon_torch.views import masks
 ROOT = Path(__file__).parents[1]
 """The shipped weights are named relative to this directory."""
 
+SHARPNESS = 6
+"""Of the share that a further picture has in views beside its own. At 2 some objects come out worse than from
+one picture, at 6 none of those on which it was chosen."""
+
 BACKGROUND_ALPHA = 0.1
 """A decoded pixel whose coverage is below this is taken for background."""
+
+Shown = tuple[
+    Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"],
+    Float[Array, "B H W 1"] | Float[np.ndarray, "B H W 1"],
+]
+"""Pictures of B assets, (rgb over white, alpha) in [0, 1]."""
 
 OnStep = Callable[[int, Array], Any]
 """Called after each denoising step as on_step(number of the step, its latents)."""
@@ -131,6 +142,7 @@ class Generator:
         rgb: Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"] | None = None,
         alpha: Float[Array, "B H W 1"] | Float[np.ndarray, "B H W 1"] | None = None,
         elevation_rad: float | None = None,
+        shown: Mapping[int, Shown] = MappingProxyType({}),
     ) -> Conditioning:
         """The conditions of B assets.
 
@@ -138,6 +150,7 @@ class Generator:
             prompts: one for each asset, "" for none.
             rgb, alpha: pictures that are view 0, over white, in [0, 1].
             elevation_rad: of the cameras, which only some backbones are told.
+            shown: pictures that are further views, by the numbers of these.
         """
         text, text_mask = jax.tree.map(jnp.asarray, self.text.encode(prompts))
         given = self.model.empty_conditioning(len(prompts))._replace(text=text, text_mask=text_mask)
@@ -148,7 +161,9 @@ class Generator:
         if self.image_encoder:
             given = given._replace(image_tokens=jnp.asarray(self.image_encoder.encode(rgb)))
         latents = self.codec.encode(rgb[:, None], alpha[:, None])[:, 0]
-        return given._replace(image=latents, image_mask=jnp.ones(len(prompts)))
+        given = given._replace(image=latents, image_mask=jnp.ones(len(prompts)))
+        sides = {view: self.condition(prompts, *each, elevation_rad) for view, each in shown.items()}
+        return given._replace(sides=sides or None)
 
     def text_to_image(
         self, prompts: list[str], key: PRNGKeyArray, on_step: OnStep | None = None
@@ -193,7 +208,7 @@ class Generator:
         """Latent renders, noised to `rounds.start_level` and denoised again (Sec. 3.4)."""
         num_steps, start_level = self.rounds.num_steps, self.rounds.start_level
         steps = sampler.make_steps(self.schedule, num_steps, self.video.spacing, start_level)
-        noisy = sampler.renoise(jax.random.fold_in(key, 0), renders, steps)
+        noisy = sampler.renoise(jax.random.fold_in(key, 0), held(renders, given), steps)
         return self._sample_video(noisy, steps, given, jax.random.fold_in(key, 1), on_step)
 
     def decode(
@@ -239,7 +254,8 @@ class Generator:
         given, empty = jax.device_put((given, empty), self.place)
 
         def denoise(noisy, timestep, alpha, sigma):
-            self.count.add(guidance.num_evaluations)
+            for _ in range(1 + len(given.sides or ())):
+                self.count.add(guidance.num_evaluations)
             levels = timestep, alpha, sigma
             settings = self.model, guidance, tie_first_view
             return guided(self.params, self.codec, noisy, *levels, given, empty, *settings)
@@ -263,18 +279,53 @@ def denoise_guided(
     """The guided estimate of the clean latents: one call of the network.
 
     Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`, it is that image, because it
-    is known and the other views hold on to it.
+    is known and the other views hold on to it. So are the further views that pictures show (`held`), and each
+    of these pictures is the network's view 0 once, for the views on its side (`side_shares`).
     """
     batch = noisy.shape[0]
     none, every = jnp.zeros(batch), jnp.ones(batch)
-    conditions = {
-        "null": conditioning.drop(given, empty, none, none),
-        "image": conditioning.drop(given, empty, every, none),
-        "full": given,
-    }
-    prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)
-    clean = codec.clip(objective.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
-    return clean.at[:, 0].set(given.image) if tie_first_view else clean
+
+    def estimate(noisy: Float[Array, "B K h w c"], given: Conditioning) -> Float[Array, "B K h w c"]:
+        conditions = {
+            "null": conditioning.drop(given, empty, none, none),
+            "image": conditioning.drop(given, empty, every, none),
+            "full": given,
+        }
+        prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)
+        clean = codec.clip(objective.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
+        return clean.at[:, 0].set(given.image) if tie_first_view else clean
+
+    clean = front = estimate(noisy, given._replace(sides=None))
+    sides = given.sides or {}
+    for (view, side), share in zip(sides.items(), side_shares([*sides], noisy.shape[1]), strict=True):
+        # A turntable that begins at another view is the same one, turned.
+        turned = jnp.roll(estimate(jnp.roll(noisy, -view, 1), side), view, 1)
+        clean += share[None, :, None, None, None] * (turned - front)
+    return held(clean, given)
+
+
+def side_shares(views: Sequence[int], num_views: int) -> Float[np.ndarray, "P K"]:
+    """The share that each of P further pictures has in a view, by the numbers of their own views.
+
+    By the cosine of the angle between the two to the power SHARPNESS, up to a quarter of a turn. What is left
+    is the share of the picture that is view 0.
+    """
+    angles = 2 * np.pi * (np.arange(num_views) - np.reshape(views, (-1, 1)).astype(int)) / num_views
+    shares = np.maximum(np.cos(angles), 0) ** SHARPNESS
+    return (shares / np.maximum(shares.sum(0), 1)).astype(np.float32)
+
+
+def held(views: Float[Array, "B K h w c"], given: Conditioning) -> Float[Array, "B K h w c"]:
+    """The views with those in their place that further pictures show; the same where there are none.
+
+    The solvers are linear: where the estimate of a clean view is the same in all steps, what they denoise is
+    that view at the noise level of each step, with the noise that it began with (or, for an SDE, fresh
+    noise). So a held view is to the network what it is in training, and the views beside it follow it. This
+    is the replacement by which score-based models inpaint (Song et al. 2021, RePaint).
+    """
+    for view, side in (given.sides or {}).items():
+        views = views.at[:, view].set(side.image)
+    return views
 
 
 compiled_denoise_guided = jax.jit(denoise_guided, static_argnames=("model", "guidance", "tie_first_view"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from im3d_jax.asset import Picture
@@ -22,19 +23,32 @@ class Inputs(NamedTuple):
     not_understood: list[str]
 
 
-def look(prompt: str, picture: Picture | None, text: TextEncoder) -> Inputs:
-    """Looks at a prompt, and at what is known of the foreground of a picture.
+def look(prompt: str, pictures: Sequence[Picture], text: TextEncoder) -> Inputs:
+    """Looks at a prompt, and at what is known of the foreground of pictures.
 
-    picture: what the asset is made from; None: the prompt is all there is.
+    pictures: what the asset is made from; none: the prompt is all there is.
     """
-    reasons = [f"in the picture, the object {doubt}" for doubt in (picture.doubts if picture else ())]
-    hints = [f"in the picture, the object {hint}" for hint in (picture.hints if picture else ())]
+    reasons, hints = doubts(pictures), _said(pictures, [each.hints for each in pictures])
     left_out = text.warnings(prompt)
     if prompt.strip() and not text.understands(prompt):
-        (hints if picture else reasons).append("nothing of the prompt was understood")
+        (hints if pictures else reasons).append("nothing of the prompt was understood")
     elif left_out:
         hints.append("the prompt was understood in part (see not_understood)")
     return Inputs(reasons, hints, left_out)
+
+
+def doubts(pictures: Sequence[Picture]) -> list[str]:
+    """Why the foreground of pictures may not be the object, in sentences."""
+    return _said(pictures, [each.doubts for each in pictures])
+
+
+def _said(pictures: Sequence[Picture], words: Sequence[Sequence[str]]) -> list[str]:
+    names = [f" at {each.azimuth_deg:g} degrees" if len(pictures) > 1 else "" for each in pictures]
+    return [
+        f"in the picture{name}, the object {each}"
+        for name, said in zip(names, words, strict=True)
+        for each in said
+    ]
 
 
 def judge(quality: dict[str, Any], inputs: Inputs) -> dict[str, Any]:

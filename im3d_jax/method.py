@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from im3d_jax import asset, bridge, inputs
 from im3d_jax.asset import Asset, Made, Picture, Request, Round
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.evidence import Evidence, Video
 from im3d_jax.generator import CallCount, Generator
 from im3d_jax.random_streams import stream
 from im3d_jax.settings import AssetSettings
@@ -20,9 +21,6 @@ from recon_torch.elevation.estimator import Estimator, estimate
 from recon_torch.process import ReconstructionClient
 from recon_torch.views.cameras import orbit
 
-Video = tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]
-"""Views over white and their foreground masks, in [0, 1]; an asset has B = 1."""
-
 
 def make_asset(
     generator: Generator,
@@ -30,7 +28,7 @@ def make_asset(
     client: ReconstructionClient,
     settings: AssetSettings,
     request: Request,
-    picture: Picture | None,
+    pictures: Sequence[Picture],
     stages: Stages,
 ) -> Asset:
     """Makes the asset of a request, and writes it into `request.out`.
@@ -38,39 +36,44 @@ def make_asset(
     Several threads may do this with the same generator and estimator, each with a client of its own.
 
     Args:
-        picture: of `request.image`; None: the backbone draws one of the prompt.
+        pictures: of `request.images`; none: the backbone draws one of the prompt.
     """
     key = jax.random.key(request.seed)
     elevation_rad = known_elevation_rad(request, settings)
 
     # ---- prompt -> picture ----
     drawing = generator.counting()
-    rgb, alpha = picture_arrays(picture) if picture else draw(drawing, request.prompt, key, stages)
+    rgb, alpha = pictures[0].batch if pictures else draw(drawing, request.prompt, key, stages)
 
-    # ---- picture -> video J ----
+    # ---- pictures -> video J ----
     generator = generator.counting()
-    given = generator.condition([request.prompt], rgb, alpha, elevation_rad)
+    shown = {view: each.batch for each in pictures[1:] if (view := each.view(generator.num_views))}
+    given = generator.condition([request.prompt], rgb, alpha, elevation_rad, shown)
     video = sample_video(generator, given, key, stages)
 
     # ---- video -> elevation -> cameras ----
     with stages.timed("elevation"):
         if elevation_rad is None:
             elevation_rad = estimate(estimator, torch.from_dlpack(video[0][0]).cpu())
-    cameras = orbit(settings.num_views, elevation_rad, settings.size)
+    turntable = orbit(settings.num_views, elevation_rad, settings.size)
+    evidence = Evidence.of(pictures, settings.num_views, settings.picture.weight)
+    cameras = evidence.cameras(turntable, elevation_rad)
 
     # ---- J -> Gaussians G; in each round the renders of G, noised and denoised again, are the next J ----
     client.reset(cameras)
-    rounds = list(fit_and_refine(generator, client, given, video, key, settings.until_steps, stages))
+    until_steps = settings.until_steps
+    rounds = list(fit_and_refine(generator, client, given, video, key, until_steps, stages, evidence))
 
     # ---- G -> verdict ----
     with stages.timed("inspect"):
-        seen = inputs.look(request.prompt, picture, generator.text)
-        quality = inputs.judge(client.inspect(settings.gates), seen)
+        seen = inputs.look(request.prompt, pictures, generator.text)
+        quality = inputs.judge(client.inspect(settings.gates, turntable), seen)
 
     # ---- G -> files ----
     counts = named_counts(generator.count, drawing.count)
-    digest = picture.digest if picture else ""
-    made = Made(elevation_rad, cameras, rounds, quality, digest, counts, seen.not_understood)
+    digest = asset.images_digest(request)
+    views = evidence.views
+    made = Made(elevation_rad, cameras, rounds, quality, digest, counts, seen.not_understood, views)
     return asset.write(made, request, client, settings, stages)
 
 
@@ -82,19 +85,23 @@ def fit_and_refine(
     key: PRNGKeyArray,
     until_steps: Sequence[int],
     stages: Stages,
+    evidence: Evidence | None = None,
 ) -> Iterator[Round]:
     """Fits the first video, then refines and fits again, once for each further element of `until_steps`.
 
     Sec. 3.3 is the fit and Sec. 3.4 the refinement. Yields each round when it is fitted; until the next one
     is asked for, `client` may render from other cameras.
+
+    evidence: what pictures add to the views of the fit, whose cameras the client has.
     """
+    evidence = evidence or Evidence.of((), generator.num_views)
     *earlier_steps, last_step = until_steps
     for number, until_step in enumerate(earlier_steps):
-        fitted = fit_video(client, video, until_step, last_step, number, stages)
+        fitted = fit_video(client, video, evidence, until_step, last_step, number, stages)
         latents = encode_renders(generator, client)
         yield fitted
         video = refine_video(generator, latents, given, key, number + 1, stages)
-    yield fit_video(client, video, last_step, last_step, len(earlier_steps), stages)
+    yield fit_video(client, video, evidence, last_step, last_step, len(earlier_steps), stages)
 
 
 # ---- The arrows ----
@@ -104,13 +111,6 @@ def known_elevation_rad(request: Request, settings: AssetSettings) -> float | No
     """The elevation that the user or the config gives; None if it is to be estimated from the video."""
     given_deg = settings.elevation_deg if request.elevation_deg is None else request.elevation_deg
     return None if given_deg is None else float(np.deg2rad(given_deg))
-
-
-def picture_arrays(
-    picture: Picture,
-) -> tuple[Float[np.ndarray, "1 H W 3"], Float[np.ndarray, "1 H W 1"]]:
-    """(rgb, alpha) of a user's picture, as a batch of one."""
-    return picture.rgb[None], picture.alpha[None]
 
 
 def draw(
@@ -148,10 +148,16 @@ def refine_video(
 
 
 def fit_video(
-    client: ReconstructionClient, video: Video, until_step: int, last_step: int, number: int, stages: Stages
+    client: ReconstructionClient,
+    video: Video,
+    evidence: Evidence,
+    until_step: int,
+    last_step: int,
+    number: int,
+    stages: Stages,
 ) -> Round:
     """Fits the Gaussians to a video until their step `until_step` (Sec. 3.3), and renders them."""
-    views, masks = (each[0] for each in video)
+    views, masks = (each[0] for each in evidence.within(video))
 
     def move_to(step: int, losses: dict[str, float]) -> None:
         bar.update(step - bar.n)
@@ -159,7 +165,7 @@ def fit_video(
     with stages.shown("fit", f"fit, round {number}", last_step, client.step) as bar:
         bridge.write(views, client.views)
         bridge.write(masks, client.masks)
-        client.set_targets()
+        client.set_targets(evidence.weights)
         quality = client.fit(until_step, move_to)
         renders, alphas = client.render()
         bar.update(until_step - bar.n)
@@ -168,8 +174,12 @@ def fit_video(
 
 
 def encode_renders(generator: Generator, client: ReconstructionClient) -> Float[Array, "1 K h w c"]:
-    """Latents of the client's last renders, which may be overwritten when this returns."""
-    renders, alphas = (bridge.as_jax(tensor)[None] for tensor in (client.renders, client.alphas))
+    """Latents of the client's last renders, which may be overwritten when this returns.
+
+    The renders of pictures that are no views of the video come last and are left out.
+    """
+    shared = (bridge.as_jax(tensor) for tensor in (client.renders, client.alphas))
+    renders, alphas = (array[None, : generator.num_views] for array in shared)
     return jax.block_until_ready(generator.codec.encode(renders, alphas))
 
 

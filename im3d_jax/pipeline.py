@@ -17,9 +17,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from im3d_jax import config_flags, config_sections, generator, method, parts
-from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, opened, rank, read_picture
-from im3d_jax.conditions import pictures
+from im3d_jax import config_flags, config_sections, generator, inputs, method, parts
+from im3d_jax import sides as sides_module
+from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, opened, rank, read_pictures
+from im3d_jax.conditions import pictures as placement
 from im3d_jax.config_kinds import ModelConfig
 from im3d_jax.generator import Generator
 from im3d_jax.settings import (
@@ -71,7 +72,8 @@ class Pipeline:
         self,
         prompt: str = "",
         *,
-        image: str | Path = "",
+        image: str | Path | Sequence[str | Path] = "",
+        azimuth_deg: Sequence[float | int] = (),
         seed: int = 0,
         elevation_deg: float | int | None = None,
         out: str | Path | None = None,
@@ -83,7 +85,9 @@ class Pipeline:
 
         Args:
             prompt: what to make, or what the picture shows.
-            image: file with a picture to start from: RGBA, or an object on a plain background.
+            image: file with a picture to start from: RGBA, or an object on a plain background. Or several,
+                from sides that `azimuth_deg` tells.
+            azimuth_deg: of each picture's camera, counter-clockwise seen from above; one of them is 0.
             seed: the same seed makes the same asset on the same machine with as many threads.
             elevation_deg: how high above the object the picture was taken, between -90 and 90, if that is
                 known; otherwise it is estimated from the generated video.
@@ -94,19 +98,22 @@ class Pipeline:
 
         Raises UserError for what cannot be made.
         """
-        request = Request(prompt, str(image), seed, Path(out or ""), elevation_deg, save_views)
-        check(request)
+        images = [image] if isinstance(image, str | Path) else image
+        images = [str(each) for each in images if str(each)]
+        front, sides = sides_module.arranged(images, azimuth_deg)
+        request = Request(prompt, front, seed, Path(out or ""), elevation_deg, save_views, sides)
+        check(request, self.settings.num_views)
         ranges.taken(retry_seeds, NumRetries, "retry_seeds")
-        picture = read_picture(image, self.settings.size, self.settings.picture) if image else None
+        pictures = read_pictures(request, self.settings.size, self.settings.picture)
         temporary = None if out is not None else Path(tempfile.mkdtemp(dir=locks.process_directory()))
         request = request._replace(out=temporary or request.out)
         try:
             with opened(request):
-                if picture is None and self.settings.text_to_image.pipeline:
+                if not pictures and self.settings.text_to_image.pipeline:
                     [request] = draw_pictures(self.settings, [request], show)
-                self.warn([prompt], picture)
+                self.warn([prompt], pictures)
                 with self.own_client() as client:
-                    asset = self.make_best(request, client, picture, retry_seeds, show)
+                    asset = self.make_best(request, client, pictures, retry_seeds, show)
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -119,7 +126,7 @@ class Pipeline:
         self,
         request: Request,
         client: ReconstructionClient,
-        picture: Picture | None = None,
+        pictures: Sequence[Picture] = (),
         num_retries: int = 0,
         show: Show = progress,
     ) -> Asset:
@@ -128,31 +135,30 @@ class Pipeline:
         Keeps the best of these tries, whose report lists them all. The picture is the same in all tries.
         Several threads may do this, each with a client of its own.
 
-        picture: of `request.image`, if it has been read already.
+        pictures: of `request.images`, if they have been read already.
 
         Raises UserError also if something that is not ours lies where the asset is to be written, and if
         another process or thread makes one there.
         """
-        if request.image and picture is None:
-            picture = read_picture(request.image, self.settings.size, self.settings.picture)
+        pictures = pictures or read_pictures(request, self.settings.size, self.settings.picture)
         with opened(request):
-            return self._make_best(request, client, picture, num_retries, show)
+            return self._make_best(request, client, pictures, num_retries, show)
 
     def _make_best(
         self,
         request: Request,
         client: ReconstructionClient,
-        picture: Picture | None,
+        pictures: Sequence[Picture],
         num_retries: int,
         show: Show,
     ) -> Asset:
-        best = self._make_once(request, client, picture, show)
+        best = self._make_once(request, client, pictures, show)
         tries = [best.report]
         while tries[-1]["quality"]["verdict"] == Verdict.BAD and len(tries) <= num_retries:
             with outputs.owned(request.out) as directory:
                 seed = request.seed + RETRY_SEED_STEP * len(tries)
                 another = request._replace(seed=seed, out=directory)
-                made = self._make_once(another, client, picture, show)
+                made = self._make_once(another, client, pictures, show)
                 tries.append(made.report)
                 if rank(made.report) < rank(best.report):
                     best = dataclasses.replace(made, directory=request.out)
@@ -165,11 +171,11 @@ class Pipeline:
         return best
 
     def _make_once(
-        self, request: Request, client: ReconstructionClient, picture: Picture | None, show: Show
+        self, request: Request, client: ReconstructionClient, pictures: Sequence[Picture], show: Show
     ) -> Asset:
         stages = Stages(show)
         return method.make_asset(
-            self.generator, self.estimator, client, self.settings, request, picture, stages
+            self.generator, self.estimator, client, self.settings, request, pictures, stages
         )
 
     @contextmanager
@@ -188,10 +194,9 @@ class Pipeline:
         """What the model does not understand of a prompt."""
         return self.generator.text.warnings(prompt)
 
-    def warn(self, prompts: Sequence[str], picture: Picture | None = None) -> None:
-        """Says on stderr, once each, what is not understood of prompts, and what is doubtful in a picture."""
-        told = [each for prompt in prompts for each in self.warnings(prompt)]
-        told += [f"in the picture, the object {doubt}" for doubt in (picture.doubts if picture else ())]
+    def warn(self, prompts: Sequence[str], pictures: Sequence[Picture] = ()) -> None:
+        """Says on stderr, once each, what is not understood of prompts, and what is doubtful in pictures."""
+        told = [each for prompt in prompts for each in self.warnings(prompt)] + inputs.doubts(pictures)
         for warning in dict.fromkeys(told):
             print(f"im3d: warning: {warning}", file=sys.stderr)
 
@@ -251,12 +256,18 @@ def read_settings(config: ConfigDict) -> AssetSettings:
 # ---- Requests ----
 
 
-def check(request: Request) -> None:
-    """Raises UserError for a request without prompt and image, or with an impossible seed or elevation."""
+def check(request: Request, num_views: int) -> None:
+    """Raises UserError for a request without prompt and image, or with an impossible seed or elevation, or
+    with more pictures than a turntable has views."""
     if not request.prompt.strip() and not request.image:
         raise UserError("nothing to make; give a prompt or an image")
     ranges.taken(request.seed, Seed, "seed")
     ranges.taken(request.elevation_deg, ElevationDeg | None, "elevation_deg")
+    if len(request.images) > max(1, num_views):
+        raise UserError(
+            f"{len(request.images)} images, and config.num_views is {num_views}; give at most as many, or fit"
+            " them by im3d fit"
+        )
 
 
 def draw_pictures(
@@ -286,7 +297,7 @@ def draw_pictures(
     paths = {}
     for request, picture in zip(asked, drawn, strict=True):
         name = f"the picture of {request.prompt!r}"
-        pictures.place(picture, name, settings.size, **dataclasses.asdict(settings.picture))  # or raises
+        placement.place(picture, name, settings.size, **settings.picture.placing)  # or raises
         write = partial(write_image, image=picture)  # whole, so that what is doubtful in it is found again
         paths[request.out] = outputs.put(request.out, PICTURE, "input.png", write)
     return [r._replace(image=r.image or str(paths[r.out])) for r in requests]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from recon_torch.errors import UserError
 from recon_torch.ranges import ElevationDeg, Pixels, Range, Share, settings
@@ -147,17 +147,24 @@ class MaskSettings:
 
 @settings
 class PictureSettings:
-    """How a user's picture becomes view 0 (`config.image`), see `conditions.pictures.place`.
+    """How a user's pictures become views (`config.image`), see `conditions.pictures.place`.
 
     Attributes:
         fill: share of the view's side that the longer side of the object takes.
         background_tolerance: difference from a plain background, in [0, 1], from which a pixel is foreground.
         mask_weights: IS-Net's .onnx file, for pictures whose background is not plain; "": none.
+        weight: of a view that a picture shows, in the fit; a generated one has 1.
     """
 
     fill: Annotated[float, Range(0.05, 1)] = 0.7
     background_tolerance: Share = 0.06
     mask_weights: str = ""
+    weight: Annotated[float, Range(above=0, most=1000)] = 1.0
+
+    @property
+    def placing(self) -> dict[str, Any]:
+        """The arguments of `conditions.pictures.place` that are settings."""
+        return {name: getattr(self, name) for name in ("fill", "background_tolerance", "mask_weights")}
 
 
 @settings

@@ -22,6 +22,8 @@ class Conditioning(NamedTuple):
         text_mask: of each text encoder, 1 at the words.
         image_tokens: the image as an image encoder sees it; None for a backbone that does not attend to it.
         elevation_rad: of the cameras; None for a backbone that is not told it.
+        sides: the same of further pictures, by the numbers of the views that they are; their `image` is that
+            view. Backbones are not told these, see `generator.denoise_guided`.
     """
 
     image: Float[Array, "B h w c"]
@@ -30,6 +32,7 @@ class Conditioning(NamedTuple):
     text_mask: tuple[Float[Array, "B L"], ...]
     image_tokens: Float[Array, "B L d"] | None = None
     elevation_rad: Float[Array, " B"] | None = None
+    sides: dict[int, Conditioning] | None = None
 
 
 def no_conditions(empty: Conditioning, text: TextEncoder) -> Conditioning:

@@ -1,7 +1,8 @@
-"""A user's picture as view 0: its object is found, cut out, centred and scaled (Sec. 3.1)."""
+"""A user's pictures as views: the object is found, cut out, centred and scaled (Sec. 3.1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +48,48 @@ class Placed(NamedTuple):
     hints: tuple[str, ...] = ()
 
 
+class Sought(NamedTuple):
+    """An object that was found in a picture, before it is cut out.
+
+    Attributes:
+        premultiplied: the picture, or the part of it where the object is, RGBA with colours times alpha.
+        middle: (row, column) of the object's box in it.
+        box: height and width of that box in pixels.
+        doubts, hints: see `Placed`.
+    """
+
+    premultiplied: Float[np.ndarray, "H W 4"]
+    middle: Float[np.ndarray, "2"]
+    box: Float[np.ndarray, "2"]
+    doubts: tuple[str, ...]
+    hints: tuple[str, ...]
+
+
 def load_image(
     path: str | Path, size: int, fill: float, background_tolerance: float, mask_weights: str = ""
 ) -> Placed:
     """Reads a picture and makes it view 0, see `place`. Raises UserError also for what cannot be read."""
-    check_regular(path)
-    return place(read_image(path), str(path), size, fill, background_tolerance, mask_weights)
+    [placed] = load_images([path], size, fill, background_tolerance, mask_weights)
+    return placed
+
+
+def load_images(
+    paths: Sequence[str | Path], size: int, fill: float, background_tolerance: float, mask_weights: str = ""
+) -> list[Placed]:
+    """Reads pictures of one object from several sides, and makes them views at one scale.
+
+    From cameras of one elevation an object is about equally high in all pictures, whatever it is wide. So all
+    get one height, at which `fill` of a view's side is the longest side that the object has in any of them.
+
+    Raises UserError also for what cannot be read.
+    """
+    sought = []
+    for path in paths:
+        check_regular(path)
+        sought.append(_seek(read_image(path), str(path), size, fill, background_tolerance, mask_weights))
+    longest = max(sought, key=lambda each: each.box.max() / each.box[0])
+    sides = [longest.box.max() * (each.box[0] / longest.box[0]) / fill for each in sought]
+    return [_cut(each, side, size) for each, side in zip(sought, sides, strict=True)]
 
 
 def place(
@@ -81,6 +118,19 @@ def place(
     Raises UserError if the picture is too small or too thin, if it shows no object, or if it has neither
     alpha nor a smooth backdrop and there are no mask weights.
     """
+    sought = _seek(picture, name, size, fill, background_tolerance, mask_weights)
+    return _cut(sought, sought.box.max() / fill, size)
+
+
+def _seek(
+    picture: Float[np.ndarray, "H W C"],
+    name: str,
+    size: int,
+    fill: float,
+    background_tolerance: float,
+    mask_weights: str,
+) -> Sought:
+    """Finds the object of a picture; the arguments are those of `place`."""
     height, width = picture.shape[:2]
     if min(height, width) < SMALLEST_SIDE_PX or max(height, width) > MOST_ELONGATED * min(height, width):
         raise UserError(
@@ -95,13 +145,18 @@ def place(
         raise UserError(f"{name} has neither a plain background nor alpha; cut the object out as RGBA")
     if not found.mask.any():
         raise UserError(f"{name} shows no object; give one with alpha or on a plain background")
-    middle, side = _box(found)
+    middle, box = _box(found)
     doubts = found.doubts
-    if side / scale < SMALLEST_OBJECT_PX:
-        doubts += (f"is only {round(side / scale)} pixels large in the picture",)
+    if box.max() / scale < SMALLEST_OBJECT_PX:
+        doubts += (f"is only {round(box.max() / scale)} pixels large in the picture",)
     premultiplied = np.concatenate([found.rgb * found.coverage, found.coverage], -1)
-    cut = _cut_square(premultiplied, middle, side / fill, size)
-    return Placed(cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:], doubts, found.hints)
+    return Sought(premultiplied, middle, box, doubts, found.hints)
+
+
+def _cut(sought: Sought, side: float, size: int) -> Placed:
+    """An object over white, from a square of `side` pixels around it, in `size` pixels."""
+    cut = _cut_square(sought.premultiplied, sought.middle, side, size)
+    return Placed(cut[..., :3] + 1 - cut[..., 3:], cut[..., 3:], sought.doubts, sought.hints)
 
 
 def _look_closer(
@@ -117,7 +172,8 @@ def _look_closer(
     found, scale = find(small, tolerance), len(small) / len(picture)
     if found is None or not found.mask.any() or scale == 1:
         return found, scale
-    middle, side = _box(found)
+    middle, box = _box(found)
+    side = float(box.max())
     if side >= wanted_px:
         return found, scale
     reach = (0.5 + AROUND) * side
@@ -160,14 +216,14 @@ def _by_network(rgb: Float[np.ndarray, "H W 3"], weights: str, other: Found | No
     return Found(rgb, coverage * reach[..., None], parts.mask, doubts, ("was found by IS-Net",))
 
 
-def _box(found: Found) -> tuple[Float[np.ndarray, "2"], float]:
-    """Middle (row, column) and longer side of what is half covered, or transparent and not just an edge."""
+def _box(found: Found) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    """Middle (row, column) and sides of what is half covered, or transparent and not just an edge."""
     wide = ndimage.binary_opening(found.mask, iterations=silhouette.EDGE_PX)
     shown = (found.coverage[..., 0] > 0.5) | wide
     shown = shown if shown.any() else found.mask
     rows, columns = (np.flatnonzero(shown.any(axis)) for axis in (1, 0))
     middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2
-    return middle, float(max(np.ptp(rows), np.ptp(columns)) + 1)
+    return middle, np.array([np.ptp(rows), np.ptp(columns)]) + 1.0
 
 
 def _cut_square(

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from im3d_jax import pipeline
 from im3d_jax.asset import ASSET, Request
 from im3d_jax.jobs import ASSETS, BATCH, ERROR, FAILURE, gallery, prompt_files, summary
 from im3d_jax.jobs.configs import Configs
@@ -59,6 +60,8 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     """
     # Mistakes in prompts and flags come to light before anything is loaded or written.
     requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
+    for request in requests:
+        pipeline.check(request, settings.num_views)
     shard = read_shard(batch.shard, os.environ)
     asked = summary.Asked(len(requests), shard.num_shards)
     requests = requests[shard.number :: shard.num_shards]
@@ -67,7 +70,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     with outputs.opened(batch.out, Kind(BATCH.command, ()), part=shard):
         retries, overwrite = batch.num_retries, batch.overwrite
         missing = [r for r in requests if not is_made(r, settings, retries, overwrite, configs)]
-        outputs.refuse_inputs(batch.out, ALL_ASSETS, [r.image for r in requests if r.image])
+        outputs.refuse_inputs(batch.out, ALL_ASSETS, [image for r in requests for image in r.images])
         for request in missing:
             for kind in (ASSET, FAILURE):
                 outputs.check(request.out, kind, root=batch.out)

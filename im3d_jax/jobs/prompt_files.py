@@ -3,6 +3,7 @@
     a red mushroom with a beige stem                               .txt: a prompt on each line
     {"prompt": "a blue car", "image": "car.png", "seed": 3}        .jsonl: an object or a string on each line
     ["a green duck", {"image": "duck.png", "elevation_deg": 20}]   .json: a list of them
+    {"image": ["front.png", "back.png"], "azimuth_deg": [0, 180]}  several pictures of one object
 
 An image's path is relative to the file. Blank lines are skipped.
 """
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from im3d_jax.sides import arranged
 from recon_torch.errors import UserError, quoted
 from recon_torch.ranges import MAX_SEED
 from recon_torch.text_files import parse_json, read_lines, read_text
@@ -24,15 +26,24 @@ BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
 class Entry(NamedTuple):
-    """One prompt of a file. Either the prompt or the image (a path) may be empty, but not both.
+    """One prompt of a file. It has a prompt or images (paths), or both.
 
-    seed and elevation_deg are None where the file does not give them.
+    seed and elevation_deg are None where the file does not give them. azimuths_deg: of the images, see
+    `sides.arranged`.
     """
 
     prompt: str = ""
-    image: str = ""
+    images: tuple[str, ...] = ()
     seed: int | None = None
     elevation_deg: float | None = None
+    azimuths_deg: tuple[float, ...] = ()
+
+
+KEYS = {"prompt": "prompt", "image": "images", "seed": "seed"} | {
+    "elevation_deg": "elevation_deg",
+    "azimuth_deg": "azimuths_deg",
+}
+"""Of an object in a file, and the fields that they fill. The last may be lists."""
 
 
 def read(path: Path, find_images: bool = True) -> list[Entry]:
@@ -80,30 +91,41 @@ def _entry(value: Any, path: Path, line: int, find_images: bool) -> Entry:
         value = {"prompt": value}
     if not isinstance(value, dict):
         raise _wrong(path, line, "is neither a prompt nor an object")
-    if unknown := sorted(value.keys() - set(Entry._fields)):
-        raise _wrong(
-            path, line, f"has an unknown key {quoted(unknown[0])}; there is {', '.join(Entry._fields)}"
-        )
-    entry = Entry(**{name: each for name, each in value.items() if each is not None})
+    if unknown := sorted(value.keys() - KEYS.keys()):
+        raise _wrong(path, line, f"has an unknown key {quoted(unknown[0])}; there is {', '.join(KEYS)}")
+    entry = Entry(**{KEYS[name]: _as_field(name, each) for name, each in value.items() if each is not None})
     if problem := _problem(entry):
         raise _wrong(path, line, problem)
-    if entry.image:
-        entry = entry._replace(image=str(path.parent / entry.image))
-        if find_images and not os.path.isfile(entry.image):
-            raise _wrong(path, line, f"no image at {entry.image[-200:]}; the path is relative to this file")
+    try:
+        arranged(entry.images, entry.azimuths_deg)
+    except UserError as error:
+        raise _wrong(path, line, str(error)) from None
+    entry = entry._replace(images=tuple(str(path.parent / image) for image in entry.images))
+    for image in entry.images if find_images else ():
+        if not os.path.isfile(image):
+            raise _wrong(path, line, f"no image at {image[-200:]}; the path is relative to this file")
     return entry
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """A value as the field of `Entry` has it: one picture or azimuth is a tuple of one, and "" is none."""
+    if name not in ("image", "azimuth_deg"):
+        return value
+    return tuple(value) if isinstance(value, list) else () if value == "" else (value,)
 
 
 def _problem(entry: Entry) -> str:
     """Says what is wrong with an entry; "" if nothing is."""
-    for name in ("prompt", "image"):
-        if not isinstance(getattr(entry, name), str):
-            return f"{name!r} is no string"
-    if not entry.prompt.strip() and not entry.image:
+    if not isinstance(entry.prompt, str):
+        return "'prompt' is no string"
+    if not all(isinstance(image, str) and image for image in entry.images):
+        return "'image' is no string, and no list of strings"
+    if not entry.prompt.strip() and not entry.images:
         return "has neither a prompt nor an image"
-    if "\0" in entry.prompt + entry.image:
+    text = "".join([entry.prompt, *entry.images])
+    if "\0" in text:
         return "has a NUL character"
-    if any("\ud800" <= character <= "\udfff" for character in entry.prompt + entry.image):
+    if any("\ud800" <= character <= "\udfff" for character in text):
         return "has half of a character (a lone surrogate)"
     seed, elevation_deg = entry.seed, entry.elevation_deg
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):

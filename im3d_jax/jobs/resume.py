@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from im3d_jax.asset import REPORT, Request, file_digest, origin
+from im3d_jax.asset import REPORT, Request, images_digest, origin
 from im3d_jax.jobs.configs import Configs
 from im3d_jax.settings import AssetSettings
 from recon_torch.errors import UserError
@@ -27,7 +27,7 @@ def is_made(
         is_final = report["quality"]["verdict"] != Verdict.BAD or len(tries) > num_retries
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    wanted = origin(request, file_digest(request.image), settings.config_digest)
+    wanted = origin(request, images_digest(request), settings.config_digest)
     if settings.text_to_image.pipeline and not request.image:
         del wanted["image_digest"]  # the picture that the pipeline drew follows from all the others
     different = [name for name, value in wanted.items() if found.get(name) != value]

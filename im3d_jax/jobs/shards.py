@@ -9,6 +9,7 @@ from typing import NamedTuple
 from im3d_jax.asset import Request
 from im3d_jax.jobs import ASSETS
 from im3d_jax.jobs.prompt_files import Entry
+from im3d_jax.sides import arranged
 from im3d_jax.training import hosts
 from recon_torch.errors import UserError
 
@@ -41,9 +42,11 @@ def make_requests(entries: Sequence[Entry], out: Path, seed: int, num_assets: in
     for entry in entries:
         first_seed = seed if entry.seed is None else entry.seed
         elevation_deg = None if entry.elevation_deg is None else float(entry.elevation_deg)
+        front, sides = arranged(entry.images, entry.azimuths_deg)
         for number in range(num_assets):
             directory = out / ASSETS / f"{len(requests):06d}"
-            requests.append(Request(entry.prompt, entry.image, first_seed + number, directory, elevation_deg))
+            made = Request(entry.prompt, front, first_seed + number, directory, elevation_deg, sides=sides)
+            requests.append(made)
     return requests
 
 

@@ -237,8 +237,8 @@ class TurntableTask:
         prompts = [""] * len(wanted.images) + list(wanted.prompts)
         if not prompts:
             return {}
-        placed = dataclasses.asdict(wanted.picture)
-        found = [pictures.load_image(path, trained.size, **placed)[:2] for path in wanted.images]
+        placing = wanted.picture.placing
+        found = [pictures.load_image(path, trained.size, **placing)[:2] for path in wanted.images]
         if wanted.prompts:
             drawn = trained.text_to_image(list(wanted.prompts), jax.random.fold_in(key, 0))
             found += list(zip(*map(sharding.to_host, drawn), strict=True))

@@ -85,6 +85,7 @@ class Targets:
 
     Attributes:
         masks: None where the views have none.
+        weights: of each view in the loss; None where all have 1.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Targets:
         masks: Float[Tensor, "K H W 1"] | None,
         device: torch.device,
         features_of: Callable[[Float[Tensor, "K H W 3"]], list[Tensor]],
+        weights: Sequence[float] | None = None,
     ):
         """Copies the tensors, which may be shared memory that is written again.
 
@@ -100,6 +102,7 @@ class Targets:
         """
         self.views = views.to(device, torch.float32, copy=True)
         self.masks = None if masks is None else masks.to(device, torch.float32, copy=True)
+        self.weights = None if weights is None else torch.tensor(list(weights), device=device)
         self._features_of = features_of
         self._features: list[Tensor] | None = None
 
@@ -109,6 +112,12 @@ class Targets:
         """The chosen views and their masks."""
         index = torch.from_numpy(chosen)
         return self.views[index], None if self.masks is None else self.masks[index]
+
+    def weights_of(self, chosen: Int64[np.ndarray, " V"]) -> Float[Tensor, " V"]:
+        """The weights of the chosen views in the loss."""
+        if self.weights is None:
+            return torch.ones(len(chosen), device=self.views.device)
+        return self.weights[torch.from_numpy(chosen)]
 
     def features(self, chosen: Int64[np.ndarray, " V"]) -> list[Tensor]:
         """The LPIPS features of the chosen views, one tensor [V,C,h,w] for each stage."""

@@ -67,10 +67,17 @@ class Fit:
     def num_gaussians(self) -> int:
         return self.scene.num_gaussians
 
-    def set_targets(self, views: Float[Tensor, "K H W 3"], masks: Float[Tensor, "K H W 1"] | None) -> None:
+    def set_targets(
+        self,
+        views: Float[Tensor, "K H W 3"],
+        masks: Float[Tensor, "K H W 1"] | None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         """The views to fit from now on, composited on the settings' background, and their foreground masks.
 
         Without masks the views alone say what is opaque, and the scene starts in a ball.
+
+        weights: of each view in the loss; None: all have 1.
 
         Raises:
             UserError: values that are not finite, or no foreground in any view.
@@ -86,7 +93,9 @@ class Fit:
             raise UserError(f"views {bad} or their masks have values that are not finite; make them anew")
         if masks is not None and masks.max() < 0.5:
             raise UserError("the masks of all views are empty: there is no foreground to fit")
-        self.targets = Targets(views, masks, self.device, self.loss.features)
+        if weights is not None and len(weights) != len(self.cameras):
+            raise ValueError(f"{len(weights)} weights for {len(self.cameras)} views")
+        self.targets = Targets(views, masks, self.device, self.loss.features, weights)
         if self.step == 0 and self.targets.masks is not None:
             notes = self.scene.start_on(self.targets.masks)
             self.notes += [note for note in notes if note not in self.notes]
@@ -240,6 +249,9 @@ def _losses(
 
     rgb, alpha = join([render.rgb for render in renders]), join([render.alpha for render in renders])
     terms = fits[0].loss.terms(rgb, alpha, views, join(masks) if masks else None, features)
+    if any(targets.weights is not None for targets, _ in pairs):
+        weights = join([targets.weights_of(which) for targets, which in pairs])
+        terms = {name: weights * values for name, values in terms.items()}
     return {name: values.view(len(fits), -1).mean(1) for name, values in terms.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -44,8 +44,11 @@ class ReconstructionClient(Protocol):
     def reset(self, cameras: Cameras | None = None, settings: FitSettings | None = None) -> None:
         """Begins a new asset; what is not given stays as it was. `views` and `masks` may be other tensors."""
 
-    def set_targets(self) -> None:
-        """Makes the fit follow what `views` and `masks` hold now. Raises UserError if that is not finite."""
+    def set_targets(self, weights: Sequence[float] | None = None) -> None:
+        """Makes the fit follow what `views` and `masks` hold now. Raises UserError if that is not finite.
+
+        weights: of each view in the loss; None: all have 1.
+        """
 
     def fit(
         self, until_step: int, on_progress: Callable[[int, dict[str, float]], None] | None = None

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,10 +161,14 @@ class ReconClient:
             self._insist(lambda process: None)  # its answer must not be taken for one about the new asset
         self._begin(cameras or self._cameras, settings or self._settings)
 
-    def set_targets(self) -> None:
-        """Makes the fit follow what `views` and `masks` hold now. Raises UserError if that is not finite."""
-        self._call(protocol.SetTargets(self.views, self.masks))
-        self._has_targets = True
+    def set_targets(self, weights: Sequence[float] | None = None) -> None:
+        """Makes the fit follow what `views` and `masks` hold now. Raises UserError if that is not finite.
+
+        weights: of each view in the loss; None: all have 1.
+        """
+        targets = protocol.SetTargets(self.views, self.masks, None if weights is None else list(weights))
+        self._call(targets)
+        self._targets = targets
 
     def fit(
         self, until_step: int, on_progress: Callable[[int, dict[str, float]], None] | None = None
@@ -215,7 +219,7 @@ class ReconClient:
         self._cameras, self._settings = cameras, settings
         self.views = self._fitting(self.views, cameras, 3)
         self.masks = self._fitting(self.masks, cameras, 1)
-        self._has_targets = False
+        self._targets: protocol.SetTargets | None = None
         self.step = self.num_gaussians = 0
         self._fit_notes: list[str] = []
         self._deaths: list[str] = []
@@ -268,8 +272,8 @@ class ReconClient:
         process = self._process or self._start()
         if not self._ready:
             self._accept(self._await_answer(process.receive, self.startup_timeout_s))
-            if self._has_targets:  # this worker takes the place of a dead one
-                self._accept(self._exchange(process, protocol.SetTargets(self.views, self.masks)))
+            if self._targets:  # this worker takes the place of a dead one
+                self._accept(self._exchange(process, self._targets))
             self._ready = True
         return process
 

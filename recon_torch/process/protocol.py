@@ -39,6 +39,7 @@ class Start(NamedTuple):
 class SetTargets(NamedTuple):
     views: Float[Tensor, "K H W 3"]
     masks: Float[Tensor, "K H W 1"]
+    weights: list[float] | None = None  # of each view in the loss; None: all have 1
 
 
 class FitUntil(NamedTuple):

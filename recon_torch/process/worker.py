@@ -88,8 +88,8 @@ class Worker:
         match command:
             case Start():
                 self._start(command)
-            case SetTargets(views, masks):
-                self._fit.set_targets(views, masks)
+            case SetTargets(views, masks, weights):
+                self._fit.set_targets(views, masks, weights)
             case FitUntil(step):
                 return self._fit_until(step)
             case RenderInto():

@@ -294,8 +294,8 @@ class LocalClient:
         shape = (len(cameras), cameras.height, cameras.width)
         self.views, self.masks = torch.zeros(*shape, 3), torch.zeros(*shape, 1)
 
-    def set_targets(self):
-        self._fit.set_targets(self.views, self.masks)
+    def set_targets(self, weights=None):
+        self._fit.set_targets(self.views, self.masks, weights)
 
     def fit(self, until_step, on_progress=None):
         def as_numbers(step, losses):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from im3d_jax import checkpoint, config_flags, generator
+from im3d_jax.diffusion import sampler
 from recon_torch.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,62 @@ def test_the_shipped_config_makes_the_papers_80_calls(config):
             latents = made.refine(latents, given, jax.random.key(1))
     assert made.count.calls == 80
     assert latents.shape == (1, 16, *LATENT)
+
+
+@pytest.mark.parametrize("solver", ["2m", "sde_2m"])
+def test_views_that_pictures_show_are_denoised_to_them_at_the_level_of_every_step(config, solver):
+    """By the ODE with one noise throughout, as which the start has it; by the SDE with noise of its size."""
+    config.video.update(num_steps=6, solver=solver)
+    made, _ = make_stub(config)
+    seen = []
+
+    class Watched(made.model):
+        traceable = False
+
+        @staticmethod
+        def apply(params, noisy, timestep, given):
+            assert given.sides is None
+            seen.append((noisy, float(timestep[0])))
+            return 0.2 * noisy
+
+    made = dataclasses.replace(made, model=Watched)
+    rgb, alpha = image_of(made, 2)
+    given = made.condition(["a car"], rgb[:1], alpha[:1], shown={5: (rgb[1:], alpha[1:])})
+    made.turntable(given, jax.random.key(0))
+    steps = sampler.make_steps(made.schedule, 6, made.video.spacing)
+    known = made.codec.encode(rgb[1:, None], alpha[1:, None])[0, 0]
+    noises = []
+    for step in range(6):
+        front, turned = seen[2 * step : 2 * step + 2]
+        np.testing.assert_array_equal(turned[0], jnp.roll(front[0], -5, 1))
+        assert front[1] == turned[1] == steps.timesteps[step]
+        noises.append((turned[0][0, 0] - steps.alphas[step] * known) / steps.sigmas[step])
+    assert made.count.calls == len(seen) == 12
+    if solver == "2m":
+        np.testing.assert_allclose(noises, [noises[0]] * 6, atol=2e-2)
+    assert all(0.75 < float(jnp.std(each)) < 1.25 for each in noises)
+
+
+def test_a_restart_holds_the_views_that_pictures_show(config):
+    config.rounds.num_steps = 3
+    made, _ = make_stub(config)
+    rgb, alpha = image_of(made, 2)
+    alone = made.condition(["a car"], rgb[:1], alpha[:1])
+    given = made.condition(["a car"], rgb[:1], alpha[:1], shown={5: (rgb[1:], alpha[1:])})
+    renders = jnp.zeros((1, 16, *LATENT))
+    first, both = (made.refine(renders, each, jax.random.key(1)) for each in (alone, given))
+    known = made.codec.encode(rgb[:, None], alpha[:, None])[:, 0]
+    np.testing.assert_allclose(both[0, [0, 5]], known, atol=1e-6)
+    moved = (both != first).any((0, 2, 3, 4))  # the network here makes each view by itself
+    np.testing.assert_array_equal(np.flatnonzero(moved), range(2, 9))
+
+
+def test_a_picture_has_its_share_in_the_views_on_its_side():
+    half = np.cos(np.pi / 4) ** generator.SHARPNESS
+    np.testing.assert_allclose(generator.side_shares([4], 8), [[0, 0, 0, half, 1, half, 0, 0]], atol=1e-7)
+    crowded = generator.side_shares([3, 4], 8)
+    np.testing.assert_allclose(crowded[:, 3], np.array([1, half]) / (1 + half), atol=1e-7)
+    assert crowded.sum(0).max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def quality(verdict, *reasons):
     ],
 )  # fmt: skip
 def test_doubts_about_inputs(prompt, picture, reasons, hints):
-    seen = inputs.look(prompt, picture, VOCABULARY)
+    seen = inputs.look(prompt, [picture] if picture else [], VOCABULARY)
     assert (seen.reasons, seen.hints) == (reasons, hints)
     assert seen.not_understood == VOCABULARY.warnings(prompt)
 

@@ -106,6 +106,32 @@ def test_an_image_is_view_0_of_several_assets_that_share_a_worker(config_path, t
     assert (tmp_path / "out/0000/asset.ply").read_bytes() != (tmp_path / "out/0001/asset.ply").read_bytes()
 
 
+def test_pictures_from_several_sides_are_views_of_the_fit(config_path, tmp_path):
+    """Of the 4 views, the back is view 2; at 30 degrees there is none, so that picture comes after them."""
+    inside = np.hypot(*(np.mgrid[:60, :60] - 30)) < 15
+    arguments = ["--out", tmp_path / "out", "--save-views", "--elevation-deg", 10]
+    colours = {180: [40, 30, 200], 0: [200, 30, 40], 30: [30, 160, 40]}
+    for azimuth_deg, colour in colours.items():
+        picture = np.where(inside[..., None], colour, 255).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{azimuth_deg}.png")
+        arguments += ["--image", tmp_path / f"{azimuth_deg}.png", "--azimuth-deg", azimuth_deg]
+    assert command(config_path, *arguments, "--config.image.weight=2") == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["image"] == str(tmp_path / "0.png")
+    assert report["sides"] == [
+        {"image": str(tmp_path / f"{each}.png"), "azimuth_deg": float(each)} for each in (30, 180)
+    ]
+    assert report["network_calls"] == 2 * (3 + 2 * 2 * 2)
+    for folder in ("views_0", "views_2"):
+        cameras, paths = read_transforms(tmp_path / "out" / folder / "transforms.json")
+        assert len(cameras) == 5
+        for view, azimuth_deg in {2: 180, 4: 30}.items():
+            pixel = np.asarray(Image.open(tmp_path / "out" / folder / paths[view]), float)[16, 16]
+            np.testing.assert_allclose(pixel, [*colours[azimuth_deg], 255], atol=2)
+            x, y, _ = cameras.positions[view]
+            assert np.rad2deg(np.arctan2(y, x)) % 360 == pytest.approx(azimuth_deg, abs=1e-3)
+
+
 def test_the_same_seed_makes_the_same_bytes(asset, config_path, tmp_path, capsys):
     prompt = "a shiny RED mushroom with a beige stem"  # one word that it does not know changes nothing
     assert command(config_path, "--prompt", prompt, "--out", tmp_path, "--save-views") == 0
@@ -185,6 +211,16 @@ def bad_cases(tmp_path, config_path):
         "shows no object": ("--image", blank, *out),
         "cannot read": ("--image", tmp_path / "file", *out),
         "--prompt is empty": ("--prompt", "  ", *out),
+        "2 images, 0 of azimuth-deg": ("--image", blank, "--image", blank, *out),
+        "1 image, 2 of azimuth-deg": ("--image", blank, "--azimuth-deg", 0, "--azimuth-deg", 90, *out),
+        "are at one azimuth-deg": (*2 * ("--image", blank, "--azimuth-deg", 0), *out),
+        "no image is at azimuth-deg 0": ("--image", blank, "--azimuth-deg", 180, *out),
+        "--azimuth-deg: 'left' is not a number from -360": ("--image", blank, "--azimuth-deg", "left", *out),
+        "--azimuth-deg is of an --image": (*prompt, "--azimuth-deg", 0, *out),
+        "5 images, and config.num_views is 4": (
+            *[each for n in range(5) for each in ("--image", blank, "--azimuth-deg", 10 * n)],
+            *out,
+        ),
         "nothing to make": out,
         "cannot be made": (*prompt, "--out", tmp_path / "file" / "out"),
         "unknown config key 'vidio.num_steps'": (*prompt, *out, "--config.vidio.num_steps=3"),

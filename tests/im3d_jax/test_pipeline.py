@@ -90,13 +90,13 @@ def test_a_file_that_is_not_ours_is_refused_before_anything_is_made(loaded, monk
 def test_the_picture_is_read_once_for_all_tries(loaded, monkeypatch, tmp_path):
     inside = np.hypot(*(np.mgrid[:40, :40] - 20)) < 10
     Image.fromarray(np.where(inside[..., None], [200, 30, 40], 255).astype(np.uint8)).save(tmp_path / "a.png")
-    read, load_image = [], pictures.load_image
+    read, load_images = [], pictures.load_images
 
-    def counted(path, *arguments):
-        read.append(path)
-        return load_image(path, *arguments)
+    def counted(paths, *arguments, **named):
+        read.extend(paths)
+        return load_images(paths, *arguments, **named)
 
-    monkeypatch.setattr(pictures, "load_image", counted)
+    monkeypatch.setattr(pictures, "load_images", counted)
     with loaded.own_client() as client:
         request = Request("", str(tmp_path / "a.png"), 0, tmp_path / "out")
         request.out.mkdir()

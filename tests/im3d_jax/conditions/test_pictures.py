@@ -59,6 +59,20 @@ def test_the_object_is_centred_with_the_given_fill(tmp_path, kind, place):
         np.testing.assert_allclose(rgb, mixed, atol=0.01)
 
 
+def test_pictures_of_one_object_get_one_height(tmp_path):
+    """A box that is 20 wide and 30 high from the front; from the side, twice as near, it is 120 by 60."""
+    front, side = np.ones((80, 90, 3)), np.ones((200, 320, 3))
+    front[20:50, 30:50] = side[50:110, 60:180] = [0.8, 0.1, 0.2]
+    paths = [save(tmp_path / "front.png", front), save(tmp_path / "side.png", side)]
+    found = pictures.load_images(paths, **SETTINGS | {"size": 64})
+    boxes = [
+        [np.ptp(np.flatnonzero(each.alpha[..., 0].max(axis) > 0.5)) + 1 for axis in (1, 0)] for each in found
+    ]
+    np.testing.assert_allclose(boxes, [[22.4, 14.9], [22.4, 44.8]], atol=1)
+    alone = pictures.load_image(paths[1], **SETTINGS | {"size": 64})
+    np.testing.assert_array_equal(alone.rgb, found[1].rgb)  # the widest is as it is alone
+
+
 def test_a_large_picture_takes_no_more_than_a_few_copies(tmp_path):
     picture, _ = disc(1200, 1200, 600, 600, 590, (1.0, 1.0, 1.0))
     path = save(tmp_path / "large.png", picture)

@@ -56,7 +56,7 @@ class Worker:
     def reset(self, cameras):
         self.cameras, self.step = cameras, 0
 
-    def set_targets(self):
+    def set_targets(self, weights=None):
         self.fitted.append((self.cameras, self.views.numpy().copy()))
 
     def fit(self, until_step, on_progress):

@@ -19,12 +19,18 @@ def write(tmp_path, name, text):
 def test_three_formats_say_the_same(tmp_path):
     objects = [{"prompt": "a duck\u2028and <b>"}, {"image": "car.png", "seed": 3, "elevation_deg": -20}]
     image = str(tmp_path / "car.png")
-    wanted = [Entry("a duck\u2028and <b>"), Entry("", image, 3, -20)]
+    wanted = [Entry("a duck\u2028and <b>"), Entry("", (image,), 3, -20)]
     lines = "\n\n".join(json.dumps(each, ensure_ascii=False) for each in objects)
     assert prompt_files.read(write(tmp_path, "a.jsonl", lines)) == wanted
     assert prompt_files.read(write(tmp_path, "a.json", json.dumps(objects, indent=3))) == wanted
     text = b"\xef\xbb\xbfa duck\xe2\x80\xa8and <b>\r\n\n  \n../../x \n"
     assert prompt_files.read(write(tmp_path, "a.txt", text)) == [wanted[0], Entry("../../x")]
+
+
+def test_several_pictures_of_one_object(tmp_path):
+    line = '{"image": ["car.png", "./car.png"], "azimuth_deg": [180, 0]}'
+    images = (str(tmp_path / "car.png"),) * 2
+    assert prompt_files.read(write(tmp_path, "a.jsonl", line)) == [Entry("", images, None, None, (180, 0))]
 
 
 GOOD = '"a duck"'
@@ -45,6 +51,9 @@ GOOD = '"a duck"'
         ("a.jsonl", '{"prompt": "a", "elevation_deg": 90}', 1, "'elevation_deg' must be"),
         ("a.jsonl", f'{GOOD}\n{{"image": "none.png"}}', 2, "no image at"),
         ("a.jsonl", '{"image": "car.png\\u0000"}', 1, "NUL"),
+        ("a.jsonl", '{"image": ["car.png", 3]}', 1, "'image' is no string"),
+        ("a.jsonl", '{"image": ["car.png", "car.png"]}', 1, "2 images, 0 of azimuth-deg"),
+        ("a.jsonl", '{"prompt": "a", "azimuth_deg": 90}', 1, "0 images, 1 of azimuth-deg"),
         ("a.jsonl", '"a\\u0000duck"', 1, "NUL"),
         ("a.txt", "a\nb\0", 2, "NUL"),
         ("a.jsonl", '{"seed": 1, "prompt": "a", "seed": 2}', 1, "the key 'seed' twice"),

@@ -73,7 +73,7 @@ def test_what_slurm_does_not_say_is_asked_for(environment, words):
 
 
 def test_requests_count_seeds_and_directories_up():
-    entries = [Entry("a duck"), Entry("", "car.png", 7, -20)]
+    entries = [Entry("a duck"), Entry("", ("car.png",), 7, -20)]
     duck, car = Request("a duck", "", 3, Path()), Request("", "car.png", 7, Path(), -20.0)
     directories = [Path("out/assets") / f"{number:06d}" for number in range(4)]
     assert shards.make_requests(entries, Path("out"), seed=3, num_assets=2) == [

@@ -10,7 +10,7 @@ import torch
 
 from recon_torch import hosting
 from recon_torch.errors import UserError
-from recon_torch.fit.optimization import Fit, run_together
+from recon_torch.fit.optimization import Fit, run_together, step_together
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.losses.ssim import ms_ssim
 from recon_torch.raster.gaussians import Gaussians
@@ -62,6 +62,20 @@ def make_fit(color_shift: float = 0.0, **changes) -> Fit:
     fit = Fit(CAMERAS, dataclasses.replace(QUICK, **changes), "cpu")
     fit.set_targets(*render(known_object(color_shift), CAMERAS))
     return fit
+
+
+def test_a_view_counts_by_its_weight():
+    """One view is rendered in a step: its loss is that of a fit without weights times its own."""
+    weights = np.linspace(0.5, 4, len(CAMERAS)).tolist()
+    plain, weighted = make_fit(w_lpips=0.0), make_fit(w_lpips=0.0)
+    weighted.set_targets(plain.targets.views, plain.targets.masks, weights)
+    (view,) = plain.views_of_step()
+    (before,), (after,) = step_together([plain]), step_together([weighted])
+    assert before.keys() == after.keys() and before["loss"] > 0
+    for name, loss in before.items():
+        torch.testing.assert_close(after[name], weights[view] * loss)
+    with pytest.raises(ValueError, match="3 weights for 8 views"):
+        plain.set_targets(plain.targets.views, plain.targets.masks, [1.0, 1.0, 1.0])
 
 
 def bytes_of(fit: Fit) -> bytes:

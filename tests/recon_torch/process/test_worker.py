@@ -32,10 +32,10 @@ class NoRoomForGaussians(Fit):
 class NoRoomForViews(Fit):
     """A fit that runs out of memory when it gets more than one view; the worker warms up with one."""
 
-    def set_targets(self, views, masks):
+    def set_targets(self, views, masks, weights=None):
         if len(views) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        super().set_targets(views, masks)
+        super().set_targets(views, masks, weights)
 
 
 def serve(snapshot_path, *commands):
