@@ -1,6 +1,6 @@
 """What a picture of the back adds to one of the front, with the shipped model.
 
-    python benchmarks/second_picture.py --objects 8 --out out/second_picture
+    python benchmarks/second_picture.py --objects 8
     python benchmarks/second_picture.py --meshes DIR --split-file JSON --captions CSV --out out/meshes
 
 Each object of the test split is made twice with the same seed and the true elevation: from its true first
@@ -150,7 +150,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--meshes", type=Path, help="instead of procedural objects, a directory of meshes")
     parser.add_argument("--split-file", type=Path)
     parser.add_argument("--captions", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="for a picture of each object")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/second_picture"), help="for a picture of each object"
+    )
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
     return flags
