@@ -19,6 +19,7 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -253,9 +254,12 @@ def read_pictures(request: Request, size: int, settings: PictureSettings) -> lis
     ]
 
 
-def images_digest(request: Request) -> str:
-    """SHA-256, in hex, of the request's picture, or of the digests and azimuths of several; "" for none."""
-    digests = [file_digest(image) for image in request.images]
+def images_digest(request: Request, digests: Sequence[str] = ()) -> str:
+    """SHA-256, in hex, of the request's picture, or of the digests and azimuths of several; "" for none.
+
+    digests: of the pictures, if they have been read already.
+    """
+    digests = digests or [file_digest(image) for image in request.images]
     if len(digests) < 2:
         return "".join(digests)
     azimuths_deg = [0.0, *(round(side.azimuth_deg, 6) for side in request.sides)]

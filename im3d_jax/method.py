@@ -71,7 +71,7 @@ def make_asset(
 
     # ---- G -> files ----
     counts = named_counts(generator.count, drawing.count)
-    digest = asset.images_digest(request)
+    digest = asset.images_digest(request, [each.digest for each in pictures])
     views = evidence.views
     made = Made(elevation_rad, cameras, rounds, quality, digest, counts, seen.not_understood, views)
     return asset.write(made, request, client, settings, stages)

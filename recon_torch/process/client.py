@@ -92,6 +92,7 @@ class ReconClient:
     masks: Float[Tensor, "K H W 1"]
     renders: Float[Tensor, "K2 H2 W2 3"]
     alphas: Float[Tensor, "K2 H2 W2 1"]
+    _targets: protocol.SetTargets | None = None
 
     def __init__(
         self,
@@ -219,7 +220,7 @@ class ReconClient:
         self._cameras, self._settings = cameras, settings
         self.views = self._fitting(self.views, cameras, 3)
         self.masks = self._fitting(self.masks, cameras, 1)
-        self._targets: protocol.SetTargets | None = None
+        self._targets = None
         self.step = self.num_gaussians = 0
         self._fit_notes: list[str] = []
         self._deaths: list[str] = []
