@@ -39,7 +39,7 @@ from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
-from recon_torch.settings import EXPORTED, ExportSettings, MeshSettings, Verdict
+from recon_torch.settings import EXPORTED, MESH_PATHS, ExportSettings, MeshSettings, Verdict
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, write_views
@@ -53,7 +53,7 @@ ASSET = Kind(
     (
         r"asset\.(ply|safetensors|" + EXPORTED + ")",
         r"asset\.html",
-        r"mesh\.(glb|obj|mtl|png|ply|usdc|json)",
+        *MESH_PATHS,
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",

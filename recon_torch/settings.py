@@ -158,6 +158,9 @@ EXPORTED = "|".join(sorted({re.escape(each.suffix[1:]) for each in Format}))
 """The suffixes of all formats as a regular expression, for the files of a command."""
 
 
+MESH_PATHS = (r"mesh\.(glb|obj|mtl|png|ply|usdc)", r"mesh\.json")
+"""What a mesh is written to, as `outputs.Kind` takes it."""
+
 MESH_PACKAGES = ("skimage", "fast_simplification", "xatlas", "trimesh")
 """The modules of the extra "mesh"."""
 

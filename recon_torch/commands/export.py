@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recon_torch import outputs
+from recon_torch.asset_files import ASSET, REPORT, gaussians_of
 from recon_torch.errors import CommandParser, UserError, near, quoted
 from recon_torch.outputs import Kind
 from recon_torch.settings import UP_AXES, FileAxes, Format
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from recon_torch.formats.ply import Loaded
     from recon_torch.views.axes import Axes
 
-ASSET, REPORT = "asset.ply", "report.json"
 PLY = "ply"
 EXAMPLES = """examples:
   im3d export out/duck --to duck.spz                   # a directory with asset.ply, or a file
@@ -33,7 +33,7 @@ The file is read back and compared before it gets its name. docs/formats.md says
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
     kind = format_of(flags.to, flags.format)
-    source = _source(flags.asset)
+    source = gaussians_of(flags.asset)
     ours = Kind("export", (re.escape(flags.to.name),))
     outputs.check(flags.to.parent, ours, [source])
 
@@ -75,18 +75,6 @@ def format_of(path: Path, given: str | None) -> Format | None:
     if Format(given).suffix != suffix:
         raise UserError(f"--to {path} and --format {given} are two formats; take one of them out")
     return Format(given)
-
-
-def _source(given: Path) -> Path:
-    """The file of an asset that a user names by itself or by its directory."""
-    if not given.is_dir():
-        return given
-    if not (given / ASSET).is_file():
-        field = (given / ASSET).with_suffix(".safetensors")
-        if field.is_file():
-            raise UserError(f"{given} has a radiance field, which none of these formats can hold")
-        raise UserError(f"{given} has no {ASSET}; name the directory of an asset, or a file of Gaussians")
-    return given / ASSET
 
 
 def _upright(flags: Namespace, source: Path, loaded: Loaded) -> tuple[Axes, list[str]]:

@@ -10,16 +10,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recon_torch import outputs
+from recon_torch.asset_files import gaussians_of
 from recon_torch.errors import CommandParser
 from recon_torch.outputs import Kind
 from recon_torch.ranges import Flag, hints_of
-from recon_torch.settings import MeshFormat, MeshMethod, MeshSettings
+from recon_torch.settings import MESH_PATHS, MeshFormat, MeshMethod, MeshSettings
 
 DESCRIPTION = """Makes a textured mesh of Gaussians: mesh.glb, or what --formats names, and mesh.json.
 
 ASSET is a directory of im3d generate or im3d fit, or a file of Gaussians. Files have +Y up and the front
 towards +Z, and one unit is one metre. docs/meshes.md says more. Needs pip install "im3d[mesh]"."""
-KIND = Kind("mesh", (r"mesh\.(glb|obj|mtl|png|ply|usdc)", r"mesh\.json"))
+KIND = Kind("mesh", MESH_PATHS)
 DEFAULTS = MeshSettings()
 
 
@@ -34,7 +35,7 @@ def mesh(flags: Namespace, settings: MeshSettings) -> None:
     from recon_torch.mesh import assets, files, making  # torch takes seconds, for which --help need not wait
 
     files.check(settings.formats)
-    path = assets.file_of(flags.asset)
+    path = gaussians_of(flags.asset)
     outputs.check(flags.out, KIND, [path])
     found = assets.read(flags.asset, flags.views)
     for note in found.notes:

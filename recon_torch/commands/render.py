@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float32
 
-    from recon_torch.raster.gaussians import Gaussians
+    from recon_torch.formats.ply import Loaded
     from recon_torch.views.cameras import Cameras
     from recon_torch.views.world import World
 
@@ -69,14 +69,14 @@ def render(flags: Namespace) -> None:
     outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
     # An axis that is named as up is one of the file's own.
     choice = FileAxes(flags.axes) if flags.axes else FileAxes.WORLD if flags.up else None
-    asset, notes, _ = files.load(flags.asset, choice)
-    shot = _shot(flags, asset)
-    for note in notes:
+    loaded = files.load(flags.asset, choice)
+    shot = _shot(flags, loaded)
+    for note in loaded.notes:
         print(f"note: {flags.asset}: {note}", flush=True)
     for note in shot.notes:
         print(f"note: {flags.cameras}: {note}", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    asset = Gaussians(*(tensor.to(device) for tensor in moved_into(asset, shot.world)))
+    asset = Gaussians(*(tensor.to(device) for tensor in moved_into(loaded.gaussians, shot.world)))
     with outputs.opened(flags.out, RENDERS) as out, outputs.owned(out) as staging:
         renders = [render_images(asset, rig, flags.background) for rig in shot.cameras]
         rgb = [view for views in renders for view in views]
@@ -118,7 +118,7 @@ def _camera_files(source: Path | None) -> list[Path]:
     return [source / "transforms.json" if source.is_dir() else source]
 
 
-def _shot(flags: Namespace, asset: Gaussians) -> Shot:
+def _shot(flags: Namespace, loaded: Loaded) -> Shot:
     """The cameras that the flags ask for, or those that suit the asset."""
     import numpy as np
 
@@ -128,9 +128,9 @@ def _shot(flags: Namespace, asset: Gaussians) -> Shot:
     from recon_torch.views.world import World, around
 
     if flags.cameras is not None:
-        world, (rigs, notes) = world_of(asset), read_cameras(flags.cameras)
+        world, (rigs, notes) = world_of(loaded.gaussians), read_cameras(flags.cameras)
         return Shot(world, [world.cameras(rig) for rig in rigs], f"those of {flags.cameras}", notes)
-    world, up = place_of(flags.asset, asset)
+    world, up = place_of(flags.asset, loaded)
     up = flags.up or up
     # A narrower view is taken from farther away, so that the object keeps its size in the pictures.
     half_fovs_rad = [math.radians(each / 2) for each in (UNIT_FOV_DEG, flags.fov_deg)]
@@ -163,7 +163,8 @@ def _parse(argv: list[str]) -> Namespace:
     add("--center", type=real(-MAX_COORDINATE, MAX_COORDINATE), nargs=3, metavar=("X", "Y", "Z"),
         help="what the cameras look at, in the world of the asset")
     add("--radius", type=real(1e-3, MAX_COORDINATE), help="distance of the cameras to what they look at")
-    add("--up", choices=UP_AXES, help="axis of the orbit; by default that of the fit, or else z")
+    add("--up", choices=UP_AXES,
+        help="axis of the orbit; by default what the file says, or the fit, or else z")
     add("--axes", choices=tuple(map(str, FileAxes)),
         help="of a file that does not say it: upright in viewers, the default but of a plain .ply or with "
         "--up, or those of its world")

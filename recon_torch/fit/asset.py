@@ -27,14 +27,13 @@ from recon_torch.files import write_json
 from recon_torch.fit import camera_moves, export, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
-from recon_torch.mesh import making
 from recon_torch.mesh.beside import write_beside as write_mesh
 from recon_torch.outputs import Kind
 from recon_torch.page.html import write_beside
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.scene.framing import moved_into
 from recon_torch.scene.splats import Splats
-from recon_torch.settings import EXPORTED, ExportSettings, FileAxes, FitSettings, MeshSettings
+from recon_torch.settings import EXPORTED, MESH_PATHS, ExportSettings, FileAxes, FitSettings, MeshSettings
 from recon_torch.views import axes, defects, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, write_views
@@ -48,7 +47,7 @@ FITTED = Kind(
     (
         r"asset\.(ply|safetensors|" + EXPORTED + ")",
         r"asset\.html",
-        *making.PATHS,
+        *MESH_PATHS,
         r"turntable\.(mp4|gif)",
         r"views\.png",
         r"transforms\.json",

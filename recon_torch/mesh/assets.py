@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from recon_torch.asset_files import ASSET, gaussians_of
 from recon_torch.errors import UserError
-from recon_torch.files import check_regular
 from recon_torch.formats import files
 from recon_torch.losses.metrics import silhouette_iou
 from recon_torch.mesh.making import Given
@@ -24,7 +24,6 @@ from recon_torch.views.transforms import TRANSFORMS, read_cameras
 from recon_torch.views.world import World
 
 CHECKED_VIEWS, LEAST_AGREEMENT = 8, 0.5  # of silhouettes: a fit has 0.9 and more
-ASSET, RADIANCE_FIELD = "asset.ply", "asset.safetensors"
 ROUND = re.compile(r"views_(\d+)")  # the directories in which `im3d generate --save-views` keeps its views
 
 
@@ -34,18 +33,6 @@ class Found(NamedTuple):
     given: Given
     path: Path
     notes: list[str]
-
-
-def file_of(asset: Path) -> Path:
-    """The file of Gaussians of an asset, which may be a directory. Raises UserError where there is none."""
-    if not asset.is_dir():
-        check_regular(asset)
-        return asset
-    if (asset / ASSET).is_file():
-        return asset / ASSET
-    if (asset / RADIANCE_FIELD).is_file():
-        raise UserError(f"{asset} has a radiance field ({RADIANCE_FIELD}); meshes are made of Gaussians")
-    raise UserError(f"{asset} has no {ASSET}; give the directory that im3d generate or im3d fit has written")
 
 
 def read(asset: Path, views: Path | Views | None = None) -> Found:
@@ -59,11 +46,9 @@ def read(asset: Path, views: Path | Views | None = None) -> Found:
     Raises:
         UserError: something is missing or cannot be read.
     """
-    path = file_of(asset)
+    path = gaussians_of(asset)
     loaded = files.load(path)
-    world, up = place_of(path, loaded.gaussians)
-    if loaded.upright is not None:  # -Y of such a file is up
-        up = _opposite(loaded.upright[1])
+    world, up = place_of(path, loaded)
     given = Given(moved_into(loaded.gaussians, world), world, np.array(UP_AXES[up]))
     notes = list(loaded.notes)
     if path.name == ASSET and path.with_name(TRANSFORMS).is_file():
@@ -108,7 +93,3 @@ def _last_round(directory: Path) -> Path | None:
     rounds = {int(found[1]): path for path in directory.iterdir() if (found := ROUND.fullmatch(path.name))}
     last = rounds[max(rounds)] if rounds else None
     return last if last is not None and (last / TRANSFORMS).is_file() else None
-
-
-def _opposite(axis: str) -> str:
-    return axis[1:] if axis.startswith("-") else f"-{axis}"

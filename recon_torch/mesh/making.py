@@ -31,9 +31,6 @@ from recon_torch.views.directory import Views
 from recon_torch.views.world import HALF_WIDTH, World, upright_rows
 
 REPORT = "mesh.json"
-PATHS = (r"mesh\.(glb|obj|mtl|png|ply|usdc)", r"mesh\.json")
-"""What a mesh is written to, as `outputs.Kind` takes it."""
-
 LEVELS = {MeshMethod.OPACITY: 0.45, MeshMethod.DEPTH: -0.25}
 UNKNOWN_FITTED_PX = 512.0
 NUM_DEPTHS, MOST_DEPTH_PX = 40, 256

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from recon_torch.asset_files import REPORT, gaussians_of
 from recon_torch.errors import UserError
 from recon_torch.formats import files
 from recon_torch.formats.ply import ply_bytes
@@ -27,7 +28,7 @@ from recon_torch.views.images import image_size, opened
 from recon_torch.views.transforms import TRANSFORMS, read_cameras
 from recon_torch.views.world import World
 
-ASSET, REPORT, SHEET, MESH = "asset.ply", "report.json", "views.png", "mesh.glb"
+SHEET, MESH = "views.png", "mesh.glb"
 THUMBNAIL_PX = 168
 SHEET_GAP_PX = 2  # of `contact_sheet`
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # from cameras that look along +Z to those that look along -Z
@@ -118,11 +119,10 @@ def read(source: Path, name: str = "") -> Contents:
     Raises:
         UserError: there are no Gaussians, or they cannot be read.
     """
-    file = source / ASSET if source.is_dir() else source
-    if source.is_dir() and not file.is_file():
-        raise UserError(f"{source} has no {ASSET}; give the directory of an asset, or a file of Gaussians")
-    gaussians, told, upright = files.load(file)
-    world, up = place_of(file, gaussians)
+    file = gaussians_of(source)
+    loaded = files.load(file)
+    gaussians, told, upright = loaded
+    world, up = place_of(file, loaded)
     if upright is None:
         upright = axes.chosen(FileAxes.UPRIGHT, np.array(UP_AXES[up]))
     page_axes = axes.y_up(upright)

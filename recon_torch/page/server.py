@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from recon_torch.asset_files import ASSET
 from recon_torch.errors import UserError, first_line
 from recon_torch.page import contents
 from recon_torch.page.html import render
@@ -27,12 +28,12 @@ def pages_of(source: Path) -> Pages:
     """
     if not source.exists():
         raise UserError(f"{source} does not exist; give the directory of an asset, or of several")
-    if source.is_file() or (source / contents.ASSET).is_file():
+    if source.is_file() or (source / ASSET).is_file():
         contents.read(source)  # what cannot be shown is said before anybody asks for it
         return {"/": lambda: render(contents.read(source))}
     folders = _assets_below(source, MAX_DEPTH)
     if not folders:
-        raise UserError(f"{source} has no {contents.ASSET}, nor has a directory in it; give that of an asset")
+        raise UserError(f"{source} has no {ASSET}, nor has a directory in it; give that of an asset")
     if len(folders) == 1:
         return pages_of(folders[0])
     names = [folder.relative_to(source).as_posix() for folder in folders]
@@ -45,7 +46,7 @@ def pages_of(source: Path) -> Pages:
 def _assets_below(folder: Path, depth: int) -> list[Path]:
     found = []
     for each in sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()):
-        if (each / contents.ASSET).is_file():
+        if (each / ASSET).is_file():
             found.append(each)
         elif depth > 1:
             found += _assets_below(each, depth - 1)

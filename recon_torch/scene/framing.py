@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from recon_torch.asset_files import ASSET, REPORT
 from recon_torch.errors import UserError
+from recon_torch.formats.ply import Loaded
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.settings import UP_AXES
 from recon_torch.text_files import read_json
+from recon_torch.views import axes
 from recon_torch.views.world import OBJECT_RADIUS, World
 
 UNIT = World(np.zeros(3), 1.0)
@@ -77,15 +80,19 @@ def world_of_report(report: Any, num_gaussians: int) -> tuple[World, str] | None
     return (UNIT if normalized else World(np.array(center, np.float64), float(scale))), axis
 
 
-def place_of(path: Path, gaussians: Gaussians) -> tuple[World, str]:
-    """Where the Gaussians of a file lie, and which axis is up: what the fit has noted, or what they show."""
-    report = path.with_name("report.json")
-    if path.name == "asset.ply" and report.is_file():
+def place_of(path: Path, loaded: Loaded) -> tuple[World, str]:
+    """Where the Gaussians of a file lie, and which axis is up: what the fit has noted, or what they show.
+
+    Without a note of the fit, the axis is what the file says, or else z.
+    """
+    report = path.with_name(REPORT)
+    if path.name == ASSET and report.is_file():
         with contextlib.suppress(UserError):  # a report that is damaged, or of another program
-            known = world_of_report(read_json(report), len(gaussians.means))
+            known = world_of_report(read_json(report), len(loaded.gaussians.means))
             if known is not None:
                 return known
-    return world_of(gaussians), "z"
+    up = "z" if loaded.upright is None else axes.up_of(loaded.upright)
+    return world_of(loaded.gaussians), up
 
 
 def moved_into(gaussians: Gaussians, world: World) -> Gaussians:

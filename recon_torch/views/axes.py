@@ -50,6 +50,11 @@ def chosen(choice: FileAxes | str, up: Float[np.ndarray, "3"] | None = None) -> 
     return UPRIGHT if up is None else axes_of(matrix(UPRIGHT) @ upright_rows(up))
 
 
+def up_of(upright: Axes) -> str:
+    """The axis of the world that is up, by the axes of an upright file, in which it is -Y."""
+    return upright[1][1:] if upright[1].startswith("-") else f"-{upright[1]}"
+
+
 def y_up(upright: Axes) -> Axes:
     """Those of a file with +Y up and its front at +Z, as glTF has it, by those of an upright one."""
     return axes_of(np.diag([-1.0, -1.0, 1.0]) @ matrix(upright))

@@ -17,7 +17,8 @@ from recon_torch.outputs import Kind
 from recon_torch.raster.gaussians import SH_C0, Gaussians
 from recon_torch.raster.render import render_images
 from recon_torch.scene.framing import moved_into
-from recon_torch.views import cameras
+from recon_torch.settings import UP_AXES
+from recon_torch.views import axes, cameras
 from recon_torch.views.images import read_image
 from recon_torch.views.transforms import read_cameras, read_transforms, write_transforms
 from recon_torch.views.world import World
@@ -145,6 +146,16 @@ def test_an_asset_is_framed_in_its_own_world(ball, tmp_path):
     )
     np.testing.assert_allclose(written.project(center[None]).pixels, 24, atol=1)
     np.testing.assert_allclose(distance, 2 / ELSEWHERE.scale, rtol=0.15)
+
+
+@pytest.mark.parametrize("up", ["y", "-x"])
+def test_a_lone_file_says_which_axis_is_up(ball, tmp_path, up):
+    """Its header does: it is upright in viewers, in a world whose up is another axis than z."""
+    save_ply(ball, tmp_path / "lone.ply", axes.chosen("upright", np.array(UP_AXES[up])))
+    render.main(["--asset", str(tmp_path / "lone.ply"), "--out", str(tmp_path / "lone"), "--size", "48"])
+    found, _ = read_transforms(tmp_path / "lone/transforms.json")
+    heights = found.positions @ np.array(UP_AXES[up])
+    np.testing.assert_allclose(heights, 2 * np.sin(np.deg2rad(render.ELEVATION_DEG)), atol=1e-5)
 
 
 @pytest.mark.parametrize("normalized", [False, True])
