@@ -48,6 +48,7 @@ COMMANDS = {
         "im3d_jax.commands.plan", "say what a config costs in parameters, FLOPs, memory and seconds"
     ),
     "evaluate": Command("im3d_jax.commands.evaluate", "measure a model on test objects"),
+    "study": Command("im3d_jax.commands.study", "ask people which of two methods' turntables are better"),
 }
 
 
