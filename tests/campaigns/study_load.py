@@ -5,8 +5,8 @@
 
 39 prompts, 5 pairs of methods, 2 questions, 5 annotators an item: 1,950 answers, and checks (A.2). Each
 annotator has a connection of its own, asks, loads the beginning of a video, answers, and sends every fifth
-answer twice, the second time with the other choice. When half of the answers are there the server is killed by
-SIGKILL, twice, and started again. Then what annotators were told is compared with what is kept.
+answer twice, the second time with the other choice. After a third and after two thirds of the answers the
+server is killed by SIGKILL and started again. Then what annotators were told is compared with what is kept.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class Annotator(threading.Thread):
                 replied = second
             following = replied["next"]
 
-    def _ask(self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None) -> bytes:
+    def _ask(
+        self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
+    ) -> bytes:
         while True:
             try:
                 if self._connection is None:
@@ -158,9 +160,7 @@ def run(directory: Path, url: str) -> int:
     study = make_study(directory)
     server, told = Server(directory, url), Told()
     server.start()
-    people = [
-        Annotator(server.port, name, token, told) for token, name in annotators.read(directory).items()
-    ]
+    people = [Annotator(server.port, name, token, told) for token, name in annotators.read(directory).items()]
     began = time.monotonic()
     for each in people:
         each.start()
