@@ -242,8 +242,10 @@ def _engine(url: str, create: bool) -> sa.Engine:
             "run `im3d study serve` or `im3d study import`"
         )
     try:
-        # Threads beyond the pool wait for one of its connections.
-        pool = {"pool_size": 8, "max_overflow": 0, "pool_timeout": PATIENCE_S, "pool_pre_ping": not is_file}
+        # Threads beyond the pool wait in turn. Several connections of SQLite would ask for its lock again and
+        # again, some of them for long while others write; none can write beside another one anyway.
+        pool = {"pool_size": 1 if is_file else 8, "max_overflow": 0, "pool_timeout": PATIENCE_S}
+        pool |= {"pool_pre_ping": not is_file}
         engine = sa.create_engine(parsed, **pool, connect_args={"timeout": PATIENCE_S} if is_file else {})
     except (NoSuchModuleError, ImportError):
         raise UserError('the database needs the package "psycopg"; pip install "im3d[study]"') from None
