@@ -5,8 +5,9 @@
 
 39 prompts, 5 pairs of methods, 2 questions, 5 annotators an item: 1,950 answers, and checks (A.2). Each
 annotator has a connection of its own, asks, loads the beginning of a video, answers, and sends every fifth
-answer twice, the second time with the other choice. After a third and after two thirds of the answers the
-server is killed by SIGKILL and started again. Then what annotators were told is compared with what is kept.
+answer twice, the second time with the other choice, and goes on until nothing is left. After a third and
+after two thirds of the answers the server is killed by SIGKILL and started again. Then what annotators were
+told is compared with what is kept.
 """
 
 from __future__ import annotations
@@ -110,20 +111,26 @@ class Annotator(threading.Thread):
                 self._told.wrong.append(f"{self.name}: {error!r}")
 
     def _annotate(self) -> None:
+        more = ""
         following = json.loads(self._ask("GET", "/next"))
-        while following["state"] == "question":
+        while following["state"] != "over":
+            if following["state"] != "question":  # a share is done, or others hold what is left
+                more = "?more" if following["state"] == "share" else more
+                time.sleep(0.2)
+                following = json.loads(self._ask("GET", f"/next{more}"))
+                continue
             self._ask("GET", f"/{following['left']}", headers={"Range": "bytes=0-4095"})
             item, choice = following["item"], self._rng.choice(["left", "right"])
             answer = json.dumps({"item": item, "choice": choice, "seconds": 1.0})
             began = time.monotonic()
-            replied = json.loads(self._ask("POST", "/answers", answer))
+            replied = json.loads(self._ask("POST", f"/answers{more}", answer))
             with self._told.lock:
                 self._told.waits_s.append(time.monotonic() - began)
                 self._told.kept[self.name, item] = replied["stands"]
             if self._rng.random() < 0.2:
                 other = {"left": "right", "right": "left"}[choice]
                 again = json.dumps({"item": item, "choice": other, "seconds": 1.0})
-                second = json.loads(self._ask("POST", "/answers", again))
+                second = json.loads(self._ask("POST", f"/answers{more}", again))
                 with self._told.lock:
                     self._told.num_twice += 1
                     if second["stands"] != replied["stands"]:
