@@ -269,7 +269,8 @@ def test_a_flag_that_takes_a_number_states_its_range_and_keeps_to_it(module, fla
     [action] = [each for each in actions_of(parser) if flag in each.option_strings]
     assert isinstance(action.type, ranges.Flag), f"{flag} of {module} has no range"
     [(_, limits)] = numbers_of(action.type.hint)
-    assert action.default is None or is_taken(action.default, action.type.hint)
+    defaults = action.default if isinstance(action.default, list) else [action.default]
+    assert all(default is None or is_taken(default, action.type.hint) for default in defaults)
     assert str(limits) in " ".join(parser.format_help().split())
     # Where a flag takes several values, argparse reads one such as "-inf" as another flag.
     for value in [each for each in [*NUMBERS, "one"] if not action.nargs or not str(each).startswith("-")]:
