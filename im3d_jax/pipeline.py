@@ -98,8 +98,8 @@ class Pipeline:
 
         Raises UserError for what cannot be made.
         """
-        images = [image] if isinstance(image, str | Path) else image
-        images = [str(each) for each in images if str(each)]
+        given = [image] if isinstance(image, str | Path) else image
+        images = [str(each) for each in given if str(each)]
         front, sides = sides_module.arranged(images, azimuth_deg)
         request = Request(prompt, front, seed, Path(out or ""), elevation_deg, save_views, sides)
         check(request, self.settings.num_views)
