@@ -14,6 +14,8 @@ around an object hide its faults only over white. `needles` is the share of the 
 as thick, and `outside` the opacity, drawn at the largest scale, that lies outside of the object, by the
 object's own area.
 
+Last comes what a fit without any error at its own size would show at others: its true views, resized.
+
 Each fit, its result (JSON) and its picture stay in --out; a fit that is there is not made again. Give another
 --out when the code has changed.
 """
@@ -38,6 +40,7 @@ import plain_recipe
 import torch
 import view_cases
 from jaxtyping import Float
+from torch.nn import functional
 from view_cases import Given
 
 from im3d_jax.data import mesh_rendering
@@ -95,6 +98,7 @@ def main() -> None:
                 print(*run, json.dumps(results[run]), flush=True)
             _write_sheets(name, size, path, flags)
     print("\n" + _tables(results, flags))
+    print("\n" + "\n".join(_limits(flags)))
 
 
 def _parse() -> argparse.Namespace:
@@ -202,7 +206,8 @@ def _fit(run: Run, given: Given, flags: argparse.Namespace) -> Gaussians:
         warnings.filterwarnings("ignore", message="no weights for LPIPS")  # then the default goes without
         fit = Fit(views.cameras, settings)
     masks = None if views.masks is None else torch.from_numpy(views.masks)
-    fit.set_targets(torch.from_numpy(views.images), masks)
+    unsure = None if views.unsure is None else torch.from_numpy(views.unsure)
+    fit.set_targets(torch.from_numpy(views.images), masks, unsure=unsure)
     fit.run(run.num_steps)
     return fit.scene.gaussians
 
@@ -251,6 +256,21 @@ def _truth(mesh_file: Path, size: int, cache: Path) -> tuple[Cameras, np.ndarray
         np.savez_compressed(file, rgba=np.round(rgba * 255).astype(np.uint8))
     rgba = np.load(file)["rgba"].astype(np.float32) / 255
     return cameras, rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], rgba[..., 3:]
+
+
+def _limits(flags: argparse.Namespace) -> Iterator[str]:
+    """Agreement of true views, resized (bicubic), with the true views of that size."""
+    for size in flags.sizes:
+        for scale in sorted({*flags.scales} - {1.0}):
+            resized_px, scores = round(size * scale), []
+            for path in _meshes(flags):
+                small = torch.from_numpy(_truth(path, size, flags.out / "truth")[1][SCALED_VIEWS])
+                truth = torch.from_numpy(_truth(path, resized_px, flags.out / "truth")[1][SCALED_VIEWS])
+                resized = functional.interpolate(
+                    small.movedim(-1, 1), size=resized_px, mode="bicubic", antialias=True
+                )
+                scores.append(psnr(resized.movedim(1, -1).clamp(0, 1), truth).mean().item())
+            yield f"true views of {size} px resized by {scale:g}: {np.mean(scores):.2f} dB"
 
 
 # ---- What people look at ----

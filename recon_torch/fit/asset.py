@@ -197,7 +197,8 @@ def _move_cameras(asset: Asset) -> bool:
 def new_fit(cameras: Cameras, settings: FitSettings, views: Views, start: Gaussians | None = None) -> Fit:
     """A fit in its own world that has its targets, and begins with `start` if that is given."""
     fit = Fit(cameras, settings)
-    fit.set_targets(*_targets(views))
+    unsure = None if views.unsure is None else torch.from_numpy(views.unsure)
+    fit.set_targets(*_targets(views), unsure=unsure)
     if start is not None:
         if not isinstance(fit.scene, Splats):
             raise UserError("only a fit of Gaussians can start from Gaussians")

@@ -205,7 +205,10 @@ def _fit_to(views: Int64[np.ndarray, " V"], cameras: Cameras, fit: Fit) -> Fit:
         fit.settings, num_steps=CLEAN_STEPS, w_lpips=0.0, representation=Representation.GAUSSIANS
     )
     clean = Fit(cameras[views], settings, fit.device)
-    clean.set_targets(*fit.targets.take(views))
+    chosen, targets = torch.from_numpy(views), fit.targets
+    masks = None if targets.masks is None else targets.masks[chosen]
+    unsure = None if targets.opacity is None else targets.opacity[chosen].isnan()
+    clean.set_targets(targets.views[chosen], masks, unsure=unsure)
     recovery.run(clean, CLEAN_STEPS)
     return clean
 

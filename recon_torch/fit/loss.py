@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from recon_torch.errors import UserError
@@ -60,23 +60,23 @@ class Loss:
         rgb: Float[Tensor, "V H W 3"],
         alpha: Float[Tensor, "V H W 1"],
         views: Float[Tensor, "V H W 3"],
-        masks: Float[Tensor, "V H W 1"] | None,
+        opacity: Float[Tensor, "V H W 1"] | None,
         features: Callable[[], list[Tensor]],
     ) -> dict[str, Float[Tensor, " V"]]:
         """The terms that have a weight, unweighted, for each of V renders and its target view.
 
         Args:
-            masks: None for views without masks, whose opacity is free.
+            opacity: of the views, NaN where it is free; None for views without masks, where all of it is.
             features: gives `self.features(views)`; called only if LPIPS has a weight.
         """
         compute = {
             "lpips": lambda: self._lpips.distance(rgb, features()),
             "ssim": lambda: 1 - ms_ssim(rgb, views),
             "rgb": lambda: rgb_loss(rgb, views),
-            "l1": lambda: l1_loss(rgb, alpha, views, masks, self._background),
+            "l1": lambda: l1_loss(rgb, alpha, views, opacity, self._background),
         }
-        if masks is not None:
-            compute["mask"] = lambda: mask_loss(alpha, masks)
+        if opacity is not None:
+            compute["mask"] = lambda: mask_loss(alpha, opacity)
         return {name: compute[name]() for name in TERMS if name in compute and self.weights[name] > 0}
 
 
@@ -86,6 +86,7 @@ class Targets:
     Attributes:
         masks: None where the views have none.
         weights: of each view in the loss; None where all have 1.
+        opacity: what renders should be; the masks, or NaN where these are a guess.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Targets:
         device: torch.device,
         features_of: Callable[[Float[Tensor, "K H W 3"]], list[Tensor]],
         weights: Sequence[float] | None = None,
+        unsure: Bool[Tensor, "K H W 1"] | None = None,
     ):
         """Copies the tensors, which may be shared memory that is written again.
 
@@ -103,15 +105,18 @@ class Targets:
         self.views = views.to(device, torch.float32, copy=True)
         self.masks = None if masks is None else masks.to(device, torch.float32, copy=True)
         self.weights = None if weights is None else torch.tensor(list(weights), device=device)
+        self.opacity = self.masks
+        if self.masks is not None and unsure is not None:
+            self.opacity = torch.where(unsure.to(device), torch.nan, self.masks)
         self._features_of = features_of
         self._features: list[Tensor] | None = None
 
     def take(
         self, chosen: Int64[np.ndarray, " V"]
     ) -> tuple[Float[Tensor, "V H W 3"], Float[Tensor, "V H W 1"] | None]:
-        """The chosen views and their masks."""
+        """The chosen views and their opacity."""
         index = torch.from_numpy(chosen)
-        return self.views[index], None if self.masks is None else self.masks[index]
+        return self.views[index], None if self.opacity is None else self.opacity[index]
 
     def weights_of(self, chosen: Int64[np.ndarray, " V"]) -> Float[Tensor, " V"]:
         """The weights of the chosen views in the loss."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from recon_torch.errors import UserError
@@ -72,12 +72,15 @@ class Fit:
         views: Float[Tensor, "K H W 3"],
         masks: Float[Tensor, "K H W 1"] | None,
         weights: Sequence[float] | None = None,
+        unsure: Bool[Tensor, "K H W 1"] | None = None,
     ) -> None:
         """The views to fit from now on, composited on the settings' background, and their foreground masks.
 
         Without masks the views alone say what is opaque, and the scene starts in a ball.
 
-        weights: of each view in the loss; None: all have 1.
+        Args:
+            weights: of each view in the loss; None: all have 1.
+            unsure: the pixels whose mask is a guess; there the views alone say what is opaque.
 
         Raises:
             UserError: values that are not finite, or no foreground in any view.
@@ -95,9 +98,9 @@ class Fit:
             raise UserError("the masks of all views are empty: there is no foreground to fit")
         if weights is not None and len(weights) != len(self.cameras):
             raise ValueError(f"{len(weights)} weights for {len(self.cameras)} views")
-        self.targets = Targets(views, masks, self.device, self.loss.features, weights)
-        if self.step == 0 and self.targets.masks is not None:
-            notes = self.scene.start_on(self.targets.masks)
+        self.targets = Targets(views, masks, self.device, self.loss.features, weights, unsure)
+        if self.step == 0 and self.targets.opacity is not None:
+            notes = self.scene.start_on(self.targets.opacity.nan_to_num(1.0))
             self.notes += [note for note in notes if note not in self.notes]
 
     def run(self, until_step: int, on_step: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:

@@ -8,8 +8,16 @@ from torch import Tensor
 
 
 def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:
-    """Mean squared difference between the rendered opacity and the foreground mask, of each view."""
-    return (alpha - mask).square().mean((1, 2, 3))
+    """Mean squared difference between the rendered opacity and the foreground mask, of each view.
+
+    mask: NaN where nobody knows it; any opacity is right there.
+    """
+    return (alpha - told(mask, alpha)).square().mean((1, 2, 3))
+
+
+def told(mask: Float[Tensor, "K H W 1"], alpha: Float[Tensor, "K H W 1"]) -> Float[Tensor, "K H W 1"]:
+    """The mask, and where it is NaN the rendered opacity, whatever that is."""
+    return torch.where(mask.isnan(), alpha, mask)
 
 
 def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
@@ -30,10 +38,12 @@ def l1_loss(
     around the object could not be seen.
 
     Args:
-        mask: None where nobody knows it; the colours are then compared over the background, and they alone.
+        mask: None or NaN where nobody knows it; the colours are there compared over the background, and they
+            alone.
         background: grey level behind the views.
     """
     if mask is None:
         return (rgb - target).abs().mean((1, 2, 3))
+    mask = told(mask, alpha)
     premultiplied = (rgb - target) + background * (alpha - mask)
     return torch.cat([premultiplied, alpha - mask], -1).abs().mean((1, 2, 3))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
+from scipy import ndimage
 
 from recon_torch.errors import UserError
 from recon_torch.views import defects, silhouettes
@@ -55,6 +56,7 @@ class Views:
         cameras: their w2c is float64, because the world of the views may be large.
         images: composited over white, in [0, 1]; without masks, as they are.
         masks: coverage by the object, in [0, 1]; None where they would be wrong.
+        unsure: the pixels whose coverage is a guess, as it did not come with the pictures; None for none.
         names: what messages call each view.
         notes: what a report should say about the views.
         background: grey level behind the images.
@@ -66,6 +68,7 @@ class Views:
     names: list[str]
     notes: list[str]
     background: float = 1.0
+    unsure: Bool[np.ndarray, "K H W 1"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,9 +77,9 @@ class Views:
         """The chosen views."""
         names = [self.names[i] for i in index]
         masks = None if self.masks is None else self.masks[index]
-        return dataclasses.replace(
-            self, cameras=self.cameras[index], images=self.images[index], masks=masks, names=names
-        )
+        unsure = None if self.unsure is None else self.unsure[index]
+        own = {"cameras": self.cameras[index], "images": self.images[index], "names": names}
+        return dataclasses.replace(self, masks=masks, unsure=unsure, **own)
 
     def hold_out(self, every: int) -> tuple[Views, Views]:
         """Splits off every so many-th view: returns the others, and those held out.
@@ -199,11 +202,12 @@ def assemble(
     """
     images, masks = np.ascontiguousarray(pictures[..., :3]), np.ascontiguousarray(pictures[..., 3:])
     unmasked = np.flatnonzero(np.isnan(masks[:, 0, 0, 0]))
+    unsure = np.zeros_like(masks, bool)
     doubts: list[list[str]] = [[] for _ in names]
     if len(unmasked):
         notes = notes + defects.notes(pictures[unmasked])
         found = segment(images[unmasked])
-        images[unmasked], masks[unmasked] = found.images, found.masks
+        images[unmasked], masks[unmasked], unsure[unmasked] = found.images, found.masks, found.unsure
         for index, said in zip(unmasked, found.doubts, strict=True):
             doubts[index] = [f"the object {_SHARE.sub('some', doubt)}" for doubt in said]
     empty = [name for name, mask in zip(names, masks, strict=True) if mask.max() < 0.5]
@@ -211,7 +215,7 @@ def assemble(
         raise UserError(f"{source}: {', '.join(empty)}: no foreground; give views with an object in each")
     views = Views(cameras, images, masks, names, notes + grouped(names, doubts))
     if len(unmasked):
-        views = _trusted(views, unmasked, pictures[..., :3])
+        views = _trusted(dataclasses.replace(views, unsure=unsure), unmasked, pictures[..., :3])
     if views.masks is None:
         return views
     problems = [masks_.problem(mask) for mask in views.masks]
@@ -241,7 +245,7 @@ def _trusted(
         views, pictures = dataclasses.replace(views.take(kept), notes=[*views.notes, note]), pictures[kept]
         unmasked = np.flatnonzero(np.isin(kept, unmasked))
     masks = views.masks
-    assert masks is not None
+    assert masks is not None and views.unsure is not None
     try:
         compared = silhouettes.compare(views.cameras, masks)
     except UserError:  # the cameras have no focus, as the fit will say
@@ -252,12 +256,19 @@ def _trusted(
     cleaned = [k for k in compared.cleaned if k in unmasked]
     if not cleaned:
         return views
-    images, masks = views.images.copy(), masks.copy()
+    images, masks, unsure = views.images.copy(), masks.copy(), views.unsure.copy()
     masks[cleaned] = compared.masks[cleaned]
-    images[cleaned] = np.where(masks[cleaned] > 0, images[cleaned], 1)
+    for k in cleaned:  # what was unsure around the pieces goes with them
+        unsure[k, ..., 0] &= _around(masks[k, ..., 0] > 0)
+    images[cleaned] = np.where((masks > 0) | unsure, images, 1)[cleaned]
     gone = ", ".join(views.names[k] for k in cleaned)
     note = f"pieces of masks where the other masks allow no object were left out: {gone}"
-    return dataclasses.replace(views, images=images, masks=masks, notes=[*views.notes, note])
+    return dataclasses.replace(views, images=images, masks=masks, unsure=unsure, notes=[*views.notes, note])
+
+
+def _around(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """A mask and as much beside it as a picture's backdrop may reach into an object."""
+    return ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=masks_.VIDEO_EDGE_PX)
 
 
 def _without_masks(
@@ -269,7 +280,7 @@ def _without_masks(
     images[unmasked] = pictures[unmasked]
     background = float(np.median([masks_.border(picture) for picture in pictures[unmasked]]))
     return dataclasses.replace(
-        views, images=images, masks=None, notes=[*views.notes, note], background=background
+        views, images=images, masks=None, unsure=None, notes=[*views.notes, note], background=background
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 
 from recon_torch.errors import UserError, first_line
@@ -45,11 +45,13 @@ class Segmented(NamedTuple):
     Attributes:
         images: over white; as they were where the object cannot be told from what is around it.
         masks: coverage in [0, 1]; NaN throughout where it cannot be told.
+        unsure: the pixels whose coverage is a guess.
         doubts: on each mask; each goes on after "the object" in a sentence.
     """
 
     images: Float[np.ndarray, "K H W 3"]
     masks: Float[np.ndarray, "K H W 1"]
+    unsure: Bool[np.ndarray, "K H W 1"]
     doubts: list[tuple[str, ...]]
 
 
@@ -89,22 +91,25 @@ def by_backdrop(images: Float[np.ndarray, "K H W 3"], edge_px: int = EDGE_PX) ->
     """
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
         found = list(threads.map(lambda image: _before_backdrop(image, edge_px), images))
-    cut = [_unknown(image) if each is None else _cut(each) for image, each in zip(images, found, strict=True)]
-    rgb, masks = np.split(np.stack(cut), [3], -1)
-    return Segmented(rgb, masks, [() if each is None else each.doubts for each in found])
+    cut = [
+        _unknown(image) if each is None else _cut(image, each)
+        for image, each in zip(images, found, strict=True)
+    ]
+    rgb, masks, unsure = np.split(np.stack(cut), [3, 4], -1)
+    return Segmented(rgb, masks, unsure > 0, [() if each is None else each.doubts for each in found])
 
 
 def by_white(images: Float[np.ndarray, "K H W 3"]) -> Segmented:
     """What is not white, see `threshold_masks`."""
     masks = threshold_masks(images)
-    return Segmented(images * masks + 1 - masks, masks, [()] * len(images))
+    return Segmented(images * masks + 1 - masks, masks, np.zeros_like(masks, bool), [()] * len(images))
 
 
 def by_isnet(images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike) -> Segmented:
     """What IS-Net finds, see `isnet_masks`. The colour of a smooth backdrop is removed from the edges."""
     masks = isnet_masks(images, weights_path)
     rgb = np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
-    return Segmented(rgb, masks, [()] * len(images))
+    return Segmented(rgb, masks, np.zeros_like(masks, bool), [()] * len(images))
 
 
 def covered_share(mask: Float[np.ndarray, "H W 1"]) -> float:
@@ -195,13 +200,21 @@ def _before_backdrop(image: Float[np.ndarray, "H W 3"], edge_px: int = EDGE_PX) 
     return None if found is None or border(found.mask[..., None]).mean() > MOST_BORDER else found
 
 
-def _cut(found: Found) -> Float[np.ndarray, "H W 4"]:
-    """Over white, with the coverage as the fourth channel."""
-    return np.concatenate([found.rgb * found.coverage + 1 - found.coverage, found.coverage], -1)
+def _cut(image: Float[np.ndarray, "H W 3"], found: Found) -> Float[np.ndarray, "H W 5"]:
+    """Over white, with the coverage as the fourth channel and where that is a guess as the fifth.
+
+    There the picture stays as it is, but for its backdrop, whose share is as large as the guess says.
+    """
+    rgb, coverage = found.rgb * found.coverage + 1 - found.coverage, found.coverage
+    if found.unsure is None or found.behind is None:
+        return np.concatenate([rgb, coverage, np.zeros_like(coverage)], -1)
+    unsure = found.unsure[..., None]
+    rgb = np.where(unsure, np.clip(image + (1 - coverage) * (1 - found.behind), 0, 1), rgb)
+    return np.concatenate([rgb, coverage, unsure], -1).astype(np.float32)
 
 
-def _unknown(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 4"]:
-    return np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+def _unknown(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 5"]:
+    return np.concatenate([image, np.full_like(image[..., :1], np.nan), np.zeros_like(image[..., :1])], -1)
 
 
 def _over_white(

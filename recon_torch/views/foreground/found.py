@@ -16,6 +16,9 @@ class Found(NamedTuple):
     Attributes:
         rgb, coverage: in [0, 1]; colours are the object's own, also at its edges.
         mask: the pixels that belong to it, however transparent they are; none if there is no object.
+        unsure: where the picture does not tell how much belongs to it, see `silhouette.unsure`; None where
+            the coverage came with the picture.
+        behind: the colours of the backdrop; None if there is none.
         doubts: on whether this is the object; each goes on after "the object" in a sentence.
         hints: what else is to be known, in the same way.
     """
@@ -25,6 +28,8 @@ class Found(NamedTuple):
     mask: Bool[np.ndarray, "H W"]
     doubts: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    unsure: Bool[np.ndarray, "H W"] | None = None
+    behind: Float[np.ndarray, "H W 3"] | None = None
 
 
 def with_border(found: Found) -> Found:

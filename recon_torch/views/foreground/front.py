@@ -93,7 +93,9 @@ def _in_front(
         *parts.doubts,
     ]
     own, coverage = silhouette.soft_edges(rgb, smooth, parts.mask, edge_px)
-    return with_border(Found(own, coverage, parts.mask, tuple(doubts)))
+    is_sharp = not blur_px and all(each.max() == level for each in noise)
+    unsure = silhouette.unsure(parts.mask, differs, np.maximum(*strengths), edge_px, is_sharp)
+    return with_border(Found(own, coverage, parts.mask, tuple(doubts), (), unsure, behind.color))
 
 
 # ---- What differs from the backdrop ----

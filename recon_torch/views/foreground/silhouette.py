@@ -92,6 +92,31 @@ def holes(
     return Holes(opened & (not hollow), hollow)
 
 
+def unsure(
+    mask: Bool[np.ndarray, "H W"],
+    differs: Bool[np.ndarray, "H W"],
+    strength: Float[np.ndarray, "H W"],
+    edge_px: int,
+    is_sharp: bool,
+) -> Bool[np.ndarray, "H W"]:
+    """The pixels that are perhaps none or only partly the object's. One picture does not tell; others do.
+
+    The colour of a thin or light part at the edge can be the mixture of another colour and the backdrop; a
+    pixel beside it that was left out can be a light part or a shadow; and one inside that looks more like the
+    backdrop than those around it can be in an opening.
+
+    Args:
+        differs: from the backdrop.
+        strength: how much.
+        edge_px: how far the backdrop's colour reaches into the object and the other way round.
+        is_sharp: whether it reaches one pixel at most, as neither noise nor compression blurs the edges.
+    """
+    clear = strength > ndimage.maximum_filter(strength, 2 * edge_px + 1) / 2
+    surely = ndimage.binary_erosion(mask & differs & clear, CROSS, 1 if is_sharp else edge_px, border_value=1)
+    beside = ndimage.binary_dilation(mask, CROSS, iterations=edge_px) & differs
+    return (mask | beside) & ~surely
+
+
 def soft_edges(
     rgb: Float[np.ndarray, "H W 3"],
     smooth: Float[np.ndarray, "H W 3"],

@@ -214,3 +214,14 @@ def assert_equal_scenes(fit: Fit, other: Fit) -> None:
     tensors, others = (each.scene.parameters.tensors for each in (fit, other))
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_a_short_fit_of_some_views_knows_which_masks_are_a_guess(monkeypatch):
+    monkeypatch.setattr(camera_moves, "CLEAN_STEPS", 1)
+    views, masks = torch.rand(4, 32, 32, 3), torch.ones(4, 32, 32, 1)
+    unsure = torch.rand(4, 32, 32, 1) < 0.2
+    whole = Fit(orbit(4, 0.3, 32), FitSettings(num_gaussians=50, lpips_weights="random"), "cpu")
+    whole.set_targets(views, masks, unsure=unsure)
+    clean = camera_moves._fit_to(np.array([0, 2, 3]), whole.cameras, whole)
+    assert torch.equal(clean.targets.opacity.isnan(), unsure[[0, 2, 3]])
+    assert torch.equal(clean.targets.masks, masks[[0, 2, 3]])

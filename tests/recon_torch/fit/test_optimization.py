@@ -250,6 +250,22 @@ def test_without_masks_the_views_alone_are_followed_from_a_ball():
     assert set(scores) == {"psnr", "ssim", "lpips"} and scores["psnr"] > 27
 
 
+def test_masks_that_are_a_guess_do_not_spoil_a_fit():
+    """Masks two pixels too wide, with and without word that they are a guess there."""
+    views, masks = render(known_object(), CAMERAS)
+    wide = torch.nn.functional.max_pool2d(masks.permute(0, 3, 1, 2), 5, 1, 2).permute(0, 2, 3, 1).round()
+    told, trusting = Fit(CAMERAS, QUICK, "cpu"), Fit(CAMERAS, QUICK, "cpu")
+    told.set_targets(views, wide, unsure=(wide - masks).abs() > 0.02)
+    trusting.set_targets(views, wide)
+    held_out = render(known_object(), HELD_OUT)
+    scores = []
+    for fit in (told, trusting):
+        assert torch.equal(fit.targets.masks, wide)
+        fit.run(200)
+        scores.append(fit.compare(HELD_OUT, *held_out)["silhouette_iou"])
+    assert scores[0] > scores[1] + 0.1
+
+
 def test_new_targets_in_mid_fit_are_followed():
     fit = make_fit()
     fit.run(100)

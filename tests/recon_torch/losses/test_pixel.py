@@ -26,3 +26,22 @@ def test_l1_compares_what_lies_before_the_background():
         np.testing.assert_allclose(l1_loss(rgb, alpha, target, mask, grey), expected, rtol=1e-5)
         seen = np.abs(rgb.numpy() - target.numpy()).mean((1, 2, 3))
         np.testing.assert_allclose(l1_loss(rgb, alpha, target, None, grey), seen, rtol=1e-5)
+
+
+def test_where_the_mask_is_nan_any_opacity_is_right():
+    """There only the colours over the background count, and only they have gradients."""
+    generator = torch.Generator().manual_seed(0)
+    rgb, target = torch.rand(2, 1, 5, 4, 3, generator=generator)
+    alpha, mask = torch.rand(2, 1, 5, 4, 1, generator=generator)
+    alpha.requires_grad_()
+    known = (torch.rand(1, 5, 4, 1, generator=generator) > 0.5).numpy()
+    loss = l1_loss(rgb, alpha, target, mask.where(torch.from_numpy(known), torch.nan), 0.3)
+    seen, missing = (rgb - target).numpy(), (alpha - mask).detach().numpy()
+    colors = np.where(known, np.abs(seen + 0.3 * missing), np.abs(seen)).sum()
+    total = colors + np.abs(missing)[known].sum()
+    np.testing.assert_allclose(loss.item(), total / (5 * 4 * 4), rtol=1e-5)
+    squared = mask_loss(alpha, mask.where(torch.from_numpy(known), torch.nan))
+    np.testing.assert_allclose(squared.item(), np.square(missing)[known].sum() / 20, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(loss + squared, alpha)
+    np.testing.assert_array_equal(gradient.numpy()[~known], 0)
+    assert (gradient.numpy()[known] != 0).all()

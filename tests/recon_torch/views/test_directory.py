@@ -79,7 +79,7 @@ def test_only_views_without_a_mask_are_segmented(tmp_path):
 
     def segment(images):
         seen.append(images)
-        return Segmented(images, np.ones((*images.shape[:3], 1), np.float32), [()])
+        return Segmented(images, *np.ones((2, *images.shape[:3], 1), np.float32), [()])
 
     views = load_views(tmp_path, segment)
     assert len(seen) == 1 and len(seen[0]) == 1
@@ -241,7 +241,7 @@ def test_an_opaque_alpha_channel_is_not_a_mask(tmp_path):
 
     def segment(images):
         seen.append(images.copy())
-        return Segmented(images, np.ones((*images.shape[:3], 1), np.float32), [(), ()])
+        return Segmented(images, *np.ones((2, *images.shape[:3], 1), np.float32), [(), ()])
 
     load_views(tmp_path, segment)
     np.testing.assert_array_equal(seen[0], [opaque[..., :3]] * 2)

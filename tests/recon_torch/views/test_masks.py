@@ -101,6 +101,35 @@ def test_noise_and_uneven_light_are_not_the_object_and_vanish(backdrop, sigma):
     assert np.abs(found.images - on_white)[(coverage == 1)[..., 0]].mean() < sigma / 255 + 1e-3
 
 
+def striped_disc(background) -> tuple[np.ndarray, np.ndarray]:
+    """A dark disc with a light stalk that covers a third of its pixels, and that stalk's pixels."""
+    image, coverage, _ = shaded_disc(background)
+    stalk = np.zeros((SIDE, SIDE), bool)
+    stalk[SIDE // 2, :14] = coverage[0, SIDE // 2, :14, 0] == 0
+    stalk[:, :4] = False
+    image[0, stalk] = np.float32([0.9, 0.6, 0.5]) / 3 + np.float32(background) * 2 / 3
+    return image, stalk
+
+
+@pytest.mark.parametrize("background", [[0.25, 0.3, 0.6], [1.0, 1.0, 1.0]])
+def test_what_one_picture_does_not_tell_of_the_outline_is_unsure(background):
+    image, stalk = striped_disc(background)
+    _, coverage, _ = shaded_disc(background)
+    found = by_backdrop(image)
+    unsure = found.unsure[0, ..., 0]
+    assert unsure[stalk].all()
+    partly = (coverage > 0.02) & (coverage < 0.98)
+    assert unsure[partly[0, ..., 0]].all()
+    assert unsure.sum() < 3 * (partly.sum() + stalk.sum())
+    background_alone = (coverage[0, ..., 0] == 0) & ~stalk
+    assert not unsure[background_alone].any()
+    inside = np.hypot(ROWS - 0.52, COLUMNS - 0.49)[..., 0] < 17 / SIDE
+    assert not unsure[inside].any()
+    # What the mask says is object has the same part of the backdrop taken away as the mask says.
+    expected = image[0] + (1 - found.masks[0]) * (1 - np.float32(background))
+    np.testing.assert_allclose(found.images[0][unsure], expected[unsure].clip(0, 1), atol=0.01)
+
+
 @pytest.mark.parametrize(
     ("radius", "middle", "expected"),
     [
