@@ -222,6 +222,6 @@ def test_a_short_fit_of_some_views_knows_which_masks_are_a_guess(monkeypatch):
     unsure = torch.rand(4, 32, 32, 1) < 0.2
     whole = Fit(orbit(4, 0.3, 32), FitSettings(num_gaussians=50, lpips_weights="random"), "cpu")
     whole.set_targets(views, masks, unsure=unsure)
-    clean = camera_moves._fit_to(np.array([0, 2, 3]), whole.cameras, whole)
+    clean = camera_moves._fit_to(np.array([0, 2, 3]), whole.cameras, whole)  # noqa: SLF001
     assert torch.equal(clean.targets.opacity.isnan(), unsure[[0, 2, 3]])
     assert torch.equal(clean.targets.masks, masks[[0, 2, 3]])
