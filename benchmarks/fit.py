@@ -36,6 +36,7 @@ VARIANTS = {
     "no-densification": {"refine_every": 10**6},
     "600-steps": {"num_steps": 600},
     "nerf": {"representation": "nerf"},
+    "mesh": {"representation": "mesh"},
 }
 NUM_VIEWS, SHEET_VIEWS = 16, 8
 HALFWAY_RAD = 2 * np.pi * (np.arange(NUM_VIEWS) + 0.5) / NUM_VIEWS

@@ -9,7 +9,9 @@ thousandths of the world's unit, in which objects have a radius of 0.5: `accurac
 GLB that was written is read back by our own reader, and rendered without further light, as light is in the
 views; `psnr` is of 24 held-out views over white, beside that of the splats. `seconds` are of processor time,
 without the fit. The peer is Open3D's TSDF fusion of the splats' mean depth from the same cameras, where
-open3d is installed; its colours are not compared.
+open3d is installed; its colours are not compared. `dmtet` is a mesh that was fitted to the views itself
+(`im3d fit --representation mesh`); its seconds are with the fit, and the column `splats` is of the fit's own
+renders. --only dmtet leaves out what needs splats.
 
 Fits and meshes stay in --out, and a fit that is there is not made again: give another --out when the code has
 changed.
@@ -18,6 +20,7 @@ changed.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from pathlib import Path
@@ -39,7 +42,7 @@ from recon_torch.mesh import making, sights
 from recon_torch.mesh.making import Given
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render, render_images
-from recon_torch.settings import FitSettings, MeshMethod, MeshSettings
+from recon_torch.settings import FitSettings, MeshMethod, MeshSettings, Representation
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views
 from recon_torch.views.images import contact_sheet, write_image
@@ -49,6 +52,7 @@ MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
 NUM_SAMPLES, NUM_DENSE = 10_000, 200_000
 FRAME = World(np.zeros(3), 1.0), np.array([0.0, 0.0, 1.0])
+DMTET = "dmtet"
 COLUMNS = ("accuracy", "completeness", "normals", "psnr", "splats", "triangles", "watertight", "seconds")
 PEER_CELL, PEER_TRUNCATION = 1.1 / 192, 4.0
 
@@ -61,10 +65,16 @@ def main() -> None:
     ]:
         truth = load_mesh(path)
         views = view_cases.views_of(truth, "clean", flags.size, 0).views
+        if flags.only:
+            rows.append((path.stem, DMTET, _measure_dmtet(truth, views, path.stem, flags)))
+            print(*rows[-1], flush=True)
+            continue
         gaussians = _fit(views, flags.out / f"{path.stem}_{flags.size}.ply")
         for method in MeshMethod:
             rows.append((path.stem, str(method), _measure(truth, views, gaussians, method, path.stem, flags)))
             print(*rows[-1], flush=True)
+        rows.append((path.stem, DMTET, _measure_dmtet(truth, views, path.stem, flags)))
+        print(*rows[-1], flush=True)
         if (peer := _peer(truth, views.cameras, gaussians)) is not None:
             rows.append((path.stem, "Open3D TSDF", peer))
             print(*rows[-1], flush=True)
@@ -79,21 +89,28 @@ def _parse() -> argparse.Namespace:
     add("--meshes", type=Path, required=True, metavar="DIR", help="a folder of .glb, .gltf or .obj files")
     add("--count", type=int, default=5, help="how many of them, by name (5)")
     add("--size", type=int, default=128, metavar="PX", help="of the views that are fitted")
+    add("--steps", type=int, default=FitSettings.num_steps, help="of the fits of meshes (1200)")
+    add("--only", choices=(DMTET,), help="leave out what is made of splats")
     add("--out", type=Path, default=Path("out/mesh"), metavar="DIR")
     return parser.parse_args()
 
 
 def _fit(views: Views, file: Path) -> Gaussians:
     if not file.is_file():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="no weights for LPIPS")
-            fit = Fit(views.cameras, FitSettings())
-        assert views.masks is not None
-        fit.set_targets(torch.from_numpy(views.images), torch.from_numpy(views.masks))
-        fit.run(FitSettings().num_steps)
+        fit = _fitted(views, FitSettings())
         file.parent.mkdir(parents=True, exist_ok=True)
         save_ply(fit.scene.gaussians, file)
     return load_ply(file).gaussians
+
+
+def _fitted(views: Views, settings: FitSettings) -> Fit:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="no weights for LPIPS")
+        fit = Fit(views.cameras, settings)
+    assert views.masks is not None
+    fit.set_targets(torch.from_numpy(views.images), torch.from_numpy(views.masks))
+    fit.run(settings.num_steps)
+    return fit
 
 
 def _measure(
@@ -105,21 +122,39 @@ def _measure(
     given = Given(gaussians, *FRAME, views.cameras, views)
     report = making.make(given, MeshSettings(method=method), out)
     seconds = time.process_time() - started
-    made = _read_back(out / "mesh.glb")
+    splats = render_images(gaussians, view_cases.held_out_cameras(flags.size))
+    return _judged(truth, out, report, splats) | {"seconds": seconds}
+
+
+def _measure_dmtet(truth: Mesh, views: Views, name: str, flags: argparse.Namespace) -> dict[str, float]:
+    """Of a mesh that was fitted itself. `seconds` are with the fit, and `splats` is of the fit's renders."""
+    out = flags.out / f"{name}_{DMTET}"
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.process_time()
+    fit = _fitted(views, FitSettings(representation=Representation.MESH, num_steps=flags.steps))
+    fit.scene.save(out / "asset.ply")
+    seconds = time.process_time() - started
     cameras = view_cases.held_out_cameras(flags.size)
+    renders = np.concatenate([fit.render(cameras[k]).rgb.clamp(0, 1).numpy() for k in range(len(cameras))])
+    report = json.loads((out / making.REPORT).read_text())
+    return _judged(truth, out, report, renders) | {"seconds": seconds}
+
+
+def _judged(truth: Mesh, out: Path, report: dict, renders: Float[np.ndarray, "K H W 3"]) -> dict[str, float]:
+    """The mesh in a directory, and renders of what it was made of, against the truth; writes a sheet."""
+    made = _read_back(out / "mesh.glb")
+    cameras = view_cases.held_out_cameras(renders.shape[1])
     white = [_over_white(mesh_rendering.render(each, cameras)[0]) for each in (truth, made)]
-    splats = render_images(gaussians, cameras)
-    rows = [each[SHEET_VIEWS] for each in (white[0], splats, white[1])]
-    write_image(out / "sheet.png", contact_sheet(rows, ["truth", "splats", "mesh"]))
+    rows = [each[SHEET_VIEWS] for each in (white[0], renders, white[1])]
+    write_image(out / "sheet.png", contact_sheet(rows, ["truth", "the fit", "mesh"]))
     scores = [
-        psnr(torch.from_numpy(each), torch.from_numpy(white[0])).mean().item() for each in (white[1], splats)
+        psnr(torch.from_numpy(each), torch.from_numpy(white[0])).mean().item() for each in (white[1], renders)
     ]
     return _distances(made.corners, truth.corners) | {
         "psnr": scores[0],
         "splats": scores[1],
         "triangles": report["triangles"],
         "watertight": float(report["watertight"]),
-        "seconds": seconds,
     }
 
 

@@ -4,7 +4,8 @@ A directory holds a whole asset if it holds report.json, which is written last. 
 
     asset.ply              the Gaussians in the layout of 3DGS (asset.safetensors for a radiance field)
     asset.spz, ...         and in other formats, where `config.export.formats` asks for them
-    mesh.glb, mesh.json    a textured mesh and a report on it, where `config.export.mesh` asks for them
+    mesh.glb, mesh.json    a textured mesh and a report on it, where `config.export.mesh` asks for them, and
+                           in place of asset.ply where `config.fit.representation` is "mesh"
     asset.html             a page to look at it, where `config.export.page` asks for it
     turntable.mp4          renders around the asset
     views.png              a contact sheet: the input, and the generated views and renders of each round
@@ -32,21 +33,22 @@ from jaxtyping import Float
 
 from im3d_jax import threads
 from im3d_jax.conditions import pictures
-from im3d_jax.settings import AssetSettings, PictureSettings, TurntableSettings
+from im3d_jax.settings import AssetSettings, PictureSettings
 from im3d_jax.sides import Side, view_at
 from im3d_jax.stages import Stages
 from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
-from recon_torch.settings import EXPORTED, MESH_PATHS, ExportSettings, MeshSettings, Verdict
+from recon_torch.settings import EXPORTED, MESH_PATHS, MeshSettings, Representation, Verdict
+from recon_torch.text_files import read_json
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, straight, write_image
 from recon_torch.views.video import write_video
 
-REPORT = "report.json"
+REPORT, MESH_REPORT = "report.json", "mesh.json"
 
 ASSET = Kind(
     "generate",
@@ -221,8 +223,9 @@ class Asset:
     def __repr__(self) -> str:
         name = self.report["prompt"] or self.report["image"]
         psnr = f"{self.rounds[-1].quality['psnr']:.1f} dB to its views"
-        gaussians = f"{self.report['num_gaussians']} Gaussians"
-        return f"<Asset {name!r}, seed {self.report['seed']}: {self.verdict}, {psnr}, {gaussians}>"
+        count = self.report["num_gaussians"]
+        kind = f"{count} Gaussians" if count else "no Gaussians"
+        return f"<Asset {name!r}, seed {self.report['seed']}: {self.verdict}, {psnr}, {kind}>"
 
     def __str__(self) -> str:
         psnr, quality = self.rounds[-1].quality["psnr"], self.report["quality"]
@@ -336,13 +339,15 @@ def write(
     """
     with outputs.owned(request.out) as staging:
         with stages.timed("export"):
-            write_files(staging, made, client, settings.turntable, settings.export)
+            write_files(staging, made, client, settings)
             if request.save_views:
                 for number, each in enumerate(made.rounds):
                     views = _without_white(each.targets)
                     write_views(staging / f"views_{number}", made.cameras, views, "images")
         report = make_report(made, request, client, settings.config_digest)  # with notes on the export
         report["seconds"] = stages.seconds()
+        if settings.fit.representation == Representation.MESH:
+            report["mesh"] = read_json(staging / MESH_REPORT)
         write_json(staging / REPORT, report)
         if settings.export.mesh:
             report |= {"mesh": _write_mesh(staging, made, settings.mesh)}
@@ -369,11 +374,11 @@ def write_files(
     directory: Path,
     made: Made,
     client: ReconstructionClient,
-    turntable: TurntableSettings,
-    export: ExportSettings,
+    settings: AssetSettings,
 ) -> None:
     """Writes all files but the report and the views."""
-    client.export(directory / "asset.ply", export)
+    export, turntable = settings.export, settings.turntable
+    client.export(directory / "asset.ply", export, settings.mesh)
     last = made.rounds[-1]
     renders = _without_white(np.concatenate([last.renders, last.alphas], -1))
     write_views(directory, made.cameras, renders, "images", **axes.entry(axes.chosen(export.axes)))

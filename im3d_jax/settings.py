@@ -16,6 +16,7 @@ from recon_torch.ranges import ElevationDeg, Pixels, Range, Share, settings
 from recon_torch.settings import (
     SMALLEST_SIDE_PX,
     ExportSettings,
+    FileAxes,
     FitSettings,
     GateSettings,
     MeshFormat,
@@ -229,8 +230,20 @@ class AssetSettings:
             raise UserError(f"config.mesh.formats is empty; name one of {', '.join(MeshFormat)}")
         if self.export.mesh and self.fit.representation == Representation.NERF:
             raise UserError("config.export.mesh: meshes are made of Gaussians, and this is a radiance field")
+        if self.fit.representation == Representation.MESH:
+            self._check_mesh()
         if self.size < SMALLEST_SIDE_PX:
             raise UserError(f"config.size is {self.size}; views of an asset need {SMALLEST_SIDE_PX} px")
+
+    def _check_mesh(self) -> None:
+        if self.export.formats:
+            raise UserError("config.export.formats: a mesh fits in none; make it ()")
+        if self.export.mesh:
+            raise UserError("config.export.mesh: the asset is a mesh already; make it False")
+        if self.export.axes != FileAxes.UPRIGHT:
+            raise UserError("config.export.axes: files of a mesh have +Y up; make it upright")
+        if not self.mesh.formats:
+            raise UserError(f"config.mesh.formats is empty; name one of {', '.join(MeshFormat)}")
 
     @property
     def until_steps(self) -> tuple[int, ...]:

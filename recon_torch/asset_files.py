@@ -7,6 +7,7 @@ from pathlib import Path
 from recon_torch.errors import UserError
 
 ASSET, RADIANCE_FIELD, REPORT = "asset.ply", "asset.safetensors", "report.json"
+MESH_REPORT = "mesh.json"  # beside a mesh, which may stand in the Gaussians' place
 
 
 def gaussians_of(asset: Path) -> Path:
@@ -22,4 +23,6 @@ def gaussians_of(asset: Path) -> Path:
         return asset / ASSET
     if (asset / RADIANCE_FIELD).is_file():
         raise UserError(f"{asset} has a radiance field ({RADIANCE_FIELD}), and this is made of Gaussians")
+    if (asset / MESH_REPORT).is_file():
+        raise UserError(f"{asset} has a mesh ({MESH_REPORT}), and this is made of Gaussians")
     raise UserError(f"{asset} has no {ASSET}; give the directory of an asset, or a file of Gaussians")

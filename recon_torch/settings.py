@@ -54,6 +54,7 @@ class Representation(enum.StrEnum):
 
     GAUSSIANS = "gaussians"
     NERF = "nerf"  # a radiance field, the last row of the paper's Table 2
+    MESH = "mesh"  # a textured mesh by DMTet, see `recon_torch.scene.mesh`
 
 
 class Start(enum.StrEnum):
@@ -74,7 +75,8 @@ class FitSettings:
     fast, which gives 0.4 dB more on held-out views.
 
     Raises:
-        UserError: a value out of its range, and a string that is none of an enum's.
+        UserError: a value out of its range, a string that is none of an enum's, and a mesh where a package is
+            missing or that is to be rendered by gsplat.
     """
 
     num_gaussians: Gaussians = 5000  # at the start
@@ -116,9 +118,23 @@ class FitSettings:
     nerf_cells: Annotated[int, Range(4, 512)] = 64  # along each side of its grid
     nerf_samples: Annotated[int, Range(2, 4096)] = 64  # along each ray
     lr_nerf: Rate = 0.2
+    mesh_cells: Annotated[int, Range(4, 128)] = 36  # along each side of its lattice, each with 12 tetrahedra
+    mesh_colors: Annotated[int, Range(8, 512)] = 96  # cells along each side of the grid of colours
+    lr_distances: Rate = 1e-3  # in units of the fit's world
+    lr_shifts: Rate = 1e-2  # as a share of the largest shift
+    lr_colors: Rate = 5e-2
+    w_signs: Weight = 0.02  # of what keeps the surface from being where no view sees it
+    w_area: Weight = 0.02  # of the surface's area, which flattens what no view sees
+    w_bends: Weight = 0.05  # of the angles between neighbouring triangles
 
     engine: Engine | str = Engine.AUTO
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.representation == Representation.MESH:
+            _check_mesh_packages("representation")
+            if self.engine == Engine.GSPLAT:
+                raise UserError("engine: gsplat renders Gaussians, and no mesh; make it auto")
 
 
 class FileAxes(enum.StrEnum):
@@ -191,9 +207,8 @@ class ExportSettings:
         for each in map(Format, self.formats):
             if each.package and importlib.util.find_spec(each.package) is None:
                 raise UserError(f'formats: {each} needs {each.package}; pip install "im3d[export]"')
-        missing = [each for each in MESH_PACKAGES if self.mesh and importlib.util.find_spec(each) is None]
-        if missing:
-            raise UserError(f'mesh: needs {", ".join(missing)}; pip install "im3d[mesh]"')
+        if self.mesh:
+            _check_mesh_packages("mesh")
 
 
 class MeshMethod(enum.StrEnum):
@@ -280,6 +295,12 @@ class GateSettings:
     views_bad: Share = 0.25
     janus_back: Correlation = 0.8
     janus_gap: Correlation = 0.3
+
+
+def _check_mesh_packages(setting: str) -> None:
+    missing = [each for each in MESH_PACKAGES if importlib.util.find_spec(each) is None]
+    if missing:
+        raise UserError(f'{setting}: needs {", ".join(missing)}; pip install "im3d[mesh]"')
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from recon_torch import outputs
+from recon_torch.asset_files import ASSET, MESH_REPORT
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Pixels, Share, real
@@ -62,10 +63,11 @@ def render(flags: Namespace) -> None:
     import torch  # it takes seconds, for which --help need not wait
 
     from recon_torch.formats import files
+    from recon_torch.formats.framing import moved_into
     from recon_torch.raster.gaussians import Gaussians
     from recon_torch.raster.render import render_images
-    from recon_torch.scene.framing import moved_into
 
+    _refuse_mesh(flags.asset)
     outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
     # An axis that is named as up is one of the file's own.
     choice = FileAxes(flags.axes) if flags.axes else FileAxes.WORLD if flags.up else None
@@ -92,6 +94,16 @@ def render(flags: Namespace) -> None:
         print(f"note: {len(empty)} views show nothing but background: {shown}{', ...' * (len(empty) > 6)}")
     told = f"{len(rgb)} views of {len(asset.means)} Gaussians in {flags.out}, and {video}"
     print(f"{told}; the cameras are {shot.place}")
+
+
+def _refuse_mesh(asset: Path) -> None:
+    """Raises UserError for an asset that is a mesh, by its directory or a file of it."""
+    folder = asset if asset.is_dir() else asset.parent
+    is_mesh = (folder / MESH_REPORT).is_file() and (
+        not (folder / ASSET).is_file() if asset.is_dir() else asset.stem == "mesh"
+    )
+    if is_mesh:
+        raise UserError(f"{asset} is a mesh, and this renders Gaussians; `im3d view {folder}` shows it")
 
 
 def _write(directory: Path, shot: Shot, rgb: list[Float32[np.ndarray, "H W 3"]]) -> tuple[list[str], str]:
@@ -122,7 +134,7 @@ def _shot(flags: Namespace, loaded: Loaded) -> Shot:
     """The cameras that the flags ask for, or those that suit the asset."""
     import numpy as np
 
-    from recon_torch.scene.framing import place_of, world_of
+    from recon_torch.formats.framing import place_of, world_of
     from recon_torch.views.cameras import orbit
     from recon_torch.views.transforms import read_cameras
     from recon_torch.views.world import World, around

@@ -51,7 +51,8 @@ def _write(asset: Path, file: Path) -> None:
     with outputs.opened(file.parent, ours, [asset]) as folder:
         outputs.put(folder, ours, file.name, lambda path: html.write(shown, path))
     size_mb = file.stat().st_size / 1e6
-    print(f"{file}: {shown.num_gaussians} Gaussians, {len(shown.views)} views, {size_mb:.1f} MB")
+    what = f"{shown.num_gaussians} Gaussians" if shown.num_gaussians else "a mesh"
+    print(f"{file}: {what}, {len(shown.views)} views, {size_mb:.1f} MB")
 
 
 def _parse(argv: list[str]) -> Namespace:

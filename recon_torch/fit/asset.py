@@ -27,13 +27,15 @@ from recon_torch.files import write_json
 from recon_torch.fit import camera_moves, export, quality, recovery
 from recon_torch.fit.camera_moves import Judged
 from recon_torch.fit.optimization import Fit
+from recon_torch.formats.framing import moved_into
+from recon_torch.mesh import making
 from recon_torch.mesh.beside import write_beside as write_mesh
 from recon_torch.outputs import Kind
 from recon_torch.page.html import write_beside
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.scene.framing import moved_into
 from recon_torch.scene.splats import Splats
 from recon_torch.settings import EXPORTED, MESH_PATHS, ExportSettings, FileAxes, FitSettings, MeshSettings
+from recon_torch.text_files import read_json
 from recon_torch.views import axes, defects, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views, write_views
@@ -240,6 +242,9 @@ def write(
     """
     with outputs.owned(out) as staging:
         path, report = _write(asset, staging, num_together, origin)
+        if (staging / making.REPORT).is_file():  # of a scene that is a mesh
+            report |= {"mesh": read_json(staging / making.REPORT)}
+            write_json(staging / REPORT, report)
         if asset.export.mesh:
             report |= {"mesh": _write_mesh(asset, staging)}
             write_json(staging / REPORT, report)
@@ -284,7 +289,8 @@ def _write_files(asset: Asset, out: Path) -> Path:
     """In the views' own world or in the fit's. Returns the path of the object itself."""
     fit, train = asset.fit, asset.train
     file_axes = axes.chosen(asset.export.axes, asset.up)
-    path = fit.scene.save(out / "asset.ply", None if asset.normalize else asset.unit, file_axes)
+    place = None if asset.normalize else asset.unit
+    path = fit.scene.save(out / "asset.ply", place, file_axes, up=asset.up)
     asset.notes += export.export_beside(path, asset.export.formats, axes.chosen(FileAxes.UPRIGHT, asset.up))
     around = world.turntable(fit.cameras, asset.up, TURNTABLE_FRAMES)
     write_video(out / "turntable.mp4", _rgb(fit, around), TURNTABLE_FPS)

@@ -12,10 +12,10 @@ from scipy.spatial import cKDTree
 from recon_torch.errors import UserError
 from recon_torch.files import replacing
 from recon_torch.formats import files
+from recon_torch.formats.framing import moved_into, world_of
 from recon_torch.formats.ply import load_ply, save_ply
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render_images
-from recon_torch.scene.framing import moved_into, world_of
 from recon_torch.settings import Format
 from recon_torch.views.axes import Axes
 from recon_torch.views.cameras import orbit

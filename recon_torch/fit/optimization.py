@@ -83,7 +83,7 @@ class Fit:
             unsure: the pixels whose mask is a guess; there the views alone say what is opaque.
 
         Raises:
-            UserError: values that are not finite, or no foreground in any view.
+            UserError: values that are not finite, no foreground in any view, or no masks for a mesh.
             ValueError: shapes that are not those of the cameras.
         """
         shape = (len(self.cameras), self.cameras.height, self.cameras.width)
@@ -99,8 +99,9 @@ class Fit:
         if weights is not None and len(weights) != len(self.cameras):
             raise ValueError(f"{len(weights)} weights for {len(self.cameras)} views")
         self.targets = Targets(views, masks, self.device, self.loss.features, weights, unsure)
-        if self.step == 0 and self.targets.opacity is not None:
-            notes = self.scene.start_on(self.targets.opacity.nan_to_num(1.0))
+        if self.step == 0:
+            opacity = self.targets.opacity
+            notes = self.scene.start_on(None if opacity is None else opacity.nan_to_num(1.0))
             self.notes += [note for note in notes if note not in self.notes]
 
     def run(self, until_step: int, on_step: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:
@@ -228,7 +229,8 @@ def step_together(fits: Sequence[Fit]) -> list[dict[str, Float[Tensor, ""]]]:
     totals = sum(fits[0].loss.weights[name] * loss for name, loss in losses.items())
     for fit, render in zip(fits, renders, strict=True):
         fit.scene.watch(fit.step, render.info)
-    totals.sum().backward()
+    own = sum(fit.scene.penalty(render.info) for fit, render in zip(fits, renders, strict=True))
+    (totals.sum() + own).backward()
     if fits[0].step % fits[0].settings.refine_every == 0 and not torch.isfinite(totals).all():
         raise FloatingPointError(f"the loss is {totals.sum().item()} at step {fits[0].step}")
     for fit, render in zip(fits, renders, strict=True):

@@ -1,1 +1,1 @@
-"""Surfaces of Gaussians, found in their density or depth, cleaned, textured and written (A.5, Figure 8)."""
+"""Surfaces, found in Gaussians or fitted, are cleaned, textured and written (A.5, Figure 8)."""

@@ -13,11 +13,11 @@ import torch
 from recon_torch.asset_files import ASSET, gaussians_of
 from recon_torch.errors import UserError
 from recon_torch.formats import files
+from recon_torch.formats.framing import moved_into, place_of
 from recon_torch.losses.metrics import silhouette_iou
 from recon_torch.mesh.making import Given
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render
-from recon_torch.scene.framing import moved_into, place_of
 from recon_torch.settings import UP_AXES
 from recon_torch.views.directory import Views, load_views
 from recon_torch.views.transforms import TRANSFORMS, read_cameras

@@ -44,6 +44,10 @@ class Colored(NamedTuple):
     seen: Bool[np.ndarray, " N"]
 
 
+Paint = Callable[[Surface, Points], Colored]
+"""The colours of points of a surface."""
+
+
 class Texture(NamedTuple):
     """A picture in sRGB, and the share of the surface's texels that a view has seen."""
 
@@ -51,12 +55,7 @@ class Texture(NamedTuple):
     coverage: float
 
 
-def bake(
-    unwrapped: Unwrapped,
-    size_px: int,
-    sources: Sequence[Sights],
-    on_view: Callable[[], object] = lambda: None,
-) -> Texture:
+def bake(unwrapped: Unwrapped, size_px: int, paint: Paint) -> Texture:
     """The texture of a surface. Texels between charts have the colour of the nearest one in a chart."""
     triangles, weights = texels(unwrapped, size_px)
     inside = triangles >= 0
@@ -64,12 +63,17 @@ def bake(
     shares = weights[inside][..., None]
     normals = (unwrapped.normals[numbers] * shares).sum(1)
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)
-    colored = colors(surface, Points((surface.vertices[numbers] * shares).sum(1), normals), sources, on_view)
+    colored = paint(surface, Points((surface.vertices[numbers] * shares).sum(1), normals))
     picture = np.zeros((size_px, size_px, 3), np.float32)
     picture[inside] = colored.rgb
     nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
     pixels = np.round(picture[tuple(nearest)] * 255).astype(np.uint8)
     return Texture(pixels, float(colored.seen.mean()))
+
+
+def from_sights(sources: Sequence[Sights]) -> Paint:
+    """Paints with the colours of views, see `colors`."""
+    return lambda surface, points: colors(surface, points, sources)
 
 
 def colors(

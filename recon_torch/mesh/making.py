@@ -1,4 +1,4 @@
-"""From Gaussians to a textured mesh: surface, cleaning, charts, texture, files (A.5, Figure 8).
+"""From Gaussians, or a surface that is there already, to a textured mesh in files (A.5, Figure 8).
 
 Paper: a mesh by marching cubes on the opacity. Here: the same on the density of the Gaussians as wide as
 viewers draw them, or on their fused depth maps; the texture comes from the views and from renders.
@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32
 
 from recon_torch.files import write_json
 from recon_torch.mesh import baking, cleaning, density, depth, files, fusion, grid, sights
-from recon_torch.mesh.baking import Points
+from recon_torch.mesh.baking import Paint, Points
 from recon_torch.mesh.files import Textured
 from recon_torch.mesh.grid import Grid
 from recon_torch.mesh.sights import Sights
@@ -40,7 +40,7 @@ SMALLEST_AND_LARGEST_PX = 256, 1024  # of renders for a texture, which are no la
 BESIDE_WEIGHT = 0.02  # of a render from where no view was
 MOST_FITTED = 32  # of the fit's cameras that are rendered
 GLTF_AXES = [1, 2, 0]  # of a world with +Z up, whose front is +X: glTF has +Y up and the front towards +Z
-STAGES = ("surface", "clean", "unwrap", "look", "bake", "write")
+STAGES = ("surface", "look", "clean", "unwrap", "bake", "write")
 
 
 class Given(NamedTuple):
@@ -67,6 +67,13 @@ class Given(NamedTuple):
             return None
         distances = np.linalg.norm(self.cameras.positions, axis=-1)
         return float(2 * HALF_WIDTH / np.mean(distances / self.cameras.intrinsics_px[:, 1, 1]))
+
+
+class Frame(NamedTuple):
+    """Where the unit world is in the world that files are to be in, and the axis of either that is up."""
+
+    world: World
+    up: Float[np.ndarray, "3"]
 
 
 @dataclass
@@ -102,6 +109,29 @@ def make(
     level = LEVELS[MeshMethod(settings.method)] if settings.level is None else settings.level
     with clock.stage("surface"):
         rough = find_surface(given, settings, level, fitted_px)
+    with clock.stage("look"):
+        paint = baking.from_sights(look(given, fitted_px, settings.texture))
+    made = finish(rough, paint, Frame(given.world, given.up), settings, out, clock)
+    report = {
+        "method": str(settings.method),
+        "level": level,
+        "resolution": settings.resolution,
+        "fitted_px": round(fitted_px, 1),
+        "texture_from": "views" if given.views is not None else "renders",
+        **made,
+    }
+    write_json(out / REPORT, report)
+    return report
+
+
+def finish(
+    rough: Surface, paint: Paint, frame: Frame, settings: MeshSettings, out: Path, clock: Clock
+) -> dict[str, Any]:
+    """Cleans a surface of the unit world, paints a texture for it and writes its files. Returns a report.
+
+    Raises:
+        UserError: there is no surface as it was asked for; a package is missing.
+    """
     with clock.stage("clean"):
         kept = cleaning.without_floaters(rough, settings.floaters)
         surface = cleaning.decimated(kept.surface, settings.triangles)
@@ -109,23 +139,17 @@ def make(
             cleaning.check_watertight(surface)
     with clock.stage("unwrap"):
         unwrapped = unwrap(surface, settings.texture)
-    with clock.stage("look"):
-        sources = look(given, fitted_px, settings.texture)
     with clock.stage("bake"):
-        texture = baking.bake(unwrapped, settings.texture, sources)
-        vertices = baking.colors(surface, Points(surface.vertices, surface.normals()), sources)
+        texture = baking.bake(unwrapped, settings.texture, paint)
+        vertices = paint(surface, Points(surface.vertices, surface.normals()))
     with clock.stage("write"):
-        turned = [_in_files(each, given) for each in (unwrapped.surface, surface)]
+        turned = [_in_files(each, frame) for each in (unwrapped.surface, surface)]
         colors = np.round(vertices.rgb * 255).astype(np.uint8)
-        normals = (unwrapped.normals @ upright_rows(given.up).T)[:, GLTF_AXES]
+        normals = (unwrapped.normals @ upright_rows(frame.up).T)[:, GLTF_AXES]
         mesh = Textured(turned[0], unwrapped.uvs, normals, texture.pixels, turned[1], colors)
         names = files.write(mesh, out, settings.formats)
-    report = {
+    return {
         "files": names,
-        "method": str(settings.method),
-        "level": level,
-        "resolution": settings.resolution,
-        "fitted_px": round(fitted_px, 1),
         "triangles": len(surface.triangles),
         "vertices": len(surface.vertices),
         "watertight": surface.is_watertight,
@@ -134,12 +158,9 @@ def make(
         "volume": turned[1].volume,
         "texture_px": settings.texture,
         "texture_coverage": texture.coverage,
-        "texture_from": "views" if given.views is not None else "renders",
         **files.EXTRAS,
         "seconds": clock.seconds,
     }
-    write_json(out / REPORT, report)
-    return report
 
 
 def find_surface(given: Given, settings: MeshSettings, level: float, fitted_px: float) -> Surface:
@@ -197,7 +218,7 @@ def look(given: Given, fitted_px: float, texture_px: int) -> list[Sights]:
     return [sights.look(given.gaussians, _chosen(given.cameras, height), low_pass), beside]
 
 
-def _in_files(surface: Surface, given: Given) -> Surface:
+def _in_files(surface: Surface, frame: Frame) -> Surface:
     """A surface of the unit world in the axes of glTF, at the scale of the files' world."""
-    places = surface.vertices / given.world.scale + given.world.center
-    return surface._replace(vertices=(places @ upright_rows(given.up).T)[:, GLTF_AXES])
+    places = surface.vertices / frame.world.scale + frame.world.center
+    return surface._replace(vertices=(places @ upright_rows(frame.up).T)[:, GLTF_AXES])

@@ -1,7 +1,8 @@
 """What a page shows of an asset, read from the asset's directory or from its file of Gaussians.
 
-Only the Gaussians must be there. The rest is shown where it is there: cameras and pictures of the views, the
-rounds, a mesh, the report. All of it may have been changed by a user, so nothing of it is trusted.
+Only the Gaussians, or a mesh in their place, must be there. The rest is shown where it is there: cameras and
+pictures of the views, the rounds, a mesh, the report. All of it may have been changed by a user, so nothing
+of it is trusted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from recon_torch.asset_files import REPORT, gaussians_of
+from recon_torch.asset_files import ASSET, REPORT, gaussians_of
 from recon_torch.errors import UserError
 from recon_torch.formats import files
+from recon_torch.formats.framing import UNIT, moved_into, place_of, world_of_report
 from recon_torch.formats.ply import ply_bytes
-from recon_torch.scene.framing import moved_into, place_of
 from recon_torch.settings import UP_AXES, FileAxes
 from recon_torch.text_files import read_json
 from recon_torch.views import axes
@@ -95,7 +96,7 @@ class Contents(NamedTuple):
         verdict: of the quality gates; "" if there is none.
         facts: names and values of the report.
         notes: sentences: of the report, and on what is not shown.
-        ply: the Gaussians at unit size, in the axes of glTF: +Y is up, and the front faces +Z.
+        ply: the Gaussians at unit size, in the axes of glTF: +Y is up, and the front faces +Z; empty without.
     """
 
     title: str
@@ -117,18 +118,22 @@ def read(source: Path, name: str = "") -> Contents:
         name: the title where there is no prompt; default: that of the directory.
 
     Raises:
-        UserError: there are no Gaussians, or they cannot be read.
+        UserError: there are neither Gaussians nor a mesh, or they cannot be read.
     """
-    file = gaussians_of(source)
-    loaded = files.load(file)
-    gaussians, told, upright = loaded
-    world, up = place_of(file, loaded)
+    is_mesh = source.is_dir() and is_asset(source) and not (source / ASSET).is_file()
+    file = source / MESH if is_mesh else gaussians_of(source)
+    loaded = None if is_mesh else files.load(file)
+    world, up = _place_of_mesh(source) if loaded is None else place_of(file, loaded)
+    upright = None if loaded is None else loaded.upright
     if upright is None:
         upright = axes.chosen(FileAxes.UPRIGHT, np.array(UP_AXES[up]))
     page_axes = axes.y_up(upright)
     turn = axes.matrix(page_axes)
-    ply = ply_bytes(moved_into(gaussians, world), page_axes)
-    shown = Contents(file.stem, "", [], list(told), ply, len(gaussians.means), None, [], None)
+    ply, count, told = b"", 0, list[str]()
+    if loaded is not None:
+        ply = ply_bytes(moved_into(loaded.gaussians, world), page_axes)
+        count, told = len(loaded.gaussians.means), list(loaded.notes)
+    shown = Contents(file.stem, "", [], told, ply, count, None, [], None)
     if not source.is_dir():
         return shown
     report, notes = _report(source)
@@ -142,6 +147,17 @@ def read(source: Path, name: str = "") -> Contents:
         views=views,
         rounds=_rounds(source, report),
     )
+
+
+def is_asset(folder: Path) -> bool:
+    """Whether a directory has Gaussians, or a mesh in their place."""
+    return (folder / ASSET).is_file() or ((folder / MESH).is_file() and (folder / REPORT).is_file())
+
+
+def _place_of_mesh(folder: Path) -> tuple[World, str]:
+    """Where a mesh lies, and which axis is up: what the fit has noted, or the world of `im3d generate`."""
+    report, _ = _report(folder)
+    return world_of_report(report, 0) or (UNIT, "z")
 
 
 def _report(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -161,7 +177,7 @@ def _report(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key, name in FACTS.items():
-        if text := _text(report.get(key)):
+        if (text := _text(report.get(key))) and (key, text) != ("num_gaussians", "0"):
             yield name, text
     seconds = report.get("seconds")
     if isinstance(seconds, dict):

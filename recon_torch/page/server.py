@@ -28,7 +28,7 @@ def pages_of(source: Path) -> Pages:
     """
     if not source.exists():
         raise UserError(f"{source} does not exist; give the directory of an asset, or of several")
-    if source.is_file() or (source / ASSET).is_file():
+    if source.is_file() or contents.is_asset(source):
         contents.read(source)  # what cannot be shown is said before anybody asks for it
         return {"/": lambda: render(contents.read(source))}
     folders = _assets_below(source, MAX_DEPTH)
@@ -46,7 +46,7 @@ def pages_of(source: Path) -> Pages:
 def _assets_below(folder: Path, depth: int) -> list[Path]:
     found = []
     for each in sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()):
-        if (each / ASSET).is_file():
+        if contents.is_asset(each):
             found.append(each)
         elif depth > 1:
             found += _assets_below(each, depth - 1)

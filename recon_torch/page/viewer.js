@@ -236,7 +236,7 @@ async function main() {
   showReport();
   if (asset.rounds) await showRounds();
   const stage = new Stage(await loadLibraries());
-  stage.add(`${asset.numGaussians} Gaussians`, await splatScene(stage));
+  if (asset.ply) stage.add(`${asset.numGaussians} Gaussians`, await splatScene(stage));
   if (asset.mesh) stage.add("mesh", await meshScene(stage));
   const cameras = asset.views.length ? stage.panels.map(() => cameraLines(stage.libraries)) : [];
   cameras.forEach((each, index) => stage.panels[index].scene.add(each));

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.settings import ExportSettings, FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings
 from recon_torch.views.cameras import Cameras
 
 
@@ -71,10 +71,15 @@ class ReconstructionClient(Protocol):
         around: cameras on a closed orbit, view 0 first; default: the fit's own.
         """
 
-    def export(self, path: str | os.PathLike, settings: ExportSettings | None = None) -> None:
+    def export(
+        self,
+        path: str | os.PathLike,
+        settings: ExportSettings | None = None,
+        mesh: MeshSettings | None = None,
+    ) -> None:
         """Writes the object as a .ply in the layout of 3DGS, or as what else its kind of scene is kept in.
 
-        settings: the defaults if None.
+        settings, mesh: the defaults if None; the latter says how a scene is written that is a mesh.
 
         Raises UserError if it cannot be written.
         """

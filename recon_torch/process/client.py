@@ -39,7 +39,7 @@ from recon_torch import locks
 from recon_torch.errors import UserError, first_line
 from recon_torch.files import refusal
 from recon_torch.process import child, protocol
-from recon_torch.settings import ExportSettings, FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings
 from recon_torch.views.cameras import Cameras
 
 WORKER_NAME = "recon_torch.process.worker"
@@ -202,14 +202,20 @@ class ReconClient:
         """
         return self._call(protocol.Inspect(around or self._cameras, settings)).result
 
-    def export(self, path: str | os.PathLike, settings: ExportSettings | None = None) -> None:
-        """Writes Gaussians as a .ply in the layout of 3DGS, and a radiance field as .safetensors.
+    def export(
+        self,
+        path: str | os.PathLike,
+        settings: ExportSettings | None = None,
+        mesh: MeshSettings | None = None,
+    ) -> None:
+        """Writes Gaussians as a .ply of 3DGS, a radiance field as .safetensors, a mesh as mesh.glb.
 
-        settings: the defaults if None.
+        settings, mesh: the defaults if None.
 
         Raises UserError if it cannot be written.
         """
-        self._call(protocol.Export(os.path.abspath(path), settings or ExportSettings()))
+        settings, mesh = settings or ExportSettings(), mesh or MeshSettings()
+        self._call(protocol.Export(os.path.abspath(path), settings, mesh))
 
     def close(self) -> None:
         """Ends the worker, whatever it is doing, and removes its snapshots."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.settings import ExportSettings, FitSettings, GateSettings
+from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings
 from recon_torch.views.cameras import Cameras
 
 
@@ -60,6 +60,7 @@ class Inspect(NamedTuple):
 class Export(NamedTuple):
     path: str
     settings: ExportSettings
+    mesh: MeshSettings  # for a scene that is one
 
 
 class Beat(NamedTuple):

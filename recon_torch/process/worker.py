@@ -37,7 +37,8 @@ from recon_torch.process.protocol import (
     Start,
 )
 from recon_torch.raster import gsplat_kernels
-from recon_torch.settings import Engine, ExportSettings, GateSettings, Representation
+from recon_torch.settings import Engine, GateSettings, Representation
+from recon_torch.settings import Start as FirstShape
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras
 
@@ -96,8 +97,8 @@ class Worker:
                 self._render_into(command)
             case Inspect(around, settings):
                 return self._inspect(around, settings)
-            case Export(path, settings):
-                self._export(path, settings)
+            case Export():
+                self._export(command)
         return {}
 
     def _start(self, command: Start) -> None:
@@ -115,7 +116,9 @@ class Worker:
         """Takes a step of a small fit, which compiles kernels and loads LPIPS while the parent samples."""
         self.load_kernels(command)
         cameras = command.cameras[:1]
-        settings = dataclasses.replace(command.settings, num_gaussians=WARM_UP_GAUSSIANS)
+        settings = dataclasses.replace(
+            command.settings, num_gaussians=WARM_UP_GAUSSIANS, start=FirstShape.BALL
+        )
         fit = Fit(cameras, settings, torch.device(command.device))
         views = torch.ones(1, cameras.height, cameras.width, 3)
         fit.set_targets(views, views[..., :1])
@@ -134,8 +137,10 @@ class Worker:
         recovery.run(self._fit, step, self._on_step, self._on_snapshot)
         return self._fit.metrics()
 
-    def _export(self, path: str, settings: ExportSettings) -> None:
-        written = self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
+    def _export(self, command: Export) -> None:
+        settings = command.settings
+        file_axes = axes.chosen(settings.axes)
+        written = self._fit.scene.save(command.path, file_axes=file_axes, mesh=command.mesh)
         self._notes += export.export_beside(written, settings.formats, axes.UPRIGHT)
 
     def _inspect(self, around: Cameras, settings: GateSettings) -> dict[str, Any]:

@@ -63,6 +63,14 @@ def renders_several_as_each_alone(make: MakeScene) -> None:
         assert torch.allclose(render.rgb, alone.rgb, atol=1e-4), "a scene looks different among others"
 
 
+def adds_a_finite_penalty(make: MakeScene) -> None:
+    """What a scene adds to the loss is one finite number."""
+    scene = make(CAMERAS)
+    (render,) = scene.render_together([scene], [CAMERAS], [SEED])
+    penalty = torch.as_tensor(scene.penalty(render.info))
+    assert penalty.shape == () and penalty.isfinite(), f"the penalty is {penalty}"
+
+
 def learns_from_its_renders(make: MakeScene) -> None:
     """Steps against a dark target make the renders darker, and leave everything finite."""
     scene = make(CAMERAS)
@@ -122,13 +130,17 @@ def starts_on_masks(make: MakeScene) -> None:
 
 
 def saves_one_file(make: MakeScene) -> None:
-    """`save` writes one file, in any world, and returns its path."""
+    """`save` writes one file, or those of a mesh, in any world, and returns the path of the object."""
     scene = make(CAMERAS)
     for world in (None, World(np.array([1.0, 2.0, 3.0]), 0.5)):
         with tempfile.TemporaryDirectory() as directory:
             path = scene.save(Path(directory, "asset.ply"), world)
-            assert list(Path(directory).iterdir()) == [path], "save() wrote other files than it returned"
-            assert path.stem == "asset" and path.stat().st_size > 0, "save() wrote no file of that name"
+            files = list(Path(directory).iterdir())
+            assert path in files and (path.stem == "mesh" or len(files) == 1), (
+                "save() wrote other files than it returned"
+            )
+            assert {each.stem for each in files} <= {"asset", "mesh"}, "save() wrote no file of that name"
+            assert path.stat().st_size > 0, "save() wrote an empty file"
 
 
 def tells_where_it_is_opaque(make: MakeScene) -> None:
@@ -143,6 +155,7 @@ CHECKS = (
     has_all_members,
     renders_images,
     renders_several_as_each_alone,
+    adds_a_finite_penalty,
     learns_from_its_renders,
     repeats_a_step_with_its_seed,
     goes_on_from_its_state,
@@ -157,7 +170,7 @@ def step(scene: Scene, number: int) -> None:
     """One step towards a black picture, in the order in which a fit calls a scene."""
     (render,) = scene.render_together([scene], [CAMERAS], [SEED])
     scene.watch(number, render.info)
-    render.rgb.square().mean().backward()
+    (render.rgb.square().mean() + scene.penalty(render.info)).backward()
     scene.parameters.step(scene.rates(0.0))
     scene.refine(number, render.info, SEED)
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from recon_torch.files import replacing, sort_safetensors_header
 from recon_torch.raster import Render
 from recon_torch.scene.parameters import Parameters
-from recon_torch.settings import FitSettings
+from recon_torch.settings import FitSettings, MeshSettings
 from recon_torch.views import axes
 from recon_torch.views.axes import Axes
 from recon_torch.views.cameras import Cameras
@@ -60,7 +61,7 @@ class RadianceField:
         empty = {f"octave_{side}": torch.zeros(1, 4, side, side, side) for side in sides}
         self.parameters = Parameters(empty, device)
 
-    def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
+    def start_on(self, masks: Float[Tensor, "K H W 1"] | None) -> list[str]:
         """See `Scene`. A field starts as a thin fog everywhere, whatever the masks are."""
         return ["a radiance field fits in no asset.ply: it is in asset.safetensors"]
 
@@ -73,6 +74,9 @@ class RadianceField:
     ) -> list[Render]:
         """See `Scene`. The seeds are those of the points at which rays are sampled."""
         return [scene.render(rig, seed) for scene, rig, seed in zip(scenes, cameras, seeds, strict=True)]
+
+    def penalty(self, info: dict[str, Any]) -> float:
+        return 0.0
 
     def watch(self, step: int, info: dict[str, Any]) -> None:
         pass
@@ -120,7 +124,13 @@ class RadianceField:
         return field
 
     def save(
-        self, path: str | os.PathLike, world: World | None = None, file_axes: Axes = axes.UPRIGHT
+        self,
+        path: str | os.PathLike,
+        world: World | None = None,
+        file_axes: Axes = axes.UPRIGHT,
+        *,
+        up: Float[np.ndarray, "3"] = axes.UP,
+        mesh: MeshSettings | None = None,
     ) -> Path:
         """See `Scene`. A .safetensors holds the grid "field" [4,n,n,n]; its metadata say how to read it.
 

@@ -31,7 +31,7 @@ from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.scene.parameters import Parameters
 from recon_torch.scene.start import init_ball, near_hull
 from recon_torch.scene.visibility import seen_px
-from recon_torch.settings import Engine, FitSettings, Start
+from recon_torch.settings import Engine, FitSettings, MeshSettings, Start
 from recon_torch.views import axes
 from recon_torch.views.axes import Axes
 from recon_torch.views.cameras import Cameras
@@ -76,9 +76,9 @@ class Splats:
     def num_gaussians(self) -> int:
         return len(self.parameters.tensors["means"])
 
-    def start_on(self, masks: Float[Tensor, "K H W 1"]) -> list[str]:
+    def start_on(self, masks: Float[Tensor, "K H W 1"] | None) -> list[str]:
         """See `Scene`. What the masks rule out is left out of the ball, if they agree on any place."""
-        if self.settings.start != Start.HULL:
+        if masks is None or self.settings.start != Start.HULL:
             return []
         ball = self._ball()
         start = near_hull(ball, self._cameras, masks)
@@ -135,6 +135,9 @@ class Splats:
         is_zoomed = seed is not None and np.random.default_rng(seed).random() < share
         return LOW_PASS_PX2 / ZOOM**2 if is_zoomed else LOW_PASS_PX2
 
+    def penalty(self, info: dict[str, Any]) -> float:
+        return 0.0
+
     def watch(self, step: int, info: dict[str, Any]) -> None:
         self._strategy.step_pre_backward(*self._state_of_strategy(), step, info)
 
@@ -164,7 +167,13 @@ class Splats:
             remove(*self._state_of_strategy(), seen < self.settings.prune_unseen * seen.mean())
 
     def save(
-        self, path: str | os.PathLike, world: World | None = None, file_axes: Axes = axes.UPRIGHT
+        self,
+        path: str | os.PathLike,
+        world: World | None = None,
+        file_axes: Axes = axes.UPRIGHT,
+        *,
+        up: Float[np.ndarray, "3"] = axes.UP,
+        mesh: MeshSettings | None = None,
     ) -> Path:
         path = Path(path).with_suffix(".ply")
         save_ply(moved_back(self.gaussians, world) if world else self.gaussians, path, file_axes)

@@ -21,6 +21,7 @@ from recon_torch.views.world import upright_rows
 Axes = tuple[str, str, str]
 """The axes of the world that a file's x, y and z are, such as "-y"."""
 
+UP = np.array([0.0, 0.0, 1.0])  # of a world that does not say it
 WORLD: Axes = ("x", "y", "z")
 UPRIGHT: Axes = ("-y", "-z", "x")  # of a world in which +Z is up and +X is the front
 ENTRY = "asset_axes"

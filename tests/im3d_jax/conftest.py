@@ -313,8 +313,8 @@ class LocalClient:
     def inspect(self, settings, around=None):
         return quality.inspect(self._fit, around or self._fit.cameras, settings=settings)
 
-    def export(self, path, settings):
-        written = self._fit.scene.save(path, file_axes=axes.chosen(settings.axes))
+    def export(self, path, settings, mesh):
+        written = self._fit.scene.save(path, file_axes=axes.chosen(settings.axes), mesh=mesh)
         self.exported = export_beside(written, settings.formats, axes.UPRIGHT)
 
     def close(self):

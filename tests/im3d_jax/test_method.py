@@ -189,6 +189,17 @@ def test_a_radiance_field_goes_through_the_rounds(config_path, tmp_path):
     assert not (tmp_path / "asset.ply").exists()
 
 
+def test_a_mesh_goes_through_the_rounds(config_path, tmp_path):
+    settings = ("fit.representation=mesh", "fit.mesh_cells=8", "fit.mesh_colors=8", "mesh.texture=64")
+    settings = tuple(f"--config.{each}" for each in settings)
+    assert command(config_path, *settings, "--prompt", "a red car", "--out", tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [each["until_step"] for each in report["rounds"]] == [8, 14, 20]
+    assert report["mesh"]["files"] == ["mesh.glb"] and report["mesh"]["texture_px"] == 64
+    assert {"mesh.glb", "mesh.json", "turntable.mp4"} < {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "asset.ply").exists()
+
+
 def bad_cases(tmp_path, config_path):
     (tmp_path / "file").write_text("")
     for name in (
@@ -237,7 +248,12 @@ def bad_cases(tmp_path, config_path):
         "config.elevation.deg is 120.0; give": (*prompt, *out, "--config.elevation.deg=120"),
         "config.mesh.formats is empty": (*prompt, *out, "--mesh", "--config.mesh.formats=()"),
         "config.export.page: pages show Gaussians": (*prompt, *out, "--config.fit.representation=nerf"),
-        "give one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=mesh"),
+        "give one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=voxels"),
+        "the asset is a mesh already": (*prompt, *out, "--mesh", "--config.fit.representation=mesh"),
+        "a mesh fits in none": (
+            *(*prompt, *out, "--config.fit.representation=mesh"),
+            "--config.export.formats=('spz',)",
+        ),
         "config.size 64 makes latents": (*prompt, *out, "--config.size=64"),
         "images/000.png is not of an earlier run": (*prompt, "--out", tmp_path / "holidays"),
         "report.json is a directory": (*prompt, "--out", tmp_path / "taken"),

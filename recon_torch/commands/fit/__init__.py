@@ -87,7 +87,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--at-once", type=whole(1, 256), default=4, metavar="N",
         help="how many assets are fitted together" + default)
     add("--representation", default=FitSettings.representation, choices=tuple(map(str, Representation)),
-        help="Gaussians or a radiance field" + default)
+        help="Gaussians, a radiance field, or a mesh" + default)
     add("--engine", default=str(Engine.AUTO), choices=tuple(map(str, Engine)), help="rasteriser" + default)
     add("--lpips-net", default=str(FitSettings.lpips_net), choices=tuple(map(str, LpipsNet)),
         help="the network of LPIPS" + default)
@@ -118,11 +118,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     _refuse_conflicts(flags)
     ExportSettings(axes=flags.axes, formats=tuple(flags.formats))
+    FitSettings(representation=flags.representation)  # which says what is not installed
     return flags
 
 
 def _refuse_conflicts(flags: argparse.Namespace) -> None:
     held_out = "2" if flags.held_out is None else flags.held_out
+    mesh = flags.representation == Representation.MESH
     requirements = {
         "give either --views DIR or --video FILE": bool(flags.views) != (flags.video is not None),
         "--check needs --views DIR": not flags.check or bool(flags.views),
@@ -137,12 +139,19 @@ def _refuse_conflicts(flags: argparse.Namespace) -> None:
         or not flags.page,
         "--viewer shows Gaussians, and no radiance field": flags.representation != Representation.NERF
         or not flags.viewer,
+        "--viewer shows Gaussians, and no mesh": not mesh or not flags.viewer,
         "--viewer shows one fit; give one --views": len(flags.views) < 2 or not flags.viewer,
         "--viewer-stay keeps the page of --viewer; give that, too": flags.viewer or not flags.viewer_stay,
         '--viewer needs viser; pip install "im3d[viewer]"': not flags.viewer
         or importlib.util.find_spec("viser") is not None,
         "a radiance field fits in none of --formats": flags.representation != Representation.NERF
         or not flags.formats,
+        "--representation mesh writes a mesh by itself; leave --mesh out": not mesh or not flags.mesh,
+        "a mesh fits in none of --formats": not mesh or not flags.formats,
+        "--axes is of asset.ply, and files of a mesh have +Y up; leave it out": not mesh
+        or flags.axes == FileAxes.UPRIGHT,
+        "a mesh cannot --start from Gaussians": not mesh or flags.start is None,
+        "--engine gsplat renders Gaussians, and no mesh": not mesh or flags.engine != Engine.GSPLAT,
         "--start goes with one --views or --video": flags.start is None or len(flags.views) < 2,
         "a radiance field cannot --start from Gaussians": flags.start is None
         or flags.representation != Representation.NERF,

@@ -103,11 +103,14 @@ def test_bad_input(asset, tmp_path, user_error):
     (tmp_path / "empty").mkdir()
     (tmp_path / "nerf").mkdir()
     (tmp_path / "nerf/asset.safetensors").write_bytes(b"x")
+    (tmp_path / "fitted").mkdir()
+    (tmp_path / "fitted/mesh.json").write_text("{}")
     trimesh.creation.box().export(tmp_path / "mesh.ply")
     (tmp_path / "text.ply").write_text("hello")
     cases = {
         "has no asset.ply": (tmp_path / "empty",),
         "radiance field": (tmp_path / "nerf",),
+        "has a mesh": (tmp_path / "fitted",),
         "is not a .ply of Gaussians": (tmp_path / "mesh.ply",),
         "is not a .ply file": (tmp_path / "text.ply",),
         "cannot be read": (tmp_path / "missing",),

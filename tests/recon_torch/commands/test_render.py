@@ -12,11 +12,11 @@ from recon_torch import outputs
 from recon_torch.commands import render
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
+from recon_torch.formats.framing import moved_into
 from recon_torch.formats.ply import save_ply
 from recon_torch.outputs import Kind
 from recon_torch.raster.gaussians import SH_C0, Gaussians
 from recon_torch.raster.render import render_images
-from recon_torch.scene.framing import moved_into
 from recon_torch.settings import UP_AXES
 from recon_torch.views import axes, cameras
 from recon_torch.views.images import read_image
@@ -75,6 +75,13 @@ def test_only_what_was_rendered_before_is_replaced(dot_file, tmp_path):
     for name, message in {"fit": "transforms.json is of `im3d fit`", "mine": "007.png is not of"}.items():
         with pytest.raises(UserError, match=message):
             render.main(["--asset", str(dot_file), "--out", str(tmp_path / name)])
+
+
+def test_an_asset_that_is_a_mesh_is_refused_by_name(tmp_path):
+    (tmp_path / "mesh.json").write_text("{}")
+    for asset in (tmp_path, tmp_path / "mesh.glb"):
+        with pytest.raises(UserError, match="is a mesh, and this renders Gaussians; `im3d view"):
+            render.main(["--asset", str(asset), "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(

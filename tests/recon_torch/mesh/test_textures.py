@@ -65,7 +65,7 @@ def test_texels_lie_on_the_surface_and_do_not_overlap():
 
 def test_the_texture_of_two_colours(sources):
     """Away from the border of the colours, each texel has that of its side, up to the blur of splats."""
-    texture = baking.bake(unwrapped(), SIZE, sources)
+    texture = baking.bake(unwrapped(), SIZE, baking.from_sights(sources))
     inside, places = texel_points()
     assert texture.coverage > 0.99
     for side, color in ((places[:, 0] > 0.06, RED), (places[:, 0] < -0.06, BLUE)):
@@ -89,7 +89,7 @@ def test_white_behind_views_does_not_get_into_the_texture():
     )
     views = Views(cameras, RED.astype(np.float32) * mask + 1 - mask, mask, ["view"] * 8, [])
     seen = sights.of_views(views)
-    texture = baking.bake(unwrapped(), SIZE, [seen])
+    texture = baking.bake(unwrapped(), SIZE, baking.from_sights([seen]))
     assert abs(texture.pixels / 255 - RED).max() < 0.01
     assert texture.coverage < 1  # no camera sees the poles, which have the colours beside them
     assert sights.of_views(Views(cameras, views.images, None, views.names, [])) is None

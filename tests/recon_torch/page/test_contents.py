@@ -10,6 +10,7 @@ from PIL import Image
 from recon_torch.files import write_json
 from recon_torch.formats.ply import save_ply
 from recon_torch.page import contents
+from recon_torch.text_files import read_json
 from recon_torch.views import axes
 from tests.recon_torch.page.conftest import CAMERAS, HOSTILE, page_points
 
@@ -76,6 +77,19 @@ def test_an_upright_file_stands_without_its_report(tmp_path, blobs):
 def test_a_file_of_gaussians_alone_is_an_asset(asset):
     shown = contents.read(asset / "asset.ply")
     assert (shown.title, shown.num_gaussians, shown.views, shown.rounds) == ("asset", 4, [], None)
+
+
+def test_a_mesh_is_shown_in_the_place_of_gaussians(asset):
+    with_gaussians = contents.read(asset)
+    (asset / "asset.ply").unlink()
+    (asset / "mesh.glb").write_bytes(b"glTF and more")
+    report = read_json(asset / "report.json")
+    place = {"center": [1.0, 2.0, 3.0], "scale": 0.5, "up": [0.0, 0.0, 1.0]}
+    write_json(asset / "report.json", report | {"num_gaussians": 0, "world": place})
+    shown = contents.read(asset)
+    assert (shown.ply, shown.num_gaussians, shown.title) == (b"", 0, with_gaussians.title)
+    np.testing.assert_allclose(shown.mesh.offset, -0.5 * page_points(np.array([1.0, 2.0, 3.0])))
+    assert len(shown.views) == len(CAMERAS) and not any(name == "Gaussians" for name, _ in shown.facts)
 
 
 def test_a_mesh_is_taken_if_it_is_one(asset):

@@ -1,4 +1,4 @@
-"""The contract of scenes, on both that are shipped; and each check on a scene that breaks it."""
+"""The contract of scenes, on all that are shipped; and each check on a scene that breaks it."""
 
 from dataclasses import replace
 
@@ -12,7 +12,14 @@ from recon_torch.settings import Engine, FitSettings, Representation
 pytestmark = pytest.mark.slow
 
 SETTINGS = FitSettings(
-    num_gaussians=300, num_steps=50, nerf_cells=8, nerf_samples=8, refine_every=1, engine=Engine.CPU
+    num_gaussians=300,
+    num_steps=50,
+    nerf_cells=8,
+    nerf_samples=8,
+    mesh_cells=8,
+    mesh_colors=8,
+    refine_every=1,
+    engine=Engine.CPU,
 )
 CPU = torch.device("cpu")
 

@@ -184,5 +184,5 @@ def test_the_metadata_of_the_file_say_how_to_read_it(tmp_path):
 def test_the_representation_names_the_scene():
     assert type(new_fit().scene) is RadianceField
     assert type(new_fit(representation="gaussians").scene) is Splats
-    with pytest.raises(UserError, match="representation is 'mesh'; give one of gaussians, nerf"):
-        new_fit(representation="mesh")
+    with pytest.raises(UserError, match="representation is 'voxels'; give one of gaussians, nerf, mesh"):
+        new_fit(representation="voxels")
