@@ -391,7 +391,7 @@ def test_setbacks_are_reported(tmp_path, monkeypatch):
 def test_out_of_memory_outside_of_the_steps_is_one_line(tmp_path, monkeypatch):
     write_views(tmp_path / "views", CAMERAS)
 
-    def no_memory(*args):
+    def no_memory(*args, **kwargs):
         raise MemoryError
 
     monkeypatch.setattr(Fit, "set_targets", no_memory)
