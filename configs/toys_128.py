@@ -3,8 +3,8 @@
 Train:   launch/train_toys.sh, which makes the data and both stages
 Command: im3d generate --config=configs/toys_128.py --prompt "a red mushroom" --out out/mushroom
 Devices: two CPU cores are enough to generate.
-Result:  the autoencoder is shipped (configs/autoencoder_128.py). So is an early state of stage 1 of the
-         denoiser, from which training goes on; it draws pictures and no turntables.
+Result:  the autoencoder is shipped (configs/autoencoder_128.py). So is an early state of stage 2 of the
+         denoiser, from which training goes on.
 
 The autoencoder brings 128 px to the 16x16 places that four-pixel patches make of 64 px, so a step of the
 denoiser costs the same.

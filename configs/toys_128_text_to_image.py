@@ -2,8 +2,8 @@
 
 Command: im3d train --config=configs/toys_128_text_to_image.py --workdir=runs/toys_128_text_to_image
 Devices: CPU. It has not been tried on a GPU.
-Result:  the weights that configs/toys_128_turntable.py starts from. Those of 2000 steps are shipped, and
-         --config.train.init_from=im3d_jax/weights/toys_128_text_to_image.safetensors goes on from them.
+Result:  the weights that configs/toys_128_turntable.py starts from. What is shipped there has been through
+         2000 steps of this stage.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@ All layers train, as in configs/tiny_turntable.py. Half of the turntables start 
 
 Command: im3d train --config=configs/toys_128_turntable.py --workdir=runs/toys_128_turntable
 Devices: CPU. It has not been tried on a GPU.
-Result:  not trained yet.
+Result:  the weights of 1399 steps are shipped, and
+         --config.train.init_from=im3d_jax/weights/toys_128_turntable.safetensors goes on from them.
 """
 
 from ml_collections import ConfigDict
