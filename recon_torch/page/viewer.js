@@ -152,16 +152,17 @@ class Stage {
     this.draw(sizePx, sizePx);
   }
 
-  // The Gaussians alone as a view shows them, as a data URL; for those who compare pixels.
-  async picture(view, sizePx) {
+  // The Gaussians alone as a view shows them, or the scene of another panel, as a data URL; for those who compare pixels.
+  async picture(view, sizePx, panel = 0) {
     const { panels, renderer } = this;
     renderer.setAnimationLoop(null);
     renderer.setPixelRatio(1);
-    this.panels = panels.slice(0, 1);
+    this.panels = panels.slice(panel, panel + 1);
     const drawn = this.panels[0].scene.children.filter((each) => each.isLineSegments && each.visible);
     drawn.forEach((each) => (each.visible = false));
     this.look(view);
-    await this.#sorted(sizePx);
+    if (panel === 0) await this.#sorted(sizePx);
+    else this.draw(sizePx, sizePx);
     const url = this.canvas.toDataURL("image/png");
     drawn.forEach((each) => (each.visible = true));
     this.panels = panels;
