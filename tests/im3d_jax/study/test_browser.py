@@ -68,6 +68,7 @@ def test_an_annotator_answers_by_keys_and_clicks_while_the_server_dies(directory
     store = Store(study, url)
     find = lambda name: browser.find_element("id", name)  # noqa: E731
     is_ready = lambda: find("question").is_displayed() and find("left").is_enabled()  # noqa: E731
+    prompt = lambda: find("prompt").get_attribute("textContent")  # noqa: E731
     keys = webdriver.common.keys.Keys
     try:
         browser.get(f"http://127.0.0.1:{served.port}/a/{token}/")
@@ -78,8 +79,10 @@ def test_an_annotator_answers_by_keys_and_clicks_while_the_server_dies(directory
         until(lambda: browser.execute_script(playing))
         browser.refresh()
         until(is_ready)
+        shown = [prompt()]
         browser.find_element("tag name", "body").send_keys(keys.ARROW_LEFT)
         until(lambda: len(store.answers()) == 1 and is_ready())
+        shown.append(prompt())
 
         served.kill()
         # Twice, as of a hand that shakes; and the page is left while its answer has no server.
@@ -89,9 +92,8 @@ def test_an_annotator_answers_by_keys_and_clicks_while_the_server_dies(directory
         browser.refresh()
         until(lambda: len(store.answers()) == 2)
         until(is_ready)
-        shown = [find("prompt").get_attribute("textContent")]
         while find("question").is_displayed():
-            shown.append(find("prompt").get_attribute("textContent"))
+            shown.append(prompt())
             if find("left").is_enabled():
                 browser.execute_script("document.getElementById('left').click()")
             time.sleep(0.1)
@@ -102,7 +104,7 @@ def test_an_annotator_answers_by_keys_and_clicks_while_the_server_dies(directory
         asked = "return performance.getEntriesByType('resource').map((each) => new URL(each.name).host)"
         assert set(browser.execute_script(asked)) == {f"127.0.0.1:{served.port}"}
         errors = [each for each in browser.get_log("browser") if "CONNECTION_REFUSED" not in each["message"]]
-        assert not errors
+        assert not errors, errors
     finally:
         store.close()
         served.kill()
