@@ -246,14 +246,14 @@ def _losses(
     pairs = [(fit.targets, views) for fit, views in zip(fits, chosen, strict=True)]
     taken = [targets.take(which) for targets, which in pairs]
     views = join([view for view, _ in taken])
-    masks = [mask for _, mask in taken if mask is not None]
+    opacity = [each for _, each in taken if each is not None]
 
     def features() -> list[Tensor]:
         stages = zip(*(targets.features(which) for targets, which in pairs), strict=True)
         return [join(stage) for stage in stages]
 
     rgb, alpha = join([render.rgb for render in renders]), join([render.alpha for render in renders])
-    terms = fits[0].loss.terms(rgb, alpha, views, join(masks) if masks else None, features)
+    terms = fits[0].loss.terms(rgb, alpha, views, join(opacity) if opacity else None, features)
     if any(targets.weights is not None for targets, _ in pairs):
         weights = join([targets.weights_of(which) for targets, which in pairs])
         terms = {name: weights * values for name, values in terms.items()}

@@ -12,12 +12,7 @@ def mask_loss(alpha: Float[Tensor, "K H W 1"], mask: Float[Tensor, "K H W 1"]) -
 
     mask: NaN where nobody knows it; any opacity is right there.
     """
-    return (alpha - told(mask, alpha)).square().mean((1, 2, 3))
-
-
-def told(mask: Float[Tensor, "K H W 1"], alpha: Float[Tensor, "K H W 1"]) -> Float[Tensor, "K H W 1"]:
-    """The mask, and where it is NaN the rendered opacity, whatever that is."""
-    return torch.where(mask.isnan(), alpha, mask)
+    return (alpha - _told(mask, alpha)).square().mean((1, 2, 3))
 
 
 def rgb_loss(rgb: Float[Tensor, "K H W 3"], target: Float[Tensor, "K H W 3"]) -> Float[Tensor, " K"]:
@@ -44,6 +39,11 @@ def l1_loss(
     """
     if mask is None:
         return (rgb - target).abs().mean((1, 2, 3))
-    mask = told(mask, alpha)
+    mask = _told(mask, alpha)
     premultiplied = (rgb - target) + background * (alpha - mask)
     return torch.cat([premultiplied, alpha - mask], -1).abs().mean((1, 2, 3))
+
+
+def _told(mask: Float[Tensor, "K H W 1"], alpha: Float[Tensor, "K H W 1"]) -> Float[Tensor, "K H W 1"]:
+    """The mask, and where it is NaN the rendered opacity, whatever that is."""
+    return torch.where(mask.isnan(), alpha, mask)
