@@ -47,7 +47,7 @@ COMMANDS = {
     "plan": Command(
         "im3d_jax.commands.plan", "say what a config costs in parameters, FLOPs, memory and seconds"
     ),
-    "evaluate": Command("im3d_jax.commands.evaluate", "measure a model on test objects"),
+    "evaluate": Command("im3d_jax.commands.evaluate", "measure a model, or the outputs of any method"),
     "study": Command("im3d_jax.commands.study", "ask people which of two methods' turntables are better"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from im3d_jax.evaluate import scores, views
+from im3d_jax.evaluate.result_file import Row
 from im3d_jax.evaluate.scores import Score
 from recon_torch.files import write_json
 
@@ -46,6 +47,44 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose first column is text and whose others are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def rows(parts: Mapping[str, Part]) -> list[Row]:
+    """The rows of a result file. What a part compares, such as generated and repeated views, are methods."""
+    made = []
+    for name, part in parts.items():
+        for place, row in enumerate(part["objects"]):
+            key, prompt = str(row.get("index", place)), row.get("caption") or row.get("prompt", "")
+            for method, found in ROWS[name](row).items():
+                made.append(Row(f"{name}: {method}", key, prompt, found))
+    return made
+
+
+def _assets_scores(row: Part) -> dict[str, dict[str, float]]:
+    return {
+        f"{name} elevation, round {number}": found
+        for name, fit in row["fits"].items()
+        for number, found in enumerate(fit["rounds"])
+    }
+
+
+def _elevation_scores(row: Part) -> dict[str, dict[str, float]]:
+    return {"estimated": {"error_deg": abs(row["estimated_elevation_deg"] - row["elevation_deg"])}}
+
+
+def _prompts_scores(row: Part) -> dict[str, dict[str, float]]:
+    return {
+        "generated": {"neighbour_lpips": row["neighbour_lpips"]},
+        "true": {"neighbour_lpips": row["true_neighbour_lpips"]},
+    }
+
+
+ROWS: dict[str, Callable[[Part], dict[str, dict[str, float]]]] = {
+    "views": lambda row: row["scores"],
+    "assets": _assets_scores,
+    "prompts": _prompts_scores,
+    "elevation": _elevation_scores,
+}
 
 
 def report(parts: Mapping[str, Part], about: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from im3d_jax.data.objects import Split
-from im3d_jax.evaluate import Part, assets, prompts, results, views
+from im3d_jax.evaluate import Part, assets, prompts, result_file, results, views
 from im3d_jax.evaluate import truth as truths
 from im3d_jax.evaluate.scores import MAX_PSNR_DB
 from im3d_jax.evaluate.truth import Objects, Truth
@@ -60,15 +60,20 @@ class Suite:
     def truth(self) -> Truth:
         return self.objects.render(self.num_objects)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """A digest of config and weights: results under the same digest are of the same model."""
+        return f"{self.pipeline.settings.config_digest[:16]}-{self.weights_digest[:16]}"
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256, in hex, of the parameters of the network and of the elevation's estimator."""
         weights = hashlib.sha256()
         for array in jax.tree.leaves(self.pipeline.generator.params):
             weights.update(np.ascontiguousarray(array).tobytes())
         for tensor in self.pipeline.estimator.state_dict().values():
             weights.update(np.ascontiguousarray(tensor).tobytes())
-        return f"{self.pipeline.settings.config_digest[:16]}-{weights.hexdigest()[:16]}"
+        return weights.hexdigest()
 
     @property
     def key(self) -> str:
@@ -149,6 +154,28 @@ class Suite:
             f"Config and weights: `{self.digest}`.",
         ]
 
+    def content(self, done: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """The content of results.json of the parts that are done: the common entries, and each part."""
+        settings, rows = self.pipeline.settings, results.rows(done)
+        protocol = {
+            "objects": self.objects.about,
+            "size": settings.size,
+            "num_views": settings.num_views,
+            "lpips": settings.fit.lpips_net,
+            "lpips_has_random_weights": self.perceptual.random_weights,
+        }
+        common = result_file.content(
+            "suite",
+            protocol,
+            rows,
+            methods=[{"name": name} for name in result_file.by_method(rows)],
+            config_digest=settings.config_digest,
+            weights_digest=self.weights_digest,
+            seeds={"sampling": self.seed},
+            about=self.about(),
+        )
+        return {**common, "model": self.digest, **done}
+
 
 def evaluate(suite: Suite, parts: Sequence[Part]) -> str:
     """Measures the parts one after the other, writes all tables anew after each, and returns them."""
@@ -158,5 +185,5 @@ def evaluate(suite: Suite, parts: Sequence[Part]) -> str:
         text = results.report(done, suite.about())
         with replacing(suite.out / "table.md") as temporary:
             temporary.write_text(text)
-        write_json(suite.out / "results.json", {"model": suite.digest, "about": suite.about(), **done})
+        write_json(suite.out / result_file.NAME, suite.content(done))
     return text

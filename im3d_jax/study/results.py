@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from im3d_jax.intervals import bootstrap
 from im3d_jax.study import LEFT, SIDES
 from im3d_jax.study.extra import needed
 from im3d_jax.study.plan import Item, Study
 from im3d_jax.study.store import Answer
 from recon_torch.errors import UserError
-
-PERCENTILES = (2.5, 97.5)
-CHUNK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -171,16 +169,6 @@ def _rate(votes: Sequence[tuple[int, int]], rules: Rules) -> dict[str, Any]:
             "interval": bootstrap(outcomes, rules.num_resamples, rules.seed),
         },
     }
-
-
-def bootstrap(values: Float[np.ndarray, " N"], num_resamples: int, seed: int) -> list[float]:
-    """The 95% interval of a mean, by percentiles over resamples of the values with replacement."""
-    rng, means = np.random.default_rng(seed), []
-    at_once = max(1, CHUNK // len(values))
-    for begin in range(0, num_resamples, at_once):
-        count = min(at_once, num_resamples - begin)
-        means.append(values[rng.integers(len(values), size=(count, len(values)))].mean(1))
-    return [float(each) for each in np.percentile(np.concatenate(means), PERCENTILES)]
 
 
 # ---- Agreement ----

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from recon_torch.errors import UserError
@@ -107,13 +107,13 @@ def load_video(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"video {path} does not exist")
-    num_frames, notes = _count_frames(path)
+    num_frames, notes = count_frames(path)
     if not 1 <= num_views <= num_frames:
         raise UserError(
             f"{path} has {num_frames} frames; take from 1 to that many views of it, not {num_views}"
         )
     chosen = np.round(np.arange(num_views) * num_frames / num_views).astype(int)
-    pictures = np.stack([_picture(frame, height) for frame in _take(_frames(path), chosen)])
+    pictures = np.stack([_picture(frame, height) for frame in frames_at(path, chosen)])
     rows, columns = pictures.shape[1:3]
     azimuths_rad = 2 * np.pi * chosen / num_frames
     square = orbit(
@@ -128,7 +128,7 @@ def load_video(
     return assemble(cameras, pictures, names, segment, notes, str(path))
 
 
-def _count_frames(path: Path) -> tuple[int, list[str]]:
+def count_frames(path: Path) -> tuple[int, list[str]]:
     """How many frames a video has, and notes where some are damaged or where there may have been more.
 
     Raises UserError if it is no video, or if less is in the file than its container states, because the rest
@@ -160,6 +160,12 @@ def _count_frames(path: Path) -> tuple[int, list[str]]:
             f"make sure that its {counts[-1]} frames are a full turn"
         )
     return int(counts[-1]), notes
+
+
+def frames_at(path: Path, chosen: Int[np.ndarray, " K"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The frames of these numbers, in their order in the video. Raises UserError if there is no video."""
+    wanted = set(chosen.tolist())
+    return (frame for index, frame in enumerate(_frames(path)) if index in wanted)
 
 
 def _cut_short(path: Path, progress: str, log: str, count: int) -> list[str]:
@@ -250,11 +256,6 @@ def _ffmpeg(path: Path, log_level: str = "error") -> list[str]:
 
 def _no_video(path: Path) -> UserError:
     return UserError(f"{path} cannot be read as a video; give an .mp4 that ffmpeg plays")
-
-
-def _take(frames: Iterator[np.ndarray], chosen: np.ndarray) -> Iterator[np.ndarray]:
-    wanted = set(chosen.tolist())
-    return (frame for index, frame in enumerate(frames) if index in wanted)
 
 
 def _picture(frame: UInt8[np.ndarray, "H W 3"], height: int | None) -> Float[np.ndarray, "h w 4"]:

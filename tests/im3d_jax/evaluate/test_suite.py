@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags, pipeline
 from im3d_jax.commands import evaluate
+from im3d_jax.commands.evaluate import suite as command
 from im3d_jax.data import objects
 from im3d_jax.data.meshes.reading import UpAxis
-from im3d_jax.evaluate import suite
+from im3d_jax.evaluate import result_file, suite
 from im3d_jax.evaluate.truth import MeshObjects, ProceduralObjects
 
 pytestmark = pytest.mark.slow
@@ -29,16 +30,25 @@ def config_path(monkeypatch, perceptual, tmp_path, write_runnable):
 
 
 def test_writes_tables_and_results_and_keeps_them(config_path, monkeypatch, tmp_path, capsys):
-    arguments = ["--suite=procedural", "--parts=elevation", f"--out={tmp_path}", f"--config={config_path}"]
+    arguments = [
+        "suite",
+        "--suite=procedural",
+        "--parts=elevation",
+        f"--out={tmp_path}",
+        f"--config={config_path}",
+    ]
     evaluate.main(arguments)
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert "| true views | 2 |" in table and "random backbone weights" in table
     result = json.loads((tmp_path / "results.json").read_text())
     assert [row["index"] for row in result["elevation"]["objects"]] == [0, 1]
+    assert result_file.read(tmp_path)["command"] == "suite"
+    errors_deg = [row["scores"]["error_deg"] for row in result["rows"]]
+    assert result["summary"][0]["mean"] == pytest.approx(np.mean(errors_deg)) and len(errors_deg) == 2
 
     monkeypatch.setattr(ProceduralObjects, "render", lambda *_: pytest.fail("measured again"))
-    evaluate.main(arguments)
+    evaluate.main(arguments[1:])  # as the command was called before it had others beside it
     assert (tmp_path / "table.md").read_text() == table
 
 
@@ -95,7 +105,7 @@ def test_objects_that_a_table_of_captions_leaves_out_are_named(tmp_path, capsys)
     (tmp_path / "captions.csv").write_text("a.glb;a cat\nc;\n")
     files = dict(captions=tmp_path / "captions.csv", split_file=tmp_path / "split.json", meshes=tmp_path)
     flags = Namespace(suite="meshes", up=UpAxis.Y, **files)
-    found = evaluate.load_objects(ConfigDict(dict(seed=0, size=32, num_views=4)), flags)
+    found = command.load_objects(ConfigDict(dict(seed=0, size=32, num_views=4)), flags)
     assert found.captions["a"] == "a cat"
     assert "2 of 3 objects have no caption, as b" in capsys.readouterr().err
 
@@ -139,4 +149,4 @@ def test_mistakes_are_one_line(flags, tmp_path, user_error):
 
 
 def test_parts_come_in_their_own_order():
-    assert evaluate.parse_parts("elevation, views") == ["views", "elevation"]
+    assert command.parse_parts("elevation, views") == ["views", "elevation"]

@@ -1,8 +1,6 @@
 """Win rates, intervals, agreement and exclusion, by cases worked out by hand."""
 
-import numpy as np
 import pytest
-from scipy.stats import binom
 
 from im3d_jax.study import figure, results
 from im3d_jax.study.results import Rules
@@ -32,17 +30,6 @@ def test_a_win_rate_is_the_mean_over_prompts():
     votes = [(each["votes"], each["consensus"]) for each in found["items"] if each["question"] == "alignment"]
     assert votes[1] == ({"ours": 3, "base": 2}, "ours") and votes[3] == ({"ours": 0, "base": 5}, "base")
     assert "no answers yet" in results.screen(found)
-
-
-def test_the_bootstrap_of_zeros_and_ones_is_binomial():
-    values = np.repeat([0.0, 1.0], [30, 70])
-    low, high = results.bootstrap(values, 200_000, 0)
-    exact = binom(100, 0.7).ppf([0.025, 0.975]) / 100
-    np.testing.assert_allclose(
-        [low, high], exact, atol=0.0101
-    )  # of a step, where a percentile is on its edge
-    assert results.bootstrap(values, 1000, 1) == results.bootstrap(values, 1000, 1)
-    assert results.bootstrap(np.array([0.4]), 100, 0) == [0.4, 0.4]
 
 
 def test_agreement_is_krippendorffs_by_hand():

@@ -1,8 +1,8 @@
-"""`im3d evaluate`: measures a model on test objects whose ground truth is known.
+"""`im3d evaluate suite`: measures a model on test objects whose ground truth is known.
 
-    im3d evaluate --suite procedural --out out/evaluation
-    im3d evaluate --suite procedural --out out/evaluation --parts views,elevation --num-objects 8
-    im3d evaluate --suite meshes --meshes DIR --captions captions.csv --split-file split.json --out out/meshes
+    im3d evaluate suite --suite procedural --out out/evaluation
+    im3d evaluate suite --suite procedural --out out/evaluation --parts views,elevation --num-objects 8
+    im3d evaluate suite --suite meshes --meshes DIR --captions captions.csv --split-file split.json --out DIR
 
 Writes table.md, results.json and contact sheets into OUT. What an earlier run with the same config and
 weights has measured there is kept, so an interrupted run resumes: within the part `assets` at the next
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser("evaluate", __doc__)
+    parser = CommandParser("evaluate suite", __doc__)
     parser.add_argument(
         "--suite",
         choices=[str(each) for each in SuiteName],

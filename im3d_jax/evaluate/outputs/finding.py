@@ -1,0 +1,374 @@
+"""Finds the rows of methods, and names what is left out and by which rule. No file is decoded here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from im3d_jax.evaluate.outputs import assets, patterns
+from im3d_jax.evaluate.outputs.layouts import Kind, Layout, Shows, Source
+from im3d_jax.evaluate.outputs.patterns import Match
+from im3d_jax.jobs import prompt_files
+from im3d_jax.study.sources import PICTURES, VIDEOS, key_of, named
+from recon_torch.errors import UserError
+from recon_torch.text_files import read_text
+
+MESHES, SPLATS = (".glb", ".gltf", ".obj", ".stl"), (".spz", ".sog", ".splat", ".ksplat")
+PLY_HEADER_BYTES = 4096
+
+
+class Rule(StrEnum):
+    """Why something of a method is left out."""
+
+    MISSING = "missing"  # asked for by the list of prompts, or made by another method of the run
+    NOT_ASKED = "not asked for"  # a row that the list of prompts does not have
+    DOUBLE = "double"  # a further seed, step or run of a prompt
+    FAILED = "failed"  # a folder of an asset that is not whole
+    STRANGE = "not of the layout"  # lies in the root, and no pattern names it
+    NUM_VIEWS = "number of views"
+    UNREADABLE = "unreadable"
+
+
+class Excluded(NamedTuple):
+    """Something that is left out. name: of the row, file or prompt."""
+
+    name: str
+    rule: Rule
+    detail: str = ""
+
+
+class Output(NamedTuple):
+    """What a method has made of one prompt or object: a row.
+
+    Attributes:
+        key: what joins it to the rows of other methods: its prompt without case and punctuation.
+        name: what the method calls it.
+        prompt: "" if it is not known.
+        paths: the files of its views in their order, or the single file or folder that holds them.
+        picture: what it was made from, where there is one.
+        config_digest: of an asset of im3d.
+    """
+
+    key: str
+    name: str
+    prompt: str
+    paths: tuple[Path, ...]
+    picture: Path | None = None
+    config_digest: str = ""
+
+
+@dataclass
+class MethodOutputs:
+    """The rows of a method by their keys.
+
+    Attributes:
+        name: of the method. layout: how its rows are read. root: where they are.
+        excluded: what is left out. Whoever reads rows adds those that cannot be read.
+    """
+
+    name: str
+    layout: Layout
+    root: Path
+    rows: dict[str, Output] = field(default_factory=dict)
+    excluded: list[Excluded] = field(default_factory=list)
+
+    @property
+    def shows(self) -> Shows:
+        return self.layout.shows
+
+    @property
+    def label(self) -> str:
+        """What tables and result files call it: a method may have renders and views of its own."""
+        return f"{self.name}, {self.shows}"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of all rows: keys, prompts, files, and pictures that they were made from."""
+        sha = hashlib.sha256()
+        for row in self.rows.values():
+            sha.update(f"{row.key}\n{row.prompt}\n".encode())
+            for path in (*row.paths, *([row.picture] if row.picture else [])):
+                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                    if file.is_file():
+                        with file.open("rb") as opened:
+                            sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+        return sha.hexdigest()
+
+    def exclude(self, row: Output, rule: Rule, detail: str) -> None:
+        """Takes a row out, for a reason."""
+        del self.rows[row.key]
+        self.excluded.append(Excluded(row.name, rule, detail))
+
+    def about(self) -> dict[str, Any]:
+        """What a result file says of the method."""
+        return {
+            "name": self.label,
+            "shows": str(self.shows),
+            "kind": str(self.layout.kind),
+            "path": list(self.layout.path),
+            "root": str(self.root),
+            "inputs_digest": self.digest,
+            "config_digests": sorted({row.config_digest for row in self.rows.values() if row.config_digest}),
+            "num_rows": len(self.rows),
+            "excluded": [{**each._asdict(), "rule": str(each.rule)} for each in self.excluded],
+        }
+
+    def left_out(self) -> list[str]:
+        """What is left out, a line for each rule."""
+        by_rule = defaultdict(list)
+        for each in self.excluded:
+            by_rule[each.rule].append(each.name)
+        return [f"{self.label}: left out, {rule}: {named(names, 'name')}" for rule, names in by_rule.items()]
+
+
+# ---- Lists of prompts ----
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One entry of a list of prompts. number: its place, from 0; names: the keys that may stand for it."""
+
+    number: int
+    key: str
+    prompt: str
+    picture: Path | None
+    names: frozenset[str]
+
+
+def read_prompts(path: Path) -> list[Asked]:
+    """The entries of a list of prompts. Raises UserError as `prompt_files.read` does, and for doubles."""
+    entries, asked = prompt_files.read(path, find_images=False), list[Asked]()
+    for number, entry in enumerate(entries):
+        picture = Path(entry.images[0]) if entry.images else None
+        stem = key_of(picture.stem.replace("_", " ")) if picture else ""
+        key = key_of(entry.prompt) if entry.prompt.strip() else stem
+        names = frozenset(each for each in (key, stem) if each)
+        has_picture = picture is not None and picture.is_file()
+        asked.append(Asked(number, key, entry.prompt.strip(), picture if has_picture else None, names))
+    if twice := [key for key, count in Counter(each.key for each in asked).items() if count > 1]:
+        raise UserError(
+            f"prompts {path}: {named(twice, 'prompt')} stand there more than once; leave one of each"
+        )
+    return asked
+
+
+# ---- Finding ----
+
+
+def find(source: Source, asked: Sequence[Asked] = ()) -> list[MethodOutputs]:
+    """The outputs of a method: one for each thing that it shows, renders or synthesised views.
+
+    asked: the list of prompts, unless the source names its own. Rows that it does not have are left out, and
+        what it has and the method does not is named as missing.
+
+    Raises UserError if there is no directory, or nothing in it.
+    """
+    if not source.root.is_dir():
+        raise UserError(f"{source.name}: {source.root} is no directory; give the outputs of a method")
+    asked = read_prompts(source.prompts) if source.prompts else asked
+    layout = source.layout or by_convention(source)
+    is_own = layout.kind == Kind.ASSETS
+    found = _assets(source, layout) if is_own else [_files(source, layout, asked)]
+    for outputs in found:
+        if asked:
+            _join(outputs, asked)
+    if not any(outputs.rows for outputs in found):
+        pattern = " or ".join(layout.path) or "assets of im3d"
+        said = "; ".join(found[0].left_out()[:1]) if found else ""
+        raise UserError(
+            f"{source.name}: nothing is left in {source.root} of {pattern}{said and f' ({said})'}"
+        )
+    return [outputs for outputs in found if outputs.rows]
+
+
+CONVENTIONS = (
+    Layout(Kind.IMAGES, ("{prompt}",)),
+    Layout(Kind.VIDEO, tuple(f"{{prompt}}{suffix}" for suffix in VIDEOS)),
+    Layout(Kind.VIDEO, ("{prompt}/turntable.mp4", "{prompt}/turntable.gif")),
+    Layout(Kind.GAUSSIANS, tuple(f"{{prompt}}{suffix}" for suffix in (".ply", *SPLATS))),
+    Layout(Kind.MESH, tuple(f"{{prompt}}{suffix}" for suffix in (*MESHES, ".ply"))),
+    Layout(Kind.MESH, tuple(f"{{prompt}}/mesh{suffix}" for suffix in (*MESHES, ".ply"))),
+    Layout(Kind.IMAGES, tuple(f"{{prompt}}{suffix}" for suffix in PICTURES)),
+)
+"""What is tried, in this order, on a directory that no file describes and that is not of im3d."""
+
+
+def by_convention(source: Source) -> Layout:
+    """The first layout that finds something. Raises UserError if none does."""
+    if assets.is_there(source.root):
+        return Layout(Kind.ASSETS)
+    for layout in CONVENTIONS:
+        if any(True for _ in _matches(source.root, layout)):
+            return layout
+    raise UserError(
+        f"{source.name}: {source.root} has no assets of im3d, folders of pictures, videos, meshes or splats;"
+        " describe it by a YAML file, as docs/evaluate.md shows"
+    )
+
+
+def _matches(root: Path, layout: Layout) -> Iterator[tuple[int, Match]]:
+    """What is there, and the number of the pattern that names it."""
+    for number, pattern in enumerate(layout.path):
+        patterns.check(pattern)
+        for match in patterns.matches(root, pattern):
+            if _is_of_kind(match, pattern, layout.kind):
+                yield number, match
+
+
+def _is_of_kind(match: Match, pattern: str, kind: Kind) -> bool:
+    path = match.path
+    if kind == Kind.IMAGES and path.is_dir():
+        return "{view}" not in pattern.rpartition("/")[2] and bool(pictures_in(path))
+    if not path.is_file():
+        return False
+    if kind in (Kind.IMAGES, Kind.GRID):
+        return path.suffix.lower() in PICTURES
+    if path.suffix.lower() == ".ply":
+        return _has_splats(path) == (kind == Kind.GAUSSIANS)
+    return True
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, in natural order: view 9 comes before view 10."""
+    found = [each for each in folder.iterdir() if each.suffix.lower() in PICTURES and each.name[0] != "."]
+    return sorted(found, key=lambda path: patterns.natural(path.name))
+
+
+def _has_splats(path: Path) -> bool:
+    """Whether a .ply holds Gaussians rather than a mesh."""
+    with path.open("rb") as file:
+        head = file.read(PLY_HEADER_BYTES)
+    return b"property float f_dc_0" in head or b"packed_position" in head
+
+
+class _Run(NamedTuple):
+    """One of several things that a method has made of one prompt. pattern: which of the layout's names it."""
+
+    pattern: int
+    seed: int
+    step: int
+    path: str
+
+
+def _files(source: Source, layout: Layout, asked: Sequence[Asked]) -> MethodOutputs:
+    """The rows that the patterns of a layout find."""
+    outputs = MethodOutputs(source.name, layout, source.root)
+    by_row: dict[str, dict[_Run, list[Match]]] = defaultdict(lambda: defaultdict(list))
+    used = set()
+    for number, match in _matches(source.root, layout):
+        used.add(match.path.relative_to(source.root).parts[0])
+        run = _Run(number, match.number("seed"), match.number("step"), match.run)
+        by_row[_identity(match)][run].append(match)
+    for identity, runs in by_row.items():
+        first, *others = _in_order(runs)
+        row = _row(identity, runs[first], layout, asked)
+        if row.key in outputs.rows:
+            outputs.excluded.append(Excluded(row.name, Rule.DOUBLE, f"of {outputs.rows[row.key].name}"))
+            continue
+        outputs.rows[row.key] = row
+        outputs.excluded += [Excluded(each.path, Rule.DOUBLE, f"of {row.name}") for each in others]
+    texts = {f"{row.paths[0].stem}.txt" for row in outputs.rows.values()}
+    for path in sorted(source.root.iterdir()):
+        if path.name not in used | texts and path.name[0] != "." and path.suffix not in (".yaml", ".yml"):
+            outputs.excluded.append(Excluded(path.name, Rule.STRANGE))
+    return outputs
+
+
+def _identity(match: Match) -> str:
+    return "\0".join(f"{name}={match.fields[name]}" for name in patterns.IDENTITY if name in match.fields)
+
+
+def _in_order(runs: Iterable[_Run]) -> list[_Run]:
+    """The runs of a row; the first one is used. Of equal seeds and steps it is the last by its path."""
+    newest = sorted(runs, key=lambda run: patterns.natural(run.path), reverse=True)
+    return sorted(newest, key=lambda run: (run.pattern, run.seed, -run.step))
+
+
+def _row(identity: str, matches: list[Match], layout: Layout, asked: Sequence[Asked]) -> Output:
+    """A row of the files of one run."""
+    fields, path = matches[0].fields, matches[0].path
+    ordered = sorted(matches, key=lambda match: match.number("view"))
+    paths = [match.path for match in ordered]
+    if layout.kind == Kind.IMAGES and path.is_dir():
+        paths = pictures_in(path)
+    said = fields.get("prompt") or fields.get("name") or ""
+    text = " ".join(said.replace("_", " ").split())
+    beside = path.with_suffix(".txt")
+    prompt = read_text(beside).strip() if beside.is_file() else text if "prompt" in fields else ""
+    entry = _asked_for(fields, [key_of(prompt), key_of(text)], asked)
+    if entry:
+        return Output(entry.key, said or fields["index"], entry.prompt, tuple(paths), entry.picture)
+    name = said or f"number {int(fields['index'])}"
+    return Output(key_of(prompt or text or name), name, prompt, tuple(paths))
+
+
+def _asked_for(fields: dict[str, str], keys: Iterable[str], asked: Sequence[Asked]) -> Asked | None:
+    """The entry of the list of prompts that a row is of."""
+    if "prompt" not in fields and "name" not in fields:
+        number = int(fields["index"])
+        return asked[number] if number < len(asked) else None
+    return next((each for key in keys for each in asked if key in each.names), None)
+
+
+def _assets(source: Source, layout: Layout) -> list[MethodOutputs]:
+    """What im3d has made: renders of assets, and the views of the last round where they were saved."""
+    found = {
+        shows: MethodOutputs(source.name, assets.layout_of(layout, shows), source.root) for shows in Shows
+    }
+    for asset in assets.read(source.root):
+        for shows, outputs in found.items():
+            if asset.problem:
+                outputs.excluded.append(Excluded(asset.name, Rule.FAILED, asset.problem))
+            elif paths := asset.pictures[shows]:
+                key = key_of(asset.prompt or asset.name)
+                if key in outputs.rows:
+                    outputs.excluded.append(Excluded(asset.name, Rule.DOUBLE, f"of {outputs.rows[key].name}"))
+                else:
+                    outputs.rows[key] = Output(
+                        key, asset.name, asset.prompt, paths, asset.picture, asset.config_digest
+                    )
+            elif shows == Shows.RENDERS:
+                outputs.excluded.append(Excluded(asset.name, Rule.FAILED, "no images"))
+    views, renders = found[Shows.VIEWS], found[Shows.RENDERS]
+    if views.rows:  # views are saved on request; where some assets have them, the others lack them
+        views.excluded += [
+            Excluded(row.name, Rule.MISSING, "no views_N; give --save-views")
+            for key, row in renders.rows.items()
+            if key not in views.rows
+        ]
+    return [renders, views]
+
+
+def _join(outputs: MethodOutputs, asked: Sequence[Asked]) -> None:
+    """Brings rows to the order of a list of prompts, with the prompts and pictures that it has."""
+    joined: dict[str, Output] = {}
+    for entry in asked:
+        row = next((row for key, row in outputs.rows.items() if key in entry.names), None)
+        if row is None:
+            outputs.excluded.append(Excluded(entry.prompt or entry.key, Rule.MISSING))
+            continue
+        del outputs.rows[row.key]
+        picture = entry.picture or row.picture
+        joined[entry.key] = row._replace(key=entry.key, prompt=entry.prompt or row.prompt, picture=picture)
+    outputs.excluded += [Excluded(row.name, Rule.NOT_ASKED) for row in outputs.rows.values()]
+    outputs.rows = joined
+
+
+def name_missing(methods: Sequence[MethodOutputs]) -> None:
+    """Names as missing what one method has and another has not, where no list of prompts tells."""
+    for shows in Shows:
+        shown = [each for each in methods if each.shows == shows]
+        every = {key: row for each in shown for key, row in each.rows.items()}
+        for each in shown:
+            known = {key_of(out.name) for out in each.excluded}
+            each.excluded += [
+                Excluded(row.prompt or row.name, Rule.MISSING)
+                for key, row in every.items()
+                if key not in each.rows and key not in known
+            ]

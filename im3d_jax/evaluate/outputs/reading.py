@@ -1,0 +1,149 @@
+"""Rows of any method as views [K,H,W,C]: decoded, cut out of a grid or a video, or rendered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from im3d_jax.data.meshes.reading import load_mesh
+from im3d_jax.evaluate.outputs.finding import MethodOutputs, Output, Rule
+from im3d_jax.evaluate.outputs.layouts import IN_3D, Kind, Layout, Up
+from recon_torch.errors import UserError
+from recon_torch.process.rendering import render_file
+from recon_torch.views.cameras import Cameras, orbit
+from recon_torch.views.images import read_image, to_uint8
+from recon_torch.views.video import count_frames, frames_at
+
+NUM_VIEWS = 16
+ELEVATION_DEG, FOV_DEG, UNIT_RADIUS = 15.0, 33.8, 2.0
+
+Views = UInt8[np.ndarray, "K H W C"]
+
+
+class OtherCount(UserError):
+    """A row has another number of views than it should."""
+
+
+def read_all(outputs: MethodOutputs, num_views: int = 0) -> Iterator[tuple[Output, Views]]:
+    """The rows that can be read, with their views. The others are moved to what is left out.
+
+    num_views: so many of each row, evenly spaced from the first one; 0 takes all. A row with fewer is left
+        out.
+    """
+    count = expected_views(outputs)
+    for row in list(outputs.rows.values()):
+        try:
+            views = read_views(outputs.layout, row, count)
+            if num_views > len(views):
+                raise OtherCount(f"{len(views)} views, not the {num_views} that are asked for")
+        except UserError as error:
+            rule = Rule.NUM_VIEWS if isinstance(error, OtherCount) else Rule.UNREADABLE
+            outputs.exclude(row, rule, str(error))
+            continue
+        yield row, views[evenly(len(views), num_views or len(views))]
+
+
+def evenly(count: int, num: int) -> list[int]:
+    """`num` of `count` numbers, evenly spaced from 0."""
+    return [place * count // num for place in range(num)]
+
+
+def expected_views(outputs: MethodOutputs) -> int:
+    """The number of views that a row must have: what the layout states, or what most rows have.
+
+    Of two numbers that are equally frequent it is the greater one.
+    """
+    layout = outputs.layout
+    if layout.stated_views:
+        return layout.stated_views
+    if layout.kind in (Kind.VIDEO, *IN_3D):
+        return NUM_VIEWS
+    counts = Counter(len(row.paths) for row in outputs.rows.values())
+    return max(counts, key=lambda count: (counts[count], count), default=0)
+
+
+def read_views(layout: Layout, row: Output, num_views: int) -> Views:
+    """The views of a row, RGBA where all have transparency that means something, else RGB.
+
+    num_views: see `expected_views`.
+
+    Raises OtherCount for another number of pictures, and UserError for what cannot be read and for pictures
+    of several sizes.
+    """
+    if layout.kind in IN_3D:
+        return to_uint8(render_views(layout, row, cameras_of(layout, num_views)))
+    if layout.kind == Kind.VIDEO:
+        return _of_video(row.paths[0], num_views)
+    if layout.kind == Kind.GRID:
+        pictures = _tiles(row.paths[0], layout)
+    else:
+        if len(row.paths) != num_views:
+            raise OtherCount(f"{len(row.paths)} pictures, not {num_views}")
+        pictures = [to_uint8(read_image(path)) for path in row.paths]
+    sizes = {picture.shape[:2] for picture in pictures}
+    if len(sizes) > 1:
+        raise UserError(f"its pictures have {len(sizes)} sizes")
+    has_alpha = all(picture.shape[-1] == 4 for picture in pictures)
+    return np.stack(pictures if has_alpha else [over_white(picture) for picture in pictures])
+
+
+def over_white(pictures: UInt8[np.ndarray, "*N C"]) -> UInt8[np.ndarray, "*N 3"]:
+    """RGB over white of RGB or RGBA pictures."""
+    if pictures.shape[-1] == 3:
+        return pictures
+    alpha = pictures[..., 3:].astype(np.float32) / 255
+    return np.rint(pictures[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def render_views(layout: Layout, row: Output, cameras: Cameras) -> Float[np.ndarray, "K H W 4"]:
+    """RGBA renders of a row in 3D, in [0, 1] and not multiplied by alpha.
+
+    It is brought to unit size first, with its `up` axis along +Z.
+
+    cameras: around the origin, such as those of `cameras.orbit`.
+
+    Raises UserError if the file cannot be read.
+    """
+    if layout.kind == Kind.GAUSSIANS:
+        return render_file(row.paths[0], cameras, layout.up)
+    # Embree is not needed for what lies there as pictures.
+    from im3d_jax.data import mesh_rendering
+
+    return mesh_rendering.render(load_mesh(row.paths[0], layout.up or Up.Y), cameras)[0]
+
+
+def cameras_of(layout: Layout, num_views: int) -> Cameras:
+    """The cameras that rows in 3D are rendered from."""
+    azimuths_deg = layout.azimuths_deg or 360 * np.arange(num_views) / num_views
+    elevations_deg = layout.elevations_deg or (ELEVATION_DEG,)
+    fov_deg = layout.fov_deg or FOV_DEG
+    # A narrower view is taken from farther away, so that the object keeps its size.
+    half_rad, unit_half_rad = np.deg2rad(fov_deg / 2), np.deg2rad(FOV_DEG / 2)
+    return orbit(
+        elevation_rad=np.broadcast_to(np.deg2rad(elevations_deg), len(azimuths_deg)),
+        size=layout.size,
+        radius=float(UNIT_RADIUS * np.sin(unit_half_rad) / np.sin(half_rad)),
+        fov_deg=fov_deg,
+        azimuths_rad=np.deg2rad(azimuths_deg),
+    )
+
+
+def _of_video(path: Path, num_views: int) -> UInt8[np.ndarray, "K H W 3"]:
+    count, _ = count_frames(path)
+    if count < num_views:
+        raise OtherCount(f"{count} frames, fewer than {num_views}")
+    chosen = np.round(np.arange(num_views) * count / num_views).astype(int)
+    return np.stack(list(frames_at(path, chosen)))
+
+
+def _tiles(path: Path, layout: Layout) -> list[UInt8[np.ndarray, "H W C"]]:
+    picture, (rows, columns) = to_uint8(read_image(path)), layout.grid
+    height, width = picture.shape[:2]
+    if height % rows or width % columns:
+        raise OtherCount(f"{width} x {height} pixels do not part into {rows} rows of {columns}")
+    tiles = [part for row in np.split(picture, rows) for part in np.split(row, columns, axis=1)]
+    return [tiles[place] for place in layout.tiles or range(len(tiles))]
