@@ -96,7 +96,7 @@ class Scene(NamedTuple):
 class Mesh(NamedTuple):
     """F triangles with attributes on each of their three corners.
 
-    corners: positions inside the ball of radius 0.5, with +Z up.
+    corners: positions with +Z up, inside the ball of radius 0.5 unless `load_mesh` was told to leave it.
     normals: unit vectors.
     colors: linear RGBA. They are multiplied with the texture where there is one.
     uvs, emission_uvs: places in the textures; v grows downwards from the picture's upper edge.
@@ -121,8 +121,8 @@ class Mesh(NamedTuple):
         return modes[self.material_index]
 
 
-def assemble(scene: Scene, name: str, *, y_up: bool) -> Mesh:
-    """All parts as one mesh, scaled into the ball of radius 0.5.
+def assemble(scene: Scene, name: str, *, y_up: bool, in_ball: bool = True) -> Mesh:
+    """All parts as one mesh, scaled into the ball of radius 0.5 unless it is to stay where it is.
 
     Args:
         name: of the file, for errors.
@@ -138,7 +138,9 @@ def assemble(scene: Scene, name: str, *, y_up: bool) -> Mesh:
             f"{name} has no triangles{others and ', only ' + others}; nothing of it can be rendered"
         )
     check_triangles(sum(len(part.corners) for part in parts), name)
-    corners = _in_unit_ball(np.concatenate([part.corners for part in parts]), name)
+    corners = np.concatenate([part.corners for part in parts])
+    fitted = _in_unit_ball(corners, name)  # also if it is not asked for, as it refuses what has no extent
+    corners = fitted if in_ball else corners
     normals = np.concatenate([_creased_normals(part) for part in parts])
     if not np.isfinite([(part.material.alpha_cutoff, *part.material.emission) for part in parts]).all():
         raise UserError(f"{name} has a material whose numbers are not finite; export it again")

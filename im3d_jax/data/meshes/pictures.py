@@ -87,6 +87,7 @@ def find_beside(folder: Path, reference: str) -> Path | None:
         if not names:
             continue
         candidates = [folder, *_texture_folders(folder), *_texture_folders(folder.parent)]
+        candidates += _texture_folders(folder.parent / "materials")  # of models for Gazebo
         tries = [(folder, names)] if _is_inside(spelling.replace("\\", "/")) else []
         for start, parts in [*tries, *((each, names[-1:]) for each in candidates)]:
             if found := _without_case(start, parts):

@@ -72,8 +72,12 @@ class UpAxis(StrEnum):
     Z = "z"
 
 
-def load_mesh(path: str | Path, up: UpAxis | str = UpAxis.Y) -> Mesh:
+def load_mesh(path: str | Path, up: UpAxis | str = UpAxis.Y, in_ball: bool = True) -> Mesh:
     """Reads a .glb, .gltf, .obj, .ply or .stl with all its parts, and scales it into the ball of radius 0.5.
+
+    Args:
+        up: the axis of the file that points up.
+        in_ball: whether it is moved and scaled. Otherwise it keeps the place and the size that the file has.
 
     Raises:
         UserError: the file is missing, broken, too large or no mesh, it has no triangles, it needs what is
@@ -92,7 +96,7 @@ def load_mesh(path: str | Path, up: UpAxis | str = UpAxis.Y) -> Mesh:
         with path.open("rb") as file:
             check_not_stand_in("it", file.read(BEGINNING_BYTES))
         scene = READERS[path.suffix.lower()](path)
-        return assemble(scene, "it", y_up=up == UpAxis.Y)
+        return assemble(scene, "it", y_up=up == UpAxis.Y, in_ball=in_ball)
     except UserError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except OSError as error:

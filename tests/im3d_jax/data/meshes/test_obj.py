@@ -74,6 +74,22 @@ def test_textures_are_found(line, file, tmp_path, seen):
     assert load_mesh(path).left_out == ()
 
 
+def test_the_texture_of_a_model_for_gazebo_is_found(tmp_path, seen):
+    (tmp_path / "meshes").mkdir()
+    picture(tmp_path / "materials" / "textures" / "texture.png")
+    path = write(tmp_path / "meshes", SQUARE + FACE, "newmtl wood\nmap_Kd texture.png\n", "model")
+    np.testing.assert_allclose(seen(path), [*TEXEL, 1], atol=0.05)
+    assert load_mesh(path).left_out == ()
+
+
+def test_a_mesh_may_stay_where_its_file_has_it(tmp_path):
+    path = write(tmp_path, "v 7 1 0\nv 9 1 0\nv 7 2 0\nf 1 2 3\n")
+    stays = load_mesh(path, in_ball=False).corners[0]
+    np.testing.assert_array_equal(stays, [[0, 7, 1], [0, 9, 1], [0, 7, 2]])  # +Y up is turned to +Z
+    np.testing.assert_array_equal(load_mesh(path, "z", in_ball=False).corners[0][0], [7, 1, 0])
+    assert np.abs(load_mesh(path).corners).max() <= 0.5
+
+
 def test_options_move_and_clamp_textures(tmp_path):
     reference = read_reference("-s 2 3 -clamp on -o 0.25 -mm 0 1 my wood.png")
     assert reference.name == "my wood.png" and reference.clamp
