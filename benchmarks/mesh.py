@@ -3,9 +3,9 @@
     python benchmarks/mesh.py --meshes DIR --count 5
 
 Each .glb, .gltf or .obj file in DIR is rendered from 16 azimuths at 20 degrees and fitted, and `im3d mesh`
-makes a mesh of the fit. Distances are between 10,000 points of each surface and 200,000 of the other, in
-thousandths of the world's unit, in which objects have a radius of 0.5: `accuracy` from the mesh to the truth,
-`completeness` back; `normals` is the mean absolute cosine between normals of nearest points, both ways. The
+makes a mesh of the fit. Distances are those of `im3d_jax/evaluate/surfaces.py`, in thousandths of the world's
+unit, in which objects have a radius of 0.5: `accuracy` from the mesh to the truth, `completeness` back;
+`normals` is the mean absolute cosine between normals of nearest points, both ways. The
 GLB that was written is read back by our own reader, and rendered without further light, as light is in the
 views; `psnr` is of 24 held-out views over white, beside that of the splats. `seconds` are of processor time,
 without the fit. The peer is Open3D's TSDF fusion of the splats' mean depth from the same cameras, where
@@ -29,11 +29,11 @@ import numpy as np
 import torch
 import view_cases
 from jaxtyping import Float
-from scipy.spatial import cKDTree
 
 from im3d_jax.data import mesh_rendering
 from im3d_jax.data.meshes.parts import Mesh
 from im3d_jax.data.meshes.reading import load_mesh
+from im3d_jax.evaluate import surfaces
 from recon_torch.errors import UserError
 from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import load_ply, save_ply
@@ -50,7 +50,6 @@ from recon_torch.views.world import World
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
-NUM_SAMPLES, NUM_DENSE = 10_000, 200_000
 FRAME = World(np.zeros(3), 1.0), np.array([0.0, 0.0, 1.0])
 DMTET = "dmtet"
 COLUMNS = ("accuracy", "completeness", "normals", "psnr", "splats", "triangles", "watertight", "seconds")
@@ -150,7 +149,7 @@ def _judged(truth: Mesh, out: Path, report: dict, renders: Float[np.ndarray, "K 
     scores = [
         psnr(torch.from_numpy(each), torch.from_numpy(white[0])).mean().item() for each in (white[1], renders)
     ]
-    return _distances(made.corners, truth.corners) | {
+    return _against(made.corners, truth.corners) | {
         "psnr": scores[0],
         "splats": scores[1],
         "triangles": report["triangles"],
@@ -160,16 +159,8 @@ def _judged(truth: Mesh, out: Path, report: dict, renders: Float[np.ndarray, "K 
 
 def _read_back(path: Path) -> Mesh:
     """A GLB as our reader reads it, at the place and size that the file has, and as bright as its texture."""
-    import trimesh
-
-    mesh = load_mesh(path)  # which moves every mesh into the unit ball
-    lower, upper = trimesh.load(path).bounds
-    points = trimesh.load(path, force="mesh").vertices
-    center = (lower + upper) / 2
-    radius = np.linalg.norm(points - center, axis=-1).max()
-    corners = mesh.corners * (radius / 0.5) + center[[2, 0, 1]]
-    unlit = [material._replace(unlit=True) for material in mesh.materials]
-    return mesh._replace(corners=corners.astype(np.float32), materials=unlit)
+    mesh = load_mesh(path, in_ball=False)
+    return mesh._replace(materials=[material._replace(unlit=True) for material in mesh.materials])
 
 
 def _over_white(rgba: Float[np.ndarray, "K H W 4"]) -> Float[np.ndarray, "K H W 3"]:
@@ -207,41 +198,20 @@ def _peer(truth: Mesh, cameras: Cameras, gaussians: Gaussians) -> dict[str, floa
             volume.integrate(picture, lens, rig.w2c[index].astype(float))
     found = volume.extract_triangle_mesh()
     corners = np.asarray(found.vertices)[np.asarray(found.triangles)]
-    return _distances(corners, truth.corners) | {
+    return _against(corners, truth.corners) | {
         "triangles": len(corners),
         "watertight": float(found.is_watertight()),
         "seconds": time.process_time() - started,
     }
 
 
-# ---- Distances between surfaces ----
-
-
-def _distances(made: Float[np.ndarray, "F 3 3"], truth: Float[np.ndarray, "T 3 3"]) -> dict[str, float]:
-    (distances, cosines), (back, cosines_back) = (_nearest(*pair) for pair in ((made, truth), (truth, made)))
-    normals = (cosines + cosines_back) / 2
-    return {"accuracy": 1e3 * distances, "completeness": 1e3 * back, "normals": normals}
-
-
-def _nearest(one: Float[np.ndarray, "F 3 3"], other: Float[np.ndarray, "T 3 3"]) -> tuple[float, float]:
-    """Mean distance from points of one surface to the other, and mean cosine between normals there."""
-    points, normals = _sampled(one, NUM_SAMPLES, 0)
-    dense, dense_normals = _sampled(other, NUM_DENSE, 1)
-    distances, nearest = cKDTree(dense).query(points)
-    return float(distances.mean()), float(abs((normals * dense_normals[nearest]).sum(-1)).mean())
-
-
-def _sampled(corners: Float[np.ndarray, "F 3 3"], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points spread evenly over triangles, and their normals."""
-    generator = np.random.default_rng(seed)
-    a, b, c = np.moveaxis(corners.astype(np.float64), 1, 0)
-    crosses = np.cross(b - a, c - a)
-    areas = np.linalg.norm(crosses, axis=-1)
-    chosen = generator.choice(len(areas), count, p=areas / areas.sum())
-    u, v = generator.random((2, count, 1))
-    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-    points = a[chosen] + u * (b - a)[chosen] + v * (c - a)[chosen]
-    return points, crosses[chosen] / areas[chosen, None]
+def _against(made: Float[np.ndarray, "F 3 3"], truth: Float[np.ndarray, "T 3 3"]) -> dict[str, float]:
+    found = surfaces.compare(made, truth)
+    return {
+        "accuracy": 1e3 * found["accuracy"],
+        "completeness": 1e3 * found["completeness"],
+        "normals": found["normals"],
+    }
 
 
 def _table(rows: list[tuple[str, str, dict[str, float]]]) -> str:
