@@ -21,6 +21,7 @@ HALOS = ((17, 0.08), (33, 0.2))
 """JPEG spreads such a share of an edge's contrast over a window of two blocks: in light, and in colour, which
 it stores at half the resolution."""
 BLOCK_PX = 8  # of JPEG
+WAVERS = 0.5 / 255  # least median of the light's Laplacian beside edges; JPEG of quality 95 has twice as much
 STRONG = 10  # differences of so many levels spread beyond themselves
 MOST_SHADOW = 0.8  # share of what differs that may be shadow; with more, the object itself was taken for one
 FAINT_SHARE = 0.15  # share of the outline that may have hardly any contrast
@@ -72,9 +73,8 @@ def _in_front(
     difference = (smooth - behind.color) * valid[..., None]
     usual = _usual(np.abs(difference).max(-1), valid, tolerance)
     level = float(np.clip(MARGIN * usual, LEAST_LEVEL, max(tolerance, LEAST_LEVEL)))
-    light, color = strengths = _strengths(difference)
-    least = 0.0 if blur_px else max(usual, backdrop.EIGHT_BITS / 2)  # a blur spreads what is beside, too
-    noise = _beside_edges(light, level, least, *HALOS[0]), _beside_edges(color, level, least, *HALOS[1])
+    strengths = _strengths(difference)
+    noise = _noise(strengths, level, usual, blur_px)
     differs = _differing(strengths, noise, min(tolerance, max(3 * level, LEAST_SURE)))
     if not differs.any():
         return Found(rgb, np.zeros((*valid.shape, 1), np.float32), differs)
@@ -136,18 +136,42 @@ def _strengths(
     return np.abs(light[..., 0]), np.abs(difference - light).max(-1)
 
 
-def _beside_edges(
+def _noise(
+    strengths: tuple[Float[np.ndarray, "H W"], Float[np.ndarray, "H W"]],
+    level: float,
+    usual: float,
+    blur_px: float,
+) -> tuple[Float[np.ndarray, "H W"], Float[np.ndarray, "H W"]]:
+    """The differences in light and in colour that say nothing, at each pixel."""
+    light, color = strengths
+    if not blur_px and _is_even_beside_edges(light, level):
+        return np.full_like(light, level), np.full_like(color, level)
+    least = 0.0 if blur_px else max(usual, backdrop.EIGHT_BITS / 2)  # a blur spreads what is beside, too
+    return _with_halos(light, level, least, *HALOS[0]), _with_halos(color, level, least, *HALOS[1])
+
+
+def _is_even_beside_edges(light: Float[np.ndarray, "H W"], level: float) -> bool:
+    """Whether nothing wavers beside edges, as in a picture that was stored without losses."""
+    beside = _beside(light > STRONG * level)
+    return bool(beside.any() and np.median(np.abs(ndimage.laplace(light))[beside]) < WAVERS)
+
+
+def _with_halos(
     strength: Float[np.ndarray, "H W"], level: float, least: float, window_px: int, share: float
 ) -> Float[np.ndarray, "H W"]:
     """The level of noise at each pixel, which is higher where JPEG has spread what is beside.
 
     least: differences beside edges up to this one are not JPEG's.
     """
-    strong = strength > STRONG * level
-    beside = _in_blocks_of(strong) & ~ndimage.binary_dilation(strong, iterations=silhouette.EDGE_PX)
+    beside = _beside(strength > STRONG * level)
     if not beside.any() or np.quantile(strength[beside], 0.7) <= least:
         return np.full_like(strength, level)  # a picture that was stored without losses
     return np.maximum(level, share * ndimage.maximum_filter(strength, window_px))
+
+
+def _beside(strong: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Where JPEG spreads what differs strongly: the rest of the blocks that have some of it."""
+    return _in_blocks_of(strong) & ~ndimage.binary_dilation(strong, iterations=silhouette.EDGE_PX)
 
 
 def _in_blocks_of(strong: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:

@@ -229,6 +229,18 @@ def test_what_jpeg_spreads_within_its_blocks_is_no_object(quality, grey, least):
     assert (found & inside).sum() > least * (found | inside).sum()
 
 
+def test_light_parts_beside_edges_are_no_halos_of_jpeg():
+    """A dish of light facets, half of which has a rim: its file has no losses, so all of it is the object."""
+    y, x = np.mgrid[:128, :128]
+    from_middle = np.hypot(x - 64, y - 64)
+    rim = (from_middle < 44) & (from_middle >= 41) & (y > 64)
+    facets = 1 - 0.03 * (1 + (np.arctan2(y - 64, x - 64) // (np.pi / 3)) % 3)
+    picture = np.where(rim, 0.4, np.where(from_middle < 44, facets, 1.0))[..., None] * np.ones(3)
+    picture = np.float32(np.rint(picture * 255) / 255)
+    found = by_backdrop(picture[None]).masks[0, ..., 0] > 0.5
+    np.testing.assert_array_equal(found, from_middle < 44)
+
+
 @pytest.mark.skipif("ISNET_WEIGHTS" not in os.environ, reason="ISNET_WEIGHTS names no file of IS-Net")
 @pytest.mark.parametrize("background", [1.0, 0.5])
 def test_the_real_isnet_finds_what_noise_hides_from_the_backdrop(background):
