@@ -83,6 +83,11 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="make again what was made from another prompt or config"
     )
+    parser.add_argument(
+        "--save-views",
+        action="store_true",
+        help="keep the views of every round as pictures, of the assets that are made now",
+    )
     parser.add_argument("--status", type=Path, metavar="DIR", help="only show what DIR has and lacks")
     parser.add_argument("--summarize", type=Path, metavar="DIR", help="only write DIR's summary and gallery")
     return parser
@@ -129,6 +134,7 @@ def run(config: ConfigDict, flags: Namespace) -> int:
         num_assets=flags.num_assets,
         num_retries=flags.retry_seeds,
         overwrite=flags.overwrite,
+        save_views=flags.save_views,
         config=config_flags.as_json(config),
     )
     with Stop() as stop:

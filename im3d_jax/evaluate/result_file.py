@@ -192,6 +192,12 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return dict(found)
 
 
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
 def _of(rows: Sequence[Row], method: str) -> list[Row]:
     return [row for row in rows if row.method == method]
 

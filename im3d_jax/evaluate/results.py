@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from im3d_jax.evaluate import scores, views
-from im3d_jax.evaluate.result_file import Row
+from im3d_jax.evaluate.result_file import Row, table
 from im3d_jax.evaluate.scores import Score
 from recon_torch.files import write_json
 
@@ -41,12 +41,6 @@ def _read(path: Path) -> Part:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def rows(parts: Mapping[str, Part]) -> list[Row]:

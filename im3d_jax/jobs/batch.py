@@ -39,6 +39,7 @@ class Batch(NamedTuple):
         seed: of each prompt's first asset. num_assets: of each prompt.
         num_retries: further seeds while an asset is bad.
         overwrite: whether to make again what was made from another prompt or config.
+        save_views: of the assets that are made now, see `Request`.
         config: as JSON holds it; a later call with another one names what differs.
     """
 
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     num_assets: int = 1
     num_retries: int = 0
     overwrite: bool = False
+    save_views: bool = False
     config: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -60,6 +62,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     """
     # Mistakes in prompts and flags come to light before anything is loaded or written.
     requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
+    requests = [request._replace(save_views=batch.save_views) for request in requests]
     for request in requests:
         pipeline.check(request, settings.num_views)
     shard = read_shard(batch.shard, os.environ)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from recon_torch.errors import UserError, near
 
-COMMANDS = ("suite", "truth")
+COMMANDS = ("suite", "faithfulness", "truth", "compare")
 """Each is a module of this package, with a `main`."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from im3d_jax.evaluate.outputs import assets, patterns
-from im3d_jax.evaluate.outputs.layouts import Kind, Layout, Shows, Source
+from im3d_jax.evaluate.outputs.layouts import SUFFIXES, Kind, Layout, Shows, Source
 from im3d_jax.evaluate.outputs.patterns import Match
 from im3d_jax.jobs import prompt_files
 from im3d_jax.study.sources import PICTURES, VIDEOS, key_of, named
@@ -213,11 +213,13 @@ def by_convention(source: Source) -> Layout:
 
 
 def _matches(root: Path, layout: Layout) -> Iterator[tuple[int, Match]]:
-    """What is there, and the number of the pattern that names it."""
+    """What is there, and the number of the first pattern that names it."""
+    named = set[Path]()
     for number, pattern in enumerate(layout.path):
         patterns.check(pattern)
         for match in patterns.matches(root, pattern):
-            if _is_of_kind(match, pattern, layout.kind):
+            if match.path not in named and _is_of_kind(match, pattern, layout.kind):
+                named.add(match.path)
                 yield number, match
 
 
@@ -265,19 +267,27 @@ def _files(source: Source, layout: Layout, asked: Sequence[Asked]) -> MethodOutp
         used.add(match.path.relative_to(source.root).parts[0])
         run = _Run(number, match.number("seed"), match.number("step"), match.run)
         by_row[_identity(match)][run].append(match)
-    for identity, runs in by_row.items():
+    for runs in by_row.values():
         first, *others = _in_order(runs)
-        row = _row(identity, runs[first], layout, asked)
+        row = _row(source.root, runs[first], layout, asked)
         if row.key in outputs.rows:
             outputs.excluded.append(Excluded(row.name, Rule.DOUBLE, f"of {outputs.rows[row.key].name}"))
             continue
         outputs.rows[row.key] = row
         outputs.excluded += [Excluded(each.path, Rule.DOUBLE, f"of {row.name}") for each in others]
-    texts = {f"{row.paths[0].stem}.txt" for row in outputs.rows.values()}
-    for path in sorted(source.root.iterdir()):
-        if path.name not in used | texts and path.name[0] != "." and path.suffix not in (".yaml", ".yml"):
-            outputs.excluded.append(Excluded(path.name, Rule.STRANGE))
+    outputs.excluded += _strange(outputs, used)
     return outputs
+
+
+def _strange(outputs: MethodOutputs, used: set[str]) -> list[Excluded]:
+    """What lies in the root beside rows, their prompts and pictures, and descriptions."""
+    beside = {_prompt_file(row.paths[0]).name for row in outputs.rows.values()}
+    beside |= {row.picture.name for row in outputs.rows.values() if row.picture}
+    return [
+        Excluded(path.name, Rule.STRANGE)
+        for path in sorted(outputs.root.iterdir())
+        if path.name not in used | beside and path.name[0] != "." and path.suffix not in SUFFIXES
+    ]
 
 
 def _identity(match: Match) -> str:
@@ -290,7 +300,7 @@ def _in_order(runs: Iterable[_Run]) -> list[_Run]:
     return sorted(newest, key=lambda run: (run.pattern, run.seed, -run.step))
 
 
-def _row(identity: str, matches: list[Match], layout: Layout, asked: Sequence[Asked]) -> Output:
+def _row(root: Path, matches: list[Match], layout: Layout, asked: Sequence[Asked]) -> Output:
     """A row of the files of one run."""
     fields, path = matches[0].fields, matches[0].path
     ordered = sorted(matches, key=lambda match: match.number("view"))
@@ -299,13 +309,26 @@ def _row(identity: str, matches: list[Match], layout: Layout, asked: Sequence[As
         paths = pictures_in(path)
     said = fields.get("prompt") or fields.get("name") or ""
     text = " ".join(said.replace("_", " ").split())
-    beside = path.with_suffix(".txt")
+    beside = _prompt_file(path)
     prompt = read_text(beside).strip() if beside.is_file() else text if "prompt" in fields else ""
     entry = _asked_for(fields, [key_of(prompt), key_of(text)], asked)
+    name, own = said or f"number {int(fields['index'])}", _picture(root, layout, fields)
     if entry:
-        return Output(entry.key, said or fields["index"], entry.prompt, tuple(paths), entry.picture)
-    name = said or f"number {int(fields['index'])}"
-    return Output(key_of(prompt or text or name), name, prompt, tuple(paths))
+        return Output(entry.key, name, entry.prompt, tuple(paths), entry.picture or own)
+    return Output(key_of(prompt or text or name), name, prompt, tuple(paths), own)
+
+
+def _prompt_file(path: Path) -> Path:
+    """Where the prompt of a row may stand: NAME.txt beside NAME.mp4 or the folder NAME."""
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}.txt")
+
+
+def _picture(root: Path, layout: Layout, fields: dict[str, str]) -> Path | None:
+    """What a row was made from, if its layout says where that is, and it is there."""
+    name = layout.picture
+    for field_name, value in fields.items():
+        name = name.replace(f"{{{field_name}}}", value)
+    return root / name if name and (root / name).is_file() else None
 
 
 def _asked_for(fields: dict[str, str], keys: Iterable[str], asked: Sequence[Asked]) -> Asked | None:
@@ -338,7 +361,7 @@ def _assets(source: Source, layout: Layout) -> list[MethodOutputs]:
     views, renders = found[Shows.VIEWS], found[Shows.RENDERS]
     if views.rows:  # views are saved on request; where some assets have them, the others lack them
         views.excluded += [
-            Excluded(row.name, Rule.MISSING, "no views_N; give --save-views")
+            Excluded(row.name, Rule.MISSING, "no views_N; make it with --save-views")
             for key, row in renders.rows.items()
             if key not in views.rows
         ]

@@ -67,6 +67,9 @@ class Layout:
         num_views: of each row. A row with another number of pictures is left out. Of a video so many frames
             are taken, and of a 3D object so many views are rendered. By default the number that most rows
             have, and 16 of videos and 3D objects.
+        picture: what a row was made from: a path below the root with fields of its pattern, such as
+            "{index}.jpg".
+        square: of pictures and frames that are wider than high, take the leftmost square alone.
         grid: rows and columns of a kind "grid". tiles: those that are views, counted from 0 row by row; by
             default all.
         azimuths_deg: of the views, counter-clockwise from above, 0 being the input; by default even.
@@ -80,6 +83,8 @@ class Layout:
     path: tuple[str, ...] = ()
     shows: Shows = Shows.RENDERS
     num_views: Annotated[int, Range(0, 1024)] = 0
+    picture: str = ""
+    square: bool = False
     grid: tuple[NumViews, ...] = ()
     tiles: tuple[Annotated[int, Range(0, 1023)], ...] = ()
     azimuths_deg: tuple[AzimuthDeg, ...] = ()

@@ -77,13 +77,13 @@ def read_views(layout: Layout, row: Output, num_views: int) -> Views:
     if layout.kind in IN_3D:
         return to_uint8(render_views(layout, row, cameras_of(layout, num_views)))
     if layout.kind == Kind.VIDEO:
-        return _of_video(row.paths[0], num_views)
+        return _squared(_of_video(row.paths[0], num_views), layout)
     if layout.kind == Kind.GRID:
         pictures = _tiles(row.paths[0], layout)
     else:
         if len(row.paths) != num_views:
             raise OtherCount(f"{len(row.paths)} pictures, not {num_views}")
-        pictures = [to_uint8(read_image(path)) for path in row.paths]
+        pictures = [_squared(to_uint8(read_image(path)), layout) for path in row.paths]
     sizes = {picture.shape[:2] for picture in pictures}
     if len(sizes) > 1:
         raise UserError(f"its pictures have {len(sizes)} sizes")
@@ -138,6 +138,11 @@ def _of_video(path: Path, num_views: int) -> UInt8[np.ndarray, "K H W 3"]:
         raise OtherCount(f"{count} frames, fewer than {num_views}")
     chosen = np.round(np.arange(num_views) * count / num_views).astype(int)
     return np.stack(list(frames_at(path, chosen)))
+
+
+def _squared(picture: UInt8[np.ndarray, "*N W C"], layout: Layout) -> UInt8[np.ndarray, "*N w C"]:
+    """The leftmost square of what is wider than high, where the layout says so."""
+    return picture[..., : picture.shape[-3], :] if layout.square else picture
 
 
 def _tiles(path: Path, layout: Layout) -> list[UInt8[np.ndarray, "H W C"]]:

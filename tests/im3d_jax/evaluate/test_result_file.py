@@ -43,6 +43,10 @@ def test_one_row_has_no_deviation_and_two_of_a_key_are_a_bug():
         result_file.content("x", {}, [Row("a", "k", "", {})] * 2, methods=[{"name": "a"}])
 
 
+def test_table_is_markdown():
+    assert result_file.table(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | ---: |\n| x | 1 |\n"
+
+
 DAMAGES = {
     "other": (lambda found: found.pop("format"), "is no results.json of"),
     "newer": (lambda found: found.update(format_version=2), "has format 2, and this reads 1"),

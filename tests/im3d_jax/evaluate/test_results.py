@@ -29,10 +29,6 @@ def views_part():
     }
 
 
-def test_table_is_markdown():
-    assert results.table(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | ---: |\n| x | 1 |\n"
-
-
 def test_views_are_averaged_over_all_and_by_category():
     text = results.report({"views": views_part()}, ["remark"])
     assert "- remark\n" in text

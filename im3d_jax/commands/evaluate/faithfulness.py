@@ -1,0 +1,155 @@
+"""`im3d evaluate faithfulness`: CLIP scores of synthesised views and of renders (Table 1)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from im3d_jax.evaluate.outputs import finding, layouts, presets
+from im3d_jax.evaluate.outputs.finding import MethodOutputs
+from im3d_jax.evaluate.outputs.layouts import LONGEST_NAME, Source
+from im3d_jax.evaluate.result_file import NAME
+from im3d_jax.study import sources
+from recon_torch import outputs
+from recon_torch.errors import CommandParser, UserError, quoted
+from recon_torch.files import replacing
+from recon_torch.outputs import Kind
+from recon_torch.ranges import BatchSize, Flag, NumViews, Seed, whole
+
+if TYPE_CHECKING:
+    from im3d_jax.data.clip import Clip
+
+DESCRIPTION = """Scores the outputs of one or more methods by a CLIP, as Table 1 of the paper.
+
+    im3d evaluate faithfulness --method ours=out/batch --clip models/clip-vit-large-patch14 --out out/table1
+    im3d evaluate faithfulness --method ours=out/batch --method mvdream.yaml --method syncdreamer:x=out/x
+        --prompts prompts.jsonl --clip DIR --out out/table1
+
+--method is NAME=DIR, a directory whose layout is found by convention; PRESET:NAME=DIR, the default layout of
+a known method (%s); or a YAML file. docs/evaluate.md describes all three.
+
+A text score is 100 times the cosine of the embeddings of view and prompt, an image score that of view and
+picture, in the mean over the views of a row. --out gets results.json and table.md."""
+
+FOUND = Kind("evaluate faithfulness", (r"results\.json", r"table\.md"))
+"""What the command writes."""
+
+
+def main(argv: list[str]) -> None:
+    flags = _parse(argv)
+    with outputs.opened(flags.out, FOUND):
+        methods = find(flags)
+        pictures = sources.references(flags.pictures) if flags.pictures else {}
+        from im3d_jax.data.clip import (
+            Clip,
+        )  # torch and transformers take seconds, which mistakes need not wait for
+
+        found = _measure(methods, Clip(flags.clip, "--clip"), pictures, flags)
+        _write(found, flags.out)
+
+
+def find(flags: Namespace) -> list[MethodOutputs]:
+    """The outputs that the flags name. Raises UserError for two of one name, and where there are none."""
+    asked = finding.read_prompts(flags.prompts) if flags.prompts else ()
+    methods = [found for source in flags.methods for found in finding.find(source, asked)]
+    labels = [each.label for each in methods]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"two methods are called {quoted(twice[0])}; give them other names, as NAME=DIR")
+    if not asked:
+        finding.name_missing(methods)
+    return methods
+
+
+def _measure(
+    methods: Sequence[MethodOutputs], clip: Clip, pictures: dict[str, Path], flags: Namespace
+) -> dict[str, Any]:
+    """The content of results.json."""
+    from im3d_jax.evaluate import faithfulness, published, result_file
+    from im3d_jax.evaluate.result_file import Bootstrap
+
+    scorer = faithfulness.Scorer(clip, pictures, flags.batch_size)
+    rows = list(faithfulness.measure(methods, scorer, flags.num_views or 0))
+    left_out = [line for each in methods for line in each.left_out()]
+    for line in (*left_out, *scorer.about()):
+        print(f"im3d: {line}", file=sys.stderr)
+    if not any(score is not None for row in rows for score in row.scores.values()):
+        why = (left_out or scorer.about() or ["no row"])[0]
+        raise UserError(f"nothing is left to score ({why}); give outputs with prompts or pictures")
+    protocol = faithfulness.protocol(clip, flags.num_views or 0)
+    found = result_file.content(
+        "faithfulness",
+        protocol,
+        rows,
+        methods=[each.about() for each in methods],
+        config_digest=result_file.digest(protocol),
+        weights_digest=clip.digest,
+        bootstrap=Bootstrap(flags.resamples, flags.seed),
+        about=[*left_out, *scorer.about(), _clip_in_words(protocol["clip"])],
+    )
+    return {**found, "published": published.as_json()}
+
+
+def _clip_in_words(about: dict[str, Any]) -> str:
+    vision = about["vision"]
+    return (
+        f"CLIP {about['name']}: {about['num_parameters'] / 1e6:.1f}M parameters,"
+        f" {vision['num_hidden_layers']} layers of width {vision['hidden_size']} on {vision['image_size']} px"
+        f" in patches of {vision['patch_size']}; SHA-256 {about['sha256'][:12]}. Scores of another one cannot"
+        " be compared with these"
+    )
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    from im3d_jax.evaluate import faithfulness, result_file
+
+    text = faithfulness.table(found)
+    with outputs.owned(out) as staging:
+        result_file.write(staging / NAME, found)
+        with replacing(staging / "table.md") as temporary:
+            temporary.write_text(text)
+        outputs.replace(staging, out, FOUND, NAME)
+    print(text)
+    print(f"see {out / NAME} and table.md")
+
+
+def _source(text: str) -> Source:
+    """The `type` of --method. A YAML file is read at once, so that its mistakes are known first."""
+    name, equals, directory = text.partition("=")
+    path = Path(directory if equals else text)
+    if path.suffix in layouts.SUFFIXES and (equals or path.is_file()):
+        return layouts.read(path, name.strip() if equals else "")
+    preset, colon, rest = name.rpartition(":")
+    if not (equals and directory and rest.strip()):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
+    if len(rest) > LONGEST_NAME or not rest.isprintable():
+        raise argparse.ArgumentTypeError(f"{quoted(rest)} is no name of at most {LONGEST_NAME} characters")
+    return Source(rest.strip(), path, layouts.made(preset, {}) if colon else None)
+
+
+def _parse(argv: list[str]) -> Namespace:
+    parser = CommandParser("evaluate faithfulness", DESCRIPTION % ", ".join(presets.PRESETS))
+    add, default = parser.add_argument, " (default %(default)s)"
+    # fmt: off
+    add("--method", type=_source, action="append", required=True, dest="methods", metavar="NAME=DIR",
+        help="a method and its outputs; the first one is compared with each of the others")
+    add("--clip", type=Path, required=True, metavar="DIR",
+        help="a CLIP in transformers' or open_clip's layout; nothing is fetched")
+    add("--out", type=Path, required=True, metavar="DIR", help="directory for results.json and table.md")
+    add("--prompts", type=Path, metavar="FILE",
+        help="what was asked for, .txt, .json or .jsonl as `im3d batch` reads it; what lacks is named")
+    add("--pictures", type=Path, metavar="DIR",
+        help="NAME.png for prompts, to compare views with; by default what rows were made from")
+    add("--num-views", type=Flag(NumViews), metavar="K",
+        help="views of each row, evenly spaced, so that methods with different numbers can be compared"
+        " (default all)")
+    add("--batch-size", type=Flag(BatchSize), default=64, metavar="N",
+        help="pictures that the CLIP sees at once" + default)
+    add("--resamples", type=whole(100, 1_000_000), default=10_000, metavar="N",
+        help="of the bootstrap over rows" + default)
+    add("--seed", type=Flag(Seed), default=0, help="of the bootstrap" + default)
+    # fmt: on
+    return parser.parse_args(argv)
