@@ -67,7 +67,6 @@ class Clip:
         config, processor = self._model.config, self._images.to_dict()
         vision, text = config.vision_config, config.text_config
         return {
-            "name": self.path.resolve().name,
             "sha256": self.digest,
             "num_parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "vision": {

@@ -81,7 +81,10 @@ def compare(
         left, right = by_method[0].get(first, []), by_method[1].get(second, [])
         about += _lacking(first, second, left, right, common)
         others = {row.key: row for row in right}
-        rows += [_minus(row, others[row.key]) for row in left if row.key in others]
+        both = [(row, others[row.key]) for row in left if row.key in others]
+        if count := result_file.num_against_others(both):
+            about.append(f"{count} rows of A and B were compared with different things, such as pictures")
+        rows += [_minus(*pair) for pair in both]
     if not any(value is not None for row in rows for value in row.scores.values()):
         raise UserError("A and B have no score of one name on one row; there is nothing to compare")
     digests = {name: [a[name], b[name]] for name in ("config_digest", "weights_digest")}

@@ -8,13 +8,14 @@ Unspecified in the paper: the CLIP, and which views are scored. The result names
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from im3d_jax.data.clip import Clip
 from im3d_jax.evaluate import published, result_file
@@ -30,6 +31,19 @@ TEXT, IMAGE = "clip_text", "clip_image"
 COLUMNS = {TEXT: "CLIP (text)", IMAGE: "CLIP (image)"}
 
 
+@runtime_checkable
+class Embedder(Protocol):
+    """What is needed of a `data.clip.Clip`: unit vectors of pictures and captions in one space."""
+
+    max_tokens: int
+
+    def embed_pictures(self, pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[np.ndarray, "B d"]: ...
+
+    def embed_captions(
+        self, captions: Sequence[str]
+    ) -> tuple[Float[np.ndarray, "B d"], Bool[np.ndarray, " B"]]: ...
+
+
 @dataclass
 class Scorer:
     """Scores rows, and remembers what of them could not be scored.
@@ -40,7 +54,7 @@ class Scorer:
         notes: on what lacks, by what it is: the names of rows.
     """
 
-    clip: Clip
+    clip: Embedder
     pictures: Mapping[str, Path]
     batch_size: int = 64
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -54,7 +68,8 @@ class Scorer:
             name: None if other is None else float(100 * (embedded @ other).mean())
             for name, other in ((TEXT, text), (IMAGE, reference))
         }
-        return Row(label, row.key, row.prompt, scores)
+        against = "" if reference is None else hashlib.sha256(reference.tobytes()).hexdigest()[:16]
+        return Row(label, row.key, row.prompt, scores, against)
 
     def _embed(self, pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[np.ndarray, "B d"]:
         starts = range(0, len(pictures), self.batch_size)
@@ -107,6 +122,16 @@ def measure(
                 bar.update()
 
 
+def other_pictures(found: Mapping[str, Any]) -> list[str]:
+    """Sentences on methods whose rows were compared with different pictures of one prompt."""
+    return [
+        f"{each['first']} and {each['second']} have different pictures of {each['num_against_others']} rows, so"
+        f" that their {COLUMNS[IMAGE]} do not measure the same; --pictures or --prompts can name them"
+        for each in found["differences"]
+        if each["score"] == IMAGE and each["num_against_others"]
+    ]
+
+
 def protocol(clip: Clip, num_views: int) -> dict[str, Any]:
     """What decides what the numbers mean."""
     return {
@@ -119,14 +144,10 @@ def protocol(clip: Clip, num_views: int) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """The content of table.md: a row for each method, as Table 1 has them, then those of the paper."""
     cells = {(each["method"], each["score"]): each for each in found["summary"]}
-    lines = [
-        [
-            method["name"],
-            str(method["num_rows"]),
-            *(_cell(cells.get((method["name"], name))) for name in COLUMNS),
-        ]
-        for method in found["methods"]
-    ]
+    lines = []
+    for method in found["methods"]:
+        name, count = method["name"], method["num_rows"]
+        lines.append([name, str(count), *(_cell(cells.get((name, score)), count) for score in COLUMNS)])
     for row in published.ROWS:
         if row.clip_text is not None:
             lines.append([f"{row.method} ({row.table}, as published)", "", *(f"{x:.2f}" for x in row[2:4])])
@@ -149,16 +170,20 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _cell(each: Mapping[str, Any] | None) -> str:
+def _cell(each: Mapping[str, Any] | None, num_rows: int) -> str:
+    """Mean, deviation and interval; the number of rows where it is not that of all."""
     if each is None or each["mean"] is None:
         return "-"
-    low, high = each["interval"]
     spread = "" if each["std"] is None else f" ± {each['std']:.2f}"
-    return f"{each['mean']:.2f}{spread} [{low:.2f}, {high:.2f}]"
+    few = "" if each["num_rows"] == num_rows else f" ({each['num_rows']} of {num_rows} rows)"
+    return f"{each['mean']:.2f}{spread}{_interval(each, '')}{few}"
 
 
 def _difference(each: Mapping[str, Any]) -> str:
-    if each["mean"] is None:
-        return "-"
+    return "-" if each["mean"] is None else f"{each['mean']:+.2f}{_interval(each, '+')}"
+
+
+def _interval(each: Mapping[str, Any], sign: str) -> str:
+    """The interval of a mean; of one row there is none to speak of."""
     low, high = each["interval"]
-    return f"{each['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f" [{low:{sign}.2f}, {high:{sign}.2f}]" if each["num_rows"] > 1 else ""

@@ -43,12 +43,14 @@ class Row(NamedTuple):
     Attributes:
         key: the same for all methods.
         scores: by name; None where the score does not apply, such as one that needs a picture.
+        against: a digest of what a score compares with, such as that picture, where it may differ by method.
     """
 
     method: str
     key: str
     prompt: str
     scores: Mapping[str, float | None]
+    against: str = ""
 
 
 class Bootstrap(NamedTuple):
@@ -139,7 +141,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def rows_of(found: Mapping[str, Any]) -> list[Row]:
     """The rows of a file."""
-    return [Row(**{name: each[name] for name in Row._fields}) for each in found["rows"]]
+    return [
+        Row(each["method"], each["key"], each["prompt"], each["scores"], each.get("against", ""))
+        for each in found["rows"]
+    ]
 
 
 def digest(content: Any) -> str:
@@ -165,18 +170,25 @@ def summary(rows: Sequence[Row], methods: Sequence[str], bootstrap: Bootstrap) -
 
 
 def differences(first: Sequence[Row], second: Sequence[Row], bootstrap: Bootstrap) -> list[dict[str, Any]]:
-    """First minus second, for each score that both have, over the rows that both have, paired by key."""
+    """First minus second, for each score that both have, over the rows that both have, paired by key.
+
+    "num_against_others" of the pairs were compared with different things, see `Row`.
+    """
     others, made = {row.key: row for row in second}, []
+    pairs = [(row, others[row.key]) for row in first if row.key in others]
+    num_other = num_against_others(pairs)
     for score in [name for name in names_of(first) if name in names_of(second)]:
-        pairs = [
-            (row.scores[score], others[row.key].scores.get(score))
-            for row in first
-            if row.key in others and row.scores.get(score) is not None
-        ]
-        values = np.array([a - b for a, b in pairs if a is not None and b is not None], float)
+        both = [(one.scores.get(score), other.scores.get(score)) for one, other in pairs]
+        values = np.array([a - b for a, b in both if a is not None and b is not None], float)
         said = {"first": first[0].method, "second": second[0].method, "score": score}
-        made.append({**said, **_statistics(values, bootstrap), "num_positive": int((values > 0).sum())})
+        counts = {"num_positive": int((values > 0).sum()), "num_against_others": num_other}
+        made.append({**said, **_statistics(values, bootstrap), **counts})
     return made
+
+
+def num_against_others(pairs: Sequence[tuple[Row, Row]]) -> int:
+    """How many pairs of rows were compared with different things."""
+    return sum(bool(one.against and other.against and one.against != other.against) for one, other in pairs)
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,8 @@ DESCRIPTION = """Scores the outputs of one or more methods by a CLIP, as Table 1
         --prompts prompts.jsonl --clip DIR --out out/table1
 
 --method is NAME=DIR, a directory whose layout is found by convention; PRESET:NAME=DIR, the default layout of
-a known method (%s); or a YAML file. docs/evaluate.md describes all three.
+a known method; or a YAML file. docs/evaluate.md describes all three. The presets are
+%s.
 
 A text score is 100 times the cosine of the embeddings of view and prompt, an image score that of view and
 picture, in the mean over the views of a row. --out gets results.json and table.md."""
@@ -88,18 +89,19 @@ def _measure(
         config_digest=result_file.digest(protocol),
         weights_digest=clip.digest,
         bootstrap=Bootstrap(flags.resamples, flags.seed),
-        about=[*left_out, *scorer.about(), _clip_in_words(protocol["clip"])],
+        about=[*left_out, *scorer.about(), _clip_in_words(clip)],
     )
+    found["about"] = [*faithfulness.other_pictures(found), *found["about"]]
     return {**found, "published": published.as_json()}
 
 
-def _clip_in_words(about: dict[str, Any]) -> str:
-    vision = about["vision"]
+def _clip_in_words(clip: Clip) -> str:
+    about = clip.about()
+    vision, name = about["vision"], clip.path.resolve().name
     return (
-        f"CLIP {about['name']}: {about['num_parameters'] / 1e6:.1f}M parameters,"
-        f" {vision['num_hidden_layers']} layers of width {vision['hidden_size']} on {vision['image_size']} px"
-        f" in patches of {vision['patch_size']}; SHA-256 {about['sha256'][:12]}. Scores of another one cannot"
-        " be compared with these"
+        f"the CLIP is {name}, of {about['num_parameters']:,} parameters, {vision['num_hidden_layers']} deep"
+        f" and {vision['hidden_size']} wide on {vision['image_size']} px in patches of {vision['patch_size']}"
+        f" (SHA-256 {about['sha256'][:12]}); scores of another one cannot be compared with these"
     )
 
 
@@ -117,24 +119,26 @@ def _write(found: dict[str, Any], out: Path) -> None:
 
 
 def _source(text: str) -> Source:
-    """The `type` of --method. A YAML file is read at once, so that its mistakes are known first."""
+    """The method of a flag. Raises UserError for another form, and for what is wrong in a YAML file."""
     name, equals, directory = text.partition("=")
     path = Path(directory if equals else text)
-    if path.suffix in layouts.SUFFIXES and (equals or path.is_file()):
+    if path.suffix in layouts.SUFFIXES:
         return layouts.read(path, name.strip() if equals else "")
     preset, colon, rest = name.rpartition(":")
     if not (equals and directory and rest.strip()):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
+        raise UserError(f"--method {quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
     if len(rest) > LONGEST_NAME or not rest.isprintable():
-        raise argparse.ArgumentTypeError(f"{quoted(rest)} is no name of at most {LONGEST_NAME} characters")
+        raise UserError(f"--method: {quoted(rest)} is no name of at most {LONGEST_NAME} characters")
     return Source(rest.strip(), path, layouts.made(preset, {}) if colon else None)
 
 
 def _parse(argv: list[str]) -> Namespace:
-    parser = CommandParser("evaluate faithfulness", DESCRIPTION % ", ".join(presets.PRESETS))
+    parser = CommandParser(
+        "evaluate faithfulness", DESCRIPTION % textwrap.fill(", ".join(presets.PRESETS), 100)
+    )
     add, default = parser.add_argument, " (default %(default)s)"
     # fmt: off
-    add("--method", type=_source, action="append", required=True, dest="methods", metavar="NAME=DIR",
+    add("--method", action="append", required=True, dest="methods", metavar="NAME=DIR",
         help="a method and its outputs; the first one is compared with each of the others")
     add("--clip", type=Path, required=True, metavar="DIR",
         help="a CLIP in transformers' or open_clip's layout; nothing is fetched")
@@ -152,4 +156,7 @@ def _parse(argv: list[str]) -> Namespace:
         help="of the bootstrap over rows" + default)
     add("--seed", type=Flag(Seed), default=0, help="of the bootstrap" + default)
     # fmt: on
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    # Not by the parser, which would hide what is wrong with a YAML file.
+    flags.methods = [_source(text) for text in flags.methods]
+    return flags

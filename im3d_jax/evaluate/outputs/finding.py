@@ -120,11 +120,15 @@ class MethodOutputs:
         }
 
     def left_out(self) -> list[str]:
-        """What is left out, a line for each rule."""
+        """What is left out: a line for each rule, with why the first of its names is."""
         by_rule = defaultdict(list)
         for each in self.excluded:
-            by_rule[each.rule].append(each.name)
-        return [f"{self.label}: left out, {rule}: {named(names, 'name')}" for rule, names in by_rule.items()]
+            by_rule[each.rule].append(each)
+        lines = []
+        for rule, those in by_rule.items():
+            line = f"{self.label}: left out, {rule}: {named([each.name for each in those], 'name')}"
+            lines.append(line + (f"; {those[0].name}: {those[0].detail}" if those[0].detail else ""))
+        return lines
 
 
 # ---- Lists of prompts ----

@@ -140,8 +140,8 @@ PRESETS: dict[str, Preset] = {
             "elevations_deg": (10.0,),
         },
         "Stability-AI/generative-models: scripts/sampling/simple_video_sample.py",
-        "files are numbered in the order of the inputs' names, which is to be that of the list of prompts; their"
-        " last view is the input; the elevation is sv3d_p's default, and sv3d_u keeps that of the input",
+        "files are numbered in the order of the inputs' names, which is to be that of the list of prompts;"
+        " the last view is the input; the elevation is that of sv3d_p, while sv3d_u keeps that of the input",
     ),
     "trellis": Preset(
         {"kind": "mesh", "path": ("{name}/sample.glb", "{name}.glb"), "up": "y"},

@@ -30,7 +30,7 @@ def test_means_deviations_and_paired_differences(tmp_path):
     assert no_t["num_rows"] == 0 and no_t["mean"] is None
     [difference, _] = found["differences"]  # 1 - 0, 2 - 4, 6 - 5; the row that a lacks does not count
     assert (difference["mean"], difference["num_rows"], difference["num_positive"]) == (0.0, 3, 2)
-    assert difference["interval"] == [-2.0, 1.0]
+    assert difference["interval"] == [-2.0, 1.0] and difference["num_against_others"] == 0
     result_file.write(tmp_path / "results.json", found)
     assert result_file.read(tmp_path) == json.loads(json.dumps(found))
     assert result_file.rows_of(found)[3] == Row("b", "0", "", {"s": 0.0, "t": None})

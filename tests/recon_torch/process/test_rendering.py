@@ -14,7 +14,7 @@ from recon_torch.views.cameras import orbit
 
 @pytest.fixture
 def blobs():
-    """A few opaque blobs of several colours in the ball of radius 0.45, more to one side than to the other."""
+    """Opaque blobs of several colours in the ball of radius 0.45, more to one side than to the other."""
     generator = torch.Generator().manual_seed(0)
     means = 0.25 * torch.rand(40, 3, generator=generator) * torch.tensor([1.0, 0.6, 1.4])
     quats = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(40, 1)
