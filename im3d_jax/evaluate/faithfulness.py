@@ -125,8 +125,8 @@ def measure(
 def other_pictures(found: Mapping[str, Any]) -> list[str]:
     """Sentences on methods whose rows were compared with different pictures of one prompt."""
     return [
-        f"{each['first']} and {each['second']} have different pictures of {each['num_against_others']} rows, so"
-        f" that their {COLUMNS[IMAGE]} do not measure the same; --pictures or --prompts can name them"
+        f"{each['first']} and {each['second']} have other pictures for {each['num_against_others']} of their"
+        f" rows, so {COLUMNS[IMAGE]} does not measure the same; --pictures or --prompts can name them"
         for each in found["differences"]
         if each["score"] == IMAGE and each["num_against_others"]
     ]

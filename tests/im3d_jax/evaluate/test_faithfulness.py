@@ -141,7 +141,7 @@ def test_other_pictures_of_one_prompt_are_said(tmp_path):
         )
     methods = [{"name": name} for name in ("x, renders", "y, renders")]
     [line] = faithfulness.other_pictures(result_file.content("faithfulness", {}, rows, methods=methods))
-    assert line.startswith("x, renders and y, renders have different pictures of 1 of their rows")
+    assert line.startswith("x, renders and y, renders have other pictures for 1 of their rows")
 
 
 def test_what_is_left_is_nothing(command, tmp_path, user_error):

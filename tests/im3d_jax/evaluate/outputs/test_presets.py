@@ -1,6 +1,7 @@
 """Presets, on made-up folders of the layouts that methods write by default."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +138,9 @@ def test_a_folder_of_a_method_is_read(name, tmp_path):
         assert [each.name for each in outputs.excluded] == [
             "a_cat@20240101-000000/save/it500-test/{view}.png"
         ]
+
+
+def test_the_guide_names_every_preset_with_its_source():
+    guide = (Path(__file__).parents[4] / "docs/evaluate.md").read_text()
+    for name, preset in PRESETS.items():
+        assert f"| `{name}` |" in guide and preset.source in guide
