@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from im3d_jax.evaluate.outputs import finding, layouts, presets
 from im3d_jax.evaluate.outputs.finding import MethodOutputs
-from im3d_jax.evaluate.outputs.layouts import LONGEST_NAME, Source
+from im3d_jax.evaluate.outputs.layouts import Source
 from im3d_jax.evaluate.result_file import NAME
 from im3d_jax.study import sources
 from recon_torch import outputs
@@ -127,9 +127,7 @@ def _source(text: str) -> Source:
     preset, colon, rest = name.rpartition(":")
     if not (equals and directory and rest.strip()):
         raise UserError(f"--method {quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
-    if len(rest) > LONGEST_NAME or not rest.isprintable():
-        raise UserError(f"--method: {quoted(rest)} is no name of at most {LONGEST_NAME} characters")
-    return Source(rest.strip(), path, layouts.made(preset, {}) if colon else None)
+    return Source(layouts.checked_name(rest), path, layouts.made(preset, {}) if colon else None)
 
 
 def _parse(argv: list[str]) -> Namespace:

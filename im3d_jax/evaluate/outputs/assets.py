@@ -55,7 +55,7 @@ def layout_of(layout: Layout, shows: Shows) -> Layout:
 
 
 def _read(folder: Path) -> AssetFiles:
-    name, told = folder.resolve().name, _report(folder)
+    name, told = folder.resolve().name.encode("utf-8", "replace").decode(), _report(folder)
     if told is None:
         return AssetFiles(name, problem="no report.json that can be read")
     if (folder / ERROR).is_file():

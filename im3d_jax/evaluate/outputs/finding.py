@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -92,12 +93,14 @@ class MethodOutputs:
         """SHA-256, in hex, of all rows: keys, prompts, files, and pictures that they were made from."""
         sha = hashlib.sha256()
         for row in self.rows.values():
-            sha.update(f"{row.key}\n{row.prompt}\n".encode())
+            sha.update(f"{row.key}\n{row.prompt}\n".encode("utf-8", "backslashreplace"))
             for path in (*row.paths, *([row.picture] if row.picture else [])):
                 for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                     if file.is_file():
                         with file.open("rb") as opened:
-                            sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+                            sha.update(
+                                os.fsencode(file.name) + hashlib.file_digest(opened, "sha256").digest()
+                            )
         return sha.hexdigest()
 
     def exclude(self, row: Output, rule: Rule, detail: str) -> None:
@@ -176,9 +179,12 @@ def find(source: Source, asked: Sequence[Asked] = ()) -> list[MethodOutputs]:
     if not source.root.is_dir():
         raise UserError(f"{source.name}: {source.root} is no directory; give the outputs of a method")
     asked = read_prompts(source.prompts) if source.prompts else asked
-    layout = source.layout or by_convention(source)
-    is_own = layout.kind == Kind.ASSETS
-    found = _assets(source, layout) if is_own else [_files(source, layout, asked)]
+    try:
+        layout = source.layout or by_convention(source)
+        is_own = layout.kind == Kind.ASSETS
+        found = _assets(source, layout) if is_own else [_files(source, layout, asked)]
+    except OSError as error:
+        raise UserError(f"{source.name}: {error.filename} cannot be read ({error.strerror})") from None
     for outputs in found:
         if asked:
             _join(outputs, asked)
@@ -278,7 +284,7 @@ def _files(source: Source, layout: Layout, asked: Sequence[Asked]) -> MethodOutp
             outputs.excluded.append(Excluded(row.name, Rule.DOUBLE, f"of {outputs.rows[row.key].name}"))
             continue
         outputs.rows[row.key] = row
-        outputs.excluded += [Excluded(each.path, Rule.DOUBLE, f"of {row.name}") for each in others]
+        outputs.excluded += [Excluded(shown(each.path), Rule.DOUBLE, f"of {row.name}") for each in others]
     outputs.excluded += _strange(outputs, used)
     return outputs
 
@@ -288,7 +294,7 @@ def _strange(outputs: MethodOutputs, used: set[str]) -> list[Excluded]:
     beside = {_prompt_file(row.paths[0]).name for row in outputs.rows.values()}
     beside |= {row.picture.name for row in outputs.rows.values() if row.picture}
     return [
-        Excluded(path.name, Rule.STRANGE)
+        Excluded(shown(path.name), Rule.STRANGE)
         for path in sorted(outputs.root.iterdir())
         if path.name not in used | beside and path.name[0] != "." and path.suffix not in SUFFIXES
     ]
@@ -311,7 +317,7 @@ def _row(root: Path, matches: list[Match], layout: Layout, asked: Sequence[Asked
     paths = [match.path for match in ordered]
     if layout.kind == Kind.IMAGES and path.is_dir():
         paths = pictures_in(path)
-    said = fields.get("prompt") or fields.get("name") or ""
+    said = shown(fields.get("prompt") or fields.get("name") or "")
     text = " ".join(said.replace("_", " ").split())
     beside = _prompt_file(path)
     prompt = read_text(beside).strip() if beside.is_file() else text if "prompt" in fields else ""
@@ -320,6 +326,11 @@ def _row(root: Path, matches: list[Match], layout: Layout, asked: Sequence[Asked
     if entry:
         return Output(entry.key, name, entry.prompt, tuple(paths), entry.picture or own)
     return Output(key_of(prompt or text or name), name, prompt, tuple(paths), own)
+
+
+def shown(name: str) -> str:
+    """The name of a file as text: one that is not UTF-8 has marks for what cannot be shown."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _prompt_file(path: Path) -> Path:

@@ -137,7 +137,7 @@ def read(path: Path, name: str = "") -> Source:
     Raises UserError for what is no such file, an unknown entry or preset, and values that no layout takes.
     """
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f", line {line + 1}" if line is not None else ""
@@ -156,11 +156,33 @@ def read(path: Path, name: str = "") -> Source:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return Source(
-        (name or own.get("name") or path.stem)[:LONGEST_NAME],
+        checked_name(name or own.get("name") or path.stem),
         path.parent / own.get("root", "."),
         layout,
         path.parent / own["prompts"] if "prompts" in own else None,
     )
+
+
+def checked_name(name: str) -> str:
+    """The name of a method. Raises UserError for one that tables cannot have."""
+    name = name.strip()
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UserError(
+            f"{quoted(name)} is no name of a method of at most {LONGEST_NAME} characters; give another"
+        )
+    return name
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses an entry that a file gives twice, of which PyYAML would keep the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice[0]!r} stands there twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def made(preset: str, content: dict[str, Any]) -> Layout | None:

@@ -38,6 +38,22 @@ def test_views_are_averaged_over_all_and_by_category():
     assert text.index("| car |") < text.index("| mug |")
 
 
+def test_rows_of_a_result_file_are_objects_by_what_a_part_compares():
+    fits = {"true": {"rounds": [scored(10.0), scored(20.0)]}}
+    parts = {
+        "views": views_part(),
+        "assets": {"objects": [{"index": 7, "caption": "a mug", "fits": fits}]},
+        "prompts": {"objects": [{"prompt": "a car", "neighbour_lpips": 0.1, "true_neighbour_lpips": 0.02}]},
+        "elevation": {"objects": [{"index": 3, "elevation_deg": 10.0, "estimated_elevation_deg": 8.0}]},
+    }
+    rows = {(row.method, row.key): row for row in results.rows(parts)}
+    assert rows[f"views: {views.GENERATED}", "1"].scores["psnr"] == 22.0
+    assert rows["assets: true elevation, round 1", "7"][2:4] == ("a mug", scored(20.0))
+    assert rows["prompts: generated", "0"][2:4] == ("a car", {"neighbour_lpips": 0.1})
+    assert rows["elevation: estimated", "3"].scores == {"error_deg": 2.0}
+    assert len(rows) == 3 * 3 + 2 + 2 + 1
+
+
 def test_elevation_errors_have_no_sign():
     assert "| generated views | 3 | 2.00 | 2.33 | 3.60 |" in results.report({"views": views_part()}, [])
 

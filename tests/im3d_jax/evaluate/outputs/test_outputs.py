@@ -154,6 +154,16 @@ def test_assets_of_im3d_show_renders_and_the_views_of_the_last_round(tmp_path):
     assert left_out(views, Rule.MISSING) == ["000002"]
 
 
+def test_names_that_are_not_utf8_are_shown_with_marks(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_views(tmp_path / name, [1])
+    (tmp_path / f"{name}.doc").touch()
+    [outputs] = finding.find(Source("x", tmp_path))
+    assert list(outputs.rows) == ["caf"] and outputs.rows["caf"].prompt == "caf?"
+    assert left_out(outputs, Rule.STRANGE) == ["caf?.doc"] and means(outputs) == {"caf": [1]}
+    json.dumps(outputs.about()).encode()
+
+
 def test_the_digest_is_of_what_is_used(tmp_path):
     def digest():
         [outputs] = finding.find(Source("x", tmp_path))
@@ -179,6 +189,8 @@ def test_a_yaml_describes_a_method(tmp_path):
 
 MISTAKES = {
     "kind: [": "line 1: is not YAML",
+    "kind: images\nkind: video": "line 1: is not YAML .*'kind' stands there twice",
+    "name: " + "x" * 41: "is no name of a method",
     "- a": "is no YAML with entries",
     "kinds: images": "unknown entry 'kinds'; is it 'kind'",
     "path: '{name}'": "there is no kind; give one of images, grid",
