@@ -148,7 +148,7 @@ def test_assets_are_those_of_generate_whatever_the_lanes_and_shards(
         {"image": "ball.png", "seed": 7, "elevation_deg": 20},
         "a red car",
     ]
-    assert command("--lanes", 2, prompts=prompts) == 1
+    assert command("--lanes", 2, "--save-views", prompts=prompts) == 1
     assert "3 made" in (printed := capsys.readouterr()).out and "1 failed" in printed.out
     assert printed.err.count("\n") == 5 and "[4/4" in printed.err  # a warning, a line for each
     out = tmp_path / "out"
@@ -159,13 +159,14 @@ def test_assets_are_those_of_generate_whatever_the_lanes_and_shards(
         "000000": ("--prompt", "a red car"),
         "000002": ("--image", ball, "--seed", 7, "--elevation-deg", 20),
     }.items():
-        flags = ("--out", tmp_path / name, f"--config={config_path}", *flags)
+        flags = ("--out", tmp_path / name, f"--config={config_path}", "--save-views", *flags)
         assert main.run(["generate", *map(str, flags)]) == 0
         assert files(out / "assets" / name) == files(tmp_path / name)
     assert files(out / "assets/000003") == files(out / "assets/000000")
+    assert (out / "assets/000000/views_1/images/000.png").exists()
 
     shards = tmp_path / "shards"
-    assert [command("--shard", f"{i}/2", out=shards) for i in range(2)] == [0, 1]
+    assert [command("--shard", f"{i}/2", "--save-views", out=shards) for i in range(2)] == [0, 1]
     assert files(shards) == files(out) | {"summary.json": (shards / "summary.json").read_bytes(),
                                           "gallery.html": (shards / "gallery.html").read_bytes()}  # fmt: skip
 
