@@ -15,6 +15,8 @@ from recon_torch.text_files import read_json
 
 REPORT, ERROR = "report.json", "error.json"
 RENDERS, VIEWS = "images", "views_*"
+FIRST = "views_0/images/000.png"
+"""View 0 of the first round: what the backbone has drawn of a prompt, where it was given no picture."""
 
 
 class AssetFiles(NamedTuple):
@@ -69,7 +71,7 @@ def _read(folder: Path) -> AssetFiles:
         name if prompt or given is None else given.stem,
         prompt if isinstance(prompt, str) else "",
         {Shows.RENDERS: _pictures(folder / RENDERS), Shows.VIEWS: _pictures(last / RENDERS)},
-        drawn or (given if given and given.is_file() else None),
+        next((path for path in (drawn, given, folder / FIRST) if path and path.is_file()), None),
         seed if type(seed) is int else 0,
         str(told.get("config_digest", "")),
     )

@@ -150,6 +150,13 @@ def test_assets_of_im3d_show_renders_and_the_views_of_the_last_round(tmp_path):
     assert means(renders) == {"a car": [0, 1], "a red mug": [2, 3]}  # of the least seed
     assert means(views) == {"a red mug": [10, 10]}
     assert renders.rows["a car"].picture.name == "input.png"
+    assert renders.rows["a red mug"].picture is None  # the first round's views, which show it, were not saved
+    write_views(tmp_path / "assets/000001/views_0/images", [1])
+    (tmp_path / "assets/000001/views_0/images/0.png").rename(
+        tmp_path / "assets/000001/views_0/images/000.png"
+    )
+    [again, _] = finding.find(Source("ours", tmp_path))
+    assert again.rows["a red mug"].picture.parts[-3:] == ("views_0", "images", "000.png")
     assert left_out(renders, Rule.DOUBLE) == ["000000"] and left_out(renders, Rule.FAILED) == ["000003"]
     assert left_out(views, Rule.MISSING) == ["000002"]
 
