@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from recon_torch.errors import UserError, first_line
@@ -275,6 +276,28 @@ def opened(path: str | Path) -> Iterator[safe_open]:
             yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({first_line(error, 120)}); fetch it again") from None
+
+
+def read_either(path: str | Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of one that PyTorch has pickled, which is read without its code.
+
+    what: it is, for errors.
+
+    Raises UserError for a file that is missing or is neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{what} {path} do not exist")
+    try:
+        check(path, pickled_too=path.suffix != SUFFIX)
+        found = load_file(path) if path.suffix == SUFFIX else torch.load(path, "cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"{what} {error}") from None
+    except Exception as error:  # damaged files make the two loaders raise a dozen types of errors
+        raise UserError(f"{what} {path} cannot be read: {first_line(error, 80)}") from None
+    if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
+        raise UserError(f"{what} {path} are no tensors by name; give those of the network alone")
+    return found
 
 
 def to_float32(tensor: Tensor, name: str, path: str | Path) -> Float[Tensor, "..."]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from im3d_jax.data.clip import Clip
-from im3d_jax.evaluate import published, result_file
+from im3d_jax.evaluate import published, result_file, tables
 from im3d_jax.evaluate.outputs import reading
 from im3d_jax.evaluate.outputs.finding import MethodOutputs, Output
 from im3d_jax.evaluate.result_file import Row
@@ -147,7 +147,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = []
     for method in found["methods"]:
         name, count = method["name"], method["num_rows"]
-        lines.append([name, str(count), *(_cell(cells.get((name, score)), count) for score in COLUMNS)])
+        lines.append([name, str(count), *(tables.cell(cells.get((name, score)), count) for score in COLUMNS)])
     for row in published.ROWS:
         if row.clip_text is not None:
             lines.append([f"{row.method} ({row.table}, as published)", "", *(f"{x:.2f}" for x in row[2:4])])
@@ -161,29 +161,10 @@ def table(found: Mapping[str, Any]) -> str:
             [
                 f"{each['first']} minus {each['second']}, {COLUMNS[each['score']]}",
                 str(each["num_rows"]),
-                _difference(each),
+                tables.difference(each),
             ]
             for each in found["differences"]
         ]
         parts += ["## Paired differences\n", result_file.table(["", "rows of both", "mean"], differences)]
     parts += [*(f"- {line}" for line in found["about"]), ""]
     return "\n".join(parts)
-
-
-def _cell(each: Mapping[str, Any] | None, num_rows: int) -> str:
-    """Mean, deviation and interval; the number of rows where it is not that of all."""
-    if each is None or each["mean"] is None:
-        return "-"
-    spread = "" if each["std"] is None else f" ± {each['std']:.2f}"
-    few = "" if each["num_rows"] == num_rows else f" ({each['num_rows']} of {num_rows} rows)"
-    return f"{each['mean']:.2f}{spread}{_interval(each, '')}{few}"
-
-
-def _difference(each: Mapping[str, Any]) -> str:
-    return "-" if each["mean"] is None else f"{each['mean']:+.2f}{_interval(each, '+')}"
-
-
-def _interval(each: Mapping[str, Any], sign: str) -> str:
-    """The interval of a mean; of one row there is none to speak of."""
-    low, high = each["interval"]
-    return f" [{low:{sign}.2f}, {high:{sign}.2f}]" if each["num_rows"] > 1 else ""

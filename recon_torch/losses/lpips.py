@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from recon_torch import hosting, weights_files
-from recon_torch.errors import UserError, first_line
+from recon_torch.errors import UserError
 
 TORCHVISION_FILES = {
     "vgg": "vgg16-397923af.pth",
@@ -58,8 +58,7 @@ class PerceptualDistance:
             raise UserError(f"unknown LPIPS net {net!r}; choose from {', '.join(TORCHVISION_FILES)}")
         model: Any = _lpips_model(net)  # has attributes of lpips's own
         if weights == "auto":
-            cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILES[net]
-            weights = cached if cached.is_file() else "random"
+            weights = cached_weights(net) or "random"
         self.random_weights = weights == "random"
         if not self.random_weights:
             _load_backbone(model.net, Path(weights), net)
@@ -148,22 +147,15 @@ def _lpips_model(net: str) -> torch.nn.Module:
     return model.requires_grad_(False)
 
 
+def cached_weights(net: str) -> Path | None:
+    """The file of a network's trained weights in torchvision's cache, if it is there."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILES[net]
+    return cached if cached.is_file() else None
+
+
 def _load_backbone(backbone: torch.nn.Module, path: Path, net: str) -> None:
     """Fills the lpips package's slices (slice2.5.weight) from torchvision's names (features.5.weight)."""
-    if not path.is_file():
-        raise UserError(f"LPIPS weights {path} do not exist")
-    try:
-        weights_files.check(path, pickled_too=path.suffix != ".safetensors")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError as error:
-        raise UserError(f"LPIPS weights {error}") from None
-    except Exception as error:  # damaged files make the two loaders raise a dozen types of errors
-        raise UserError(f"LPIPS weights {path} cannot be read: {first_line(error, 80)}") from None
+    weights = weights_files.read_either(path, "LPIPS weights")
     names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
     try:
         found = {name: weights[source] for name, source in names.items()}

@@ -3,6 +3,7 @@
     im3d evaluate suite --suite procedural --out out/suite
     im3d evaluate faithfulness --method ours=out/batch --method other=other.yaml --clip DIR --out out/table1
     im3d evaluate truth --meshes shapes/ --protocol sv3d-static --out truth/shapes
+    im3d evaluate views3d --truth truth/shapes --method ours=out/batch --out out/views3d
     im3d evaluate compare out/a/results.json out/b/results.json
 
 Flags without a command are those of `suite`. `im3d evaluate COMMAND --help` lists the flags of each.
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 from recon_torch.errors import UserError, near
 
-COMMANDS = ("suite", "faithfulness", "truth", "compare")
+COMMANDS = ("suite", "faithfulness", "truth", "views3d", "compare")
 """Each is a module of this package, with a `main`."""
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from im3d_jax.evaluate.outputs import finding, layouts, presets
+from im3d_jax.commands.evaluate import method_flags
+from im3d_jax.evaluate.outputs import finding
 from im3d_jax.evaluate.outputs.finding import MethodOutputs
-from im3d_jax.evaluate.outputs.layouts import Source
 from im3d_jax.evaluate.result_file import NAME
 from im3d_jax.study import sources
 from recon_torch import outputs
-from recon_torch.errors import CommandParser, UserError, quoted
+from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing
 from recon_torch.outputs import Kind
 from recon_torch.ranges import BatchSize, Flag, NumViews, Seed, whole
@@ -29,9 +28,7 @@ DESCRIPTION = """Scores the outputs of one or more methods by a CLIP, as Table 1
     im3d evaluate faithfulness --method ours=out/batch --method mvdream.yaml --method syncdreamer:x=out/x
         --prompts prompts.jsonl --clip DIR --out out/table1
 
---method is NAME=DIR, a directory whose layout is found by convention; PRESET:NAME=DIR, the default layout of
-a known method; or a YAML file. docs/evaluate.md describes all three. The presets are
-%s.
+%s
 
 A text score is 100 times the cosine of the embeddings of view and prompt, an image score that of view and
 picture, in the mean over the views of a row. --out gets results.json and table.md."""
@@ -43,26 +40,14 @@ FOUND = Kind("evaluate faithfulness", (r"results\.json", r"table\.md"))
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
     with outputs.opened(flags.out, FOUND):
-        methods = find(flags)
+        asked = finding.read_prompts(flags.prompts) if flags.prompts else ()
+        methods = method_flags.find(flags.methods, asked)
         pictures = sources.references(flags.pictures) if flags.pictures else {}
-        from im3d_jax.data.clip import (
-            Clip,
-        )  # torch and transformers take seconds, which mistakes need not wait for
+        # Imported now, because torch and transformers take seconds, which mistakes need not wait for.
+        from im3d_jax.data.clip import Clip
 
         found = _measure(methods, Clip(flags.clip, "--clip"), pictures, flags)
         _write(found, flags.out)
-
-
-def find(flags: Namespace) -> list[MethodOutputs]:
-    """The outputs that the flags name. Raises UserError for two of one name, and where there are none."""
-    asked = finding.read_prompts(flags.prompts) if flags.prompts else ()
-    methods = [found for source in flags.methods for found in finding.find(source, asked)]
-    labels = [each.label for each in methods]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UserError(f"two methods are called {quoted(twice[0])}; give them other names, as NAME=DIR")
-    if not asked:
-        finding.name_missing(methods)
-    return methods
 
 
 def _measure(
@@ -118,26 +103,11 @@ def _write(found: dict[str, Any], out: Path) -> None:
     print(f"see {out / NAME} and table.md")
 
 
-def _source(text: str) -> Source:
-    """The method of a flag. Raises UserError for another form, and for what is wrong in a YAML file."""
-    name, equals, directory = text.partition("=")
-    path = Path(directory if equals else text)
-    if path.suffix in layouts.SUFFIXES:
-        return layouts.read(path, name.strip() if equals else "")
-    preset, colon, rest = name.rpartition(":")
-    if not (equals and directory and rest.strip()):
-        raise UserError(f"--method {quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
-    return Source(layouts.checked_name(rest), path, layouts.made(preset, {}) if colon else None)
-
-
 def _parse(argv: list[str]) -> Namespace:
-    parser = CommandParser(
-        "evaluate faithfulness", DESCRIPTION % textwrap.fill(", ".join(presets.PRESETS), 100)
-    )
+    parser = CommandParser("evaluate faithfulness", DESCRIPTION % method_flags.HELP)
     add, default = parser.add_argument, " (default %(default)s)"
+    method_flags.add(parser)
     # fmt: off
-    add("--method", action="append", required=True, dest="methods", metavar="NAME=DIR",
-        help="a method and its outputs; the first one is compared with each of the others")
     add("--clip", type=Path, required=True, metavar="DIR",
         help="a CLIP in transformers' or open_clip's layout; nothing is fetched")
     add("--out", type=Path, required=True, metavar="DIR", help="directory for results.json and table.md")
@@ -155,6 +125,5 @@ def _parse(argv: list[str]) -> Namespace:
     add("--seed", type=Flag(Seed), default=0, help="of the bootstrap" + default)
     # fmt: on
     flags = parser.parse_args(argv)
-    # Not by the parser, which would hide what is wrong with a YAML file.
-    flags.methods = [_source(text) for text in flags.methods]
+    flags.methods = method_flags.sources(flags.methods)
     return flags

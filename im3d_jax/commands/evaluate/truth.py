@@ -16,7 +16,7 @@ from im3d_jax.data.meshes.reading import UpAxis
 from im3d_jax.evaluate.frozen.protocols import SIZES_PX, Protocol
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.ranges import ElevationDeg, Flag, Pixels, Range, Seed, whole
+from recon_torch.ranges import ElevationDeg, Flag, Range, Seed, whole
 
 DESCRIPTION = """Renders the meshes below a directory, and freezes the views with a manifest.
 
@@ -103,7 +103,7 @@ def _parse(argv: list[str]) -> Namespace:
     add("--num-objects", type=whole(1, 100_000), metavar="N", help="of them, evenly spread (all)")
     add("--protocol", type=Protocol, choices=list(Protocol), default=Protocol.IM3D,
         help="which views" + default)
-    add("--size", type=Flag(Pixels), metavar="PX", help="side of the views (512, of SV3D's protocols 576)")
+    add("--size", type=whole(32, 4096), metavar="PX", help="side of the views (512, of SV3D's protocols 576)")
     add("--elevation-deg", type=Flag(ElevationDeg), metavar="DEG", help="in place of the protocol's own")
     add("--seed", type=Flag(Seed), default=0, help="of the elevations and the dynamic orbits" + default)
     add("--jobs", type=Flag(Annotated[int, Range(0, 1024)]), default=0, metavar="N",

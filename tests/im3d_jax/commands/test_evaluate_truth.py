@@ -20,7 +20,7 @@ def meshes(tmp_path):
 
 
 def call(meshes, out, *flags):
-    return run(["evaluate", "truth", f"--meshes={meshes}", "--size=8", "--up=z", f"--out={out}", *flags])
+    return run(["evaluate", "truth", f"--meshes={meshes}", "--size=32", "--up=z", f"--out={out}", *flags])
 
 
 def names(out):
@@ -32,7 +32,7 @@ def test_meshes_of_a_split_are_frozen_once(meshes, tmp_path, capsys):
     split.write_text(json.dumps({"train": ["a/bar"], "test": ["b/slab", "a/box"]}))
     out = tmp_path / "out"
     assert call(meshes, out, f"--split-file={split}", "--protocol=sv3d-dynamic") == 0
-    assert "2 objects, sv3d-dynamic, 8 px" in capsys.readouterr().out
+    assert "2 objects, sv3d-dynamic, 32 px" in capsys.readouterr().out
     assert names(out) == ["a__box", "b__slab"]
     views = sorted((out / "objects" / "a__box" / "images").iterdir())
     assert len(views) == 21 and Image.open(views[0]).mode == "RGBA"
@@ -55,6 +55,7 @@ def test_so_many_are_taken_evenly(meshes, tmp_path):
         (["--num-objects=4"], "--num-objects 4: there are 3"),
         (["--split-file=SPLIT", "--split=val"], "has no split 'val'"),
         (["--split-file=SPLIT"], "a/mug of the split 'test' is no mesh below"),
+        (["--size=16"], "--size: '16' is not a whole number from 32 to 4096"),
         (["--protocol=sv3d"], "--protocol: invalid"),
     ],
 )
