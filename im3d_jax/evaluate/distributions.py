@@ -1,0 +1,177 @@
+"""How far two sets of pictures are from each other as a whole: FID, KID and CMMD.
+
+FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) are of torch-fidelity, whose Inception takes the
+weights that the published numbers have. CMMD (Jayasumana et al. 2024) is on unit vectors of CLIP, by its
+paper those of ViT-L/14 at 336 px. Weights come from local files; nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from im3d_jax.data.clip import Clip
+from im3d_jax.data.placement import file_digest
+from recon_torch import hosting, weights_files
+from recon_torch.errors import UserError, first_line
+
+WHAT = "Inception weights"
+FEATURES = "2048"
+BATCH = 32
+FEWEST = 2  # pictures of which there is a covariance
+FULL_RANK = 2048
+"""Pictures from which on the covariance of Inception's vectors may have an inverse."""
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
+ROWS_AT_ONCE = 1024
+
+Vectors = Float[np.ndarray, "_ d"]
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class Inception:
+    """The Inception network of FID, on the device of hosted models.
+
+    Attributes:
+        network: of torch-fidelity.
+        digest: the SHA-256 of the file of its weights.
+    """
+
+    def __init__(self, path: Path):
+        """path: weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or the same as safetensors.
+
+        Raises UserError if the file is missing or of another network, or torch-fidelity is not installed.
+        """
+        fidelity = _fidelity("feature_extractor_inceptionv3")
+        weights = weights_files.read_either(path, WHAT)
+        self.digest = file_digest(path)
+        # The package unpickles what it is given: it gets tensors that were read without running any code.
+        again = io.BytesIO()
+        torch.save(weights, again)
+        again.seek(0)
+        try:
+            network = fidelity.FeatureExtractorInceptionV3("inception", [FEATURES], again)
+        except RuntimeError as error:
+            why = first_line(error, 60)
+            raise UserError(f"{WHAT} {path} are not those of the Inception of FID ({why})") from None
+        self.network = network.to(hosting.device())
+
+    @torch.inference_mode()
+    def embed(self, pictures: Sequence[Picture]) -> Vectors:
+        """The features of pictures, which the network scales to 299 px itself, as the original did."""
+        found = []
+        for picture in pictures:  # one by one, as their sizes may differ
+            pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+            found.append(self.network(pixels.to(hosting.device()))[0].cpu())
+        return torch.cat(found).double().numpy()
+
+
+def embed_by_clip(clip: Clip, pictures: Sequence[Picture]) -> Vectors:
+    """Unit vectors of pictures, as its processor scales them."""
+    starts = range(0, len(pictures), BATCH)
+    return np.concatenate([clip.embed_pictures(pictures[start : start + BATCH]) for start in starts])
+
+
+def frechet(made: Vectors, reference: Vectors) -> float:
+    """The squared Frechet distance of Gaussians with the means and the covariances of two sets of vectors."""
+    fidelity = _fidelity("metric_fid")
+    fitted = [fidelity.fid_features_to_statistics(torch.from_numpy(each)) for each in (made, reference)]
+    return float(fidelity.fid_statistics_to_metric(*fitted, False)[fidelity.KEY_METRIC_FID])
+
+
+class Kernel(NamedTuple):
+    """KID: its mean and standard deviation over subsets, and how many vectors each of them has."""
+
+    mean: float
+    std: float
+    subset_size: int
+
+
+def kernel(made: Vectors, reference: Vectors, seed: int) -> Kernel:
+    """The unbiased squared MMD of two sets of vectors with KID's kernel, (x.y / d + 1)^3, over 100 subsets.
+
+    A subset has 1000 of either set, or as many as the smaller one has. It may be below 0.
+    """
+    fidelity = _fidelity("metric_kid")
+    size = min(KID_SUBSET_SIZE, len(made), len(reference))
+    settings = {"kid_subsets": KID_SUBSETS, "kid_subset_size": size, "rng_seed": seed, "verbose": False}
+    found = fidelity.kid_features_to_metric(torch.from_numpy(made), torch.from_numpy(reference), **settings)
+    return Kernel(found[fidelity.KEY_METRIC_KID_MEAN], found[fidelity.KEY_METRIC_KID_STD], size)
+
+
+def cmmd(made: Vectors, reference: Vectors) -> float:
+    """1000 times the squared MMD of two sets of unit vectors, with the kernel exp(-|x - y|^2 / (2 * 10^2)).
+
+    As in the paper's code it is the estimate with the diagonals, which is never below 0.
+    """
+    within = _mean_gaussian(made, made) + _mean_gaussian(reference, reference)
+    return CMMD_SCALE * (within - 2 * _mean_gaussian(made, reference))
+
+
+def _mean_gaussian(one: Vectors, other: Vectors) -> float:
+    """The mean of the kernel over all pairs, less 1, which cancels: values near 1 would lose digits."""
+    total, squares = 0.0, (other.astype(np.float64) ** 2).sum(1)
+    for start in range(0, len(one), ROWS_AT_ONCE):
+        rows = one[start : start + ROWS_AT_ONCE].astype(np.float64)
+        squared = (rows**2).sum(1)[:, None] + squares - 2 * rows @ other.astype(np.float64).T
+        total += np.expm1(-squared / (2 * CMMD_SIGMA**2)).sum()
+    return float(total / (len(one) * len(other)))
+
+
+def _fidelity(module: str) -> Any:
+    """A module of torch-fidelity. Raises UserError if that is not installed."""
+    hosting.declare()  # it imports torchvision
+    try:
+        return importlib.import_module(f"torch_fidelity.{module}")
+    except ImportError as error:
+        why = f"torch-fidelity cannot be imported ({error})"
+        raise UserError(f'{why}; install it with pip install "im3d[metrics]"') from None
+
+
+# ---- Sets of pictures ----
+
+
+class Embedded(NamedTuple):
+    """A set of pictures. inception, clip: their vectors; None without the network."""
+
+    num_pictures: int
+    inception: Vectors | None
+    clip: Vectors | None
+
+
+def embed(batches: Iterable[Sequence[Picture]], inception: Inception | None, clip: Clip | None) -> Embedded:
+    """The vectors of all pictures of all batches, which are let go one by one.
+
+    Raises UserError if there are fewer than two pictures.
+    """
+    count, found = 0, [list[Vectors](), list[Vectors]()]
+    for pictures in batches:
+        count += len(pictures)
+        if inception is not None:
+            found[0].append(inception.embed(pictures))
+        if clip is not None:
+            found[1].append(embed_by_clip(clip, pictures))
+    if count < FEWEST:
+        raise UserError(f"there are {count} pictures; a distance of distributions needs more")
+    return Embedded(count, *(np.concatenate(each) if each else None for each in found))
+
+
+def distances(made: Embedded, reference: Embedded, seed: int) -> dict[str, float | int | None]:
+    """FID, KID and CMMD of a set of pictures from a reference, as a result file has them."""
+    counts = {"num_pictures": made.num_pictures, "num_reference": reference.num_pictures}
+    said: dict[str, float | int | None] = {**counts}
+    said |= dict.fromkeys(("fid", "kid", "kid_std", "kid_subset_size", "cmmd"))
+    if made.inception is not None and reference.inception is not None:
+        found = kernel(made.inception, reference.inception, seed)
+        said["fid"] = frechet(made.inception, reference.inception)
+        said |= {"kid": found.mean, "kid_std": found.std, "kid_subset_size": found.subset_size}
+    if made.clip is not None and reference.clip is not None:
+        said["cmmd"] = cmmd(made.clip, reference.clip)
+    return said

@@ -1,0 +1,107 @@
+"""Distances of sets of pictures, against closed forms, scipy's matrix root and sums over every pair."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from im3d_jax.evaluate import distributions
+
+torch_fidelity = pytest.importorskip("torch_fidelity")
+
+
+@pytest.fixture
+def sets():
+    """7 and 9 vectors of 5 numbers, of different distributions."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(7, 5)), rng.normal(size=(9, 5)) @ rng.normal(size=(5, 5)) + 0.3
+
+
+def test_frechet_is_that_of_scipys_matrix_root(sets):
+    made, reference = sets
+    covariances = [np.cov(each, rowvar=False) for each in sets]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((made.mean(0) - reference.mean(0)) ** 2).sum() + np.trace(sum(covariances) - 2 * root)
+    assert distributions.frechet(made, reference) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_of_axis_aligned_gaussians_has_a_closed_form():
+    # Of variance 1, without covariance.
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T * np.sqrt(7 / 8)
+    sigmas, shift = np.array([[1.0, 2, 3], [4.0, 1, 0.5]]), np.array([0.5, -1, 2])
+    expected = (shift**2).sum() + ((sigmas[0] - sigmas[1]) ** 2).sum()
+    assert distributions.frechet(signs * sigmas[0] + shift, signs * sigmas[1]) == pytest.approx(expected)
+
+
+def test_kernel_distance_is_the_unbiased_sum_over_pairs(sets):
+    made, reference = sets
+    made, reference = made, reference[:7]  # so that every subset is the whole set
+
+    def k(x, y):
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / 5 + 1) ** 3
+
+    n = 7
+    within = sum(k(s[i], s[j]) for s in (made, reference) for i in range(n) for j in range(n) if i != j)
+    between = sum(k(x, y) for x in made for y in reference)
+    found = distributions.kernel(made, reference, seed=1)
+    assert found.mean == pytest.approx(within / (n * (n - 1)) - 2 * between / n**2, rel=1e-9)
+    assert found.std == pytest.approx(0, abs=1e-9) and found.subset_size == n
+
+
+def test_cmmd_is_the_sum_over_pairs(sets, monkeypatch):
+    made, reference = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in sets)
+
+    def mean(one, other):
+        return np.mean([np.exp(-sum((x - y) ** 2) / 200) for x in one for y in other])
+
+    expected = 1000 * (mean(made, made) + mean(reference, reference) - 2 * mean(made, reference))
+    assert distributions.cmmd(made, reference) == pytest.approx(expected, rel=1e-9)
+    monkeypatch.setattr(distributions, "ROWS_AT_ONCE", 4)
+    assert distributions.cmmd(made, reference) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_picture_is_refused(user_error):
+    with user_error("there are 1 pictures"):
+        distributions.embed([[np.zeros((8, 8, 3), np.uint8)]], None, None)
+
+
+@pytest.mark.slow
+def test_inception_has_the_weights_of_its_file(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise AssertionError("nothing is fetched")
+
+    module = torch_fidelity.feature_extractor_inceptionv3
+    monkeypatch.setattr(module, "load_state_dict_from_url", no_network)
+    states, path = {}, tmp_path / "inception.pth"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module.FeatureExtractorInceptionV3,
+            "load_state_dict",
+            lambda self, _: states.update(self.state_dict()),
+        )
+        torch.save({}, path)
+        distributions.Inception(path)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: (torch.rand(each.shape, generator=generator) / 20).to(each.dtype)  # batches are counted
+        for name, each in states.items()
+    }
+    torch.save(weights, path)
+    inception = distributions.Inception(path)
+    assert all(torch.equal(each, weights[name]) for name, each in inception.network.state_dict().items())
+    picture = np.random.default_rng(0).integers(256, size=(40, 30, 3), dtype=np.uint8)
+    found = inception.embed([picture, picture[:20, :20]])
+    assert found.shape == (2, 2048) and found.dtype == np.float64
+    np.testing.assert_array_equal(inception.embed([picture[:20, :20]])[0], found[1])
+
+
+def test_weights_of_another_network_are_refused(tmp_path, user_error):
+    path = tmp_path / "inception.pth"
+    with user_error("Inception weights .* do not exist"):
+        distributions.Inception(path)
+    torch.save({"fc.weight": torch.zeros(2, 2)}, path)
+    with user_error("not those of the Inception of FID"):
+        distributions.Inception(path)
+    torch.save([torch.zeros(2)], path)
+    with user_error("are no tensors by name"):
+        distributions.Inception(path)
