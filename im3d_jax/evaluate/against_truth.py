@@ -38,7 +38,7 @@ from recon_torch.views import masks
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.images import resize
 
-ASSET = "asset.ply"
+ASSET, MESH = "asset.ply", "mesh.glb"
 SAME_POSE_DEG = 0.5
 NO_ALPHA = "pictures have no alpha, so that silhouettes are what stands out from their background"
 
@@ -132,13 +132,14 @@ def read(frozen: Frozen, item: TrueObject, outputs: MethodOutputs, row: Output, 
 
     Raises UserError if it cannot be read, and `OtherCount` for another number of views.
     """
-    kind, folder, cameras = outputs.layout.kind, row.paths[0].parent.parent, frozen.cameras(item)
+    kind, cameras = outputs.layout.kind, frozen.cameras(item)
     if kind == Kind.MESH:
-        return _of_mesh(row.paths[0], outputs.layout.up, cameras, frozen.surface(item), settings)
+        mesh = _mesh(row.paths[0], outputs.layout.up, frozen.surface(item), settings.alignment)
+        return _of_rgba(_rendered(mesh, cameras, settings.unlit))._replace(mesh=mesh)
     if kind == Kind.GAUSSIANS:
         return _of_rgba(render_file(row.paths[0], cameras, outputs.layout.up))
-    if kind == Kind.ASSETS and outputs.shows == Shows.RENDERS and (folder / ASSET).is_file():
-        return _of_rgba(render_file(folder / ASSET, cameras))
+    if kind == Kind.ASSETS and outputs.shows == Shows.RENDERS:
+        return _of_asset(row.paths[0].parent.parent, cameras, frozen.surface(item), settings.alignment)
     views = _views_of(outputs.layout, row, item)
     height, width = views.shape[1:3]
     if height != width:
@@ -181,18 +182,36 @@ def _resized(pictures: Float[np.ndarray, "K H W C"], cameras: Cameras) -> Float[
     return np.stack([resize(each, cameras.width, cameras.height) for each in pictures])
 
 
-def _of_mesh(path: Path, up: str, cameras: Cameras, truth: surfaces.Triangles, settings: Settings) -> Found:
-    """A mesh where its file has it, or aligned to the truth, rendered in the light of the truth."""
+def _of_asset(folder: Path, cameras: Cameras, truth: surfaces.Triangles, aligned: Alignment) -> Found:
+    """An asset of im3d, where it is: its Gaussians or else its mesh, and its mesh if it has one.
+
+    Raises UserError if it has neither.
+    """
+    splats, mesh_file = folder / ASSET, folder / MESH
+    mesh = _mesh(mesh_file, UpAxis.Y, truth, aligned) if mesh_file.is_file() else None
+    if splats.is_file():
+        return _of_rgba(render_file(splats, cameras))._replace(mesh=mesh)
+    if mesh is None:
+        raise UserError(f"{folder} has neither {ASSET} nor {MESH}")
+    return _of_rgba(_rendered(mesh, cameras, unlit=True))._replace(mesh=mesh)
+
+
+def _mesh(path: Path, up: str, truth: surfaces.Triangles, aligned: Alignment) -> Mesh:
+    """A mesh where its file has it, or aligned to the truth."""
     mesh = load_mesh(path, up or UpAxis.Y, in_ball=False)
-    matrix = alignment.to_truth(mesh.corners, truth, settings.alignment)
-    if settings.alignment != Alignment.NONE:
-        turn = matrix[:3, :3] / np.cbrt(np.linalg.det(matrix[:3, :3]))
-        corners, normals = alignment.moved(mesh.corners, matrix), mesh.normals @ turn.T
-        mesh = mesh._replace(corners=corners.astype(np.float32), normals=normals.astype(np.float32))
-    shown = mesh
-    if settings.unlit:
-        shown = mesh._replace(materials=[each._replace(unlit=True) for each in mesh.materials])
-    return _of_rgba(mesh_rendering.render(shown, cameras)[0])._replace(mesh=mesh)
+    if aligned == Alignment.NONE:
+        return mesh
+    matrix = alignment.to_truth(mesh.corners, truth, aligned)
+    turn = matrix[:3, :3] / np.cbrt(np.linalg.det(matrix[:3, :3]))
+    corners, normals = alignment.moved(mesh.corners, matrix), mesh.normals @ turn.T
+    return mesh._replace(corners=corners.astype(np.float32), normals=normals.astype(np.float32))
+
+
+def _rendered(mesh: Mesh, cameras: Cameras, unlit: bool) -> Float[np.ndarray, "K H W 4"]:
+    """RGBA of a mesh, in the light of the truth or, where its textures have light in them, in no other."""
+    if unlit:
+        mesh = mesh._replace(materials=[each._replace(unlit=True) for each in mesh.materials])
+    return mesh_rendering.render(mesh, cameras)[0]
 
 
 # ---- Scores ----

@@ -4,6 +4,7 @@
     im3d evaluate faithfulness --method ours=out/batch --method other=other.yaml --clip DIR --out out/table1
     im3d evaluate truth --meshes shapes/ --protocol sv3d-static --out truth/shapes
     im3d evaluate views3d --truth truth/shapes --method ours=out/batch --out out/views3d
+    im3d evaluate distribution --reference truth/shapes --method ours=out/batch --inception FILE --out out/fid
     im3d evaluate compare out/a/results.json out/b/results.json
 
 Flags without a command are those of `suite`. `im3d evaluate COMMAND --help` lists the flags of each.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 
 from recon_torch.errors import UserError, near
 
-COMMANDS = ("suite", "faithfulness", "truth", "views3d", "compare")
+COMMANDS = ("suite", "faithfulness", "truth", "views3d", "distribution", "compare")
 """Each is a module of this package, with a `main`."""
 
 

@@ -108,7 +108,7 @@ def _measure(
         "distribution",
         protocol,
         [],
-        methods=[{**method.about(), "name": method.label} for method in methods],
+        methods=[method.about() for method in methods],
         config_digest=result_file.digest(protocol),
         weights_digest=result_file.digest([protocol["inception"], clip.digest if clip else None]),
         seeds={"subsets": flags.seed},
@@ -221,10 +221,12 @@ def _parse(argv: list[str]) -> Namespace:
     add, default = parser.add_argument, " (default %(default)s)"
     # fmt: off
     add("--reference", type=Path, required=True, metavar="DIR", help="a truth, or a directory of pictures")
-    method_flags.add_method(parser)
+    method_flags.add(parser)
     add("--inception", type=Path, metavar="FILE", help="weights of FID's Inception, .pth or .safetensors")
     add("--clip", type=Path, metavar="DIR", help="a CLIP in transformers' or open_clip's layout")
     add("--out", type=Path, required=True, metavar="DIR", help="directory for results.json and table.md")
     add("--seed", type=Flag(Seed), default=0, help="of the subsets of KID" + default)
     # fmt: on
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    flags.methods = method_flags.sources(flags.methods)
+    return flags

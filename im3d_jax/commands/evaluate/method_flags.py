@@ -11,8 +11,8 @@ from im3d_jax.evaluate.outputs.finding import Asked, MethodOutputs
 from im3d_jax.evaluate.outputs.layouts import Source
 from recon_torch.errors import CommandParser, UserError, quoted
 
-HELP = f"""--method is NAME=DIR, a directory whose layout is found by convention; PRESET:NAME=DIR, the default layout of
-a known method; or a YAML file. docs/evaluate.md describes all three. The presets are
+HELP = f"""--method is NAME=DIR, a directory whose layout is found by convention; PRESET:NAME=DIR, the default
+layout of a known method; or a YAML file. docs/evaluate.md describes all three. The presets are
 {textwrap.fill(", ".join(presets.PRESETS), 100)}."""
 
 

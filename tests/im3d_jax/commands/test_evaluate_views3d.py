@@ -69,7 +69,7 @@ def test_what_lacks_is_named_and_counted(truth, methods, capsys):
         "moved, renders: left out, unreadable: 1 name (flat)",
         "moved, renders: left out, not asked for: 1 name (stranger)",
     ):
-        assert f"im3d: {words}\n" in told and words in (methods / "out" / "table.md").read_text()
+        assert f"im3d: {words}" in told and words in (methods / "out" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Outputs against frozen truth: scores by NumPy, views put into the truth's order, meshes in its frame."""
 
+import json
+
 import numpy as np
 import pytest
 import trimesh
@@ -149,3 +151,18 @@ def test_lpips_is_measured_where_it_has_weights(frozen, tmp_path, perceptual):
     write_pictures(frozen, tmp_path, names=["long"])
     found = measured(frozen, outputs_of(frozen, tmp_path), PLAIN._replace(perceptual=perceptual))
     assert 0 <= found["long"].row.scores["lpips"] < 1e-3
+
+
+@pytest.mark.slow
+def test_an_asset_without_splats_is_rendered_from_its_mesh(frozen, tmp_path):
+    for name in ("long", "flat"):
+        write_image(tmp_path / name / "images" / "000.png", np.ones((8, 8, 3), np.float32))
+        report = {"config_digest": "1", "image": f"{name}.png", "seed": 0}
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    extents = np.array([1, 2, 3]) / np.sqrt(14)  # y, z and x of our world
+    trimesh.creation.box(extents).export(tmp_path / "long" / "mesh.glb")
+    outputs = outputs_of(frozen, tmp_path)
+    found = measured(frozen, outputs)
+    assert set(found) == {"long"}
+    assert found["long"].row.scores["chamfer"] < 1e-6 and found["long"].row.scores["silhouette_iou"] == 1
+    assert "has neither asset.ply nor mesh.glb" in outputs.excluded[-1].detail
