@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -139,9 +139,8 @@ class MethodOutputs:
 
 @dataclass(frozen=True)
 class Asked:
-    """One entry of a list of prompts. number: its place, from 0; names: the keys that may stand for it."""
+    """One entry of a list of prompts. names: the keys that stand for it, of its prompt and of its picture."""
 
-    number: int
     key: str
     prompt: str
     picture: Path | None
@@ -150,18 +149,23 @@ class Asked:
 
 def read_prompts(path: Path) -> list[Asked]:
     """The entries of a list of prompts. Raises UserError as `prompt_files.read` does, and for doubles."""
-    entries, asked = prompt_files.read(path, find_images=False), list[Asked]()
-    for number, entry in enumerate(entries):
-        picture = Path(entry.images[0]) if entry.images else None
-        stem = key_of(picture.stem.replace("_", " ")) if picture else ""
-        key = key_of(entry.prompt) if entry.prompt.strip() else stem
-        names = frozenset(each for each in (key, stem) if each)
-        has_picture = picture is not None and picture.is_file()
-        asked.append(Asked(number, key, entry.prompt.strip(), picture if has_picture else None, names))
-    if twice := [key for key, count in Counter(each.key for each in asked).items() if count > 1]:
+    entries = prompt_files.read(path, find_images=False)
+    pictures = [Path(entry.images[0]) if entry.images else None for entry in entries]
+    stems = [key_of(picture.stem.replace("_", " ")) if picture else "" for picture in pictures]
+    keys = [
+        key_of(each.prompt) if each.prompt.strip() else stem
+        for each, stem in zip(entries, stems, strict=True)
+    ]
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
         raise UserError(
             f"prompts {path}: {named(twice, 'prompt')} stand there more than once; leave one of each"
         )
+    counts, asked = Counter(stems), list[Asked]()
+    for entry, picture, stem, key in zip(entries, pictures, stems, keys, strict=True):
+        tells = counts[stem] == 1 and stem not in keys  # pictures may all be called rgba.png
+        names = frozenset({key, stem} if stem and tells else {key})
+        there = picture if picture and picture.is_file() else None
+        asked.append(Asked(key, entry.prompt.strip(), there, names))
     return asked
 
 
@@ -206,16 +210,22 @@ CONVENTIONS = (
     Layout(Kind.MESH, tuple(f"{{prompt}}/mesh{suffix}" for suffix in (*MESHES, ".ply"))),
     Layout(Kind.IMAGES, tuple(f"{{prompt}}{suffix}" for suffix in PICTURES)),
 )
-"""What is tried, in this order, on a directory that no file describes and that is not of im3d."""
+"""What is tried on a directory that no file describes and that is not of im3d."""
 
 
 def by_convention(source: Source) -> Layout:
-    """The first layout that finds something. Raises UserError if none does."""
+    """The layout that finds most rows, and of equal ones the first. Raises UserError if none finds any.
+
+    Names that are all numbers are no prompts, but places in the list of prompts.
+    """
     if assets.is_there(source.root):
         return Layout(Kind.ASSETS)
-    for layout in CONVENTIONS:
-        if any(True for _ in _matches(source.root, layout)):
-            return layout
+    found = [{match.fields["prompt"] for _, match in _matches(source.root, each)} for each in CONVENTIONS]
+    most = max(found, key=len)
+    if most:
+        layout = CONVENTIONS[found.index(most)]
+        field_name = "{index}" if all(name.isdecimal() and name.isascii() for name in most) else "{prompt}"
+        return replace(layout, path=tuple(each.replace("{prompt}", field_name) for each in layout.path))
     raise UserError(
         f"{source.name}: {source.root} has no assets of im3d, folders of pictures, videos, meshes or splats;"
         " describe it by a YAML file, as docs/evaluate.md shows"
@@ -224,12 +234,12 @@ def by_convention(source: Source) -> Layout:
 
 def _matches(root: Path, layout: Layout) -> Iterator[tuple[int, Match]]:
     """What is there, and the number of the first pattern that names it."""
-    named = set[Path]()
+    seen = set[Path]()
     for number, pattern in enumerate(layout.path):
         patterns.check(pattern)
         for match in patterns.matches(root, pattern):
-            if match.path not in named and _is_of_kind(match, pattern, layout.kind):
-                named.add(match.path)
+            if match.path not in seen and _is_of_kind(match, pattern, layout.kind):
+                seen.add(match.path)
                 yield number, match
 
 
@@ -290,13 +300,14 @@ def _files(source: Source, layout: Layout, asked: Sequence[Asked]) -> MethodOutp
 
 
 def _strange(outputs: MethodOutputs, used: set[str]) -> list[Excluded]:
-    """What lies in the root beside rows, their prompts and pictures, and descriptions."""
-    beside = {_prompt_file(row.paths[0]).name for row in outputs.rows.values()}
-    beside |= {row.picture.name for row in outputs.rows.values() if row.picture}
+    """What lies in the root but rows, files of their names (prompts, textures), pictures, descriptions."""
+    stems = {Path(name).stem for name in used} | used
+    pictures = {row.picture.name for row in outputs.rows.values() if row.picture}
     return [
         Excluded(shown(path.name), Rule.STRANGE)
         for path in sorted(outputs.root.iterdir())
-        if path.name not in used | beside and path.name[0] != "." and path.suffix not in SUFFIXES
+        if not (path.name in used | pictures or path.stem in stems or path.suffix in SUFFIXES)
+        and path.name[0] != "."
     ]
 
 
@@ -401,9 +412,9 @@ def _join(outputs: MethodOutputs, asked: Sequence[Asked]) -> None:
 def name_missing(methods: Sequence[MethodOutputs]) -> None:
     """Names as missing what one method has and another has not, where no list of prompts tells."""
     for shows in Shows:
-        shown = [each for each in methods if each.shows == shows]
-        every = {key: row for each in shown for key, row in each.rows.items()}
-        for each in shown:
+        alike = [each for each in methods if each.shows == shows]
+        every = {key: row for each in alike for key, row in each.rows.items()}
+        for each in alike:
             known = {key_of(out.name) for out in each.excluded}
             each.excluded += [
                 Excluded(row.prompt or row.name, Rule.MISSING)

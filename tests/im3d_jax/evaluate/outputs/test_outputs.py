@@ -68,6 +68,29 @@ def test_a_list_of_prompts_is_what_rows_are_joined_to(tmp_path):
     assert left_out(outputs, Rule.MISSING) == ["a dog"] and left_out(outputs, Rule.NOT_ASKED) == ["ship"]
 
 
+def test_pictures_of_one_name_stand_for_no_prompt(tmp_path):
+    asked = [{"prompt": p, "image": f"{p}/rgba.png"} for p in ("cat", "dog")] + [
+        {"prompt": "rat", "image": "cat.png"}
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps(asked))
+    names = [each.names for each in finding.read_prompts(tmp_path / "prompts.json")]
+    assert names == [{"cat"}, {"dog"}, {"rat"}]  # and "cat" is a prompt
+
+
+def test_the_convention_that_finds_most_is_used_and_numbers_are_places(tmp_path):
+    write_views(tmp_path / "thumbnails", [1, 2])
+    for name in ("000.mp4", "001.mp4"):
+        write_video(tmp_path / name, np.full((16, 16, 16, 3), 0.5))
+        (tmp_path / name.replace("mp4", "json")).touch()
+    [outputs] = finding.find(Source("x", tmp_path))
+    assert outputs.layout.kind == Kind.VIDEO and list(outputs.rows) == ["number 0", "number 1"]
+    assert not any(row.prompt for row in outputs.rows.values())
+    assert left_out(outputs, Rule.STRANGE) == ["thumbnails"]
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    [outputs] = finding.find(Source("x", tmp_path), finding.read_prompts(tmp_path / "prompts.txt"))
+    assert [row.prompt for row in outputs.rows.values()] == ["a cat", "a dog"]
+
+
 def test_of_several_runs_of_a_prompt_one_is_taken_and_the_others_are_named(tmp_path):
     for run in ("a_cat@20250102-1/save/it10", "a_cat@20250102-1/save/it9", "a_cat@20250101-7/save/it99"):
         write_views(tmp_path / run, [int(run.rpartition("it")[2])])
@@ -164,10 +187,10 @@ def test_assets_of_im3d_show_renders_and_the_views_of_the_last_round(tmp_path):
 def test_names_that_are_not_utf8_are_shown_with_marks(tmp_path):
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     write_views(tmp_path / name, [1])
-    (tmp_path / f"{name}.doc").touch()
+    (tmp_path / f"{name}x.doc").touch()
     [outputs] = finding.find(Source("x", tmp_path))
     assert list(outputs.rows) == ["caf"] and outputs.rows["caf"].prompt == "caf?"
-    assert left_out(outputs, Rule.STRANGE) == ["caf?.doc"] and means(outputs) == {"caf": [1]}
+    assert left_out(outputs, Rule.STRANGE) == ["caf?x.doc"] and means(outputs) == {"caf": [1]}
     json.dumps(outputs.about()).encode()
 
 
