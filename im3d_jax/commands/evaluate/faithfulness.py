@@ -55,8 +55,10 @@ def _measure(
 ) -> dict[str, Any]:
     """The content of results.json."""
     from im3d_jax.evaluate import faithfulness, published, result_file
+    from im3d_jax.evaluate.outputs import reading
     from im3d_jax.evaluate.result_file import Bootstrap
 
+    counts = {each.label: reading.expected_views(each, flags.num_views or 0) for each in methods}
     scorer = faithfulness.Scorer(clip, pictures, flags.batch_size)
     rows = list(faithfulness.measure(methods, scorer, flags.num_views or 0))
     left_out = [line for each in methods for line in each.left_out()]
@@ -70,7 +72,7 @@ def _measure(
         "faithfulness",
         protocol,
         rows,
-        methods=[each.about() for each in methods],
+        methods=[{**each.about(), "num_views": counts[each.label]} for each in methods],
         config_digest=result_file.digest(protocol),
         weights_digest=clip.digest,
         bootstrap=Bootstrap(flags.resamples, flags.seed),

@@ -102,18 +102,23 @@ class Layout:
             raise UserError(f"up is {self.up}, and of meshes it is y or z")
         if self.tiles and (not self.grid or max(self.tiles) >= self.grid[0] * self.grid[1]):
             raise UserError(f"tiles {list(self.tiles)} are not of a grid of {list(self.grid)}")
-        for name in ("azimuths_deg", "elevations_deg"):
-            given, count = len(getattr(self, name)), self.stated_views
-            if given > 1 and count and given != count or name == "azimuths_deg" and given == 1 != count:
+        for name, count in self._counts().items():
+            if count != self.stated_views:
                 raise UserError(
-                    f"{name} has {given} entries, and a row has {count or 'no stated number of'} views"
+                    f"{name} is of {count} views, and {next(iter(self._counts()))} of {self.stated_views}"
                 )
 
     @property
     def stated_views(self) -> int:
         """The number of views that the layout states; 0 if it states none."""
+        return next(iter(self._counts().values()), 0)
+
+    def _counts(self) -> dict[str, int]:
+        """How many views each field is of that tells."""
         tiles = len(self.tiles) or (self.grid[0] * self.grid[1] if self.grid else 0)
-        return self.num_views or tiles
+        elevations = len(self.elevations_deg) if len(self.elevations_deg) > 1 else 0  # one is of all views
+        counts = {"num_views": self.num_views, "grid": tiles, "azimuths_deg": len(self.azimuths_deg)}
+        return {name: count for name, count in {**counts, "elevations_deg": elevations}.items() if count}
 
 
 class Source(NamedTuple):

@@ -32,9 +32,9 @@ def read_all(outputs: MethodOutputs, num_views: int = 0) -> Iterator[tuple[Outpu
     """The rows that can be read, with their views. The others are moved to what is left out.
 
     num_views: so many of each row, evenly spaced from the first one; 0 takes all. A row with fewer is left
-        out.
+        out. Of videos and 3D objects whose layout does not state a number, so many are made.
     """
-    count = expected_views(outputs)
+    count = expected_views(outputs, num_views)
     for row in list(outputs.rows.values()):
         try:
             views = read_views(outputs.layout, row, count)
@@ -52,16 +52,18 @@ def evenly(count: int, num: int) -> list[int]:
     return [place * count // num for place in range(num)]
 
 
-def expected_views(outputs: MethodOutputs) -> int:
+def expected_views(outputs: MethodOutputs, num_views: int = 0) -> int:
     """The number of views that a row must have: what the layout states, or what most rows have.
 
     Of two numbers that are equally frequent it is the greater one.
+
+    num_views: of videos and 3D objects, where the layout states none; 0 is `NUM_VIEWS`.
     """
     layout = outputs.layout
     if layout.stated_views:
         return layout.stated_views
     if layout.kind in (Kind.VIDEO, *IN_3D):
-        return NUM_VIEWS
+        return num_views or NUM_VIEWS
     counts = Counter(len(row.paths) for row in outputs.rows.values())
     return max(counts, key=lambda count: (counts[count], count), default=0)
 

@@ -133,6 +133,7 @@ def test_videos_are_read_at_even_frames(tmp_path):
     assert left_out(outputs, Rule.NUM_VIEWS) == ["short"]
     assert left_out(outputs, Rule.UNREADABLE) == ["broken"]
     assert list(found) == ["a mug of tea"]
+    assert len(means(outputs, 32)["a mug of tea"]) == 32
 
 
 def test_meshes_are_rendered_from_their_cameras_with_their_axis_up(tmp_path):
@@ -233,7 +234,9 @@ MISTAKES = {
     "kind: grid\npath: '{name}.png'": r"grid is \[rows, columns\]",
     "kind: grid\npath: '{name}.png'\ngrid: [1, 4]\ntiles: [4]": "are not of a grid",
     "kind: images\npath: '{name}'\nnum_views: -1": "num_views is -1; give a whole number from 0",
-    "kind: images\npath: '{name}'\nnum_views: 4\nazimuths_deg: [0, 90]": "azimuths_deg has 2 entries",
+    "kind: images\npath: '{name}'\nnum_views: 4\nazimuths_deg: [0, 90]": "azimuths_deg is of 2 views, and",
+    "kind: mesh\npath: '{name}.obj'\nazimuths_deg: [0, 90]\nelevations_deg: [1, 2, 3]": "views, and azimuths_",
+    "kind: grid\npath: '{name}.png'\ngrid: [1, 4]\nnum_views: 3": "grid is of 4 views, and num_views of 3",
     "kind: mesh\npath: '{name}.obj'\nup: -y": "of meshes it is y or z",
     "preset: nothing": "unknown preset 'nothing'",
     "root: [1]": "root is",
