@@ -235,7 +235,7 @@ MISTAKES = {
     "kind: grid\npath: '{name}.png'\ngrid: [1, 4]\ntiles: [4]": "are not of a grid",
     "kind: images\npath: '{name}'\nnum_views: -1": "num_views is -1; give a whole number from 0",
     "kind: images\npath: '{name}'\nnum_views: 4\nazimuths_deg: [0, 90]": "azimuths_deg is of 2 views, and",
-    "kind: mesh\npath: '{name}.obj'\nazimuths_deg: [0, 90]\nelevations_deg: [1, 2, 3]": "views, and azimuths_",
+    "kind: mesh\npath: '{name}.obj'\nazimuths_deg: [0, 90]\nelevations_deg: [1, 2, 3]": "and azimuths_",
     "kind: grid\npath: '{name}.png'\ngrid: [1, 4]\nnum_views: 3": "grid is of 4 views, and num_views of 3",
     "kind: mesh\npath: '{name}.obj'\nup: -y": "of meshes it is y or z",
     "preset: nothing": "unknown preset 'nothing'",
