@@ -148,9 +148,8 @@ def table(found: Mapping[str, Any]) -> str:
     for method in found["methods"]:
         name, count = method["name"], method["num_rows"]
         lines.append([name, str(count), *(tables.cell(cells.get((name, score)), count) for score in COLUMNS)])
-    for row in published.ROWS:
-        if row.clip_text is not None:
-            lines.append([f"{row.method} ({row.table}, as published)", "", *(f"{x:.2f}" for x in row[2:4])])
+    for row in published.of("Table 1"):
+        lines.append([f"{row.method} ({row.table}, as published)", "", *(f"{x:.2f}" for x in row[2:4])])
     parts = [
         "# Faithfulness (Table 1)\n",
         result_file.table(["", "rows", *COLUMNS.values()], lines),

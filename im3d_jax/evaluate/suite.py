@@ -68,12 +68,7 @@ class Suite:
     @cached_property
     def weights_digest(self) -> str:
         """SHA-256, in hex, of the parameters of the network and of the elevation's estimator."""
-        weights = hashlib.sha256()
-        for array in jax.tree.leaves(self.pipeline.generator.params):
-            weights.update(np.ascontiguousarray(array).tobytes())
-        for tensor in self.pipeline.estimator.state_dict().values():
-            weights.update(np.ascontiguousarray(tensor).tobytes())
-        return weights.hexdigest()
+        return digest_of_weights(self.pipeline)
 
     @property
     def key(self) -> str:
@@ -175,6 +170,16 @@ class Suite:
             about=self.about(),
         )
         return {**common, "model": self.digest, **done}
+
+
+def digest_of_weights(pipeline: Pipeline) -> str:
+    """SHA-256, in hex, of the parameters of the network and of the elevation's estimator."""
+    weights = hashlib.sha256()
+    for array in jax.tree.leaves(pipeline.generator.params):
+        weights.update(np.ascontiguousarray(array).tobytes())
+    for tensor in pipeline.estimator.state_dict().values():
+        weights.update(np.ascontiguousarray(tensor).tobytes())
+    return weights.hexdigest()
 
 
 def evaluate(suite: Suite, parts: Sequence[Part]) -> str:

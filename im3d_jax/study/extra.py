@@ -8,10 +8,13 @@ from typing import Any
 from recon_torch.errors import UserError
 
 
-def needed(module: str) -> Any:
-    """Imports a module. Raises UserError that names the extra where it is not installed."""
+def needed(module: str, what: str = "a study") -> Any:
+    """Imports a module. Raises UserError that names the extra where it is not installed.
+
+    what: needs it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]
-        raise UserError(f'a study needs the package {package!r}; pip install "im3d[study]"') from None
+        raise UserError(f'{what} needs the package {package!r}; pip install "im3d[study]"') from None

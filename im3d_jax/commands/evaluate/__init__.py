@@ -2,6 +2,7 @@
 
     im3d evaluate suite --suite procedural --out out/suite
     im3d evaluate faithfulness --method ours=out/batch --method other=other.yaml --clip DIR --out out/table1
+    im3d evaluate ablations --table 3 --table 4 --num-objects 6 --out out/ablations
     im3d evaluate truth --meshes shapes/ --protocol sv3d-static --out truth/shapes
     im3d evaluate views3d --truth truth/shapes --method ours=out/batch --out out/views3d
     im3d evaluate distribution --reference truth/shapes --method ours=out/batch --inception FILE --out out/fid
@@ -18,7 +19,7 @@ from collections.abc import Callable
 
 from recon_torch.errors import UserError, near
 
-COMMANDS = ("suite", "faithfulness", "truth", "views3d", "distribution", "compare")
+COMMANDS = ("suite", "ablations", "faithfulness", "truth", "views3d", "distribution", "compare")
 """Each is a module of this package, with a `main`."""
 
 

@@ -79,7 +79,7 @@ def _measure(
         about=[*left_out, *scorer.about(), _clip_in_words(clip)],
     )
     found["about"] = [*faithfulness.other_pictures(found), *found["about"]]
-    return {**found, "published": published.as_json()}
+    return {**found, "published": published.as_json("Table 1", "Table 4")}
 
 
 def _clip_in_words(clip: Clip) -> str:

@@ -52,20 +52,7 @@ def main(argv: list[str]) -> None:
 
 def make_parser() -> CommandParser:
     parser = CommandParser("evaluate suite", __doc__)
-    parser.add_argument(
-        "--suite",
-        choices=[str(each) for each in SuiteName],
-        default=str(SuiteName.PROCEDURAL),
-        help="the kind of test objects (default %(default)s)",
-    )
-    parser.add_argument("--meshes", type=Path, metavar="DIR", help="of the suite meshes: their directory")
-    parser.add_argument("--captions", type=Path, metavar="CSV", help="of the suite meshes: name,caption")
-    parser.add_argument(
-        "--split-file", type=Path, metavar="JSON", help="of the suite meshes: the names in train and test"
-    )
-    parser.add_argument(
-        "--up", type=UpAxis, choices=list(UpAxis), default=UpAxis.Y, help="the meshes' axis that is up (y)"
-    )
+    add_objects(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory for tables, results and sheets"
     )
@@ -85,6 +72,24 @@ def make_parser() -> CommandParser:
         help="how many of them are made into assets (default %(default)s)",
     )
     return parser
+
+
+def add_objects(parser: CommandParser) -> None:
+    """Adds the flags that name test objects, see `check_suite` and `load_objects`."""
+    parser.add_argument(
+        "--suite",
+        choices=[str(each) for each in SuiteName],
+        default=str(SuiteName.PROCEDURAL),
+        help="the kind of test objects (default %(default)s)",
+    )
+    parser.add_argument("--meshes", type=Path, metavar="DIR", help="of the suite meshes: their directory")
+    parser.add_argument("--captions", type=Path, metavar="CSV", help="of the suite meshes: name,caption")
+    parser.add_argument(
+        "--split-file", type=Path, metavar="JSON", help="of the suite meshes: the names in train and test"
+    )
+    parser.add_argument(
+        "--up", type=UpAxis, choices=list(UpAxis), default=UpAxis.Y, help="the meshes' axis that is up (y)"
+    )
 
 
 def parse_parts(text: str) -> list[Part]:
