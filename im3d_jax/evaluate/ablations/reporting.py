@@ -133,7 +133,8 @@ def _about(bench: Bench) -> list[str]:
         "Seconds are of sampling, refining and fitting one asset on this machine, whatever else it did.",
         f"Whether a trend shows is decided by {decides(protocol)}, the mean over objects of the difference"
         " from the first row, whose 95% interval (bootstrap over objects) is wholly on one side of 0 or not."
-        " The paper decides by CLIP scores of other objects and another network.",
+        f" Of fewer than {LEAST_OBJECTS} objects nothing is told. The paper decides by CLIP scores of other"
+        " objects and another network.",
     ]
 
 
@@ -158,11 +159,15 @@ def _deciding(protocol: Mapping[str, Any]) -> str:
 # ---- Trends ----
 
 
+LEAST_OBJECTS = 6
+"""Below, the differences of all objects have one sign by chance in more than one case of 20: 2 / 2^N."""
+
+TOO_FEW = "too few objects"
 SEEN = {
     "shows": "The paper's trend shows",
     "not seen": "it is not seen at this number of objects",
     "the reverse": "the reverse shows",
-    "one object tells nothing": "one object tells nothing",
+    TOO_FEW: "too few objects to tell",
 }
 """What `trend` says of a row of which the paper claims something."""
 
@@ -173,8 +178,8 @@ def trend(expected: int, interval: Sequence[float], num_rows: int) -> str:
     expected: see `tables.Row`.
     """
     low, high = interval
-    if num_rows < 2:
-        return "one object tells nothing"
+    if num_rows < LEAST_OBJECTS:
+        return TOO_FEW
     if low <= 0 <= high:
         return "not seen" if expected else "no difference seen"
     sign = 1 if low > 0 else -1
