@@ -33,7 +33,7 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 ROWS_AT_ONCE = 1024
 
 Vectors = Float[np.ndarray, "_ d"]
-Picture = UInt8[np.ndarray, "H W 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Inception:
@@ -66,9 +66,10 @@ class Inception:
     @torch.inference_mode()
     def embed(self, pictures: Sequence[Picture]) -> Vectors:
         """The features of pictures, which the network scales to 299 px itself, as the original did."""
-        found = []
-        for picture in pictures:  # one by one, as their sizes may differ
-            pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+        alike = len({picture.shape for picture in pictures}) == 1
+        at_once, found = BATCH if alike else 1, []
+        for start in range(0, len(pictures), at_once):
+            pixels = torch.from_numpy(np.stack(pictures[start : start + at_once])).permute(0, 3, 1, 2)
             found.append(self.network(pixels.to(hosting.device()))[0].cpu())
         return torch.cat(found).double().numpy()
 
