@@ -37,6 +37,7 @@ from recon_torch.process.rendering import render_file
 from recon_torch.views import masks
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.images import resize
+from recon_torch.views.video import count_frames
 
 ASSET, MESH = "asset.ply", "mesh.glb"
 SAME_POSE_DEG = 0.5
@@ -88,10 +89,10 @@ def asked(frozen: Frozen) -> list[Asked]:
     """The objects of the truth, as rows of methods are found: by name, or by a caption that one has alone."""
     captions = [key_of(item.caption) for item in frozen.objects]
     entries = []
-    for number, (item, caption) in enumerate(zip(frozen.objects, captions, strict=True)):
+    for item, caption in zip(frozen.objects, captions, strict=True):
         names = {key_of(item.name)} | ({caption} if caption and captions.count(caption) == 1 else set())
         picture = frozen.directory / INPUTS / f"{item.name}.png"
-        entries.append(Asked(number, key_of(item.name), item.caption, picture, frozenset(names)))
+        entries.append(Asked(key_of(item.name), item.caption, picture, frozenset(names)))
     return entries
 
 
@@ -159,8 +160,15 @@ def _views_of(layout: Layout, row: Output, item: TrueObject) -> Float[np.ndarray
 
     Raises UserError if a true view is not among them, and `OtherCount` for another number of views.
     """
-    num_views = len(item.azimuths_deg)
-    views = reading.read_views(layout, row, len(layout.azimuths_deg) or num_views).astype(np.float32) / 255
+    count = len(layout.azimuths_deg) or len(item.azimuths_deg)
+    if layout.kind == Kind.VIDEO and not layout.azimuths_deg:
+        # Evenly spaced frames would be views from elsewhere, without a word.
+        num_frames, _ = count_frames(row.paths[0])
+        if num_frames != count:
+            raise reading.OtherCount(f"{num_frames} frames, not {count}; a layout may say their azimuths_deg")
+    views = reading.read_views(layout, row, count).astype(np.float32) / 255
+    if len(views) != count:
+        raise reading.OtherCount(f"{len(views)} pictures, not {count}")
     if not layout.azimuths_deg:
         return views
     stated = np.stack(np.broadcast_arrays(layout.azimuths_deg, layout.elevations_deg or np.nan))

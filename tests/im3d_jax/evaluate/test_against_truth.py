@@ -14,8 +14,10 @@ from im3d_jax.evaluate.frozen import freezing, manifest
 from im3d_jax.evaluate.frozen.freezing import How
 from im3d_jax.evaluate.frozen.protocols import Protocol
 from im3d_jax.evaluate.outputs import finding
+from im3d_jax.evaluate.outputs.finding import Rule
 from im3d_jax.evaluate.outputs.layouts import Kind, Layout, Source, Up
 from recon_torch.views.images import read_image, straight, write_image
+from recon_torch.views.video import write_video
 
 PLAIN = Settings(None)
 
@@ -104,6 +106,18 @@ def test_a_layout_that_says_its_azimuths_is_put_in_order(frozen, tmp_path):
         fits[name] = found["long"].row.scores["psnr"] if found else outputs.excluded[-1].detail
     assert fits["stated"] > 45 > 25 > fits["silent"]
     assert fits["wrong"].startswith("it has no view at azimuth")
+
+
+def test_a_video_of_another_number_of_frames_is_left_out(frozen, tmp_path):
+    rgb, _ = frozen.pictures(frozen.objects[1])
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "long.mp4", rgb)
+    write_video(tmp_path / "videos" / "flat.mp4", rgb[[*range(16), 0, 1]])
+    outputs = outputs_of(frozen, tmp_path / "videos")
+    found = measured(frozen, outputs)
+    assert set(found) == {"long"} and found["long"].row.scores["psnr"] > 25
+    assert outputs.excluded[-1].rule == Rule.NUM_VIEWS
+    assert outputs.excluded[-1].detail == "18 frames, not 16; a layout may say their azimuths_deg"
 
 
 def test_pictures_of_another_size_are_resampled_and_of_no_square_left_out(frozen, tmp_path):
