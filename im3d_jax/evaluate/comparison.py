@@ -84,6 +84,7 @@ def compare(
         both = [(row, others[row.key]) for row in left if row.key in others]
         if count := result_file.num_against_others(both):
             about.append(f"{count} rows of A and B were compared with different things, such as pictures")
+        about += _other_views(a, b, first, second)
         rows += [_minus(*pair) for pair in both]
     if not any(value is not None for row in rows for value in row.scores.values()):
         raise UserError("A and B have no score of one name on one row; there is nothing to compare")
@@ -110,6 +111,17 @@ def _minus(one: Row, other: Row) -> Row:
         left, right = one.scores[name], other.scores[name]
         scores[name] = None if left is None or right is None else left - right
     return Row(_label(one.method, other.method), one.key, one.prompt or other.prompt, scores)
+
+
+def _other_views(a: Mapping[str, Any], b: Mapping[str, Any], first: str, second: str) -> list[str]:
+    """A sentence on two methods whose rows have different numbers of views."""
+    counts = [
+        next((each.get("num_views") for each in found["methods"] if each["name"] == name), None)
+        for found, name in ((a, first), (b, second))
+    ]
+    if None in counts or counts[0] == counts[1]:
+        return []
+    return [f"a row of {first} of A has {counts[0]} views, and one of {second} of B has {counts[1]}"]
 
 
 def _lacking(first: str, second: str, left: Sequence[Row], right: Sequence[Row], common: bool) -> list[str]:

@@ -147,12 +147,14 @@ def table(found: Mapping[str, Any]) -> str:
     lines = []
     for method in found["methods"]:
         name, count = method["name"], method["num_rows"]
-        lines.append([name, str(count), *(tables.cell(cells.get((name, score)), count) for score in COLUMNS)])
+        scores = [tables.cell(cells.get((name, score)), count) for score in COLUMNS]
+        lines.append([name, str(count), str(method.get("num_views", "")), *scores])
     for row in published.of("Table 1"):
-        lines.append([f"{row.method} ({row.table}, as published)", "", *(f"{x:.2f}" for x in row[2:4])])
+        scores = [f"{score:.2f}" for score in row[2:4]]
+        lines.append([f"{row.method} ({row.table}, as published)", "", "", *scores])
     parts = [
         "# Faithfulness (Table 1)\n",
-        result_file.table(["", "rows", *COLUMNS.values()], lines),
+        result_file.table(["", "rows", "views of each", *COLUMNS.values()], lines),
         "Mean ± standard deviation over rows [95% interval of the mean, by bootstrap over rows].\n",
     ]
     if found["differences"]:
@@ -165,5 +167,10 @@ def table(found: Mapping[str, Any]) -> str:
             for each in found["differences"]
         ]
         parts += ["## Paired differences\n", result_file.table(["", "rows of both", "mean"], differences)]
+    calls = [[row.method, f"{row.network_calls:,}"] for row in published.of("Table 4")]
+    parts += [
+        "## Calls of the 2D network for one asset (Table 4, as published)\n",
+        result_file.table(["", "calls"], calls),
+    ]
     parts += [*(f"- {line}" for line in found["about"]), ""]
     return "\n".join(parts)

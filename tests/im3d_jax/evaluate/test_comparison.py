@@ -45,14 +45,17 @@ def test_rows_that_one_lacks_are_named_and_left_out_on_request(tmp_path, capsys,
     assert "| ours, renders, s | 2 | +0 | [+0, +0] | 0% |" in told and "lacks 1 row (a pig)" in told
 
 
-def test_other_pictures_are_said(tmp_path, capsys):
+def test_other_pictures_and_numbers_of_views_are_said(tmp_path, capsys):
     for name, against in (("a", ("1", "2", "")), ("b", ("1", "3", "4"))):
         found = result(tmp_path / name, SCORES)
         for row, digest in zip(found["rows"], against, strict=True):
             row["against"] = digest
+        found["methods"][0]["num_views"] = {"a": 4, "b": 16}[name]
         result_file.write(tmp_path / name / "results.json", found)
     evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "- 1 rows of A and B were compared with different things" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "- 1 rows of A and B were compared with different things" in told
+    assert "- a row of ours, renders of A has 4 views, and one of ours, renders of B has 16" in told
 
 
 MISTAKES = {
