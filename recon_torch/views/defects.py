@@ -1,4 +1,4 @@
-"""Noise and blur of pictures, as far as they can be told from these."""
+"""Noise, blur and darkness of pictures, as far as they can be told from these."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ INSIDE = 0.99  # coverage of a pixel that shows nothing but the object
 NOISY = 3.5 / 255  # noise of which something is said; good cameras and JPEG have less
 BLURRED = 0.015  # blur by the height of which something is said
 LEAST_BLUR_PX = 2.5  # with less, nothing is
+DARK = 20 / 255  # of which hardly anything in a picture is brighter, if something is said
+BRIGHTEST = 0.99  # quantile that stands for the brightest pixels
 BEGINNING = "the views "  # of notes
 MOST_MEASURED = 8  # views of a set that are measured
 
@@ -32,6 +34,8 @@ def remarks(picture: Float[np.ndarray, "H W 4"]) -> list[str]:
         found.append(f"it has noise of about {255 * sigma:.0f}/255")
     if _is_blurred(blur, len(picture)):
         found.append(f"it is blurred by about {blur:.0f} px")
+    if (level := brightness(picture)) < DARK:
+        found.append(f"hardly anything in it is brighter than {_of_white(level)}")
     return found
 
 
@@ -51,7 +55,21 @@ def notes(pictures: Float[np.ndarray, "K H W 4"]) -> list[str]:
         )
     if _is_blurred(blur, pictures.shape[1]):
         found.append(f"{BEGINNING}are blurred by about {blur:.0f} px, and so will the fit be")
+    if (level := max(brightness(pictures[k]) for k in chosen)) < DARK:
+        found.append(f"{BEGINNING}have hardly anything brighter than {_of_white(level)}")
     return found
+
+
+def brightness(picture: Float[np.ndarray, "H W 4"]) -> float:
+    """The level of the brightest pixels in [0, 1], within the mask if there is one; 1 where that is empty."""
+    rgb, mask = picture[..., :3], picture[..., 3]
+    within = rgb if np.isnan(mask[0, 0]) else rgb[mask > INSIDE]
+    return float(np.quantile(within.max(-1), BRIGHTEST)) if within.size else 1.0
+
+
+def _of_white(level: float) -> str:
+    """Pictures of 10 or 12 bits, in a file of 16, are the usual reason."""
+    return f"{level:.1%} of white; are the values of the file too small for its 16 bits?"
 
 
 def _is_blurred(blur_px: float, height_px: int) -> bool:

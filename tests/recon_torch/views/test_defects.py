@@ -1,10 +1,12 @@
-"""Noise and blur of pictures that were given so much of it."""
+"""Noise, blur and darkness of pictures that were given so much of it."""
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from recon_torch.views import defects
+from recon_torch.views.images import read_image
 
 SIDE = 128
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
@@ -61,3 +63,18 @@ def test_words_of_one_picture_and_of_many():
     (note,) = defects.notes(views)
     assert note == "the views have noise of about 9/255, from which even a perfect fit is 29 dB away"
     assert defects.notes(np.stack([clean] * 3)) == []
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_values_that_do_not_fill_a_file_of_16_bits_are_told(tmp_path, bits):
+    values = np.rint(picture(1.0)[..., 0] * (2**bits - 1)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "raw.png")
+    rgb = read_image(tmp_path / "raw.png")
+    for mask in (np.full_like(rgb[..., :1], np.nan), INSIDE[..., None].astype(np.float32)):
+        seen = np.concatenate([rgb, mask], -1)
+        found = defects.remarks(seen)
+        assert len(found) == (bits < 16) == len(defects.notes(seen[None]))
+        for text in found:
+            share = float(text.split("brighter than ")[1].split("%")[0])
+            brightest = values[INSIDE if np.isfinite(mask).all() else ...].max() / 65535
+            assert share / 100 == pytest.approx(brightest, rel=0.05)
