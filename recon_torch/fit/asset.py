@@ -133,6 +133,7 @@ def prepare(
         UserError: views or settings that cannot be fitted, and a start that is elsewhere than the object.
     """
     unit, notes = world.of_views(train.cameras, train.masks, normalize)
+    notes = world.sparseness(train.cameras) + notes
     if train.masks is None:
         settings = dataclasses.replace(settings, background=train.background)
     if start is not None:

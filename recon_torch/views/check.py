@@ -18,10 +18,10 @@ from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import MaskSource, Picture, read_frame
 from recon_torch.views.frames import Frame, parse_frame
 from recon_torch.views.images import resize
+from recon_torch.views.silhouettes import CONTRADICTED, EXPLAINED
 from recon_torch.views.transforms import Part, parts_of
 
 _ADVICE = "; give masks or alpha, or use --isnet-weights"
-FEWEST_VIEWS = 4
 CHECKED_PX = 128  # height at which images are checked
 NARROWEST_DEG, WIDEST_DEG = 1.0, 150.0  # vertical fields of view that a lens may have
 MOST_STRETCHED = 1.5  # largest fx / fy
@@ -29,9 +29,6 @@ MOST_STRETCHED = 1.5  # largest fx / fy
 # of the angle between their axes is larger than this.
 SAME_PLACE, SAME_WAY = 1e-4, 1 - 1e-7
 NEAREST, FARTHEST = 0.1, 10.0  # distances to the focus as shares of their median
-# Shares of a mask that lie where the other masks allow the object. Good views have all of it there; swapped
-# views 85 to 98%, less if the sides of the object differ more.
-CONTRADICTED, EXPLAINED = 0.93, 0.98
 
 
 class Finding(NamedTuple):
@@ -71,10 +68,12 @@ class PoseError(NamedTuple):
     looks_away: bool = False  # from where the axes of the cameras meet
 
 
-def check(source: str | os.PathLike) -> Checked:
+def check(source: str | os.PathLike, isnet_weights: str | os.PathLike | None = None) -> Checked:
     """Checks each frame of a directory of views or of a transforms.json, and all of them together.
 
     Frames to test with are checked with those to train with, because they are of one world.
+
+    isnet_weights: what finds the foreground of frames without a mask; default: `masks.by_backdrop`.
 
     Raises UserError if the file is missing, is not JSON or has no frames.
     """
@@ -88,7 +87,7 @@ def check(source: str | os.PathLike) -> Checked:
             number, use = len(findings), "" if part is parts.train else ", to test with"
             finding = Finding(f"frame {number} ({str(entry.get('file_path'))[:80]!r}{use})", [], [], [])
             findings.append(finding)
-            view = _check_frame(part, entry, finding)
+            view = _check_frame(part, entry, finding, isnet_weights)
             if view is not None:
                 frames[number] = view
     general = Finding("all frames", [], [*parts.train.notes], [])
@@ -96,11 +95,13 @@ def check(source: str | os.PathLike) -> Checked:
     return Checked(findings, [general] if general.errors or general.remarks else [])
 
 
-def _check_frame(part: Part, entry: dict, finding: Finding) -> tuple[Frame, np.ndarray] | None:
+def _check_frame(
+    part: Part, entry: dict, finding: Finding, isnet_weights: str | os.PathLike | None
+) -> tuple[Frame, np.ndarray] | None:
     """Adds what is wrong with a frame to its finding. Returns frame and picture unless there is an error."""
     try:
         frame = parse_frame(part.path.parent, part.shared, entry)
-        picture, seen = _picture(part.path.parent, frame)
+        picture, seen = _picture(part.path.parent, frame, isnet_weights)
     except UserError as error:
         finding.errors.append(str(error))
         return None
@@ -110,7 +111,8 @@ def _check_frame(part: Part, entry: dict, finding: Finding) -> tuple[Frame, np.n
         finding.remarks.extend([*frame.notes, *seen])
         return None
     share = masks.covered_share(picture.rgbm[..., 3:])
-    finding.mask.append(f"{share:.1%} by {picture.mask}")
+    by_isnet = picture.mask is MaskSource.NONE and isnet_weights is not None
+    finding.mask.append(f"{share:.1%} by {'IS-Net' if by_isnet else picture.mask}")
     finding.errors.extend(mask_errors(picture.rgbm))
     finding.remarks.extend([*frame.notes, *picture.notes, *seen, *remarks(frame, picture.rgbm)])
     return None if finding.errors else (frame, picture.rgbm)
@@ -198,7 +200,9 @@ def silhouette_shares(views: dict[int, tuple[Frame, np.ndarray]]) -> dict[int, f
     }
 
 
-def _picture(folder: Path, frame: Frame) -> tuple[Picture, list[str]]:
+def _picture(
+    folder: Path, frame: Frame, isnet_weights: str | os.PathLike | None
+) -> tuple[Picture, list[str]]:
     """The image of a frame over white and its mask, small, and what is to be said of how it looks.
 
     The mask is NaN where it cannot be told.
@@ -208,7 +212,8 @@ def _picture(folder: Path, frame: Frame) -> tuple[Picture, list[str]]:
     height = min(frame.height, CHECKED_PX)
     small = resize(picture.rgbm, max(1, round(frame.width * height / frame.height)), height)
     if picture.mask is MaskSource.NONE:
-        segmented = masks.by_backdrop(small[None, ..., :3])
+        rgb = small[None, ..., :3]
+        segmented = masks.by_isnet(rgb, isnet_weights) if isnet_weights else masks.by_backdrop(rgb)
         small = np.concatenate([segmented.images[0], segmented.masks[0]], -1)
         found += [f"the object {doubt}" for doubt in segmented.doubts[0]]
     return picture._replace(rgbm=small), found
@@ -216,13 +221,15 @@ def _picture(folder: Path, frame: Frame) -> tuple[Picture, list[str]]:
 
 def _compare(frames: dict[int, tuple[Frame, np.ndarray]], findings: list[Finding], general: Finding) -> None:
     """Adds what is wrong between frames to their findings, and what concerns all of them to `general`."""
-    if len(frames) < FEWEST_VIEWS:
-        general.remarks.append(f"{len(frames)} usable frames are few; give at least {FEWEST_VIEWS}")
+    if len(frames) < world.FEWEST_VIEWS:
+        general.remarks.append(f"{len(frames)} usable frames are few; give at least {world.FEWEST_VIEWS}")
     try:
         poses = pose_errors({index: frame for index, (frame, _) in frames.items()}) if len(frames) > 1 else []
         faulty = {pose.frame for pose in poses}
         good = {index: view for index, view in frames.items() if index not in faulty}
         shares = silhouette_shares(good) if len(good) > 1 else {}
+        if len(good) >= world.FEWEST_VIEWS:
+            general.remarks.extend(world.sparseness(_cameras([frame for frame, _ in good.values()])))
     except UserError as error:
         general.errors.append(str(error))
         return

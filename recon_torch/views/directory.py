@@ -22,6 +22,7 @@ from recon_torch.views.frames import Frame
 from recon_torch.views.images import OPAQUE, read_image, resize, write_image
 from recon_torch.views.mask_files import read_mask
 from recon_torch.views.masks import Segment
+from recon_torch.views.silhouettes import CONTRADICTED
 from recon_torch.views.transforms import Part, parts_of, read_part, write_transforms
 
 _SHARE = re.compile(r"\d+%")  # in doubts, which are told once for all views that have them
@@ -216,6 +217,9 @@ def assemble(
     views = Views(cameras, images, masks, names, notes + grouped(names, doubts))
     if len(unmasked):
         views = _trusted(dataclasses.replace(views, unsure=unsure), unmasked, pictures[..., :3])
+    else:
+        compared = _compared(views)
+        views = views if compared is None else _doubted(views, compared.shares)
     if views.masks is None:
         return views
     problems = [masks_.problem(mask) for mask in views.masks]
@@ -235,7 +239,8 @@ def _trusted(
     """
     assert views.masks is not None
     untold = np.isnan(views.masks[:, 0, 0, 0])
-    if untold.sum() > MOST_UNTOLD * len(views):
+    mostly_given = 2 * len(unmasked) <= len(views)
+    if untold.sum() > MOST_UNTOLD * len(views) and not mostly_given:
         why = f"the foreground of {untold.sum()} of {len(views)} views cannot be told from their background"
         return _without_masks(views, unmasked, pictures, why)
     if untold.any():
@@ -244,18 +249,17 @@ def _trusted(
         kept = np.flatnonzero(~untold)
         views, pictures = dataclasses.replace(views.take(kept), notes=[*views.notes, note]), pictures[kept]
         unmasked = np.flatnonzero(np.isin(kept, unmasked))
-    masks = views.masks
+    masks, compared = views.masks, _compared(views)
     assert masks is not None and views.unsure is not None
-    try:
-        compared = silhouettes.compare(views.cameras, masks)
-    except UserError:  # the cameras have no focus, as the fit will say
+    if compared is None:
         return views
     if compared.agreement < silhouettes.AGREED:
         why = f"only {compared.agreement:.0%} of the masks is where the others allow the object (see --check)"
         return _without_masks(views, unmasked, pictures, why)
-    cleaned = [k for k in compared.cleaned if k in unmasked]
+    views, cleaned = _doubted(views, compared.shares), [k for k in compared.cleaned if k in unmasked]
     if not cleaned:
         return views
+    assert views.unsure is not None
     images, masks, unsure = views.images.copy(), masks.copy(), views.unsure.copy()
     masks[cleaned] = compared.masks[cleaned]
     for k in cleaned:  # what was unsure around the pieces goes with them
@@ -264,6 +268,27 @@ def _trusted(
     gone = ", ".join(views.names[k] for k in cleaned)
     note = f"pieces of masks where the other masks allow no object were left out: {gone}"
     return dataclasses.replace(views, images=images, masks=masks, unsure=unsure, notes=[*views.notes, note])
+
+
+def _compared(views: Views) -> silhouettes.Compared | None:
+    """None if the cameras have no focus, as the fit will say."""
+    assert views.masks is not None
+    try:
+        return silhouettes.compare(views.cameras, views.masks)
+    except UserError:
+        return None
+
+
+def _doubted(views: Views, shares: Float[np.ndarray, " K"]) -> Views:
+    """The views with a note on those whose masks the others contradict, whatever is wrong with these."""
+    against = [name for name, share in zip(views.names, shares, strict=True) if share < CONTRADICTED]
+    if not against:
+        return views
+    note = (
+        f"as little as {shares.min():.0%} of a mask is where the other masks allow the object; "
+        f"are cameras or masks wrong (--check)? {', '.join(against)}"
+    )
+    return dataclasses.replace(views, notes=[*views.notes, note])
 
 
 def _around(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:

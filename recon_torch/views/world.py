@@ -22,6 +22,10 @@ REACH = np.sqrt(3) * SEARCHED_HALF_WIDTH / SEARCHED_CELLS  # half of a cell's di
 OBJECT_RADIUS = 0.45  # radius of the hull of the masks in the world that `of_masks` makes
 # Bounds on the hull of the masks in the world that `of_cameras` makes; beyond them `of_views` adds a note.
 SMALLEST_RADIUS, LARGEST_RADIUS, MOST_OFFSET = 0.2, 0.65, 0.25
+FEWEST_VIEWS = 4
+LEAST_SEEN_DEG = 175.0  # of a turn around the object; half of one is seen by two cameras that face each other
+LEAST_UP = 0.1  # length of the mean of what is up in the pictures, below which they do not tell it
+LEAST_SPREAD = 0.1  # of the rows of pictures in a second direction, by that in the first
 
 
 class World(NamedTuple):
@@ -146,11 +150,47 @@ def up_axis(cameras: Cameras) -> Float[np.ndarray, "3"]:
     """The axis of the world (+X, -X, +Y, ...) that is nearest to up in the images; +Z if none is near."""
     up = -cameras.w2c[:, 1, :3].mean(0)
     axis = np.zeros(3)
-    if np.linalg.norm(up) < 0.1:  # the cameras look straight down, from all sides
+    if np.linalg.norm(up) < LEAST_UP:  # the cameras look straight down, from all sides
         axis[2] = 1.0
     else:
         axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()])
     return axis
+
+
+def sparseness(cameras: Cameras) -> list[str]:
+    """What is to be said of cameras that are few, or that all stand on one side of the object.
+
+    A fit agrees with such views and is a guess everywhere else.
+
+    Raises UserError if the cameras have no focus.
+    """
+    found = []
+    if len(cameras) < FEWEST_VIEWS:
+        found.append(f"{len(cameras)} views are few; give at least {FEWEST_VIEWS} from around the object")
+    across = _level(cameras)
+    if across is None:
+        return found
+    toward = cameras.positions - focus(cameras)
+    x, y = across @ toward.T
+    azimuths_deg = np.sort(np.degrees(np.arctan2(y, x)))
+    seen_deg = 360 - np.diff(azimuths_deg, append=azimuths_deg[0] + 360).max()
+    if seen_deg < LEAST_SEEN_DEG:
+        found.append(
+            f"all cameras stand within {seen_deg:.0f} degrees around the object: its other side is a guess"
+        )
+    return found
+
+
+def _level(cameras: Cameras) -> Float[np.ndarray, "2 3"] | None:
+    """Two directions that span the plane about which cameras stand upright; None if they do not tell it.
+
+    Where they stand around, the rows of their pictures lie in it; else what is up in these tells it.
+    """
+    _, spread, directions = np.linalg.svd(cameras.w2c[:, 0, :3].astype(np.float64), full_matrices=True)
+    if len(spread) > 1 and spread[1] > LEAST_SPREAD * spread[0]:
+        return directions[:2]
+    up = -cameras.w2c[:, 1, :3].mean(0)
+    return None if np.linalg.norm(up) < LEAST_UP else np.linalg.svd(up[None])[2][1:]
 
 
 def turntable(cameras: Cameras, up: Float[np.ndarray, "3"], num_frames: int) -> Cameras:

@@ -9,7 +9,7 @@ import pytest
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 from recon_torch.views.directory import load_split, load_views, write_views
-from recon_torch.views.images import write_image
+from recon_torch.views.images import read_image, write_image
 from recon_torch.views.masks import Segmented
 from recon_torch.views.transforms import write_transforms
 
@@ -312,6 +312,31 @@ def test_what_other_views_do_not_allow_is_left_out(tmp_path, ball_masks):
     assert ((views.masks > 0.5) != (masks > 0.5)).mean() < 0.01
     assert (views.images[2, :7, 24:] == 1).all()
     assert views.notes == ["pieces of masks where the other masks allow no object were left out: 2.png"]
+
+
+def test_masks_that_came_with_the_pictures_stay_and_are_named_where_others_contradict_them(
+    tmp_path, ball_masks
+):
+    masks = ball_masks(orbit(8, 0.3, SIZE), CENTER, RADIUS)
+    masks[2] = np.roll(masks[2], 8, 1)
+    write(tmp_path, np.concatenate([painted(masks, 0.5), masks], -1))
+    views = load_views(tmp_path)
+    np.testing.assert_array_equal(views.masks, masks)
+    assert views.unsure is None
+    (note,) = views.notes
+    assert note.endswith("are cameras or masks wrong (--check)? 2.png")
+
+
+def test_pictures_with_masks_are_fitted_without_those_that_nobody_can_cut_out(tmp_path, ball_masks):
+    masks = ball_masks(orbit(8, 0.3, SIZE), CENTER, RADIUS)
+    write(tmp_path, np.concatenate([painted(masks, CLUTTERED), masks], -1))
+    for index in (1, 3, 5, 7):  # a tool that drops alpha has saved these
+        write_image(tmp_path / f"{index}.png", read_image(tmp_path / f"{index}.png")[..., :3])
+    views = load_views(tmp_path)
+    assert views.names == ["0.png", "2.png", "4.png", "6.png"]
+    np.testing.assert_array_equal(views.masks, masks[::2])
+    (note,) = [note for note in views.notes if "left out" in note]
+    assert note.endswith("1.png, 3.png, 5.png, 7.png")
 
 
 def test_masks_that_look_wrong_are_noted(tmp_path):

@@ -68,6 +68,26 @@ def test_cameras_that_look_the_same_way_have_no_focus():
         world.focus(orbit(3, 0.3, 32, azimuths_rad=np.zeros(3)))
 
 
+def tilt() -> np.ndarray:
+    """A rotation about no axis of the world."""
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    return rotation * np.sign(np.linalg.det(rotation))
+
+
+@pytest.mark.parametrize("rotation", [np.eye(3), tilt()])
+@pytest.mark.parametrize("elevation_rad", [-0.5, 0.3, 1.2])
+def test_cameras_on_one_side_are_told_in_any_world(rotation, elevation_rad):
+    def said(azimuths_deg) -> list[str]:
+        cameras = orbit(0, elevation_rad, 32, azimuths_rad=np.radians(azimuths_deg))
+        return world.sparseness(moved(turned(cameras, rotation)))
+
+    (note,) = said([350, 10, 35, 80])
+    assert note.startswith("all cameras stand within 90 degrees around the object")
+    assert said([0, 90, 180, 270]) == said([0, 60, 120, 180]) == []
+    assert said([0, 120, 240]) == ["3 views are few; give at least 4 from around the object"]
+    assert len(said([0, 60])) == 2
+
+
 @pytest.mark.parametrize("place", [(0.0, 0.0, 0.0), (1.0, -2.0, 3.0), (4000.0, 9.0, 0.5)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_cameras_in_one_place_have_no_world(place, dtype, user_error):
