@@ -7,6 +7,7 @@ the image has a smooth backdrop, the mask is made from the backdrop.
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -107,9 +108,10 @@ def by_white(images: Float[np.ndarray, "K H W 3"]) -> Segmented:
 
 def by_isnet(images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike) -> Segmented:
     """What IS-Net finds, see `isnet_masks`. The colour of a smooth backdrop is removed from the edges."""
-    masks = isnet_masks(images, weights_path)
+    masks, wrong = _checked_isnet(images, weights_path)
     rgb = np.stack([_over_white(image, mask) for image, mask in zip(images, masks, strict=True)])
-    return Segmented(rgb, masks, np.zeros_like(masks, bool), [()] * len(images))
+    doubts: list[tuple[str, ...]] = [(f"has a mask by IS-Net that {each}",) if each else () for each in wrong]
+    return Segmented(rgb, masks, np.zeros_like(masks, bool), doubts)
 
 
 def covered_share(mask: Float[np.ndarray, "H W 1"]) -> float:
@@ -140,18 +142,34 @@ def isnet_masks(
     Raises:
         UserError: onnxruntime is not installed, or the weights are missing or unusable.
     """
+    found, wrong = _checked_isnet(images, weights_path)
+    for index, each in enumerate(wrong):
+        if each:
+            warnings.warn(f"IS-Net's mask of picture {index} {each}", stacklevel=2)
+    return found
+
+
+def _checked_isnet(
+    images: Float[np.ndarray, "K H W 3"], weights_path: str | os.PathLike
+) -> tuple[Float[np.ndarray, "K H W 1"], list[str]]:
+    """The masks of `isnet_masks`, and of each what was wrong with IS-Net's; "" for nothing."""
     session = _isnet_session(Path(weights_path))
     found = [_predict(session, image) for image in images]
     if not np.isfinite(found).all():
         raise UserError(f"IS-Net weights {weights_path} predict NaN or infinity; fetch them again")
-    return np.stack(
-        [_checked(image, mask, k) for k, (image, mask) in enumerate(zip(images, found, strict=True))]
-    )
+    chosen, wrong = zip(*map(_checked, images, found), strict=True)
+    return np.stack(chosen), list(wrong)
 
 
-def _isnet_session(path: Path) -> onnxruntime.InferenceSession:
+def check_isnet_file(path: Path) -> None:
+    """Raises UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"IS-Net weights {path} do not exist; give rembg's isnet-general-use.onnx")
+
+
+@functools.lru_cache(maxsize=1)  # pictures may come one by one, and loading takes longer than one of them
+def _isnet_session(path: Path) -> onnxruntime.InferenceSession:
+    check_isnet_file(path)
     try:
         import onnxruntime
     except ImportError:
@@ -182,17 +200,16 @@ def _predict(
 
 
 def _checked(
-    image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"], index: int
-) -> Float[np.ndarray, "H W 1"]:
-    """The mask, or the one from the image's smooth backdrop if only that one has no problem."""
+    image: Float[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W 1"]
+) -> tuple[Float[np.ndarray, "H W 1"], str]:
+    """The mask, or the one from the image's smooth backdrop if only that one has no problem; and why."""
     wrong = problem(mask)
     if wrong is None:
-        return mask
+        return mask, ""
     found = _before_backdrop(image)
     better = found is not None and problem(found.coverage) is None
     choice = "the mask by its plain background is taken" if better else "there is none better; look at it"
-    warnings.warn(f"IS-Net's mask of picture {index} {wrong}: {choice}", stacklevel=3)
-    return found.coverage if found is not None and better else mask
+    return found.coverage if found is not None and better else mask, f"{wrong}: {choice}"
 
 
 def _before_backdrop(image: Float[np.ndarray, "H W 3"], edge_px: int = EDGE_PX) -> Found | None:

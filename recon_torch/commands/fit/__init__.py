@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from recon_torch.commands.fit import run  # torch and gsplat take seconds, for which --help need not wait
 
     if flags.check:
-        run.check_all(flags.views)
+        run.check_all(flags)
     else:
         run.fit_all(flags)
 

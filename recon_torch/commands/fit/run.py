@@ -38,7 +38,7 @@ from recon_torch.settings import (
 )
 from recon_torch.views.check import CHECKED_PX, Checked, check
 from recon_torch.views.directory import Views, load_split, load_views
-from recon_torch.views.masks import VIDEO_EDGE_PX, Segment, by_backdrop, by_isnet
+from recon_torch.views.masks import VIDEO_EDGE_PX, Segment, by_backdrop, by_isnet, check_isnet_file
 from recon_torch.views.transforms import TRANSFORMS, parts_of, read_part
 from recon_torch.views.video import load_video
 
@@ -80,14 +80,14 @@ class Failures:
             raise UserError(f"{len(self._errors)} of {len(self._sources)} failed, see above: {names}")
 
 
-def check_all(sources: list[Path]) -> None:
+def check_all(flags: argparse.Namespace) -> None:
     """Prints a line for each frame of each directory. Raises UserError if there are errors."""
-    failures = Failures(sources)
-    for source in sources:
+    failures, segment = Failures(flags.views), _segment(flags)
+    for source in flags.views:
         with failures.of(source):
-            checked = check(source)
+            checked = check(source, flags.isnet_weights)
             if not checked.has_errors:
-                _check_cameras(source, checked)
+                _check_cameras(source, checked, segment)
             print("\n".join(map(str, checked.frames + checked.general)))
             if checked.has_errors:
                 raise UserError(
@@ -97,11 +97,13 @@ def check_all(sources: list[Path]) -> None:
     failures.end()
 
 
-def _check_cameras(source: Path, checked: Checked) -> None:
+def _check_cameras(source: Path, checked: Checked, segment: Segment) -> None:
     """Adds to what was found which cameras are off by some degrees, by a short fit to small views."""
     frames, _ = read_part(parts_of(source).train)
     height = min(CHECKED_PX, *(frame.height for frame in frames))
-    views = load_views(source, height=height)
+    with warnings.catch_warnings():  # what they say of masks is known by then
+        warnings.simplefilter("ignore", UserWarning)
+        views = load_views(source, segment, height=height)
     if len(views) <= camera_moves.FEWEST_VIEWS or min(height, views.cameras.width) < SMALLEST_SIDE_PX:
         return
     steps = camera_moves.CLEAN_STEPS
@@ -145,6 +147,7 @@ def _fit_all(flags: argparse.Namespace) -> None:
 
 def _fit_in_groups(flags: argparse.Namespace, page: LivePage | None) -> None:
     sources = flags.views or [flags.video]
+    _segment(flags)  # refuses a file that is missing, also where no picture needs it
     outs, failures = directories(sources, flags.out), Failures(sources)
     todo = [source for source in sources if not (flags.resume and is_made(flags, source, outs[source]))]
     if len(todo) < len(sources):
@@ -242,12 +245,16 @@ def read_views(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | 
     return train, held_out, list(dict.fromkeys(notes))
 
 
-def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None]:
-    segment: Segment = by_backdrop
-    if flags.video is not None:
-        segment = functools.partial(by_backdrop, edge_px=VIDEO_EDGE_PX)
+def _segment(flags: argparse.Namespace) -> Segment:
+    """What finds the foreground of pictures that have no mask. Raises UserError if its file is missing."""
     if flags.isnet_weights is not None:
-        segment = functools.partial(by_isnet, weights_path=flags.isnet_weights)
+        check_isnet_file(flags.isnet_weights)
+        return functools.partial(by_isnet, weights_path=flags.isnet_weights)
+    return by_backdrop if flags.video is None else functools.partial(by_backdrop, edge_px=VIDEO_EDGE_PX)
+
+
+def _split(flags: argparse.Namespace, source: Path) -> tuple[Views, Views | None]:
+    segment = _segment(flags)
     how = {"height": flags.size, "allow_missing": flags.allow_missing}
     if flags.video is None:
         views, held_out = load_split(source, segment, **how)

@@ -1,6 +1,8 @@
 """A directory without a fault, and each fault in one frame of it: found there, and in no other frame."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -214,6 +216,36 @@ def test_noise_is_called_noise_and_neither_masks_nor_cameras_are_blamed(director
         sigma = int(remark.removeprefix("it has noise of about ").removesuffix("/255"))
         assert sigma == pytest.approx(10, abs=2)
     assert not checked.has_errors and checked.general == []
+
+
+def test_isnet_finds_what_nobody_else_can_tell(directory, tmp_path, monkeypatch, ball_masks):
+    """Its stand-in knows the masks, and sees nothing in one picture."""
+    masks = ball_masks(CAMERAS, CENTER, 0.2)
+    masks[BAD] = 0
+    predictions, noise = list(masks), np.random.default_rng(0)
+    for index in range(8):
+        write_image(directory / f"{index}.png", noise.random((SIZE, SIZE, 3)))
+    (directory / "isnet.onnx").write_bytes(b"weights")
+
+    class Session:
+        def __init__(self, path, providers):
+            pass
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(name="pixels")]
+
+        def run(self, names, inputs):
+            small = Image.fromarray(np.float32(predictions.pop(0)[..., 0]))
+            return [np.asarray(small.resize((1024, 1024)))[None, None]]
+
+    stand_in = types.SimpleNamespace(InferenceSession=Session, get_available_providers=list)
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
+    frames = check.check(directory, directory / "isnet.onnx").frames
+    assert [index for index, finding in enumerate(frames) if finding.errors] == [BAD]
+    assert frames[BAD].errors == ["its mask shows nothing"]
+    assert any("by IS-Net that shows nothing: there is none better" in text for text in frames[BAD].remarks)
+    for finding, mask in zip(frames, masks, strict=True):
+        assert finding.mask == [f"{np.mean(mask > 0.5):.1%} by IS-Net"]
 
 
 def test_blur_is_named(directory):

@@ -291,3 +291,13 @@ def test_what_isnet_finds_is_put_over_white_without_the_background(predict, weig
     assert np.abs(found.masks - coverage).mean() < 0.01
     assert np.abs(found.images - on_white).mean() < 0.01
     assert np.abs(found.images - image)[0, :5].min() > 0.3  # which was blue
+
+
+def test_views_are_told_by_name_what_was_wrong_with_masks_by_isnet(predict, weights):
+    image, inside = disc_on(0.0, 0.9)
+    predict(np.full((32, 32, 1), 0.01), np.where(inside[0], 0.9, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = by_isnet(np.concatenate([image, image]), weights)
+    (doubt,), fine = found.doubts
+    assert doubt.startswith("has a mask by IS-Net that shows nothing: the mask by its plain") and fine == ()
