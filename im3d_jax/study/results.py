@@ -175,7 +175,7 @@ def _rate(votes: Sequence[tuple[int, int]], rules: Rules) -> dict[str, Any]:
 
 
 def _agreement(counted: Sequence[Mapping[str, int]]) -> dict[str, Any]:
-    """Krippendorff's alpha for nominal data, and the share of pairs of answers to an item that are equal.
+    """Krippendorff's alpha, Fleiss' kappa, and the share of pairs of answers to an item that are equal.
 
     The values are the sides, not the methods: which side a method is on is drawn, so that a method that
     always wins does not count as agreement by chance.
@@ -187,6 +187,7 @@ def _agreement(counted: Sequence[Mapping[str, int]]) -> dict[str, Any]:
     return {
         "num_items": len(table),
         "krippendorff_alpha": _alpha(table),
+        "fleiss_kappa": fleiss_kappa(table),
         "equal_pairs": float(same / pairs) if len(table) else None,
     }
 
@@ -197,6 +198,21 @@ def _alpha(table: Int[np.ndarray, "N 2"]) -> float | None:
         return None
     krippendorff = needed("krippendorff")
     return float(krippendorff.alpha(value_counts=table, level_of_measurement="nominal"))
+
+
+def fleiss_kappa(table: Int[np.ndarray, "N C"]) -> float | None:
+    """Fleiss' kappa (Psychological Bulletin 76, 1971) of the numbers of answers by item and category.
+
+    Every item needs two answers or more. Fleiss asks for equally many to each; where they differ, each item
+    counts alike (Gwet, Handbook of Inter-Rater Reliability, 2014). Returns None where all answers are of one
+    category, or there are none, for which it is not defined.
+    """
+    if np.count_nonzero(table.sum(0)) < 2:
+        return None
+    totals = table.sum(1)
+    agreed = ((table * (table - 1)).sum(1) / (totals * (totals - 1))).mean()
+    by_chance = ((table / totals[:, None]).mean(0) ** 2).sum()
+    return float((agreed - by_chance) / (1 - by_chance))
 
 
 # ---- The screen ----
@@ -217,8 +233,12 @@ def screen(results: Mapping[str, Any]) -> str:
             f" of {each['num_answers']} answers on {each['num_prompts']} prompts; by majority"
             f" {outcomes['won']} won, {outcomes['tied']} tied, {outcomes['lost']} lost"
         )
-    alpha = results["agreement"]["all"]["krippendorff_alpha"]
-    lines.append(f"agreement: Krippendorff's alpha {'not defined' if alpha is None else f'{alpha:.2f}'}")
+    agreement = results["agreement"]["all"]
+    if agreement["fleiss_kappa"] is None:
+        lines.append("agreement: not defined, as no item has two answers or all are one side")
+    else:
+        alpha, kappa = agreement["krippendorff_alpha"], agreement["fleiss_kappa"]
+        lines.append(f"agreement: Krippendorff's alpha {alpha:.2f}, Fleiss' kappa {kappa:.2f}")
     counts = ", ".join(f"{count} with {number}" for number, count in results["answers_per_item"].items())
     lines.append(f"items by their numbers of answers: {counts}")
     for name, reason in results["excluded"].items():

@@ -1,5 +1,7 @@
 """Win rates, intervals, agreement and exclusion, by cases worked out by hand."""
 
+import krippendorff
+import numpy as np
 import pytest
 
 from im3d_jax.study import figure, results
@@ -50,7 +52,33 @@ def test_agreement_is_krippendorffs_by_hand():
     assert found["quality"]["krippendorff_alpha"] == pytest.approx(1 - (6 / 18) / (144 / 306))
     assert found["quality"]["equal_pairs"] == pytest.approx((20 + 12 + 12 + 2) / (20 + 20 + 20 + 6))
     assert found["all"] == found["quality"]
-    assert found["alignment"] == {"num_items": 0, "krippendorff_alpha": None, "equal_pairs": None}
+    nothing = {"krippendorff_alpha": None, "fleiss_kappa": None, "equal_pairs": None}
+    assert found["alignment"] == {"num_items": 0, **nothing}
+    # Each item counts alike. By chance: the mean shares of left are (1 + 4/5 + 1/5 + 2/3) / 4 = 2/3, so 5/9.
+    assert found["quality"]["fleiss_kappa"] == pytest.approx(((1 + 0.6 + 0.6 + 1 / 3) / 4 - 5 / 9) / (4 / 9))
+
+
+DIAGNOSES = """00060 03003 01401 00006 03030 20400 00402 20310 20040 00006 10050 11040 03300 10050 02031
+    00501 30012 51000 02040 10203 00006 01050 02013 20040 10041 05010 40002 02040 10500 00006"""
+"""Of 30 patients by six psychiatrists, in five categories (Fleiss 1971, table 1)."""
+
+
+def test_kappa_is_that_of_fleiss():
+    table = np.array([[int(count) for count in row] for row in DIAGNOSES.split()])
+    assert results.fleiss_kappa(table) == pytest.approx(0.430, abs=5e-4)
+    each = [results.fleiss_kappa(np.stack([table[:, n], 6 - table[:, n]], 1)) for n in range(5)]
+    assert each == pytest.approx([0.245, 0.245, 0.520, 0.471, 0.566], abs=5e-4), "of each category alone, as in the paper"
+    # The package irrCAC 0.4.4 gives this for items with unequal numbers of answers.
+    unequal = np.array([(5, 0), (4, 1), (1, 4), (2, 1), (3, 2)])
+    assert results.fleiss_kappa(unequal) == pytest.approx(0.087519623234)
+    assert results.fleiss_kappa(np.array([(5, 0), (3, 0)])) is None
+
+
+def test_kappa_and_alpha_differ_by_the_number_of_answers_alone():
+    left = np.random.default_rng(0).binomial(5, 0.6, 40)
+    table = np.stack([left, 5 - left], 1)
+    alpha = krippendorff.alpha(value_counts=table, level_of_measurement="nominal")
+    assert 1 - alpha == pytest.approx((1 - results.fleiss_kappa(table)) * (1 - 1 / 200))
 
 
 def test_whoever_fails_the_checks_is_left_out_and_named():
