@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from html import escape
 from pathlib import Path
@@ -48,7 +50,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",  # addresses hold tokens
     "X-Content-Type-Options": "nosniff",
 }
+QUIET_S = 10.0
 Handler = Callable[[Request], Awaitable[Response]]
+Failure = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Pages:
@@ -174,7 +178,7 @@ def application(
     is_local: whether it answers to names of this machine alone, so that no page of another host reaches it.
     """
     pages = Pages(study, directory, store, annotators)
-    handlers: dict[Any, Any] = {HTTPException: _refuse, SQLAlchemyError: _database_failed}
+    handlers: dict[Any, Any] = {HTTPException: _refuse, SQLAlchemyError: _database_failed()}
     app = Starlette(routes=pages.routes(), exception_handlers=handlers)
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
@@ -215,10 +219,18 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
-async def _database_failed(_: Request, error: Exception) -> Response:
-    """The page keeps the answer and sends it again."""
-    print(f"im3d: warning: the database fails: {first_line(error, 200)}", file=sys.stderr, flush=True)
-    return JSONResponse({"error": "The answers cannot be kept at the moment."}, 503)
+def _database_failed() -> Failure:
+    """Answers 503, upon which pages keep their answers and send them again, and says why once in QUIET_S."""
+    said_at = -math.inf
+
+    async def respond(_: Request, error: Exception) -> Response:
+        nonlocal said_at
+        if time.monotonic() - said_at >= QUIET_S:
+            said_at = time.monotonic()
+            print(f"im3d: warning: the database fails: {first_line(error, 200)}", file=sys.stderr, flush=True)
+        return JSONResponse({"error": "The answers cannot be kept at the moment."}, 503)
+
+    return respond
 
 
 def listen(host: str, port: int) -> socket.socket:

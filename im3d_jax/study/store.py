@@ -245,7 +245,9 @@ def _engine(url: str, create: bool) -> sa.Engine:
         # Threads beyond the pool wait in turn. Several connections of SQLite would ask for its lock again and
         # again, some of them for long while others write; none can write beside another one anyway.
         pool = {"pool_size": 1 if is_file else 8, "max_overflow": 0, "pool_timeout": PATIENCE_S}
-        pool |= {"pool_pre_ping": not is_file}
+        if not is_file:
+            # Whoever has waited for `_alone` must see what was written meanwhile, whatever the server's default.
+            pool |= {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
         engine = sa.create_engine(parsed, **pool, connect_args={"timeout": PATIENCE_S} if is_file else {})
     except (NoSuchModuleError, ImportError):
         raise UserError('the database needs the package "psycopg"; pip install "im3d[study]"') from None

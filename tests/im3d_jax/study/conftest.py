@@ -1,9 +1,16 @@
 """A small study of two methods, with real videos and a prompt that would break a careless page."""
 
+import os
+import shutil
+import socket
 import subprocess
+import tempfile
+import uuid
+from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+import sqlalchemy as sa
 
 from im3d_jax.study import FILES, STUDY, annotators, drawing, plan, sources
 
@@ -70,3 +77,47 @@ def directory(tmp_path_factory, source):
     plan.write(drawing.draw(found, {}, settings, path / FILES), path / STUDY)
     annotators.write(path / "annotators.csv", 10)
     return path
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """The URL of a PostgreSQL server: IM3D_TEST_POSTGRESQL, or a server that is started for the tests."""
+    if given := os.environ.get("IM3D_TEST_POSTGRESQL"):
+        yield given
+        return
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # where Debian keeps what is not for PATH
+    found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, places)]))
+    if found is None:
+        pytest.skip("needs IM3D_TEST_POSTGRESQL or PostgreSQL")
+    owner = "nobody" if os.getuid() == 0 else None  # PostgreSQL refuses root
+    with tempfile.TemporaryDirectory(prefix="im3d-postgresql-") as home, socket.socket() as free:
+        if owner:
+            shutil.chown(home, owner)
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+
+        def call(program, *arguments):
+            command = [Path(found).with_name(program), "-D", f"{home}/data", *arguments]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(command, user=owner, cwd=home, check=True, **quiet)
+
+        call("initdb", "--username=im3d", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        call("pg_ctl", "-w", "-o", f"-F -p {port} -k {home} -h 127.0.0.1", "start")
+        yield f"postgresql://im3d@127.0.0.1:{port}/postgres"
+        call("pg_ctl", "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def postgresql_url(postgresql):
+    """The URL of an empty schema, in transactions that by themselves see nothing of those beside them."""
+    schema = f"im3d_test_{uuid.uuid4().hex}"
+    server = sa.create_engine(sa.make_url(postgresql).set(drivername="postgresql+psycopg"))
+    with server.begin() as connection:
+        connection.execute(sa.schema.CreateSchema(schema))
+    settings = f"-csearch_path={schema} -cdefault_transaction_isolation=serializable"
+    url = sa.make_url(postgresql).update_query_dict({"options": settings})
+    yield url.render_as_string(hide_password=False)
+    with server.begin() as connection:
+        connection.execute(sa.schema.DropSchema(schema, cascade=True))
+    server.dispose()

@@ -1,4 +1,7 @@
-"""Answers are kept once each, places are shared fairly, and nothing depends on the process that serves."""
+"""Answers are kept once each, places are shared fairly, and nothing depends on the process that serves.
+
+In SQLite, and among the slow tests in PostgreSQL.
+"""
 
 import random
 import sqlite3
@@ -13,8 +16,10 @@ from im3d_jax.study.store import Answer, State, Store
 from tests.im3d_jax.study.conftest import made_up
 
 
-@pytest.fixture
-def url(tmp_path):
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def url(request, tmp_path):
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql_url")
     return module.default_url(tmp_path, "answers.sqlite")
 
 
@@ -143,12 +148,16 @@ def test_answers_that_are_none_are_refused(open_store, user_error):
     assert store.answers() == []
 
 
-def test_databases_that_are_not_this_studys_are_refused(open_store, url, tmp_path, user_error):
-    with user_error("answers.sqlite does not exist, so that there are no answers yet"):
+def test_databases_of_other_studies_are_refused(open_store, user_error):
+    with user_error("no answers yet.*run `im3d study serve` or `im3d study import`"):
         open_store(made_up(), create=False)
     open_store(made_up(num_prompts=2))
-    with user_error("has the answers of another study"):
-        open_store(made_up(num_prompts=3))
+    for create in (True, False):
+        with user_error("has the answers of another study"):
+            open_store(made_up(num_prompts=3), create=create)
+
+
+def test_what_is_no_database_for_answers_is_refused(tmp_path, user_error):
     with user_error("--database is no URL"):
         Store(made_up(), "answers.sqlite")
     with user_error("SQLite or PostgreSQL"):
