@@ -40,7 +40,7 @@ QUESTIONS = {
     "alignment": Question(
         "Which video shows the object in the picture better?",
         "Which video fits the description better?",
-        "Compare shape, parts and colours with the reference. Ignore how sharp the videos are.",
+        "Compare shape, parts and colours. Ignore how sharp the videos are.",
     ),
     "quality": Question(
         "Which video shows the better 3D object?",

@@ -51,8 +51,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 QUIET_S = 10.0
+UNKNOWN = "This code or link is not valid. Please copy the whole of what you were sent."
 Handler = Callable[[Request], Awaitable[Response]]
-Failure = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Pages:
@@ -62,6 +62,7 @@ class Pages:
         """annotators: names by their tokens."""
         self._study, self._store, self._annotators = study, store, annotators
         self._folder = directory / FILES
+        self._warn = Warnings()
 
     def routes(self) -> list[Route]:
         return [
@@ -76,7 +77,7 @@ class Pages:
     def _annotator(self, request: Request) -> str:
         name = self._annotators.get(request.path_params["token"])
         if name is None:
-            raise HTTPException(404, "This link is not valid. Please copy the whole link that you were sent.")
+            raise HTTPException(404, UNKNOWN)
         return name
 
     async def page(self, request: Request) -> Response:
@@ -102,9 +103,17 @@ class Pages:
         name = request.path_params["name"]
         if name not in self._study.files:  # so that no address can name another file
             raise HTTPException(404, "There is no such file.")
+        if not (self._folder / name).is_file():
+            self._warn(f"{self._folder / name} is not there any more; copy it back")
+            raise HTTPException(503, "The file is not there at the moment.")
         kind = "video/mp4" if name.endswith(".mp4") else "image/png"
         headers = {"Cache-Control": "private, max-age=86400, immutable"}
         return FileResponse(self._folder / name, media_type=kind, headers=headers)
+
+    async def database_failed(self, _: Request, error: Exception) -> Response:
+        """The page keeps the answer and sends it again."""
+        self._warn(f"the database fails: {first_line(error, 200)}")
+        return JSONResponse({"error": "The answers cannot be kept at the moment."}, 503)
 
     def _told(self, annotator: str, following: Next) -> dict[str, Any]:
         """What the page is told. Nothing in it says which method made a video, or whether it is a check."""
@@ -178,7 +187,7 @@ def application(
     is_local: whether it answers to names of this machine alone, so that no page of another host reaches it.
     """
     pages = Pages(study, directory, store, annotators)
-    handlers: dict[Any, Any] = {HTTPException: _refuse, SQLAlchemyError: _database_failed()}
+    handlers: dict[Any, Any] = {HTTPException: _refuse, SQLAlchemyError: pages.database_failed}
     app = Starlette(routes=pages.routes(), exception_handlers=handlers)
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
@@ -215,22 +224,21 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if request.method == "GET" and not request.url.path.endswith("/next"):
         text = (HERE / "refused.html").read_text(encoding="utf-8")
-        return HTMLResponse(text.replace("REASON", escape(error.detail)), error.status_code)
+        reason = UNKNOWN if error.detail == "Not Found" else error.detail  # which Starlette says of itself
+        return HTMLResponse(text.replace("REASON", escape(reason)), error.status_code)
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
-def _database_failed() -> Failure:
-    """Answers 503, upon which pages keep their answers and send them again, and says why once in QUIET_S."""
-    said_at = -math.inf
+class Warnings:
+    """Lines on stderr of which there is one in QUIET_S at most: pages ask again and again for what fails."""
 
-    async def respond(_: Request, error: Exception) -> Response:
-        nonlocal said_at
-        if time.monotonic() - said_at >= QUIET_S:
-            said_at = time.monotonic()
-            print(f"im3d: warning: the database fails: {first_line(error, 200)}", file=sys.stderr, flush=True)
-        return JSONResponse({"error": "The answers cannot be kept at the moment."}, 503)
+    def __init__(self) -> None:
+        self._said_at = -math.inf
 
-    return respond
+    def __call__(self, text: str) -> None:
+        if time.monotonic() - self._said_at >= QUIET_S:
+            self._said_at = time.monotonic()
+            print(f"im3d: warning: {text}", file=sys.stderr, flush=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

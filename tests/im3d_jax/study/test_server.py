@@ -75,6 +75,17 @@ def test_videos_come_in_ranges(client, directory):
     assert part.headers["content-range"] == f"bytes 10-19/{len(content)}"
 
 
+def test_a_video_that_is_gone_is_said_once_and_may_come_back(client, directory, capsys):
+    home, path = f"/a/{client.tokens[0]}", directory / FILES / next(iter(client.study.videos.values())).file
+    path.rename(path.with_suffix(".away"))
+    try:
+        assert [client.get(f"{home}/files/{path.name}").status_code for _ in range(3)] == [503] * 3
+    finally:
+        path.with_suffix(".away").rename(path)
+    assert capsys.readouterr().err.count(f"{path} is not there any more") == 1
+    assert client.get(f"{home}/files/{path.name}").status_code == 200
+
+
 @pytest.mark.parametrize("name", ["../study.json", "..%2Fannotators.csv", "study.json", "%2Fetc%2Fpasswd"])
 def test_no_other_file_is_served(client, name):
     assert client.get(f"/a/{client.tokens[0]}/files/{name}").status_code == 404
@@ -84,6 +95,7 @@ def test_a_wrong_token_gets_nothing(client):
     name = next(iter(client.study.files))
     for path in ("", "next", f"files/{name}"):
         assert client.get(f"/a/wrong-token-of-somebody/{path}").status_code == 404
+    assert "code or link is not valid" in client.get("/a/").text
     refused = client.get("/a/<b>wrong/")
     assert refused.status_code == 404 and "<b>" not in refused.text
     answer = {"item": client.study.items[0].id, "choice": "left"}
