@@ -88,7 +88,10 @@ def _check(sources: Sequence[Source], settings: Settings) -> None:
         )
     if settings.num_annotators < settings.answers_per_item:
         wanted, there = settings.answers_per_item, settings.num_annotators
-        raise UserError(f"{wanted} answers to each question need as many annotators, and {there} are too few")
+        raise UserError(
+            f"{wanted} answers to each question need as many annotators, and {there} are too few; "
+            f"give --annotators {wanted}, or fewer --answers"
+        )
 
 
 # ---- The files ----

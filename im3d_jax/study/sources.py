@@ -27,7 +27,7 @@ VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 TURNTABLES = ("turntable.mp4", "turntable.gif")
 LONGEST_PROMPT = 1000
-NUM_NAMED = 5
+NUM_NAMED, LONGEST_NAMED = 5, 60
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def read(name: str, directory: Path) -> Source:
 
 def named(names: Sequence[str], what: str) -> str:
     """Such as "3 prompts (a, b, c)"; of many, the first ones stand in the brackets."""
-    shown = ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
+    short = [name if len(name) <= LONGEST_NAMED else f"{name[:LONGEST_NAMED]}..." for name in names]
+    shown = ", ".join(short[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
     return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
 
 

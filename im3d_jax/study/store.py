@@ -246,7 +246,7 @@ def _engine(url: str, create: bool) -> sa.Engine:
         # again, some of them for long while others write; none can write beside another one anyway.
         pool = {"pool_size": 1 if is_file else 8, "max_overflow": 0, "pool_timeout": PATIENCE_S}
         if not is_file:
-            # Whoever has waited for `_alone` must see what was written meanwhile, whatever the server's default.
+            # Whoever has waited for `_alone` must see what was written meanwhile, whatever is the default.
             pool |= {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
         engine = sa.create_engine(parsed, **pool, connect_args={"timeout": PATIENCE_S} if is_file else {})
     except (NoSuchModuleError, ImportError):

@@ -80,7 +80,7 @@ def _told(out: Path, study: Study) -> str:
         *study.left_out,
         f"{out}: {pairs}, on {len(study.prompts)} prompts ({pictures} with a picture):"
         f" {len(study.items)} items for {study.answers_per_item} annotators each are {num_answers} answers;"
-        f" {len(study.checks)} checks",
+        f" {len(study.checks)} check{'s' * (len(study.checks) != 1)}",
         f"{out / ANNOTATORS} has the tokens of {study.num_annotators} annotators,"
         f" for {study.items_each} items each",
         f"next: im3d study serve {out}, or for Mechanical Turk im3d study export {out} --video-url URL",

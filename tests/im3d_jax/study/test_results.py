@@ -66,8 +66,9 @@ DIAGNOSES = """00060 03003 01401 00006 03030 20400 00402 20310 20040 00006 10050
 def test_kappa_is_that_of_fleiss():
     table = np.array([[int(count) for count in row] for row in DIAGNOSES.split()])
     assert results.fleiss_kappa(table) == pytest.approx(0.430, abs=5e-4)
+    # His paper has the kappa of each category alone, too.
     each = [results.fleiss_kappa(np.stack([table[:, n], 6 - table[:, n]], 1)) for n in range(5)]
-    assert each == pytest.approx([0.245, 0.245, 0.520, 0.471, 0.566], abs=5e-4), "of each category alone, as in the paper"
+    assert each == pytest.approx([0.245, 0.245, 0.520, 0.471, 0.566], abs=5e-4)
     # The package irrCAC 0.4.4 gives this for items with unequal numbers of answers.
     unequal = np.array([(5, 0), (4, 1), (1, 4), (2, 1), (3, 2)])
     assert results.fleiss_kappa(unequal) == pytest.approx(0.087519623234)

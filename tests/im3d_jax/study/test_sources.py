@@ -60,6 +60,10 @@ def test_keys_differ_where_words_do(text, key):
     assert sources.key_of(text) == key
 
 
+def test_names_of_what_is_missing_are_cut():
+    assert sources.named(["x" * 1000, "y"], "prompt") == f"2 prompts ({'x' * 60}..., y)"
+
+
 def test_a_directory_without_videos_is_refused(tmp_path, user_error):
     with user_error("ours: .*nowhere is no directory"):
         sources.read("ours", tmp_path / "nowhere")
