@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -244,7 +244,11 @@ def _engine(url: str, create: bool) -> sa.Engine:
     try:
         # Threads beyond the pool wait in turn. Several connections of SQLite would ask for its lock again and
         # again, some of them for long while others write; none can write beside another one anyway.
-        pool = {"pool_size": 1 if is_file else 8, "max_overflow": 0, "pool_timeout": PATIENCE_S}
+        pool: dict[str, Any] = {
+            "pool_size": 1 if is_file else 8,
+            "max_overflow": 0,
+            "pool_timeout": PATIENCE_S,
+        }
         if not is_file:
             # Whoever has waited for `_alone` must see what was written meanwhile, whatever is the default.
             pool |= {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}

@@ -206,11 +206,11 @@ def test_neither_a_slow_double_click_nor_another_tab_answers_unseen(opened, brow
 
 def test_a_browser_that_waits_for_a_touch_takes_none_as_an_answer(opened, browser):
     """As phones that save power do."""
-    refuse = """let isTouched = false; const { play } = HTMLMediaElement.prototype;
+    refuse = """{ let isTouched = false; const { play } = HTMLMediaElement.prototype;
         addEventListener("pointerup", () => (isTouched = true), true);
         HTMLMediaElement.prototype.play = function () {
           return isTouched ? play.call(this) : Promise.reject(new DOMException("", "NotAllowedError"));
-        };"""
+        } }"""
     browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
     browser.refresh()
     until(lambda: "Touch the page" in browser.find_element("id", "status").text and is_ready(browser))
