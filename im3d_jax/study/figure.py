@@ -52,11 +52,11 @@ def _draw(axis: Any, comparisons: Sequence[Mapping[str, Any]]) -> None:
             lw=1.2,
         )
         if rate > NARROW:
-            _number(axis, 2, row, rate, "left", "white")
+            _number(axis, 2.0, row, rate, "left", "white")
         else:
             _number(axis, 100 * rate + 2, row, rate, "left", INK)
         if rate < 1 - NARROW:
-            _number(axis, 98, row, 1 - rate, "right", INK)
+            _number(axis, 98.0, row, 1 - rate, "right", INK)
         else:
             _number(axis, 100 * rate - 2, row, 1 - rate, "right", "white")
     axis.axvline(50, color=INK, lw=0.8, ls=":")
