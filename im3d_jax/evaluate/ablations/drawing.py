@@ -27,7 +27,7 @@ def check() -> None:
 
 
 def plot(found: Mapping[str, Any], table: Table, path: Path) -> None:
-    """Writes the plot of a table: along its axis, or the differences of its rows from the first one."""
+    """Writes the plot of a table: the differences of its rows from the first one, along its axis if any."""
     backend, figures = needed("matplotlib.backends.backend_agg"), needed("matplotlib.figure")
     scores = _panels(found)
     methods = [each for each in found["methods"] if each["name"].startswith(f"{table.name}: ")]
@@ -58,17 +58,24 @@ def _panels(found: Mapping[str, Any]) -> list[str]:
 
 
 def _along(axis: Any, found: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], score: str) -> None:
-    cells = {each["method"]: each for each in found["summary"] if each["score"] == score}
+    """The first row is at 0. Objects differ far more than rows, so intervals of means would hide these."""
+    cells = {each["first"]: each for each in found["differences"] if each["score"] == score}
+    cells[methods[0]["name"]] = {"mean": 0.0, "interval": [0.0, 0.0]}
     for color, series in zip(COLORS, dict.fromkeys(each["series"] for each in methods), strict=False):
         some = [each for each in methods if each["series"] == series and each["name"] in cells]
-        points = sorted((each["axis"], cells[each["name"]]) for each in some if each["axis"] is not None)
-        x, means = [point[0] for point in points], [point[1]["mean"] for point in points]
-        ends = [point[1]["interval"] for point in points]
-        errors = [[m - low for m, (low, _) in zip(means, ends, strict=True)],
-                  [high - m for m, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
+        points = sorted((each["axis"], each["name"]) for each in some if each["axis"] is not None)
+        x, found_there = [place for place, _ in points], [cells[name] for _, name in points]
+        errors = [
+            [each["mean"] - each["interval"][0] for each in found_there],
+            [each["interval"][1] - each["mean"] for each in found_there],
+        ]
+        means = [each["mean"] for each in found_there]
         axis.errorbar(x, means, yerr=errors, color=color, marker="o", capsize=3, lw=1.4, label=series)
+    axis.axhline(0, color=INK, lw=0.8, ls=":")
     axis.set_xticks(sorted({each["axis"] for each in methods if each["axis"] is not None}))
-    axis.set_title(COLUMNS[score][0], fontsize=10, color=INK)
+    axis.set_title(
+        f"{COLUMNS[score][0]}, minus {methods[0]['row']}", fontsize=10, color=INK, parse_math=False
+    )
 
 
 def _differences(

@@ -276,7 +276,8 @@ def verdict(trends: Sequence[Mapping[str, Any]]) -> str:
     for seen, words in SEEN.items():
         names = [each["method"].partition(": ")[2] for each in claimed if each["seen"] == seen]
         said += [f"{words}: {', '.join(names)}"] if names else []
-    return f"**{'; '.join(said)}.**\n" if said else ""
+    text = "; ".join(said)
+    return f"**{text[0].upper()}{text[1:]}.**\n" if said else ""
 
 
 def _published(table: Table) -> list[str]:

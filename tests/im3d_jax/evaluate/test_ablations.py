@@ -400,4 +400,5 @@ def test_a_sentence_says_where_the_trend_shows():
     assert reporting.verdict(trends) == (
         "**The paper's trend shows: a, d; it is not seen at this number of objects: b.**\n"
     )
+    assert reporting.verdict(trends[1:3]) == "**It is not seen at this number of objects: b.**\n"
     assert reporting.verdict(trends[2:3]) == ""
