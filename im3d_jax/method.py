@@ -19,6 +19,7 @@ from im3d_jax.settings import AssetSettings
 from im3d_jax.stages import Stages
 from recon_torch.elevation.estimator import Estimator, estimate
 from recon_torch.process import ReconstructionClient
+from recon_torch.views import rigidity
 from recon_torch.views.cameras import orbit
 
 
@@ -67,7 +68,9 @@ def make_asset(
     # ---- G -> verdict ----
     with stages.timed("inspect"):
         seen = inputs.look(request.prompt, pictures, generator.text)
-        quality = inputs.judge(client.inspect(settings.gates, turntable), seen)
+        # Later views are made of renders of a fit, which does not move, so the first ones tell.
+        excursions = rigidity.excursions(cameras, rounds[0].targets[..., 3:])
+        quality = inputs.judge(client.inspect(settings.gates, turntable, excursions), seen)
 
     # ---- G -> files ----
     counts = named_counts(generator.count, drawing.count)

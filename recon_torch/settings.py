@@ -280,6 +280,8 @@ class GateSettings:
     view_shape, view_psnr: least `shape_score`, and PSNR of the foreground in dB, of a render and its view.
     view_gap: by how many dB less than the median that PSNR is of views that stand out.
     views_bad: share of views that fail from which the verdict is bad instead of suspect.
+    view_motion: by which share of the object's size the outlines of so many views may stick out of what the
+        other views allow.
     janus_back, janus_gap: correlation of the back with the front, and by how much less that of the sides is.
     """
 
@@ -293,6 +295,7 @@ class GateSettings:
     view_psnr: Annotated[float, Range(0, 1000)] = 14.0
     view_gap: Positive = 11.0
     views_bad: Share = 0.25
+    view_motion: Share = 0.022
     janus_back: Correlation = 0.8
     janus_gap: Correlation = 0.3
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from recon_torch.fit.loss import Targets
 from recon_torch.losses.metrics import psnr, standing_out
 from recon_torch.raster import Render
 from recon_torch.settings import GateSettings, Level, Verdict
+from recon_torch.views import rigidity
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.masks import problem
 
@@ -63,12 +64,14 @@ def inspect(
     around: Cameras,
     up: Float[np.ndarray, "3"] | None = None,
     settings: GateSettings | None = None,
+    excursions: Float32[np.ndarray, " K"] | None = None,
 ) -> dict[str, Any]:
     """Runs all gates on a fit.
 
     Args:
         around: cameras on a closed orbit, view 0 first.
         up: of the fit's world; default: +Z.
+        excursions: of the masks that the object was first known by; default: of those that it is fitted to.
 
     Returns:
         What report.json says: the "verdict" (`Verdict`), "reasons" for it, "hints" and "numbers".
@@ -78,6 +81,8 @@ def inspect(
     views, masks = fit.targets.views.cpu(), fit.targets.masks
     masks = None if masks is None else masks.cpu()
     renders, alphas = _render(fit, fit.cameras)
+    if excursions is None and masks is not None:
+        excursions = rigidity.excursions(fit.cameras, masks.numpy())
     quarters = _render(fit, around[np.arange(QUARTER_TURNS) * len(around) // QUARTER_TURNS])
     gates = [
         floaters_gate(grid, fit.cameras, settings),
@@ -90,6 +95,8 @@ def inspect(
         ),
         janus_gate(*quarters, settings),
     ]
+    if excursions is not None:
+        gates.append(rigidity_gate(excursions, settings))
     findings = [finding for _, finding in gates if finding]
     return {
         "verdict": _verdict(findings),
@@ -196,6 +203,25 @@ def agreement_gate(
     colour = f"{psnr_db.min():.1f} dB, the median {psnr_db.median():.1f}"
     worst = f"in shape (score {shape.min():.2f}) or colour ({colour})"
     return numbers, Finding(level, f"the renders disagree with views {_listed(wrong)}, {worst}")
+
+
+def rigidity_gate(excursions: Float32[np.ndarray, " K"], settings: GateSettings) -> Judged:
+    """Finds views of an object that moves instead of turning (A.4): no rigid one has all of their outlines.
+
+    A few views that stick out are wrong themselves, which `agreement_gate` looks for.
+
+    excursions: of the views, see `rigidity.excursions`.
+    """
+    enough = max(1, int(np.ceil(settings.views_bad * len(excursions))))
+    numbers = {"motion": float(np.sort(excursions)[-enough])}
+    if numbers["motion"] <= settings.view_motion:
+        return numbers, None
+    views = np.flatnonzero(excursions > settings.view_motion).tolist()
+    text = (
+        f"no rigid object explains views {_listed(views)}: their outlines stick out of what the others "
+        f"allow, by up to {excursions.max():.1%} of its size; does it move?"
+    )
+    return numbers, Finding(Level.BAD, text)
 
 
 def shape_score(alphas: Float[Tensor, "K H W 1"], masks: Float[Tensor, "K H W 1"]) -> Float[Tensor, " K"]:

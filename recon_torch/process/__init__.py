@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings
@@ -65,10 +66,17 @@ class ReconstructionClient(Protocol):
     ) -> tuple[Float[Tensor, "K2 H2 W2 3"], Float[Tensor, "K2 H2 W2 1"]]:
         """Renders the fit's own or other cameras into `renders` and `alphas`, and returns these two."""
 
-    def inspect(self, settings: GateSettings, around: Cameras | None = None) -> dict[str, Any]:
+    def inspect(
+        self,
+        settings: GateSettings,
+        around: Cameras | None = None,
+        excursions: Float32[np.ndarray, " K"] | None = None,
+    ) -> dict[str, Any]:
         """What the quality gates say of the fit (`recon_torch.fit.quality.inspect`).
 
         around: cameras on a closed orbit, view 0 first; default: the fit's own.
+        excursions: of the masks that the object is judged by (`recon_torch.views.rigidity`); default: of the
+            fit's targets.
         """
 
     def export(

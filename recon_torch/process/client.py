@@ -31,8 +31,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from recon_torch import locks
@@ -195,12 +196,18 @@ class ReconClient:
         self._call(protocol.RenderInto(cameras, self.renders, self.alphas))
         return self.renders, self.alphas
 
-    def inspect(self, settings: GateSettings, around: Cameras | None = None) -> dict[str, Any]:
+    def inspect(
+        self,
+        settings: GateSettings,
+        around: Cameras | None = None,
+        excursions: Float32[np.ndarray, " K"] | None = None,
+    ) -> dict[str, Any]:
         """What `quality.inspect` says of the fit, which has targets.
 
         around: cameras on a closed orbit, view 0 first; default: the fit's own.
+        excursions: of the masks that the object is judged by; default: of the fit's targets.
         """
-        return self._call(protocol.Inspect(around or self._cameras, settings)).result
+        return self._call(protocol.Inspect(around or self._cameras, settings, excursions)).result
 
     def export(
         self,

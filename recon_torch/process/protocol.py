@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from recon_torch.settings import ExportSettings, FitSettings, GateSettings, MeshSettings
@@ -55,6 +56,7 @@ class RenderInto(NamedTuple):
 class Inspect(NamedTuple):
     around: Cameras  # on a closed orbit, view 0 first
     settings: GateSettings
+    excursions: Float32[np.ndarray, " K"] | None
 
 
 class Export(NamedTuple):

@@ -37,10 +37,9 @@ from recon_torch.process.protocol import (
     Start,
 )
 from recon_torch.raster import gsplat_kernels
-from recon_torch.settings import Engine, GateSettings, Representation
+from recon_torch.settings import Engine, Representation
 from recon_torch.settings import Start as FirstShape
 from recon_torch.views import axes
-from recon_torch.views.cameras import Cameras
 
 RENDER_CHUNK_VIEWS = 8  # views between two signs of life
 
@@ -95,8 +94,8 @@ class Worker:
                 return self._fit_until(step)
             case RenderInto():
                 self._render_into(command)
-            case Inspect(around, settings):
-                return self._inspect(around, settings)
+            case Inspect():
+                return self._inspect(command)
             case Export():
                 self._export(command)
         return {}
@@ -143,8 +142,9 @@ class Worker:
         written = self._fit.scene.save(command.path, file_axes=file_axes, mesh=command.mesh)
         self._notes += export.export_beside(written, settings.formats, axes.UPRIGHT)
 
-    def _inspect(self, around: Cameras, settings: GateSettings) -> dict[str, Any]:
-        return quality.inspect(self._fit, around, settings=settings)
+    def _inspect(self, command: Inspect) -> dict[str, Any]:
+        around, settings, excursions = command
+        return quality.inspect(self._fit, around, settings=settings, excursions=excursions)
 
     def _on_step(self, step: int, losses: dict[str, Any]) -> None:
         now_s = time.monotonic()

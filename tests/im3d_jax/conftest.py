@@ -310,8 +310,9 @@ class LocalClient:
         self.renders, self.alphas = (tensor.contiguous().clone() for tensor in (render.rgb, render.alpha))
         return self.renders, self.alphas
 
-    def inspect(self, settings, around=None):
-        return quality.inspect(self._fit, around or self._fit.cameras, settings=settings)
+    def inspect(self, settings, around=None, excursions=None):
+        around = around or self._fit.cameras
+        return quality.inspect(self._fit, around, settings=settings, excursions=excursions)
 
     def export(self, path, settings, mesh):
         written = self._fit.scene.save(path, file_axes=axes.chosen(settings.axes), mesh=mesh)

@@ -13,6 +13,8 @@ from im3d_jax.conditions import text_to_image
 from recon_torch import outputs
 from recon_torch.fit import quality
 from recon_torch.formats.ply import load_ply
+from recon_torch.views import rigidity
+from recon_torch.views.directory import load_views
 from recon_torch.views.images import read_image
 from recon_torch.views.transforms import read_transforms
 
@@ -143,9 +145,12 @@ def test_the_same_seed_makes_the_same_bytes(asset, config_path, tmp_path, capsys
 
 def test_bad_assets_are_tried_again_and_the_best_stays(config_path, tmp_path, monkeypatch):
     """Verdicts of four tries; the third is the first that is not bad, and ends it."""
-    verdicts = iter(["bad", "bad", "suspect", "good"])
+    verdicts, judged = iter(["bad", "bad", "suspect", "good"]), []
+    # Whether the object moves is told by the first views: later ones follow a fit, which does not move.
+    monkeypatch.setattr(rigidity, "excursions", lambda cameras, masks: (judged.append(masks), "found")[1])
 
-    def inspect(*_, **__):
+    def inspect(*_, excursions, **__):
+        assert excursions == "found"
         verdict = next(verdicts)
         return {
             "verdict": verdict,
@@ -163,6 +168,9 @@ def test_bad_assets_are_tried_again_and_the_best_stays(config_path, tmp_path, mo
         (4, "bad"), (1004, "bad"), (2004, "suspect"),
     ]  # fmt: skip
     assert command(config_path, "--prompt", "a red car", "--seed", 2004, "--out", tmp_path / "direct") == 0
+    masks = [load_views(tmp_path / "retried" / f"views_{number}").masks for number in (0, 2)]
+    np.testing.assert_allclose(judged[2], masks[0], atol=0.003)
+    assert np.abs(judged[2] - masks[1]).max() > 0.01
     first, again = ((tmp_path / name / "asset.ply").read_bytes() for name in ("retried", "direct"))
     assert first == again
     hidden = [path.name for path in (tmp_path / "retried").iterdir() if path.name.startswith(".")]

@@ -10,11 +10,12 @@ import torch
 
 from recon_torch.fit.loss import Targets
 from recon_torch.fit.optimization import Fit
-from recon_torch.fit.quality import agreement_gate, floor_gate, inspect, upright
+from recon_torch.fit.quality import agreement_gate, floor_gate, inspect, rigidity_gate, upright
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
 from recon_torch.scene.opacity_grid import opacity_grid
 from recon_torch.settings import FitSettings, GateSettings
+from recon_torch.views import rigidity
 from recon_torch.views.cameras import Cameras, orbit
 
 pytestmark = pytest.mark.slow
@@ -216,3 +217,35 @@ def test_a_real_fit_is_good():
 
 def test_settings_are_documented():
     assert all(field.name in GateSettings.__doc__ for field in dataclasses.fields(GateSettings))
+
+
+def test_a_quarter_of_the_views_has_to_stick_out_before_the_object_moves():
+    excursions = np.zeros(16, np.float32)
+    excursions[[2, 5, 9]] = 0.2
+    numbers, finding = rigidity_gate(excursions, GateSettings())
+    assert finding is None and numbers["motion"] == 0
+    excursions[12] = 0.1
+    numbers, finding = rigidity_gate(excursions, GateSettings())
+    assert finding.level == "bad" and numbers["motion"] == pytest.approx(0.1)
+    assert "explains views 2, 5, 9, 12:" in finding.text and "by up to 20.0%" in finding.text
+    assert rigidity_gate(excursions, GateSettings(view_motion=0.15))[1] is None
+
+
+def test_a_limb_that_moves_during_the_orbit_is_found_and_one_at_rest_is_not():
+    cameras = orbit(16, 0.3, 64)
+    body = ellipsoid((0, 0, 0), (0.25, 0.2, 0.2), BLUE)
+
+    def verdict(height):
+        heights = height * np.sin(2 * np.pi * np.arange(16) / 16)
+        limbs = [ellipsoid((0.3, 0, z), (0.12, 0.05, 0.05), RED, 200) for z in heights]
+        masks = torch.cat([render(together(body, limb), cameras[k]).alpha for k, limb in enumerate(limbs)])
+        return rigidity_gate(rigidity.excursions(cameras, masks.numpy()), GateSettings())[1]
+
+    assert verdict(0.0) is None and "does it move?" in verdict(0.15).text
+
+
+def test_the_verdict_is_on_the_masks_that_are_handed_in():
+    given = np.full(8, 0.2, np.float32)
+    assert inspect(fitted(duck()), CAMERAS)["verdict"] == "good"
+    (reason,) = inspect(fitted(duck()), CAMERAS, excursions=given)["reasons"]
+    assert "no rigid object explains views 0, 1, 2, 3, 4, 5, 6, 7" in reason
