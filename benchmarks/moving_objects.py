@@ -67,8 +67,8 @@ class Motion(NamedTuple):
     amount: float
 
     def __str__(self) -> str:
-        unit = "degrees" if self.kind == "swings" else "%"
-        return f"{self.kind} by {self.amount:g}" + (" degrees" if self.kind == "swings" else "%")
+        unit = " degrees" if self.kind == "swings" else "%"
+        return f"{self.kind} by {self.amount:g}{unit}"
 
 
 MOTIONS = [Motion("swings", amount) for amount in (5, 10, 20)]
