@@ -80,7 +80,7 @@ def test_every_setting_of_the_fit_and_of_its_gates_can_be_overridden():
     )  # fmt: skip
     changes = dict(lpips_weights="vgg16.pth", lpips_stages=2, start="hull")
     assert FitSettings(**config.fit) == FitSettings(**changes)
-    assert GateSettings(**config.gates) == GateSettings(floor_area=0.5)
+    assert GateSettings(**config.gates) == GateSettings(floor_area=0.5, view_motion=0.07)
 
 
 @pytest.mark.parametrize(
