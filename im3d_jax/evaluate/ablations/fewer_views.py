@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from recon_torch.process import ReconstructionClient
@@ -73,8 +73,13 @@ class FewerViews:
     ) -> dict[str, float]:
         return self._client.fit(until_step, on_progress)
 
-    def inspect(self, settings: GateSettings, around: Cameras | None = None) -> dict[str, Any]:
-        return self._client.inspect(settings, around)
+    def inspect(
+        self,
+        settings: GateSettings,
+        around: Cameras | None = None,
+        excursions: Float32[np.ndarray, " K"] | None = None,
+    ) -> dict[str, Any]:
+        return self._client.inspect(settings, around, excursions)
 
     def export(
         self,
