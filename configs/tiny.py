@@ -38,6 +38,6 @@ def get_config() -> ConfigDict:
     )
     config.autoencoder = dict(name="patches", kwargs=dict(patch=4))
     config.text = dict(name="words", kwargs=dict(words=words, max_words=16))
-    # Its views of objects at rest disagree by up to 6.5% (docs/gates.md).
+    # Its views of objects at rest disagree by up to 6.7% (docs/gates.md).
     config.gates.view_motion = 0.07
     return config
