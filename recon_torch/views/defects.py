@@ -13,6 +13,7 @@ QUIET = 0.25  # share of the blocks that are taken to have little but noise
 FEWEST_BLOCKS = 8  # from which noise is told
 SATURATED = 0.5 / 255  # a value so near to black or white may have been beyond it
 CLIPPED = 0.2  # share of a block's values that are saturated, if the noise is cut off by that
+MOST_HIDDEN = 3.0  # times the noise that is left is what can have been cut off
 DEVIATION = 1.4826  # the standard deviation of a Gaussian by its median distance to the mean
 EDGES = 0.98  # quantile of the gradient from which on a pixel is an edge
 LEAST_EDGE = 0.02  # of the gradient, in [0, 1] per pixel
@@ -95,15 +96,35 @@ def noise(rgb: Float[np.ndarray, "H W 3"], within: Bool[np.ndarray, "H W"] | Non
     whole = _blocks(inside[..., None]).all(-1)
     if whole.sum() < FEWEST_BLOCKS:
         return 0.0
-    values, bent = _blocks(rgb)[whole], _blocks(bent)[whole]
+    measured = [_spread(*map(_blocks, each)) for each in zip(*map(_channels, (rgb, bent)), strict=True)]
+    spread = np.stack([each[whole] for each in measured])
+    # A channel that is black or white throughout, as the blue of what is yellow, tells of no noise.
+    told = np.isfinite(spread)
+    by_block = np.where(told, spread, 0).sum(0) / told.sum(0).clip(1)
+    return float(np.quantile(by_block, QUIET))
+
+
+def _spread(values: Float[np.ndarray, "N B"], bent: Float[np.ndarray, "N B"]) -> Float[np.ndarray, " N"]:
+    """The noise in each block of one channel; NaN where all of it is black or white.
+
+    bent: the values after a convolution with the Laplacian.
+    """
     to_end = np.minimum(values, 1 - values)
     clipped = to_end <= SATURATED
+    share = clipped.mean(-1)
     spread = DEVIATION * np.median(np.abs(bent), -1)
-    half = np.where(clipped, np.nan, to_end)
-    cut = (clipped.mean(-1) > CLIPPED) & ~clipped.all(-1)
-    spread[clipped.all(-1)] = 0
-    spread[cut] = DEVIATION * np.nanmedian(half[cut], -1) * (clipped[cut].mean(-1) < 1 - CLIPPED)
-    return float(np.quantile(spread, QUIET))
+    cut = (share > CLIPPED) & (share < 1)
+    visible = (
+        DEVIATION * np.nanmedian(np.where(clipped, np.nan, to_end)[cut], -1) * (share[cut] < 1 - CLIPPED)
+    )
+    # Shading that ends in black is far from it on one side, but it is smooth.
+    spread[cut] = np.minimum(visible, MOST_HIDDEN * spread[cut])
+    spread[share == 1] = np.nan
+    return spread
+
+
+def _channels(rgb: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "3 H W"]:
+    return np.moveaxis(rgb, -1, 0)
 
 
 def blur_px(rgb: Float[np.ndarray, "H W 3"]) -> float:

@@ -32,6 +32,15 @@ def test_noise_is_measured_also_where_white_or_black_cut_it_off(background, sigm
     assert measured == pytest.approx(sigma, rel=0.2, abs=0.3)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 8.0])
+def test_a_channel_that_is_black_is_no_noise(sigma):
+    """As the blue of a yellow duck is, but for some shading."""
+    rgb = picture(0.5)
+    rgb[..., 2] = (np.hypot(ROWS - 60, COLUMNS - 66) / 40 - 0.95).clip(0)
+    rgb[..., 1] = np.where(ROWS < 70, 0.8, 0.5)
+    assert 255 * defects.noise(noisy(rgb, sigma), INSIDE) == pytest.approx(sigma, rel=0.25, abs=0.5)
+
+
 def test_noise_within_a_mask():
     rgb = picture(1.0)
     dirty = np.where(INSIDE[..., None], noisy(rgb, 8), rgb)
