@@ -223,7 +223,7 @@ class AssetSettings:
             )
             raise UserError(f"{given}: make each larger than the one before")
         if self.export.formats and self.fit.representation == Representation.NERF:
-            raise UserError("config.export.formats: a radiance field fits in none; make it ()")
+            raise UserError("config.export.formats: a radiance field has no files of Gaussians; make it ()")
         if self.export.page and self.fit.representation == Representation.NERF:
             raise UserError("config.export.page: pages show Gaussians, and this is a radiance field")
         if self.export.mesh and not self.mesh.formats:
@@ -237,7 +237,10 @@ class AssetSettings:
 
     def _check_mesh(self) -> None:
         if self.export.formats:
-            raise UserError("config.export.formats: a mesh fits in none; make it ()")
+            raise UserError(
+                "config.export.formats: these are of Gaussians, and the asset is a mesh; make it (),"
+                " and name those of the mesh in config.mesh.formats"
+            )
         if self.export.mesh:
             raise UserError("config.export.mesh: the asset is a mesh already; make it False")
         if self.export.axes != FileAxes.UPRIGHT:

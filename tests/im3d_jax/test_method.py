@@ -258,7 +258,7 @@ def bad_cases(tmp_path, config_path):
         "config.export.page: pages show Gaussians": (*prompt, *out, "--config.fit.representation=nerf"),
         "give one of gaussians, nerf": (*prompt, *out, "--config.fit.representation=voxels"),
         "the asset is a mesh already": (*prompt, *out, "--mesh", "--config.fit.representation=mesh"),
-        "a mesh fits in none": (
+        "name those of the mesh in config.mesh.formats": (
             *(*prompt, *out, "--config.fit.representation=mesh"),
             "--config.export.formats=('spz',)",
         ),

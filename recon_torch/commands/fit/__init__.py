@@ -144,10 +144,12 @@ def _refuse_conflicts(flags: argparse.Namespace) -> None:
         "--viewer-stay keeps the page of --viewer; give that, too": flags.viewer or not flags.viewer_stay,
         '--viewer needs viser; pip install "im3d[viewer]"': not flags.viewer
         or importlib.util.find_spec("viser") is not None,
-        "a radiance field fits in none of --formats": flags.representation != Representation.NERF
+        "--formats are of Gaussians, and a radiance field has none; leave them out": flags.representation
+        != Representation.NERF
         or not flags.formats,
         "--representation mesh writes a mesh by itself; leave --mesh out": not mesh or not flags.mesh,
-        "a mesh fits in none of --formats": not mesh or not flags.formats,
+        "--formats are of Gaussians, and --representation mesh writes mesh.glb; leave them out": not mesh
+        or not flags.formats,
         "--axes is of asset.ply, and files of a mesh have +Y up; leave it out": not mesh
         or flags.axes == FileAxes.UPRIGHT,
         "a mesh cannot --start from Gaussians": not mesh or flags.start is None,

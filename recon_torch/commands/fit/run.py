@@ -324,9 +324,8 @@ def _run_with_progress(
             if watch is not None:
                 watch(fit, losses)
             if bar.disable and fit is assets[-1].fit and fit.step % LOG_EVERY_STEPS == 0:
-                print(
-                    f"step {fit.step}: loss {losses['loss']:.4f}, {fit.num_gaussians} Gaussians", flush=True
-                )
+                count = f", {fit.num_gaussians} Gaussians" if fit.num_gaussians else ""
+                print(f"step {fit.step}: loss {losses['loss']:.4f}{count}", flush=True)
 
         return run(assets, on_step, flags.refine_cameras)
 

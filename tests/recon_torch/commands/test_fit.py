@@ -18,6 +18,7 @@ from recon_torch.formats.ply import load_ply, save_ply
 from recon_torch.page.live import LivePage
 from recon_torch.raster.gaussians import Gaussians
 from recon_torch.raster.render import render as render_gaussians
+from recon_torch.scene import mesh as mesh_scene
 from recon_torch.settings import MeshSettings
 from recon_torch.views import world
 from recon_torch.views.cameras import Cameras, orbit
@@ -128,6 +129,31 @@ def test_a_view_that_contradicts_the_others_is_named_also_by_a_radiance_field(tm
     assert report["quality"]["verdict"] != "good" and "views 2," in report["quality"]["reasons"][0]
     assert report["num_gaussians"] == 0 and any("asset.safetensors" in note for note in report["notes"])
     assert (out / "asset.safetensors").is_file() and not (out / "asset.ply").exists()
+
+
+def test_a_mesh_is_fitted_in_the_world_of_the_views(tmp_path, monkeypatch, capsys):
+    few = functools.partial(run.FitSettings, mesh_cells=14, mesh_colors=24, w_lpips=0.0)
+    monkeypatch.setattr(run, "FitSettings", few)
+    monkeypatch.setattr(mesh_scene, "MeshSettings", functools.partial(MeshSettings, texture=64))
+    write_views(tmp_path / "views", CAMERAS, moved)
+    out = tmp_path / "out"
+    fit_views.main(
+        [
+            "--views",
+            str(tmp_path / "views"),
+            "--out",
+            str(out),
+            "--representation",
+            "mesh",
+            "--steps",
+            "20",
+            *OPTIONS,
+        ]
+    )
+    report = json.loads((out / "report.json").read_text())
+    assert not (out / "asset.ply").exists() and "mesh: mesh.glb" in capsys.readouterr().out
+    assert report["mesh"]["watertight"] and report["training"]["silhouette_iou"] > 0.8
+    _check_mesh(out, report)
 
 
 def test_a_fit_that_is_watched_is_the_same(tmp_path, monkeypatch, capsys):
