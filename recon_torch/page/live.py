@@ -25,6 +25,7 @@ EVERY_STEPS = 25
 """Between two pictures of the Gaussians."""
 
 FRUSTUM, THUMBNAIL_PX = 0.15, 96  # the size of a camera in the unit world, and of its picture
+START_SHARE = 0.6  # of the way to the first camera, from which a browser sees the object first
 GAUSSIANS, CAMERAS = "/gaussians", "/cameras"
 
 
@@ -63,7 +64,8 @@ class LivePage:
         """
         scene, first = self._server.scene, cameras.positions[0]
         scene.set_up_direction(tuple(map(float, up)))
-        self._server.initial_camera.position = tuple(1.3 * first)
+        # From within the ring of cameras, as the picture of the first would hide the object from behind it.
+        self._server.initial_camera.position = tuple(START_SHARE * first)
         self._server.initial_camera.look_at = (0.0, 0.0, 0.0)
         self._server.initial_camera.up = tuple(map(float, up))
         with self._server.atomic():
@@ -91,7 +93,8 @@ class LivePage:
             self._text.content = text
 
     def close(self) -> None:
-        self._server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._server.stop()
 
     def __enter__(self) -> LivePage:
         return self

@@ -59,6 +59,9 @@ def test_a_browser_gets_the_gaussians_the_cameras_and_the_text():
             frames_until(connection, some_gaussians(8).means.numpy().tobytes()[:12])
         handles = page._server.scene._handle_from_node_name  # noqa: SLF001 (viser has no list of its nodes)
         frustums = [handles[f"{live.CAMERAS}/{number:03d}"] for number in range(3)]
+        # The first camera's picture, which hangs FRUSTUM before it, is behind who looks first.
+        start = np.array(page._server.initial_camera.position)  # noqa: SLF001
+        assert np.linalg.norm(start) < 2 - 2 * live.FRUSTUM and start @ cameras.positions[0] > 0
         for frustum, position in zip(frustums, cameras.positions, strict=True):
             np.testing.assert_allclose(frustum.position, position, atol=1e-6)
             assert frustum.fov == pytest.approx(np.deg2rad(33.8), abs=1e-6)
