@@ -177,7 +177,7 @@ EXPORTED = "|".join(sorted({re.escape(each.suffix[1:]) for each in Format}))
 MESH_PATHS = (r"mesh\.(glb|obj|mtl|png|ply|usdc)", r"mesh\.json")
 """What a mesh is written to, as `outputs.Kind` takes it."""
 
-MESH_PACKAGES = ("skimage", "fast_simplification", "xatlas", "trimesh")
+MESH_PACKAGES = ("skimage", "fast_simplification", "manifold3d", "xatlas", "trimesh")
 """The modules of the extra "mesh"."""
 
 

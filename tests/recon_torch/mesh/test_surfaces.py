@@ -146,6 +146,20 @@ def test_decimation_keeps_shape_and_closure(cube):
     cleaning.check_watertight(few)
 
 
+@pytest.mark.parametrize("most", [300, 2000])
+def test_thin_parts_that_decimation_brings_together_stay_closed(cube, most):
+    """A bowl whose wall is thinner than the triangles, and a rod that nearly touches it."""
+    x, y, z = np.moveaxis(points(cube), -1, 0)
+    wall = 0.5 * cube.cell - np.abs(np.sqrt(x**2 + y**2 + z**2) - 0.3)
+    rod = np.minimum(0.04 - np.hypot(x, y), 0.24 - abs(z))
+    field = np.maximum(np.minimum(wall, 0.1 - z), rod)
+    surface = grid.surface_at(field.astype(np.float32), 0.0, cube)
+    few = cleaning.decimated(surface, most)
+    assert surface.is_watertight and few.is_watertight and len(few.triangles) <= most
+    joined_by_place = trimesh.Trimesh(few.vertices.astype(np.float32), few.triangles)
+    assert joined_by_place.is_watertight and joined_by_place.is_winding_consistent
+
+
 def test_what_decimation_cannot_do_is_an_error(cube, user_error):
     torus = 0.05 - np.hypot(np.hypot(*np.moveaxis(points(cube)[..., :2], -1, 0)) - 0.3, points(cube)[..., 2])
     surface = grid.surface_at(torus.astype(np.float32), 0.0, cube)
