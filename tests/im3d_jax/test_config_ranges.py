@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags, config_help, config_sections, main, parts
 from im3d_jax.autoencoders.kl_network import Architecture
-from im3d_jax.commands import dataset, study
+from im3d_jax.commands import dataset, evaluate, study
 from im3d_jax.conditions.encoders import TokenEncoder
 from im3d_jax.config_kinds import ElevationConfig, ModelConfig, PublishedSettings
 from im3d_jax.training_settings import (
@@ -241,8 +241,10 @@ def actions_of(parser):
     return parser._actions  # noqa: SLF001 - argparse has no other way to list them
 
 
-MODULES = [each.module for name, each in main.COMMANDS.items() if name not in ("dataset", "study")]
+WITH_COMMANDS = ("dataset", "evaluate", "study")
+MODULES = [each.module for name, each in main.COMMANDS.items() if name not in WITH_COMMANDS]
 MODULES += [f"{dataset.__name__}.{name}" for name in dataset.COMMANDS]
+MODULES += [f"{evaluate.__name__}.{name}" for name in evaluate.COMMANDS]
 MODULES += [f"{study.__name__}.{name}" for name in study.MODULES.values()]
 FLAGS = [
     (module, action.option_strings[-1])
