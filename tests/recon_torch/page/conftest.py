@@ -1,4 +1,6 @@
-"""A small asset as `im3d generate` writes it, with a prompt that would break a careless page."""
+"""A small asset as `im3d generate` writes it, with a prompt that would break a careless page; a browser."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -51,6 +53,32 @@ def asset(tmp_path, blobs):
     }
     write_json(folder / "report.json", report)
     return folder
+
+
+@pytest.fixture
+def browser():
+    """Debian's Chromium without a window."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver_path):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("networking", "timer-throttling")
+    for flag in (
+        *("headless=new", "no-sandbox", "no-first-run", "disable-sync", "disable-component-update"),
+        *(
+            "use-angle=swiftshader",
+            "enable-unsafe-swiftshader",
+            *(f"disable-background-{name}" for name in quiet),
+        ),
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
+    driver.set_script_timeout(120)
+    yield driver
+    driver.quit()
 
 
 def page_points(points: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -15,34 +14,8 @@ from recon_torch.raster.render import render_images
 from recon_torch.settings import MeshSettings
 from tests.recon_torch.page.conftest import CAMERAS, HOSTILE
 
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
+pytestmark = pytest.mark.slow
 SIZE_PX = 160
-
-
-@pytest.fixture
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    quiet = ("networking", "timer-throttling")
-    for flag in (
-        *("headless=new", "no-sandbox", "no-first-run", "disable-sync", "disable-component-update"),
-        *(
-            "use-angle=swiftshader",
-            "enable-unsafe-swiftshader",
-            *(f"disable-background-{name}" for name in quiet),
-        ),
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(120)
-    yield driver
-    driver.quit()
 
 
 def drawn(browser, view, panel=0):
