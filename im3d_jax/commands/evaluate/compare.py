@@ -6,11 +6,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from im3d_jax.commands.evaluate import files
 from im3d_jax.evaluate import comparison, result_file
 from im3d_jax.evaluate.result_file import NAME, Bootstrap
 from recon_torch import outputs
 from recon_torch.errors import CommandParser
-from recon_torch.files import replacing
 from recon_torch.outputs import Kind
 from recon_torch.ranges import Flag, Seed, whole
 
@@ -41,11 +41,8 @@ def main(argv: list[str]) -> None:
 
 def _write(found: dict[str, Any], text: str, flags: Namespace) -> None:
     inputs = [path / NAME if path.is_dir() else path for path in (flags.a, flags.b)]
-    with outputs.opened(flags.out, FOUND, inputs), outputs.owned(flags.out) as staging:
-        result_file.write(staging / NAME, found)
-        with replacing(staging / "table.md") as temporary:
-            temporary.write_text(text)
-        outputs.replace(staging, flags.out, FOUND, NAME)
+    with outputs.opened(flags.out, FOUND, inputs):
+        files.write(flags.out, FOUND, found, text)
 
 
 def _parse(argv: list[str]) -> Namespace:

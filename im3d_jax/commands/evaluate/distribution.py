@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from im3d_jax.commands.evaluate import method_flags
+from im3d_jax.commands.evaluate import files, method_flags
 from im3d_jax.evaluate.frozen import MANIFEST
 from im3d_jax.evaluate.outputs import finding
 from im3d_jax.evaluate.outputs.finding import MethodOutputs
@@ -19,7 +19,6 @@ from im3d_jax.evaluate.result_file import NAME
 from im3d_jax.stages import progress
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import replacing
 from recon_torch.outputs import Kind
 from recon_torch.ranges import Flag, Seed
 
@@ -204,14 +203,8 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
 
 
 def _write(found: dict[str, Any], out: Path) -> None:
-    from im3d_jax.evaluate import result_file
-
     text = _table(found)
-    with outputs.owned(out) as staging:
-        result_file.write(staging / NAME, found)
-        with replacing(staging / "table.md") as temporary:
-            temporary.write_text(text)
-        outputs.replace(staging, out, FOUND, NAME)
+    files.write(out, FOUND, found, text)
     print(text)
     print(f"see {out / NAME} and table.md")
 

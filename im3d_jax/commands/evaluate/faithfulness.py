@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from im3d_jax.commands.evaluate import method_flags
+from im3d_jax.commands.evaluate import files, method_flags
 from im3d_jax.evaluate.outputs import finding
 from im3d_jax.evaluate.outputs.finding import MethodOutputs
 from im3d_jax.evaluate.result_file import NAME
 from im3d_jax.study import sources
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
-from recon_torch.files import replacing
 from recon_torch.outputs import Kind
 from recon_torch.ranges import BatchSize, Flag, NumViews, Seed, whole
 
@@ -93,14 +92,10 @@ def _clip_in_words(clip: Clip) -> str:
 
 
 def _write(found: dict[str, Any], out: Path) -> None:
-    from im3d_jax.evaluate import faithfulness, result_file
+    from im3d_jax.evaluate import faithfulness
 
     text = faithfulness.table(found)
-    with outputs.owned(out) as staging:
-        result_file.write(staging / NAME, found)
-        with replacing(staging / "table.md") as temporary:
-            temporary.write_text(text)
-        outputs.replace(staging, out, FOUND, NAME)
+    files.write(out, FOUND, found, text)
     print(text)
     print(f"see {out / NAME} and table.md")
 

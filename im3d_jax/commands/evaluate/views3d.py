@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from im3d_jax.commands.evaluate import method_flags
+from im3d_jax.commands.evaluate import files, method_flags
 from im3d_jax.evaluate.alignment import Alignment
 from im3d_jax.evaluate.outputs.finding import MethodOutputs
 from im3d_jax.evaluate.result_file import NAME
@@ -19,7 +19,6 @@ from im3d_jax.evaluate.surfaces import F_THRESHOLDS
 from im3d_jax.stages import progress
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError, quoted
-from recon_torch.files import replacing
 from recon_torch.outputs import Kind
 from recon_torch.ranges import Flag, Seed, whole
 
@@ -105,7 +104,6 @@ def _write(
 ) -> None:
     from im3d_jax.evaluate import against_truth, result_file, tables
     from im3d_jax.evaluate.result_file import Bootstrap
-    from recon_torch.views.images import write_image
 
     protocol = against_truth.protocol(frozen, settings, flags.lpips_net)
     left_out = [line for method in methods for line in method.left_out()]
@@ -125,12 +123,7 @@ def _write(
     columns = against_truth.columns(settings.thresholds)
     sections = [section(found, columns) for section in (tables.scores_section, tables.differences_section)]
     text = tables.page("Against the truth", sections, found["about"])
-    with outputs.owned(flags.out) as staging:
-        result_file.write(staging / NAME, found)
-        write_image(staging / "sheet.png", _sheet(frozen, scored))
-        with replacing(staging / "table.md") as temporary:
-            temporary.write_text(text)
-        outputs.replace(staging, flags.out, FOUND, NAME)
+    files.write(flags.out, FOUND, found, text, {"sheet.png": _sheet(frozen, scored)})
     print(text)
     print(f"see {flags.out / NAME}, table.md and sheet.png")
 
