@@ -20,6 +20,7 @@ import hashlib
 import json
 import platform
 import shutil
+import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from im3d_jax.settings import AssetSettings, PictureSettings
 from im3d_jax.sides import Side, view_at
 from im3d_jax.stages import Stages
 from recon_torch import outputs
+from recon_torch.asset_files import MESH_REPORT, REPORT
 from recon_torch.files import write_json
 from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
@@ -47,8 +49,6 @@ from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, straight, write_image
 from recon_torch.views.video import write_video
-
-REPORT, MESH_REPORT = "report.json", "mesh.json"
 
 ASSET = Kind(
     "generate",
@@ -305,6 +305,7 @@ def make_report(
         "rounds": [{"until_step": each.until_step, **each.quality} for each in made.rounds],
         "versions": {name: version_of(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{jax.devices()[0].device_kind}, {threads.count()} CPU threads",
+        "node": socket.gethostname(),
         "notes": client.notes,
     }
 

@@ -58,6 +58,10 @@ _held: dict[str, int] = {}  # path of a lock -> the thread that holds it
 _guard = threading.Lock()
 
 
+class InUse(UserError):
+    """Another process holds what was to be held."""
+
+
 class State(Enum):
     """Whose a lock is. UNKNOWN: of a process on another host, and the file system has no locks."""
 
@@ -79,10 +83,12 @@ class Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def hold(directory: str | os.PathLike, name: str = LOCK) -> Iterator[None]:
+def hold(directory: str | os.PathLike, name: str = LOCK, patience_s: float | None = None) -> Iterator[None]:
     """Holds a directory, which must exist. A thread that holds it already may do so again within.
 
-    Raises UserError, which names host and process, if another one holds it.
+    patience_s: so long a lock that is taken is asked for again; default: `PATIENCE_S`.
+
+    Raises InUse, a UserError which names host and process, if another one holds it.
     """
     path = Path(os.path.realpath(directory), name)
     with _guard:
@@ -90,7 +96,7 @@ def hold(directory: str | os.PathLike, name: str = LOCK) -> Iterator[None]:
     if is_again:
         yield
         return
-    lock = _acquire(path, Path(directory))
+    lock = _acquire(path, Path(directory), PATIENCE_S if patience_s is None else patience_s)
     with _guard:
         _held[str(path)] = threading.get_ident()
     try:
@@ -226,9 +232,9 @@ def _clear_file(path: Path, prefix: str) -> bool:
     return True
 
 
-def _acquire(path: Path, directory: Path) -> int:
+def _acquire(path: Path, directory: Path, patience_s: float) -> int:
     """The open file of a lock that is ours now."""
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + patience_s
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -241,7 +247,7 @@ def _acquire(path: Path, directory: Path) -> int:
         os.close(handle)
         if state is State.TAKEN and time.monotonic() > until:
             who = str(holder) if holder else "another process"
-            raise UserError(f"{directory} is in use by {who}; wait until it ends, or choose another place")
+            raise InUse(f"{directory} is in use by {who}; wait until it ends, or choose another place")
         time.sleep(0.05)
     if state is State.UNKNOWN:
         print(

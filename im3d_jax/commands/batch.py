@@ -113,9 +113,10 @@ def show_status(out: Path) -> int:
 
 def summarize(out: Path) -> int:
     """Writes the summary and the gallery of a batch that is there. Returns the exit code."""
-    from im3d_jax.jobs import gallery
+    from im3d_jax.jobs import publish
+    from im3d_jax.jobs.index import Index
 
-    print(f"{out}: {gallery.write(out)}")
+    print(f"{out}: {publish.write(Index(out).refresh())}")
     return 0
 
 

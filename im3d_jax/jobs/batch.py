@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from im3d_jax import pipeline
 from im3d_jax.asset import ASSET, Request
-from im3d_jax.jobs import ASSETS, BATCH, ERROR, FAILURE, gallery, prompt_files, summary
+from im3d_jax.jobs import ASSETS, BATCH, FAILED, FAILURE, prompt_files, summary
 from im3d_jax.jobs.configs import Configs
+from im3d_jax.jobs.index import Index
 from im3d_jax.jobs.lanes import Maker, make_all
-from im3d_jax.jobs.outcomes import FAILED, Progress
+from im3d_jax.jobs.outcomes import Outcome, Progress
 from im3d_jax.jobs.pictures import draw_missing
+from im3d_jax.jobs.publish import Publisher
 from im3d_jax.jobs.resume import is_made
 from im3d_jax.jobs.shards import Shard, make_requests, read_shard
 from im3d_jax.jobs.stop import Stop
@@ -71,18 +73,22 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     configs = Configs(batch.out, settings.config_digest, batch.config)
     outputs.check(batch.out, BATCH)
     with outputs.opened(batch.out, Kind(BATCH.command, ()), part=shard):
-        retries, overwrite = batch.num_retries, batch.overwrite
-        missing = [r for r in requests if not is_made(r, settings, retries, overwrite, configs)]
+        index, rules = Index(batch.out), (settings, batch.num_retries, batch.overwrite, configs)
+        rows = index.refresh().rows if (batch.out / ASSETS).is_dir() else {}
+        missing = [r for r in requests if not is_made(r, rows.get(r.out.name), *rules)]
         outputs.refuse_inputs(batch.out, ALL_ASSETS, [image for r in requests for image in r.images])
         for request in missing:
             for kind in (ASSET, FAILURE):
                 outputs.check(request.out, kind, root=batch.out)
         # What failed before comes last: whatever is wrong with it does not keep the others waiting.
-        missing.sort(key=lambda request: (request.out / ERROR).is_file())
+        failed = {name for name, row in rows.items() if row.verdict == FAILED}
+        missing.sort(key=lambda request: request.out.name in failed)
         make_directory(batch.out / ASSETS)
-        configs.keep()
-        summary.write(batch.out, asked)
-        return _make(batch, settings, requests, missing, load, stop, shard)
+        with index.held():
+            configs.keep()
+            index.write()
+            summary.write(batch.out, index.in_order(), asked)
+        return _make(batch, settings, requests, missing, load, stop, shard, Publisher(index))
 
 
 def _make(
@@ -93,16 +99,21 @@ def _make(
     load: Callable[[], Maker],
     stop: Stop,
     shard: Shard,
+    publisher: Publisher,
 ) -> int:
+    def tell(outcome: Outcome) -> None:
+        progress.tell(outcome)
+        publisher.tell(outcome.name)
+
     progress = Progress(len(requests), len(requests) - len(missing), stop)
     with progress.bar:
         missing, failed = draw_missing(settings, missing, batch.out)
         for outcome in failed:
-            progress.tell(outcome)
+            tell(outcome)
         if missing and not stop.soon:
-            make_all(load(), missing, batch.num_lanes, batch.num_retries, stop, progress.tell)
+            make_all(load(), missing, batch.num_lanes, batch.num_retries, stop, tell)
 
-    print(f"{batch.out}: shard {shard}: {progress}; {gallery.write(batch.out)}")
+    print(f"{batch.out}: shard {shard}: {progress}; {publisher.finish()}")
     is_complete = progress.num_done == len(requests)
     if stop.by_signal and not is_complete:
         return EXIT_REQUEUE

@@ -7,36 +7,40 @@ that users wrote is escaped. Radio buttons and CSS filter them by verdict.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from im3d_jax.asset import REPORT
-from im3d_jax.jobs import ASSETS, BATCH, ERROR, summary
-from im3d_jax.jobs.outcomes import FAILED
-from im3d_jax.jobs.summary import KINDS, SUMMARY, Entry
+from im3d_jax.jobs import BATCH, ERROR, FAILED
+from im3d_jax.jobs.index import KINDS, Row
 from recon_torch import outputs
+from recon_torch.asset_files import REPORT
 from recon_torch.files import replacing
+from recon_torch.outputs import Kind
 from recon_torch.page import PAGE
 
 ASSETS_PER_PAGE = 200
 
+PAGES = Kind(BATCH.command, (r"gallery(_\d+)?\.html",), grows=True)
 
-def write(out: Path) -> str:
-    """Writes summary.json and gallery.html, gallery_2.html, ... of a batch, and says where they are.
 
-    Raises UserError if `out` is not the directory of a batch, and for files of these names that are not ours.
+def write(out: Path, rows: Sequence[Row]) -> Path:
+    """Writes gallery.html, gallery_2.html, ... of a batch with these assets. Returns the path of the first.
+
+    Pages of an earlier call that are too many are removed. Raises UserError for files of these names that
+    are not ours.
     """
-    assets, totals = summary.write(out)
-    pages = [assets[i : i + ASSETS_PER_PAGE] for i in range(0, max(len(assets), 1), ASSETS_PER_PAGE)]
+    outputs.check(out, BATCH)
+    pages = [rows[i : i + ASSETS_PER_PAGE] for i in range(0, max(len(rows), 1), ASSETS_PER_PAGE)]
     names = [page_name(number) for number in range(len(pages))]
+    counts = Counter(row.verdict for row in rows)
     for name, page in zip(names, pages, strict=True):
         with replacing(out / name) as temporary:
-            temporary.write_text(render(page, name, names, assets), encoding="utf-8", errors="replace")
-    for stale in outputs.files_of(out, BATCH):
-        if stale.name not in (SUMMARY, *names):
-            stale.unlink(missing_ok=True)
-    missing = f"{totals['num_missing']} of the batch's {totals['num_asked']} assets are missing"
-    return f"{missing + '; ' if totals['num_missing'] else ''}see {out / names[0]} and {SUMMARY}"
+            temporary.write_text(render(page, name, names, counts), encoding="utf-8", errors="replace")
+    for found in outputs.files_of(out, PAGES):
+        if found.name not in names:
+            found.unlink(missing_ok=True)
+    return out / names[0]
 
 
 def page_name(number: int) -> str:
@@ -57,18 +61,17 @@ article p { margin: 4px 0 } small { color: #666 } label { margin-right: 1em; cur
 FILTERS = "".join(f"#show-{kind}:checked ~ main article:not(.{kind}) {{ display: none }}\n" for kind in KINDS)
 
 
-def render(page: list[Entry], name: str, names: list[str], assets: list[Entry]) -> str:
+def render(page: Sequence[Row], name: str, names: Sequence[str], counts: Counter[str]) -> str:
     """The HTML of one page.
 
     Args:
-        page: the entries of this page. name: its file.
-        names: the files of all pages. assets: the entries of all pages, which are counted above.
+        page: the assets of this page. name: its file.
+        names: the files of all pages. counts: of the verdicts on the assets of all pages.
     """
-    counts = Counter(asset.kind for asset in assets)
     radios = "".join(
         f'<input type="radio" name="show" id="show-{kind}"{" checked" * (kind == "all")}>'
         f'<label for="show-{kind}">{kind} ({number})</label>\n'
-        for kind, number in (("all", len(assets)), *((kind, counts[kind]) for kind in KINDS))
+        for kind, number in (("all", counts.total()), *((kind, counts[kind]) for kind in KINDS))
     )
     links = " ".join(
         f"<b>{number}</b>" if each == name else f'<a href="{each}">{number}</a>'
@@ -88,25 +91,24 @@ def render(page: list[Entry], name: str, names: list[str], assets: list[Entry]) 
 """
 
 
-def card(asset: Entry) -> str:
+def card(row: Row) -> str:
     """The HTML of one asset: its front view, which links to its turntable, its prompt and its verdict."""
-    place = f"{ASSETS}/{asset.name}"
-    if asset.kind == FAILED:
+    place = row.path
+    if row.verdict == FAILED:
         picture, numbers, links = "", "", f'<a href="{place}/{ERROR}">error</a>'
     else:
         front = f'<img src="{place}/images/000.png" alt="" loading="lazy">'
         picture = f'<a href="{place}/turntable.mp4">{front}</a>'
-        page = f' <a href="{place}/{PAGE}">3D</a>' if asset.has_page else ""
-        numbers = f", {asset.psnr:.1f} dB, {asset.seconds['total']:.0f} s"
+        page = f' <a href="{place}/{PAGE}">3D</a>' if row.has_page else ""
+        numbers = f", {row.scores['psnr']:.1f} dB, {row.seconds['total']:.0f} s"
         links = (
             f'<a href="{place}/turntable.mp4">turntable</a> <a href="{place}/views.png">views</a>'
             f' <a href="{place}/{REPORT}">report</a>{page}'
         )
-    prompt = escape(str(asset.told.get("prompt") or asset.told.get("image")))
-    reasons = "".join(f"<p>{escape(str(reason))}</p>" for reason in asset.reasons)
-    seed = escape(str(asset.told.get("seed")))
+    against = [row.error] if row.verdict == FAILED else [*row.reasons, *row.hints]
+    reasons = "".join(f"<p>{escape(reason)}</p>" for reason in against)
     return (
-        f'<article class="{asset.kind}" id="{asset.name}">{picture}<p>{prompt}</p>'
-        f"<p><b>{asset.kind}</b>{numbers}</p>"
-        f"<small>{reasons}<p>{asset.name}, seed {seed}: {links}</p></small></article>"
+        f'<article class="{row.verdict}" id="{row.name}">{picture}<p>{escape(row.prompt or row.image)}</p>'
+        f"<p><b>{row.verdict}</b>{numbers}</p>"
+        f"<small>{reasons}<p>{row.name}, seed {row.seed}: {links}</p></small></article>"
     )

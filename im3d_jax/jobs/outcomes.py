@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 import traceback
@@ -11,15 +12,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from im3d_jax.asset import Asset, Request
-from im3d_jax.jobs import ERROR, FAILURE
+from im3d_jax.jobs import ERROR, FAILED, FAILURE
 from im3d_jax.jobs.stop import Stop
 from recon_torch import outputs
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.process.client import WorkerDied, WorkerFailed
 from recon_torch.settings import Verdict
-
-FAILED = "failed"
 
 MAX_FAILURES = 5
 """After so many failures in a row a shard gives up, because then it is not the prompts that are at fault."""
@@ -63,7 +62,7 @@ def failure(request: Request, error: Exception) -> Outcome:
     line, details = explain(error)
     failed_before = (request.out / ERROR).is_file()
     asked: dict[str, Any] = {"prompt": request.prompt, "image": request.image, "seed": request.seed}
-    told = asked | {"error": line, "details": details}
+    told = asked | {"error": line, "details": details, "node": socket.gethostname()}
     outputs.put(request.out, FAILURE, ERROR, lambda path: write_json(path, told))
     return Outcome(request.out.name, error=line, failed_before=failed_before)
 

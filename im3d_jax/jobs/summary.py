@@ -1,6 +1,7 @@
 """What all shards of a batch have made, in numbers: summary.json, and the screen of `im3d batch --status`.
 
-summary.json is written when a shard begins and when it ends, so that a shard that is lost is missing there.
+Both are made from the batch's `Index`. summary.json is written when a shard begins, so that one that is lost
+is missing there, and from then on now and then.
 """
 
 from __future__ import annotations
@@ -12,17 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from im3d_jax.asset import REPORT
-from im3d_jax.jobs import ASSETS, BATCH, ERROR
-from im3d_jax.jobs.outcomes import FAILED
+from im3d_jax.jobs import BATCH, FAILED
+from im3d_jax.jobs.index import Index, Row
 from recon_torch import locks, outputs
-from recon_torch.errors import UserError
 from recon_torch.files import write_json
-from recon_torch.page import PAGE
 from recon_torch.settings import Verdict
 
 SUMMARY = "summary.json"
-KINDS = (*Verdict, FAILED)
 
 NUM_NAMED = 1000
 """So many missing assets summary.json names; it counts them all."""
@@ -38,53 +35,18 @@ class Asked(NamedTuple):
     num_shards: int
 
 
-class Entry(NamedTuple):
-    """What one directory of the batch holds.
-
-    Attributes:
-        name: of the directory, a number.
-        kind: the verdict on the asset, or `FAILED`.
-        told: the content of its report.json or error.json.
-        has_page: whether there is a page to look at it.
-    """
-
-    name: str
-    kind: str
-    told: dict[str, Any]
-    has_page: bool = False
-
-    @property
-    def reasons(self) -> list[str]:
-        """What speaks against the asset."""
-        if self.kind == FAILED:
-            return [str(self.told["error"])]
-        return [*self.told["quality"]["reasons"], *self.told["quality"]["hints"]]
-
-    @property
-    def psnr(self) -> float:
-        """In dB, of the renders to the views of the last round. Only whole assets have it."""
-        return float(self.told["rounds"][-1]["psnr"])
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """By stage, and in total. Only whole assets have them."""
-        return {stage: float(seconds) for stage, seconds in self.told["seconds"].items()}
-
-
-def write(out: Path, asked: Asked | None = None) -> tuple[list[Entry], dict[str, Any]]:
-    """Writes summary.json. Returns the entries of the assets that are there, and its content.
+def write(out: Path, rows: Sequence[Row], asked: Asked | None = None) -> dict[str, Any]:
+    """Writes summary.json of a batch with these assets. Returns its content.
 
     asked: by default what summary.json says, if it is there.
 
-    Raises UserError if `out` is not the directory of a batch, and for files of a batch's names that are not
-    ours.
+    Raises UserError for files of a batch's names that are not ours.
     """
-    assets = collect(out)
     outputs.check(out, BATCH)
     outputs.claim(out, BATCH)
-    content = totals(assets, asked or read_asked(out))
+    content = totals(rows, asked or read_asked(out))
     write_json(out / SUMMARY, content)
-    return assets, content
+    return content
 
 
 def read_asked(out: Path) -> Asked | None:
@@ -97,46 +59,22 @@ def read_asked(out: Path) -> Asked | None:
     return asked if all(isinstance(number, int) and number > 0 for number in asked) else None
 
 
-def collect(out: Path) -> list[Entry]:
-    """The assets that are whole or have failed, in the order of their numbers."""
-    if not (out / ASSETS).is_dir():
-        raise UserError(f"no batch in {out}; give a directory that `im3d batch --out` wrote")
-    directories = [path for path in (out / ASSETS).iterdir() if path.name.isascii() and path.name.isdigit()]
-    found = (read(path) for path in sorted(directories, key=lambda path: int(path.name)))
-    return [asset for asset in found if asset]
-
-
-def read(directory: Path) -> Entry | None:
-    """The entry of a directory; None if it has neither a whole report nor a reason for a failure."""
-    for name in (REPORT, ERROR):
-        try:
-            told = json.loads((directory / name).read_text(), parse_constant=str)
-            kind = FAILED if name == ERROR else told["quality"]["verdict"]
-            asset = Entry(directory.name, kind, told, (directory / PAGE).is_file())
-            _ = asset.reasons, asset.kind == FAILED or (asset.psnr, asset.seconds["total"])
-            if asset.kind in KINDS:
-                return asset
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
-    return None
-
-
-def missing_numbers(assets: Sequence[Entry], asked: Asked | None) -> list[int]:
+def missing_numbers(rows: Sequence[Row], asked: Asked | None) -> list[int]:
     """The numbers of the assets that were asked for and have neither been made nor failed."""
-    there = {int(asset.name) for asset in assets}
+    there = {int(row.name) for row in rows}
     return [number for number in range(asked.num_assets if asked else 0) if number not in there]
 
 
-def totals(assets: list[Entry], asked: Asked | None) -> dict[str, Any]:
+def totals(rows: Sequence[Row], asked: Asked | None) -> dict[str, Any]:
     """The content of summary.json. Means are over whole assets; assets_per_hour counts one lane.
 
     asked: None if nobody knows it, as in batches of earlier versions.
     """
-    missing = missing_numbers(assets, asked)
-    made = [asset for asset in assets if asset.kind != FAILED]
-    stages = sorted({stage for asset in made for stage in asset.seconds})
-    seconds = {stage: fmean(asset.seconds.get(stage, 0.0) for asset in made) for stage in stages}
-    counts = Counter(asset.kind for asset in assets)
+    missing = missing_numbers(rows, asked)
+    made = [row for row in rows if row.verdict != FAILED]
+    stages = sorted({stage for row in made for stage in row.seconds})
+    seconds = {stage: fmean(row.seconds.get(stage, 0.0) for row in made) for stage in stages}
+    counts = Counter(row.verdict for row in rows)
     return {
         "num_asked": asked.num_assets if asked else None,
         "num_shards": asked.num_shards if asked else None,
@@ -144,10 +82,10 @@ def totals(assets: list[Entry], asked: Asked | None) -> dict[str, Any]:
         "verdicts": {str(verdict): counts[verdict] for verdict in Verdict},
         "num_failed": counts[FAILED],
         "num_missing": len(missing) if asked else None,
-        "mean_psnr": fmean(asset.psnr for asset in made) if made else None,
+        "mean_psnr": fmean(row.scores["psnr"] for row in made) if made else None,
         "mean_seconds": seconds,
         "assets_per_hour": 3600 / seconds["total"] if made else None,
-        "failures": {asset.name: asset.reasons[0] for asset in assets if asset.kind == FAILED},
+        "failures": {row.name: row.error for row in rows if row.verdict == FAILED},
         "missing": [f"{number:06d}" for number in missing[:NUM_NAMED]],
     }
 
@@ -160,13 +98,13 @@ def screen(out: Path) -> tuple[str, bool]:
 
     Raises UserError if `out` is not the directory of a batch.
     """
-    assets, asked = collect(out), read_asked(out)
-    state, missing = totals(assets, asked), missing_numbers(assets, asked)
+    rows, asked = Index(out).refresh().in_order(), read_asked(out)
+    state, missing = totals(rows, asked), missing_numbers(rows, asked)
     of_all = f"of {asked.num_assets} " if asked else ""
     lost = f"{len(missing)} missing" if asked else "it is not known how many were asked for"
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in state["verdicts"].items())
     lines = [f"{out}: {state['num_assets']} {of_all}made ({verdicts}), {state['num_failed']} failed, {lost}"]
-    lines += _rows(out, assets, missing, asked) if asked else []
+    lines += _table(out, rows, missing, asked) if asked else []
     lines += _first(f"{name} failed: {error}"[:110] for name, error in state["failures"].items())
     if missing:
         names = [f"{number:06d}" for number in missing[:NUM_ROWS]]
@@ -174,23 +112,23 @@ def screen(out: Path) -> tuple[str, bool]:
     return "\n".join(lines), bool(asked) and not missing and not state["num_failed"]
 
 
-def _rows(out: Path, assets: Sequence[Entry], missing: Sequence[int], asked: Asked) -> list[str]:
+def _table(out: Path, rows: Sequence[Row], missing: Sequence[int], asked: Asked) -> list[str]:
     """A table of the shards that are not whole, those that lack most first."""
     at_work = locks.parts_at_work(out)
     made, failed = Counter[int](), Counter[int]()
-    for asset in assets:
-        (failed if asset.kind == FAILED else made)[int(asset.name) % asked.num_shards] += 1
+    for row in rows:
+        (failed if row.verdict == FAILED else made)[int(row.name) % asked.num_shards] += 1
     lacks = Counter(number % asked.num_shards for number in missing)
     unfinished = sorted(lacks.keys() | failed.keys(), key=lambda shard: (-lacks[shard], shard))
-    rows = [
+    lines = [
         f"{f'{shard}/{asked.num_shards}':>9} {made[shard]:>9} {failed[shard]:>9} {lacks[shard]:>9}"
         f"   {at_work.pop((shard, asked.num_shards), 'nobody works on it')}"
         for shard in unfinished
     ]
-    head = ["    shard      made    failed   missing"] if rows else []
-    whole = [f"{asked.num_shards - len(rows)} of {asked.num_shards} shards are whole"]
+    head = ["    shard      made    failed   missing"] if lines else []
+    whole = [f"{asked.num_shards - len(lines)} of {asked.num_shards} shards are whole"]
     others = [f"{number}/{count}: {holder}" for (number, count), holder in sorted(at_work.items())]
-    return [*head, *_first(rows), *whole, *_first(others)]
+    return [*head, *_first(lines), *whole, *_first(others)]
 
 
 def _first(lines: Sequence[str] | Iterator[str]) -> list[str]:

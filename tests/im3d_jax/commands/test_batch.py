@@ -114,9 +114,11 @@ def fail(error):
 
 
 def files(directory):
-    """Path -> content below a directory, of all but the times that reports hold and the digests of these."""
+    """Path -> content below a directory, of all but the times that reports hold and what is made of these."""
     found = {}
     for path in sorted(path for path in directory.rglob("[!.]*") if path.is_file()):
+        if path.name == "index.parquet":  # it has times, too
+            continue
         content = path.read_bytes()
         if path.name == "report.json":
             content = {name: value for name, value in json.loads(content).items() if name != "seconds"}

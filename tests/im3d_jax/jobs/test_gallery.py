@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from im3d_jax import main
-from im3d_jax.jobs import gallery
+from im3d_jax.jobs import gallery, publish
+from im3d_jax.jobs.index import Index
 from recon_torch.errors import UserError
 
 ATTACKS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "../../x", "a & b", "half \ud800"]
@@ -55,13 +56,17 @@ def make_failure(out, number, prompt, error):
     (directory / "error.json").write_text(json.dumps(content))
 
 
+def write(out):
+    return publish.write(Index(out).refresh())
+
+
 def test_what_users_wrote_is_text(tmp_path):
     for number, prompt in enumerate(ATTACKS):
         make_asset(tmp_path, number, prompt, reasons=[prompt], verdict="suspect")
         make_failure(tmp_path, 100 + number, prompt, prompt)
     make_asset(tmp_path, 200, verdict='"><script>')  # none of ours
     (tmp_path / "assets" / "<script>").mkdir()
-    gallery.write(tmp_path)
+    write(tmp_path)
     page = Page(tmp_path / "gallery.html")
     assert not {"script", "iframe", "object"} & set(page.tags)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
@@ -77,7 +82,7 @@ def test_a_verdict_is_filtered_without_scripts(tmp_path):
     for number, verdict in enumerate(("good", "bad", "good", "suspect")):
         make_asset(tmp_path, number, verdict=verdict)
     make_failure(tmp_path, 4, "a duck", "why")
-    gallery.write(tmp_path)
+    write(tmp_path)
     page = Page(tmp_path / "gallery.html")
     assert page.values("article", "class") == ["good", "bad", "good", "suspect", "failed"]
     assert page.values("label", "for") == page.values("input", "id")
@@ -94,7 +99,7 @@ def test_pages_hold_200_and_stale_ones_go(tmp_path):
     for number in range(401):
         make_asset(tmp_path, number)
     (tmp_path / "gallery_holiday.html").write_text("mine")
-    gallery.write(tmp_path)
+    write(tmp_path)
     pages = ["gallery.html", "gallery_2.html", "gallery_3.html", "gallery_holiday.html"]
     assert sorted(path.name for path in tmp_path.glob("gallery*.html")) == pages
     ids = [Page(tmp_path / name).values("article", "id") for name in pages[:3]]
@@ -103,16 +108,16 @@ def test_pages_hold_200_and_stale_ones_go(tmp_path):
     links = Page(tmp_path / pages[1]).values("a", "href")
     assert {"gallery.html", "gallery_3.html"} == {link for link in links if link.startswith("gallery")}
     shutil.rmtree(tmp_path / "assets/000400")
-    gallery.write(tmp_path)
+    write(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("gallery*.html")) == [*pages[:2], pages[3]]
 
 
-@pytest.mark.parametrize("name", ["summary.json", "gallery.html"])
+@pytest.mark.parametrize("name", ["summary.json", "gallery.html", "index.parquet"])
 def test_a_file_of_a_users_is_not_replaced(tmp_path, name):
     make_asset(tmp_path, 0)
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name} is not of an earlier run"):
-        gallery.write(tmp_path)
+        write(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -142,7 +147,7 @@ def test_the_summary_counts_and_averages(tmp_path, capsys):
 def test_reports_that_are_none_are_passed_over(content, tmp_path):
     (tmp_path / "assets" / "000000").mkdir(parents=True)
     (tmp_path / "assets" / "000000" / "report.json").write_text(content)
-    gallery.write(tmp_path)
+    write(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_assets"], summary["mean_psnr"]) == (0, None)
 
@@ -156,7 +161,7 @@ def test_an_error_that_is_no_text_is_shown_as_one(tmp_path):
     """Infinity is no JSON, but Python's json writes it and reads it."""
     make_failure(tmp_path, 0, "a duck", {"loss": float("inf")})
     make_failure(tmp_path, 1, float("nan"), float("inf"))
-    gallery.write(tmp_path)
+    write(tmp_path)
     failures = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)["failures"]
     assert "Infinity" in failures["000000"] and failures["000001"] == "Infinity"
 
@@ -165,6 +170,6 @@ def test_assets_with_a_page_have_a_link_to_it(tmp_path):
     for number in range(2):
         make_asset(tmp_path, number)
     (tmp_path / "assets" / "000001" / "asset.html").write_text("a page")
-    gallery.write(tmp_path)
+    write(tmp_path)
     links = Page(tmp_path / "gallery.html").values("a", "href")
     assert [each for each in links if each.endswith("asset.html")] == ["assets/000001/asset.html"]

@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from im3d_jax import main
-from im3d_jax.jobs import gallery, summary
-from im3d_jax.jobs.summary import Asked
+from im3d_jax.jobs import publish
+from im3d_jax.jobs.index import Index
+from im3d_jax.jobs.summary import Asked, read_asked
 from recon_torch import locks
 
 
@@ -24,6 +25,10 @@ def make_batch(out, made, failed=()):
     return out
 
 
+def write(out, asked=None):
+    return publish.write(Index(out).refresh(), asked)
+
+
 def status(out, capsys):
     """(exit code, lines) of `im3d batch --status`."""
     try:
@@ -35,24 +40,24 @@ def status(out, capsys):
 
 def test_the_summary_names_what_is_missing(tmp_path):
     make_batch(tmp_path, made=[0, 1, 4, 11], failed=[5])  # 11 is of an earlier, larger batch
-    summary.write(tmp_path, Asked(8, 4))
+    write(tmp_path, Asked(8, 4))
     for _ in range(2):  # later calls know it from the first
         told = json.loads((tmp_path / "summary.json").read_text())
         counts = {name: told[f"num_{name}"] for name in ("asked", "shards", "assets", "failed", "missing")}
         assert counts == {"asked": 8, "shards": 4, "assets": 4, "failed": 1, "missing": 4}
         assert told["missing"] == ["000002", "000003", "000006", "000007"]
-        assert "4 of the batch's 8 assets are missing; see" in gallery.write(tmp_path)
+        assert "4 of the batch's 8 assets are missing; see" in write(tmp_path)
 
 
 def test_a_million_missing_assets_are_counted_and_the_first_are_named(tmp_path):
-    summary.write(make_batch(tmp_path, made=[0]), Asked(1_000_000, 16))
+    write(make_batch(tmp_path, made=[0]), Asked(1_000_000, 16))
     told = json.loads((tmp_path / "summary.json").read_text())
     assert told["num_missing"] == 999_999 and len(told["missing"]) == 1000
 
 
 def test_a_screen_shows_shards_that_are_at_work_and_lost(tmp_path, capsys):
     make_batch(tmp_path, made=[0, 4, 1, 2, 6], failed=[5])
-    summary.write(tmp_path, Asked(8, 4))
+    write(tmp_path, Asked(8, 4))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     (tmp_path / ".im3d-1-of-4.lock").write_text("")  # of a process that was killed
     with locks.hold_part(tmp_path, 3, 4):
@@ -70,7 +75,7 @@ def test_a_screen_shows_shards_that_are_at_work_and_lost(tmp_path, capsys):
 
 def test_a_screen_stays_one_however_much_is_missing(tmp_path, capsys):
     make_batch(tmp_path, made=[0], failed=range(1, 200))
-    summary.write(tmp_path, Asked(100_000, 64))
+    write(tmp_path, Asked(100_000, 64))
     code, lines = status(tmp_path, capsys)
     assert code == 1 and len(lines) <= 24 and max(map(len, lines[1:])) <= 120
     assert "... and 56 more" in lines and "... and 191 more" in lines and lines[-1].endswith("000207, ...")
@@ -79,7 +84,7 @@ def test_a_screen_stays_one_however_much_is_missing(tmp_path, capsys):
 @pytest.mark.parametrize(("made", "asked", "code"), [([0, 1], Asked(2, 1), 0), ([0, 1], None, 1)])
 def test_only_a_batch_that_is_known_to_be_whole_is_a_success(tmp_path, capsys, made, asked, code):
     make_batch(tmp_path, made)
-    summary.write(tmp_path, asked)
+    write(tmp_path, asked)
     found, lines = status(tmp_path, capsys)
     assert found == code
     assert ("0 missing" if asked else "it is not known how many were asked for") in lines[0]
@@ -90,7 +95,7 @@ def test_only_a_batch_that_is_known_to_be_whole_is_a_success(tmp_path, capsys, m
 )
 def test_a_summary_that_does_not_say_it_is_no_answer(tmp_path, content):
     (tmp_path / "summary.json").write_text(content)
-    assert summary.read_asked(tmp_path) is None
+    assert read_asked(tmp_path) is None
 
 
 def test_a_status_of_no_batch_is_refused(tmp_path, capsys):
