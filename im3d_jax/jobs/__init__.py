@@ -5,6 +5,7 @@ A batch is a directory:
     assets/000000/      an asset, numbered in the order of the file of prompts, or error.json
     pictures/           what `config.text_to_image.pipeline` has drawn
     config_DIGEST.json  each config that assets were made from
+    job.json            what was asked for
     index.parquet, summary.json, gallery.html
 """
 
@@ -16,7 +17,9 @@ ERROR = "error.json"
 FAILED = "failed"
 """What is said of an asset that could not be made, where others have a verdict."""
 
-BATCH = Kind("batch", (r"index\.parquet", r"summary\.json", r"gallery(_\d+)?\.html"), grows=True)
+BATCH = Kind(
+    "batch", (r"job\.json", r"index\.parquet", r"summary\.json", r"gallery(_\d+)?\.html"), grows=True
+)
 """What a batch writes into its own directory; those of its assets know their own files."""
 
 FAILURE = Kind("batch", (r"error\.json",))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from im3d_jax import pipeline
 from im3d_jax.asset import ASSET, Request
-from im3d_jax.jobs import ASSETS, BATCH, FAILED, FAILURE, prompt_files, summary
+from im3d_jax.jobs import ASSETS, BATCH, FAILED, FAILURE, job, prompt_files, summary
 from im3d_jax.jobs.configs import Configs
 from im3d_jax.jobs.index import Index
 from im3d_jax.jobs.lanes import Maker, make_all
@@ -63,7 +63,8 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     load: loads the model; called only if something is missing.
     """
     # Mistakes in prompts and flags come to light before anything is loaded or written.
-    requests = make_requests(prompt_files.read(batch.prompts), batch.out, batch.seed, batch.num_assets)
+    entries = prompt_files.read(batch.prompts)
+    requests = make_requests(entries, batch.out, batch.seed, batch.num_assets)
     requests = [request._replace(save_views=batch.save_views) for request in requests]
     for request in requests:
         pipeline.check(request, settings.num_views)
@@ -72,6 +73,8 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
     requests = requests[shard.number :: shard.num_shards]
     configs = Configs(batch.out, settings.config_digest, batch.config)
     outputs.check(batch.out, BATCH)
+    asked_for = job.read_job(entries, batch.prompts, batch.num_assets, batch.seed)
+    job.check(batch.out, asked_for, batch.prompts, batch.overwrite)
     with outputs.opened(batch.out, Kind(BATCH.command, ()), part=shard):
         index, rules = Index(batch.out), (settings, batch.num_retries, batch.overwrite, configs)
         rows = index.refresh().rows if (batch.out / ASSETS).is_dir() else {}
@@ -85,6 +88,7 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
         missing.sort(key=lambda request: request.out.name in failed)
         make_directory(batch.out / ASSETS)
         with index.held():
+            job.keep(batch.out, asked_for, batch.prompts, batch.overwrite)
             configs.keep()
             index.write()
             summary.write(batch.out, index.in_order(), asked)

@@ -117,7 +117,7 @@ def files(directory):
     """Path -> content below a directory, of all but the times that reports hold and what is made of these."""
     found = {}
     for path in sorted(path for path in directory.rglob("[!.]*") if path.is_file()):
-        if path.name == "index.parquet":  # it has times, too
+        if path.name in ("index.parquet", "job.json"):  # they have times, too
             continue
         content = path.read_bytes()
         if path.name == "report.json":
@@ -317,9 +317,10 @@ def test_a_shard_at_work_keeps_the_same_and_overlapping_ones_out(command, quick,
     ],
 )
 def test_an_asset_of_something_else_is_an_error_before_any_work(
-    prompts, flags, words, command, quick, pictures, capsys
+    prompts, flags, words, command, quick, pictures, tmp_path, capsys
 ):
     assert command(prompts=["a", "b"]) == 0
+    (tmp_path / "out/job.json").unlink()  # as in batches of earlier versions
     quick.made.clear()
     assert command(*flags, prompts=prompts) == 2
     message = capsys.readouterr().err.splitlines()[-1]
@@ -328,6 +329,42 @@ def test_an_asset_of_something_else_is_an_error_before_any_work(
     assert quick.made == (["a", "b"] if "config" in words or "seed" in words else [prompts[1]["prompt"]
                           if isinstance(prompts[1], dict) else "x"])  # fmt: skip
     assert command(*flags) == 0
+
+
+@pytest.mark.parametrize(
+    "prompts, flags, words, made",
+    [
+        (["a", "x", "c"], (), "prompts.jsonl has changed {}: entry 2 is another;", ["x", "c"]),
+        (["b", "a"], (), "prompts.jsonl has changed {}: entry 1 is another;", ["b", "a"]),
+        (["a"], (), "prompts.jsonl has changed {}: it has 1 entries, and had 2;", []),
+        (["a", "b"], ("--seed", 1), "--seed has changed {}, from 0 to 1;", ["a", "b"]),
+        (["a", "b"], ("--num-assets", 2), "--num-assets has changed {}, from 1 to 2;", ["a", "b", "b"]),
+    ],
+)
+def test_a_job_that_has_changed_is_an_error_also_where_nothing_is_made_yet(
+    prompts, flags, words, made, command, quick, tmp_path, capsys
+):
+    assert command(prompts=["a", "b"]) == 0
+    out = tmp_path / "out"
+    began = json.loads((out / "job.json").read_text())["began"]
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    quick.made.clear()
+    assert command(*flags, prompts=prompts) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert words.format(f"since this batch began ({began})") in message and "--overwrite" in message
+    assert not quick.made and before == {path: path.read_bytes() for path in before}
+    assert command(*flags, "--overwrite", prompts=prompts) == 0
+    assert quick.made == made
+    assert command(*flags) == 0 and quick.made == made
+
+
+def test_prompts_at_the_end_of_the_file_are_made_under_new_numbers(command, quick, tmp_path, capsys):
+    assert command("--num-assets", 2, prompts=["a", "b"]) == 0
+    assert command("--num-assets", 2, prompts=["a", "b", "c"]) == 0
+    assert quick.made == ["a", "a", "b", "b", "c", "c"]
+    assert json.loads((tmp_path / "out/assets/000005/report.json").read_text())["prompt"] == "c"
+    assert command("--num-assets", 2, prompts=["a", "b", "d"]) == 2
+    assert "entry 3 is another" in capsys.readouterr().err
 
 
 def test_bad_assets_are_made_again_if_more_tries_are_asked_for(command, quick):
