@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from im3d_jax.data.placement import object_of
-from recon_torch.views.images import resize, to_uint8
+from recon_torch.views.images import to_uint8
+from recon_torch.views.resizing import resize
 
 SMALL_VIEWS, SMALL_PX = 4, 8
 """The views that duplicates are found by: so many of an object, of this side."""

@@ -17,7 +17,7 @@ from recon_torch.views import defects, hull, masks, world
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import MaskSource, Picture, read_frame
 from recon_torch.views.frames import Frame, parse_frame
-from recon_torch.views.images import resize
+from recon_torch.views.resizing import resize
 from recon_torch.views.silhouettes import CONTRADICTED, EXPLAINED
 from recon_torch.views.transforms import Part, parts_of
 

@@ -19,9 +19,10 @@ from recon_torch.views import defects, silhouettes
 from recon_torch.views import masks as masks_
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.frames import Frame
-from recon_torch.views.images import OPAQUE, read_image, resize, write_image
+from recon_torch.views.images import OPAQUE, read_image, write_image
 from recon_torch.views.mask_files import read_mask
 from recon_torch.views.masks import Segment
+from recon_torch.views.resizing import resize
 from recon_torch.views.silhouettes import CONTRADICTED
 from recon_torch.views.transforms import Part, parts_of, read_part, write_transforms
 

@@ -113,19 +113,6 @@ def _beginning(path: str | Path) -> bytes:
         return b""
 
 
-def resize(picture: Float[np.ndarray, "H W C"], width: int, height: int) -> Float[np.ndarray, "h w C"]:
-    """An image at another size, bilinear and filtered against aliasing."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    import torch  # slow to import, and images that have the right size do without it
-
-    channels_first = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(
-        channels_first, (height, width), mode="bilinear", antialias=True
-    )
-    return resized[0].permute(1, 2, 0).numpy()
-
-
 def contact_sheet(
     rows: Sequence[Float[np.ndarray, "_ _ _ 3"]],
     row_labels: Sequence[str],

@@ -14,7 +14,7 @@ from scipy import ndimage
 from recon_torch.views import hull, world
 from recon_torch.views import masks as masks_
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.images import resize
+from recon_torch.views.resizing import resize
 
 COMPARED_PX = 64  # height of the masks that are compared, which bounds the time
 CELLS = 44  # along the diameter of the searched ball, so that a cell is about a pixel of these masks

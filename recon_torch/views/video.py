@@ -20,7 +20,8 @@ from recon_torch.errors import UserError
 from recon_torch.files import replacing
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Segment, Views, assemble
-from recon_torch.views.images import MAX_PIXELS, resize, to_uint8
+from recon_torch.views.images import MAX_PIXELS, to_uint8
+from recon_torch.views.resizing import resize
 
 # Formats that hold a video themselves. Playlists name further files, which may be anywhere in a network.
 CONTAINERS = "mov,matroska,avi,gif,apng,mpegts,mpeg,asf,flv,ogg,ivf,mxf,h264,hevc,m4v"

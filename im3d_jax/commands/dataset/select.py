@@ -26,7 +26,8 @@ from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing, write_json
 from recon_torch.outputs import Kind
 from recon_torch.ranges import BatchSize, Flag, NumViews, Share, real, whole
-from recon_torch.views.images import contact_sheet, resize, to_uint8, write_image
+from recon_torch.views.images import contact_sheet, to_uint8, write_image
+from recon_torch.views.resizing import resize
 
 DESCRIPTION = """Selects the rendered objects that are worth training on.
 
