@@ -19,8 +19,14 @@ from im3d_jax.data import open_clip
 from recon_torch import hosting
 from recon_torch.errors import UserError
 
-PREPROCESSING = ("size", "crop_size", "resample", "image_mean", "image_std")
+PREPROCESSING = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
 """What a result says of the image processor."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""One of these describes the image processor; the first before transformers 5."""
+PROBE_PX = (30, 20)
 
 
 class Clip:
@@ -49,13 +55,34 @@ class Clip:
             if kind != "clip":
                 raise UserError(f"{what}: {path} is a {kind}, not a CLIP with both halves; give one")
             self._model = hosting.load(transformers.CLIPModel, path, what, allow_extra=True)
+            if not any((path / name).is_file() for name in PROCESSORS):
+                raise UserError(f"{what}: no {PROCESSORS[0]} in {path}; copy it there")
             self._images = hosting.load_part(transformers.AutoImageProcessor, path, what)
             self._tokenizer = hosting.load_tokenizer(transformers.AutoTokenizer, path, what)
-        self.max_tokens = self._positions()
-
-    def _positions(self) -> int:
         config: Any = self._model.config
-        return int(config.text_config.max_position_embeddings)
+        self.max_tokens = int(config.text_config.max_position_embeddings)
+        self._check(f"{what}: {path}")
+
+    def _check(self, where: str) -> None:
+        """Raises UserError for an image processor or a tokeniser that is not that of the network."""
+        config: Any = self._model.config
+        for name in ("do_rescale", "do_normalize"):
+            if not getattr(self._images, name, True):
+                raise UserError(f"{where}: {name} of {PROCESSORS[0]} is off; copy it again")
+        width, height = PROBE_PX
+        made = self._images([np.zeros((height, width, 3), np.uint8)], return_tensors="pt")["pixel_values"]
+        rows, columns = made.shape[2:]
+        side_px = config.vision_config.image_size
+        if (rows, columns) != (side_px, side_px):
+            raise UserError(
+                f"{where}: {PROCESSORS[0]} makes pictures of {columns} x {rows} px, and the network takes"
+                f" {side_px}; copy it again"
+            )
+        most, known = max(self._tokenizer.get_vocab().values()), config.text_config.vocab_size
+        if most >= known:
+            raise UserError(
+                f"{where}: its tokeniser has {most + 1} tokens, and the network {known}; copy it again"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -82,6 +109,18 @@ class Clip:
                 if name in processor
             },
         }
+
+    def in_words(self) -> str:
+        """A sentence on its size, for a table."""
+        about, name = self.about(), self.path.resolve().name
+        vision = about["vision"]
+        return (
+            f"The CLIP is {name}, of {about['num_parameters']:,} parameters,"
+            f" {vision['num_hidden_layers']} deep and"
+            f" {vision['hidden_size']} wide on {vision['image_size']} px in patches of"
+            f" {vision['patch_size']} (SHA-256 {about['sha256'][:12]}); scores of another one cannot be"
+            " compared with these."
+        )
 
     @torch.inference_mode()
     def embed_pictures(self, pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[np.ndarray, "B d"]:

@@ -1,5 +1,6 @@
 """CLIP's scores, against the forward pass of the whole model in transformers."""
 
+import json
 import shutil
 
 import numpy as np
@@ -38,6 +39,10 @@ def test_long_captions_are_cut_off_and_said_to_be(whole_clip):
     np.testing.assert_allclose(texts[1], texts[2], atol=1e-5)
 
 
+def change(path, **entries):
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
 MISTAKES = {
     "nothing": (shutil.rmtree, "--model: no config.json in"),
     "half": (
@@ -46,7 +51,19 @@ MISTAKES = {
     ),
     "weights": (lambda p: (p / "model.safetensors").unlink(), r"no \.safetensors weights in"),
     "words": (lambda p: (p / "vocab.json").unlink(), "no tokeniser in"),
-    "pictures": (lambda p: (p / "preprocessor_config.json").unlink(), "no AutoImageProcessor loads"),
+    "pictures": (lambda p: (p / "preprocessor_config.json").unlink(), "no preprocessor_config.json in"),
+    "size": (
+        lambda p: change(p / "preprocessor_config.json", crop_size={"height": 24, "width": 24}),
+        "makes pictures of 24 x 24 px, and the network takes 16; copy it again",
+    ),
+    "no mean": (
+        lambda p: change(p / "preprocessor_config.json", do_normalize=False),
+        "do_normalize of preprocessor_config.json is off",
+    ),
+    "more words": (
+        lambda p: change(p / "vocab.json", **{"zz</w>": 57}),
+        "its tokeniser has 58 tokens, and the network 57",
+    ),
 }
 
 
