@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from im3d_jax.evaluate import result_file
+from im3d_jax.evaluate.outputs.names import key_of, named
 from im3d_jax.evaluate.result_file import Bootstrap, Row
-from im3d_jax.study.sources import key_of, named
 from recon_torch.errors import UserError, near, quoted
 
 
@@ -23,6 +23,12 @@ def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], path_a: Path, path_b
         raise UserError(
             f"{path_a} and {path_b} were not measured alike: {name} is {quoted(mine)} in the first and"
             f" {quoted(other)} in the second; measure one of them again"
+        )
+
+    if a["command"] == "distribution":
+        raise UserError(
+            "distances of distributions are of whole sets and have no rows to pair; their intervals stand in"
+            " each table.md"
         )
 
 

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import platform
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,7 @@ import numpy as np
 from im3d_jax import intervals
 from recon_torch.errors import UserError, quoted
 from recon_torch.files import write_json
-from recon_torch.text_files import read_json
+from recon_torch.text_files import parse_json, read_text
 
 NAME = "results.json"
 FORMAT, FORMAT_VERSION = "im3d evaluation", 1
@@ -120,7 +121,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises UserError for a file that no command of `im3d evaluate` has written, or a newer one.
     """
     path = path / NAME if path.is_dir() else path
-    found = read_json(path)
+    found = parse_json(read_text(path), path, finite=True)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{path} is no {NAME} of `im3d evaluate`; give one, or its directory")
     if found.get("format_version") != FORMAT_VERSION:
@@ -130,12 +131,18 @@ def read(path: Path) -> dict[str, Any]:
     try:
         assert all(isinstance(found[name], str) for name in ("command", "protocol_digest"))
         assert isinstance(found["protocol"], dict)
-        assert all(isinstance(each["name"], str) for each in found["methods"])
-        for row in rows_of(found):
-            assert isinstance(row.method, str) and isinstance(row.key, str)
-            assert all(each is None or type(each) in (int, float) for each in row.scores.values())
+        assert found["protocol_digest"] == digest(found["protocol"])
+        names = [each["name"] for each in found["methods"]]
+        assert all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        rows = rows_of(found)
+        for row in rows:
+            assert all(isinstance(each, str) for each in (row.key, row.prompt, row.against))
+            assert row.method in names
+            for each in row.scores.values():
+                assert each is None or type(each) in (int, float) and abs(each) <= sys.float_info.max
+        assert len({(row.method, row.key) for row in rows}) == len(rows)
     except (AssertionError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; run the command again") from None
+        raise UserError(f"{path} is damaged or was changed; run the command again") from None
     return found
 
 
@@ -206,6 +213,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose first column is text and whose others are numbers."""
+    header, *rows = ([each.replace("|", "\\|") for each in line] for line in (header, *rows))
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

@@ -83,6 +83,13 @@ def test_what_was_measured_differently_is_refused_by_name(mistake, tmp_path, use
         evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *flags])
 
 
+def test_distances_of_sets_have_no_rows_to_pair(tmp_path, user_error):
+    for name in ("a", "b"):
+        result(tmp_path / name, {}, command="distribution")
+    with user_error("have no rows to pair"):
+        evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+
+
 def test_other_prompts_and_several_methods_are_refused(tmp_path, user_error):
     found = result(tmp_path / "a", SCORES)
     found["rows"][0]["prompt"] = "another"
@@ -90,7 +97,7 @@ def test_other_prompts_and_several_methods_are_refused(tmp_path, user_error):
     result_file.write(tmp_path / "b/results.json", found)
     with user_error("row 'cat' has the prompt 'a cat' in A and 'another' in B"):
         evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    found["methods"] = [{"name": "x"}, {"name": "y"}]
+    found |= {"methods": [{"name": "x"}, {"name": "y"}], "rows": []}
     result_file.write(tmp_path / "b/results.json", found)
     with user_error("A has 'ours, renders', B has 'x', 'y'; name one of each"):
         evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])

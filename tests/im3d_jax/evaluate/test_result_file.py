@@ -43,6 +43,13 @@ def test_one_row_has_no_deviation_and_two_of_a_key_are_a_bug():
         result_file.content("x", {}, [Row("a", "k", "", {})] * 2, methods=[{"name": "a"}])
 
 
+def test_bars_in_names_do_not_end_cells():
+    assert result_file.table(["", "n|m"], [["a|b", "1"]]).splitlines()[::2] == [
+        r"|  | n\|m |",
+        r"| a\|b | 1 |",
+    ]
+
+
 def test_table_is_markdown():
     assert result_file.table(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | ---: |\n| x | 1 |\n"
 
@@ -51,6 +58,14 @@ DAMAGES = {
     "other": (lambda found: found.pop("format"), "is no results.json of"),
     "newer": (lambda found: found.update(format_version=2), "has format 2, and this reads 1"),
     "rows": (lambda found: found["rows"][0].pop("key"), "is damaged"),
+    "double rows": (lambda found: found["rows"].append(found["rows"][0]), "is damaged"),
+    "double methods": (lambda found: found["methods"].append(found["methods"][0]), "is damaged"),
+    "strange rows": (lambda found: found["rows"][0].update(method="nobody"), "is damaged"),
+    "prompts": (lambda found: found["rows"][0].update(prompt=3), "is damaged"),
+    "protocol": (lambda found: found["protocol"].update(views=99), "is damaged or was changed"),
+    "NaN": (lambda found: found["rows"][0]["scores"].update(s=float("nan")), "holds 'NaN'"),
+    "infinity": (lambda found: found["rows"][0]["scores"].update(s=float("inf")), "holds 'Infinity'"),
+    "huge": (lambda found: found["rows"][0]["scores"].update(s=10**400), "is damaged"),
     "numbers": (lambda found: found["rows"][0]["scores"].update(s="x"), "is damaged"),
 }
 
