@@ -17,31 +17,36 @@ import torch
 from jaxtyping import Float
 
 from im3d_jax.data import mesh_rendering
+from im3d_jax.data.clip import Clip
 from im3d_jax.data.meshes.parts import Mesh
 from im3d_jax.data.meshes.reading import UpAxis, load_mesh
 from im3d_jax.evaluate import alignment, surfaces
 from im3d_jax.evaluate.alignment import Alignment
+from im3d_jax.evaluate.faithfulness import Embedder
 from im3d_jax.evaluate.frozen import INPUTS
 from im3d_jax.evaluate.frozen.manifest import Frozen, TrueObject
 from im3d_jax.evaluate.outputs import reading
 from im3d_jax.evaluate.outputs.finding import Asked, MethodOutputs, Output, Rule
 from im3d_jax.evaluate.outputs.layouts import Kind, Layout, Shows
+from im3d_jax.evaluate.outputs.names import key_of
 from im3d_jax.evaluate.result_file import Row
 from im3d_jax.evaluate.scores import MAX_PSNR_DB, Pictures
 from im3d_jax.evaluate.tables import Column
-from im3d_jax.study.sources import key_of
 from recon_torch.errors import UserError
 from recon_torch.losses import metrics
 from recon_torch.losses.lpips import PerceptualDistance
 from recon_torch.process.rendering import render_file
 from recon_torch.views import masks
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.images import resize
+from recon_torch.views.images import to_uint8
+from recon_torch.views.resizing import resize
 from recon_torch.views.video import count_frames
 
 ASSET, MESH = "asset.ply", "mesh.glb"
 SAME_POSE_DEG = 0.5
 NO_ALPHA = "pictures have no alpha, so that silhouettes are what stands out from their background"
+NO_WHITE = "pictures have another background than white, which counts against all scores but the foreground's"
+WHITE_TOLERANCE = 0.03
 
 
 class Settings(NamedTuple):
@@ -49,6 +54,7 @@ class Settings(NamedTuple):
 
     Attributes:
         perceptual: LPIPS with trained weights; None leaves it out.
+        clip: a CLIP for CLIP-S; None leaves it out.
         alignment: of meshes, before they are rendered and compared.
         thresholds: of the F-score.
         unlit: meshes have the light in their textures, so that none is added when they are rendered.
@@ -58,6 +64,7 @@ class Settings(NamedTuple):
     alignment: Alignment = Alignment.NONE
     thresholds: tuple[float, ...] = surfaces.F_THRESHOLDS
     unlit: bool = False
+    clip: Clip | None = None
 
 
 class Measured(NamedTuple):
@@ -146,7 +153,7 @@ def read(frozen: Frozen, item: TrueObject, outputs: MethodOutputs, row: Output, 
     if height != width:
         raise UserError(f"its pictures have {width} x {height} pixels; the true views are square")
     # Composited before they are resized, or hidden colours would bleed into the edges.
-    found = _of_rgba(views) if views.shape[-1] == 4 else Found(views, None, notes=(NO_ALPHA,))
+    found = _of_rgba(views) if views.shape[-1] == 4 else _of_rgb(views)
     if height == cameras.height:
         return found
     rgb, alpha = (None if x is None else _resized(x, cameras) for x in (found.rgb, found.alpha))
@@ -186,6 +193,12 @@ def _of_rgba(rgba: Float[np.ndarray, "K H W 4"]) -> Found:
     return Found(rgba[..., :3] * alpha + 1 - alpha, alpha)
 
 
+def _of_rgb(rgb: Float[np.ndarray, "K H W 3"]) -> Found:
+    border = np.concatenate([rgb[:, [0, -1]].reshape(-1, 3), rgb[:, :, [0, -1]].reshape(-1, 3)])
+    is_white = np.median(border, 0).min() > 1 - WHITE_TOLERANCE
+    return Found(rgb, None, notes=(NO_ALPHA,) if is_white else (NO_ALPHA, NO_WHITE))
+
+
 def _resized(pictures: Float[np.ndarray, "K H W C"], cameras: Cameras) -> Float[np.ndarray, "K h w C"]:
     return np.stack([resize(each, cameras.width, cameras.height) for each in pictures])
 
@@ -207,6 +220,8 @@ def _of_asset(folder: Path, cameras: Cameras, truth: surfaces.Triangles, aligned
 def _mesh(path: Path, up: str, truth: surfaces.Triangles, aligned: Alignment) -> Mesh:
     """A mesh where its file has it, or aligned to the truth."""
     mesh = load_mesh(path, up or UpAxis.Y, in_ball=False)
+    if not surfaces.has_area(mesh.corners):
+        raise UserError(f"{path} has no triangle with an area")
     if aligned == Alignment.NONE:
         return mesh
     matrix = alignment.to_truth(mesh.corners, truth, aligned)
@@ -230,6 +245,8 @@ def score(frozen: Frozen, item: TrueObject, found: Found, label: str, settings: 
     truth = frozen.pictures(item)
     counted = [view for view in range(len(found.rgb)) if view != item.given]
     per_view = score_views(found, truth, settings.perceptual, counted)
+    if settings.clip is not None:
+        per_view["clip_s"] = clip_similarity(settings.clip, found.rgb[counted], truth[0][counted])
     means = {name: _mean(values) for name, values in per_view.items()}
     if found.mesh is not None:
         means |= surfaces.compare(found.mesh.corners, frozen.surface(item), settings.thresholds)
@@ -266,6 +283,14 @@ def score_views(
     return {name: [_number(value) for value in values.tolist()] for name, values in scores.items()}
 
 
+def clip_similarity(
+    clip: Embedder, rgb: Float[np.ndarray, "K H W 3"], true_rgb: Float[np.ndarray, "K H W 3"]
+) -> list[float | None]:
+    """CLIP-S of views, as SV3D calls it: the cosine of the embeddings of each and of the true one."""
+    made, true = (clip.embed_pictures(list(to_uint8(each))) for each in (rgb, true_rgb))
+    return [float(cosine) for cosine in (made * true).sum(-1)]
+
+
 def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
@@ -285,6 +310,7 @@ def columns(thresholds: Sequence[float]) -> dict[str, Column]:
         "psnr_foreground": Column("foreground PSNR, dB", 2),
         "ssim": Column("SSIM", 3),
         "lpips": Column("LPIPS", 3, "lower"),
+        "clip_s": Column("CLIP-S", 3),
         "mse": Column("MSE", 4, "lower"),
         "silhouette_iou": Column("silhouette IoU", 3),
         "chamfer": Column("Chamfer", 4, "lower"),
@@ -301,6 +327,7 @@ def protocol(frozen: Frozen, settings: Settings, net: str) -> dict[str, Any]:
         "views": frozen.settings,
         "given_view": "left out",
         "lpips": lpips,
+        "clip": settings.clip.about() if settings.clip else {},
         "meshes": {
             "alignment": str(settings.alignment),
             "thresholds": list(settings.thresholds),
@@ -336,6 +363,10 @@ def about(frozen: Frozen, settings: Settings) -> list[str]:
     ]
     if settings.perceptual is None:
         said.append("LPIPS is left out: no trained weights were found; give --lpips-weights.")
+    if settings.clip is None:
+        said.append("CLIP-S is left out: there is no --clip.")
+    else:
+        said.append(settings.clip.in_words())
     said.append(
         "Meshes are where their files have them, in the truth's frame."
         if settings.alignment == Alignment.NONE

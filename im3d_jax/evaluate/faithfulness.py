@@ -19,11 +19,11 @@ from jaxtyping import Bool, Float, UInt8
 
 from im3d_jax.data.clip import Clip
 from im3d_jax.evaluate import published, result_file, tables
-from im3d_jax.evaluate.outputs import reading
+from im3d_jax.evaluate.outputs import pictures, reading
 from im3d_jax.evaluate.outputs.finding import MethodOutputs, Output
+from im3d_jax.evaluate.outputs.names import named
 from im3d_jax.evaluate.result_file import Row
 from im3d_jax.stages import Show, progress
-from im3d_jax.study.sources import named
 from recon_torch.errors import UserError
 from recon_torch.views.images import read_image, to_uint8
 
@@ -62,7 +62,7 @@ class Scorer:
 
     def __call__(self, label: str, row: Output, views: UInt8[np.ndarray, "K H W C"]) -> Row:
         """The scores of one row; None for a score that it has nothing to be compared with."""
-        embedded = self._embed(list(reading.over_white(views)))
+        embedded = self._embed(list(pictures.over_white(views)))
         text, reference = self._text(label, row), self._reference(label, row)
         scores = {
             name: None if other is None else float(100 * (embedded @ other).mean())
@@ -91,7 +91,7 @@ class Scorer:
             return None
         if path not in self._references:
             try:
-                picture = reading.over_white(to_uint8(read_image(path)))
+                picture = pictures.over_white(to_uint8(read_image(path)))
             except UserError:
                 self._references[path] = None
             else:
@@ -148,13 +148,14 @@ def table(found: Mapping[str, Any]) -> str:
     for method in found["methods"]:
         name, count = method["name"], method["num_rows"]
         scores = [tables.cell(cells.get((name, score)), count) for score in COLUMNS]
-        lines.append([name, str(count), str(method.get("num_views", "")), *scores])
+        minutes = f"{method['minutes']:.1f}" if method.get("minutes") else ""
+        lines.append([name, str(count), str(method.get("num_views", "")), *scores, minutes])
     for row in published.of("Table 1"):
         scores = [f"{score:.2f}" for score in row[2:4]]
-        lines.append([f"{row.method} ({row.table}, as published)", "", "", *scores])
+        lines.append([f"{row.method} ({row.table}, as published)", "", "", *scores, f"{row.minutes:.0f}"])
     parts = [
         "# Faithfulness (Table 1)\n",
-        result_file.table(["", "rows", "views of each", *COLUMNS.values()], lines),
+        result_file.table(["", "rows", "views of each", *COLUMNS.values(), "minutes"], lines),
         "Mean ± standard deviation over rows [95% interval of the mean, by bootstrap over rows].\n",
     ]
     if found["differences"]:
@@ -167,9 +168,14 @@ def table(found: Mapping[str, Any]) -> str:
             for each in found["differences"]
         ]
         parts += ["## Paired differences\n", result_file.table(["", "rows of both", "mean"], differences)]
-    calls = [[row.method, f"{row.network_calls:,}"] for row in published.of("Table 4")]
+    calls = [
+        [method["name"], f"{method['network_calls']:,.1f}".removesuffix(".0")]
+        for method in found["methods"]
+        if method.get("network_calls")
+    ]
+    calls += [[f"{row.method} (as published)", f"{row.network_calls:,}"] for row in published.of("Table 4")]
     parts += [
-        "## Calls of the 2D network for one asset (Table 4, as published)\n",
+        "## Calls of the 2D network for one asset (Table 4)\n",
         result_file.table(["", "calls"], calls),
     ]
     parts += [*(f"- {line}" for line in found["about"]), ""]

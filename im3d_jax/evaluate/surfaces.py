@@ -88,6 +88,12 @@ def nearest(
     return Nearest(distances[rows, best], np.abs((normals[0] * normals[1]).sum(-1)))
 
 
+def has_area(triangles: Triangles) -> bool:
+    """Whether a surface can be sampled."""
+    a, b, c = np.moveaxis(triangles.astype(np.float64), 1, 0)
+    return bool(np.cross(b - a, c - a).any())
+
+
 def sample(triangles: Triangles, count: int, seed: int) -> Samples:
     """Points spread evenly over triangles."""
     rng = np.random.default_rng(seed)

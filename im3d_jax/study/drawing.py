@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from im3d_jax.evaluate.outputs.names import named
 from im3d_jax.stages import Show, silent
 from im3d_jax.study import LEFT, RIGHT, media
 from im3d_jax.study.plan import QUESTIONS, Item, Prompt, Study, Video
-from im3d_jax.study.sources import Source, Turntable, named
+from im3d_jax.study.sources import Source, Turntable
 from recon_torch.errors import UserError
 
 
@@ -115,7 +116,7 @@ def _write_videos(
         for source, key in wanted:
             name = f"{rng.getrandbits(64):016x}"
             try:
-                media.write_video(source.turntables[key].video, folder / f"{name}.mp4")
+                media.write_video(source.turntables[key], folder / f"{name}.mp4")
             except UserError as error:
                 if not settings.skip_unreadable:
                     raise UserError(f"{error}, or leave such out by --skip-unreadable") from None
@@ -216,7 +217,7 @@ def _draw_checks(
     for name, correct in zip(chosen, _halves(count, rng), strict=True):
         whole, spoilt = videos[name], f"{rng.getrandbits(64):016x}"
         path = folder / f"{spoilt}.mp4"
-        media.write_broken(turntables[whole.method][whole.prompt].video, path, rng.randrange(2**31))
+        media.write_broken(turntables[whole.method][whole.prompt], path, rng.randrange(2**31))
         videos[spoilt] = _video(whole.method, whole.prompt, path, broken=True)
         question = rng.choice(list(QUESTIONS))
         left, right = (name, spoilt) if correct else (spoilt, name)

@@ -11,6 +11,7 @@ import csv
 import html
 import io
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -192,6 +193,7 @@ def _is_chosen(told: Mapping[str, Any], name: str, side: str) -> bool:
 def _seconds(text: str | None, count: int) -> float | None:
     """Of one question; Mechanical Turk tells those of the HIT."""
     try:
-        return max(float(text or ""), 0.0) / max(count, 1)
+        seconds = max(float(text or ""), 0.0) / max(count, 1)
     except ValueError:
         return None
+    return seconds if math.isfinite(seconds) else None

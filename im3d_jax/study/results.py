@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from im3d_jax.evaluate.outputs.names import named
 from im3d_jax.intervals import bootstrap
 from im3d_jax.study import LEFT, SIDES
 from im3d_jax.study.extra import needed
@@ -36,6 +37,11 @@ def compute(study: Study, answers: Sequence[Answer], rules: Rules) -> dict[str, 
     """The content of results.json. Raises UserError if no answer to an item is left."""
     if not answers:
         raise UserError("there are no answers yet; run `im3d study serve` or `im3d study import`")
+    if strange := [answer.item for answer in answers if answer.item not in study.by_id]:
+        raise UserError(
+            f"the database has answers to {named(sorted(set(strange)), 'item')} that the study does not have;"
+            " give the database that its own commands wrote"
+        )
     annotators = {name: _annotator(study, of, rules) for name, of in _by_annotator(answers).items()}
     excluded = {name: told["reason"] for name, told in annotators.items() if told["reason"]}
     counted: dict[str, Counter[str]] = defaultdict(Counter)

@@ -1,10 +1,7 @@
 """The outputs of a method: its turntables, by what they were made from.
 
-Each of these is read, also when a directory has several:
-
-    assets/000000/turntable.mp4, report.json     what `im3d batch` writes
-    turntable.mp4, report.json                   what `im3d generate` writes, also in folders one level below
-    NAME.mp4                                     what any method has rendered, with NAME.txt as its prompt
+They are found as `im3d evaluate` finds them. Assets of im3d have their turntable.mp4; of any other method the
+videos are shown, or its pictures as the frames of one.
 
 Turntables of several methods belong together if their prompts are equal but for case and punctuation, where
 an asset's prompt is that of its report.json, and any other's is its name. So `a_red_mug.mp4` belongs to the
@@ -13,31 +10,35 @@ asset of "A red mug".
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from recon_torch.errors import UserError, quoted
-from recon_torch.text_files import read_text
+from im3d_jax.evaluate.outputs import assets, finding, layouts, pictures
+from im3d_jax.evaluate.outputs.layouts import IN_3D, Kind, Layout
+from im3d_jax.evaluate.outputs.names import VIDEOS, key_of, named
+from recon_torch.errors import UserError
 
-VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-TURNTABLES = ("turntable.mp4", "turntable.gif")
 LONGEST_PROMPT = 1000
-NUM_NAMED, LONGEST_NAMED = 5, 60
 
 
 @dataclass(frozen=True)
 class Turntable:
-    """A video of a method. text: its prompt; picture: that it was made from, if there is one."""
+    """A turntable of a method.
+
+    Attributes:
+        text: its prompt.
+        paths: of a video, or of the pictures that are its frames.
+        picture: that it was made from, if there is one.
+        layout: of its files; None for a video as it is.
+        num_views: how many pictures it must have.
+    """
 
     text: str
-    video: Path
+    paths: tuple[Path, ...]
     picture: Path | None = None
-    seed: int = 0
+    layout: Layout | None = None
+    num_views: int = 0
 
 
 @dataclass
@@ -49,105 +50,64 @@ class Source:
     left_out: list[str] = field(default_factory=list)
 
 
-def key_of(text: str) -> str:
-    """What prompts have in common that differ in case, spaces and punctuation alone."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold())) or text
+def read(source: layouts.Source) -> Source:
+    """Raises UserError if there is no turntable, and for files in 3D, of which there are no videos."""
+    if not source.root.is_dir():
+        raise UserError(
+            f"{source.name}: {source.root} is no directory; give NAME=DIR with the outputs of a method"
+        )
+    is_own = source.layout.kind == Kind.ASSETS if source.layout else assets.is_there(source.root)
+    return _of_assets(source) if is_own else _of_files(source)
 
 
-def read(name: str, directory: Path) -> Source:
-    """Raises UserError if there is no turntable."""
-    if not directory.is_dir():
-        raise UserError(f"{name}: {directory} is no directory; give NAME=DIR with the outputs of a method")
-    source, doubles, failed = Source(name), [], []
-    for found in _found(directory):
-        if isinstance(found, str):
-            failed.append(found)
-            continue
-        key = key_of(found.text)
-        other = source.turntables.get(key)
-        if other is None or (found.seed, str(found.video)) < (other.seed, str(other.video)):
-            source.turntables[key] = found
-        if other is not None:
-            doubles.append(found.text)
+def _of_assets(source: layouts.Source) -> Source:
+    found, doubles, failed = Source(source.name), [], []
+    for asset in assets.read(source.root):
+        text = asset.prompt or asset.name.replace("_", " ")
+        if asset.problem or asset.turntable is None:
+            failed.append(asset.name)
+        elif key_of(text) in found.turntables:
+            doubles.append(text)
+        else:
+            found.turntables[key_of(text)] = Turntable(shortened(text), (asset.turntable,), asset.given)
     if failed:
-        source.left_out.append(f"{name} has {named(failed, 'folder')} without a whole asset")
+        found.left_out.append(f"{source.name} has {named(failed, 'folder')} without a whole asset")
     if doubles:
-        source.left_out.append(
-            f"{name} has {named(doubles, 'further turntable')} of prompts that it has already; "
+        found.left_out.append(
+            f"{source.name} has {named(doubles, 'further turntable')} of prompts that it has already; "
             "the one of the least seed is used"
         )
-    if not source.turntables:
-        raise UserError(f"{name}: {directory} has neither assets of im3d nor videos such as NAME.mp4")
-    return source
+    if beside := list(_videos_beside(source.root)):
+        found.left_out.append(f"{source.name} has {named(beside, 'video')} beside its assets")
+    if not found.turntables:
+        raise UserError(f"{source.name}: {source.root} has no whole asset of im3d ({found.left_out[0]})")
+    return found
 
 
-def named(names: Sequence[str], what: str) -> str:
-    """Such as "3 prompts (a, b, c)"; of many, the first ones stand in the brackets."""
-    short = [name if len(name) <= LONGEST_NAMED else f"{name[:LONGEST_NAMED]}..." for name in names]
-    shown = ", ".join(short[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
-    return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
+def _videos_beside(root: Path) -> Iterator[str]:
+    for path in sorted(root.iterdir()):
+        if path.suffix.lower() in VIDEOS and path.name not in assets.TURNTABLES and path.name[0] != ".":
+            yield path.name
 
 
-def _found(directory: Path) -> Iterator[Turntable | str]:
-    """The turntables below a directory, and the names of folders that should have one."""
-    assets = directory / "assets"
-    folders = [directory]
-    for parent in (directory, assets):
-        if parent.is_dir():
-            folders += sorted(each for each in parent.iterdir() if each.is_dir() and each.name[0] != ".")
-    for folder in folders:
-        video = next((folder / each for each in TURNTABLES if (folder / each).is_file()), None)
-        report = _report(folder)
-        if video is not None:
-            yield _of_asset(folder, video, report)
-        elif report is not None or (folder / "error.json").is_file():
-            yield folder.name
-    for path in sorted(directory.iterdir()):
-        if path.suffix.lower() in VIDEOS and path.is_file() and path.name not in TURNTABLES:
-            beside = path.with_suffix(".txt")
-            text = read_text(beside).strip() if beside.is_file() else path.stem.replace("_", " ")
-            yield Turntable(_shortened(text or path.stem), path)
+def _of_files(source: layouts.Source) -> Source:
+    (outputs,) = finding.find(source)
+    layout = outputs.layout
+    if layout.kind in IN_3D:
+        raise UserError(
+            f"{source.name}: {source.root} has files in 3D, and a study shows videos; render them first, such"
+            " as by `im3d render`"
+        )
+    count = pictures.expected_views(outputs)
+    found = Source(source.name)
+    for row in outputs.rows.values():
+        text = shortened(row.prompt or row.name)
+        found.turntables[row.key] = Turntable(text, row.paths, row.picture, layout, count)
+    found.left_out += outputs.left_out()
+    return found
 
 
-def _of_asset(folder: Path, video: Path, report: dict[str, Any] | None) -> Turntable:
-    told = report or {}
-    image, seed = told.get("image"), told.get("seed")
-    given = Path(image) if isinstance(image, str) and image else None
-    text = told.get("prompt") or (given.stem if given else "") or folder.resolve().name.replace("_", " ")
-    if not isinstance(text, str):
-        raise UserError(f"{folder / 'report.json'}: 'prompt' is {quoted(text)}; give text")
-    picture = _picture(folder, "input") or (given if given and given.is_file() else None)
-    return Turntable(_shortened(text), video, picture, seed if type(seed) is int else 0)
-
-
-def _report(folder: Path) -> dict[str, Any] | None:
-    """The report of an asset; None where there is none. One that cannot be read counts as none."""
-    try:
-        told = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) else None
-
-
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """As a single line that UTF-8 can hold."""
     line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= LONGEST_PROMPT else line[:LONGEST_PROMPT] + "..."
-
-
-def _picture(folder: Path, stem: str) -> Path | None:
-    return next((path for each in PICTURES if (path := folder / f"{stem}{each}").is_file()), None)
-
-
-def references(directory: Path) -> dict[str, Path]:
-    """The pictures in a directory, by the keys of their names. Raises UserError if there is none."""
-    if not directory.is_dir():
-        raise UserError(f"--pictures {directory} is no directory; give one with NAME.png")
-    found = {
-        key_of(path.stem): path
-        for path in sorted(directory.iterdir(), reverse=True)
-        if path.suffix.lower() in PICTURES
-    }
-    if not found:
-        raise UserError(f"--pictures {directory} has no pictures; give a directory with NAME.png")
-    return found

@@ -57,7 +57,9 @@ def make_study(directory: Path) -> plan.Study:
     def write(_source: Path, target: Path, *_: object) -> None:
         target.write_bytes(random.Random(target.name).randbytes(20_000))
 
-    prompts = {f"prompt {n}": sources.Turntable(f"prompt {n}", Path("none.mp4")) for n in range(NUM_PROMPTS)}
+    prompts = {
+        f"prompt {n}": sources.Turntable(f"prompt {n}", (Path("none.mp4"),)) for n in range(NUM_PROMPTS)
+    }
     methods = ["ours", *(f"baseline{n}" for n in range(BASELINES))]
     (directory / FILES).mkdir()
     with mock.patch.object(media, "write_video", write), mock.patch.object(media, "write_broken", write):

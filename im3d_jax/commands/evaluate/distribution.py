@@ -87,19 +87,17 @@ def _measure(
     """The content of results.json."""
     from im3d_jax.evaluate import distributions, result_file
 
-    reference = _reference(frozen, flags.reference, inception, clip)
+    reference, left_out = _reference(frozen, flags.reference, inception, clip)
     found = []
     for method in methods:
-        with progress(method.label, len(method.rows)) as bar:
-            pictures = _counted(_pictures(frozen, method), bar.update)
-            made = distributions.embed(pictures, inception, clip)
+        made = _embedded(frozen, method, inception, clip)
         found.append({"method": method.label, **distributions.distances(made, reference, flags.seed)})
-    left_out = [line for method in methods for line in method.left_out()]
+    left_out += [line for method in methods for line in method.left_out()]
     for line in left_out:
         print(f"im3d: {line}", file=sys.stderr)
     protocol = {
         "reference": frozen.digest if frozen else str(flags.reference),
-        "num_reference": reference.num_pictures,
+        "num_reference": len(reference.names),
         "inception": inception.digest if inception else None,
         "clip": clip.about() if clip else None,
     }
@@ -116,45 +114,66 @@ def _measure(
     return {**content, "distances": found}
 
 
-def _reference(frozen: Frozen | None, path: Path, inception: Inception | None, clip: Clip | None) -> Embedded:
+def _reference(
+    frozen: Frozen | None, path: Path, inception: Inception | None, clip: Clip | None
+) -> tuple[Embedded, list[str]]:
+    """The reference, and what of it is left out."""
     from im3d_jax.evaluate import distributions
 
-    if frozen is None:
-        (found,) = finding.find(Source("reference", path))[:1]
-        count, batches = len(found.rows), _pictures(None, found)
-    else:
-        count, batches = len(frozen.objects), _true_pictures(frozen)
-    with progress("reference", count) as bar:
-        return distributions.embed(_counted(batches, bar.update), inception, clip)
+    if frozen is not None:
+        with progress("reference", len(frozen.objects)) as bar:
+            pictures = _counted(_true_pictures(frozen), bar.update)
+            return distributions.embed(pictures, inception, clip, "--reference"), []
+    source = finding.find(Source("reference", path))[0]
+    return _embedded(None, source, inception, clip), source.left_out()
 
 
-def _counted(batches: Iterator[list[np.ndarray]], tell: Callable[[], object]) -> Iterator[list[np.ndarray]]:
+def _embedded(
+    frozen: Frozen | None, method: MethodOutputs, inception: Inception | None, clip: Clip | None
+) -> Embedded:
+    """The pictures of a method. Raises UserError, which says what is left out, if there are too few."""
+    from im3d_jax.evaluate import distributions
+
+    with progress(method.label, len(method.rows)) as bar:
+        pictures = _counted(_pictures(frozen, method), bar.update)
+        try:
+            return distributions.embed(pictures, inception, clip, method.label)
+        except UserError as error:
+            why = "".join(f" ({line})" for line in method.left_out()[:1])
+            raise UserError(f"{error}{why}") from None
+
+
+Batches = Iterator[tuple[str, list[np.ndarray]]]
+"""The name and the pictures of each row."""
+
+
+def _counted(batches: Batches, tell: Callable[[], object]) -> Batches:
     for batch in batches:
         yield batch
         tell()
 
 
-def _true_pictures(frozen: Frozen) -> Iterator[list[np.ndarray]]:
+def _true_pictures(frozen: Frozen) -> Batches:
     """The true views of each object but the given one, over white."""
     from recon_torch.views.images import to_uint8
 
     for item in frozen.objects:
         rgb, _ = frozen.pictures(item)
-        yield [to_uint8(each) for view, each in enumerate(rgb) if view != item.given]
+        yield item.name, [to_uint8(each) for view, each in enumerate(rgb) if view != item.given]
 
 
-def _pictures(frozen: Frozen | None, method: MethodOutputs) -> Iterator[list[np.ndarray]]:
+def _pictures(frozen: Frozen | None, method: MethodOutputs) -> Batches:
     """The pictures of each row over white; against a truth from its cameras, without the given view."""
     from im3d_jax.evaluate import against_truth
-    from im3d_jax.evaluate.outputs import reading
+    from im3d_jax.evaluate.outputs import pictures, reading
     from recon_torch.views.images import to_uint8
 
     if frozen is None:
-        for _, views in reading.read_all(method):
-            yield list(reading.over_white(views))
+        for row, views in reading.read_all(method, any_count=True):
+            yield row.key, list(pictures.over_white(views))
         return
     for item, found in against_truth.read_all(frozen, method, against_truth.Settings(None)):
-        yield [to_uint8(each) for view, each in enumerate(found.rgb) if view != item.given]
+        yield item.name, [to_uint8(each) for view, each in enumerate(found.rgb) if view != item.given]
 
 
 def _about(found: Sequence[Mapping[str, Any]], inception: Inception | None, clip: Clip | None) -> list[str]:
@@ -189,17 +208,29 @@ def _table(found: Mapping[str, Any]) -> str:
         for each in found["distances"]
     ]
     header = ["", "pictures", "of the reference", "FID ↓", "KID x 1000 ↓", "CMMD ↓"]
-    said = "KID: mean ± standard deviation over 100 subsets.\n"
+    said = (
+        "KID: mean ± standard deviation over 100 subsets. In brackets the 95% interval, by a jackknife over"
+        " groups of rows.\n"
+    )
     return tables.page("Distances of distributions", [result_file.table(header, lines), said], found["about"])
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:
     fid, kid, cmmd = (each[name] for name in ("fid", "kid", "cmmd"))
     return [
-        "-" if fid is None else f"{fid:.2f}",
-        "-" if kid is None else f"{1000 * kid:.2f} ± {1000 * each['kid_std']:.2f}",
-        "-" if cmmd is None else f"{cmmd:.3f}",
+        "-" if fid is None else f"{fid:.2f}{_interval(each, 'fid', '.2f')}",
+        "-"
+        if kid is None
+        else f"{1000 * kid:.2f} ± {1000 * each['kid_std']:.2f}{_interval(each, 'kid', '.2f', 1000)}",
+        "-" if cmmd is None else f"{cmmd:.3f}{_interval(each, 'cmmd', '.3f')}",
     ]
+
+
+def _interval(each: Mapping[str, Any], name: str, form: str, scale: float = 1) -> str:
+    if name not in each["intervals"]:
+        return ""
+    low, high = (scale * end for end in each["intervals"][name])
+    return f" [{low:{form}}, {high:{form}}]"
 
 
 def _write(found: dict[str, Any], out: Path) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from im3d_jax.commands.evaluate import files, method_flags
-from im3d_jax.evaluate.outputs import finding
+from im3d_jax.evaluate.outputs import finding, names
 from im3d_jax.evaluate.outputs.finding import MethodOutputs
 from im3d_jax.evaluate.result_file import NAME
-from im3d_jax.study import sources
 from recon_torch import outputs
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
     with outputs.opened(flags.out, FOUND):
         asked = finding.read_prompts(flags.prompts) if flags.prompts else ()
         methods = method_flags.find(flags.methods, asked)
-        pictures = sources.references(flags.pictures) if flags.pictures else {}
+        pictures = names.references(flags.pictures) if flags.pictures else {}
         # Imported now, because torch and transformers take seconds, which mistakes need not wait for.
         from im3d_jax.data.clip import Clip
 
@@ -75,20 +74,10 @@ def _measure(
         config_digest=result_file.digest(protocol),
         weights_digest=clip.digest,
         bootstrap=Bootstrap(flags.resamples, flags.seed),
-        about=[*left_out, *scorer.about(), _clip_in_words(clip)],
+        about=[*left_out, *scorer.about(), clip.in_words()],
     )
     found["about"] = [*faithfulness.other_pictures(found), *found["about"]]
     return {**found, "published": published.as_json("Table 1", "Table 4")}
-
-
-def _clip_in_words(clip: Clip) -> str:
-    about = clip.about()
-    vision, name = about["vision"], clip.path.resolve().name
-    return (
-        f"the CLIP is {name}, of {about['num_parameters']:,} parameters, {vision['num_hidden_layers']} deep"
-        f" and {vision['hidden_size']} wide on {vision['image_size']} px in patches of {vision['patch_size']}"
-        f" (SHA-256 {about['sha256'][:12]}); scores of another one cannot be compared with these"
-    )
 
 
 def _write(found: dict[str, Any], out: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from im3d_jax.evaluate.outputs import finding, layouts, presets
 from im3d_jax.evaluate.outputs.finding import Asked, MethodOutputs
@@ -29,22 +28,8 @@ def add(parser: CommandParser) -> None:
 
 
 def sources(texts: Sequence[str]) -> list[Source]:
-    """The methods of the flags. It is no type of the parser, which would hide what is wrong with a YAML file.
-
-    Raises UserError for another form, and for what is wrong in a YAML file.
-    """
-    return [_source(text) for text in texts]
-
-
-def _source(text: str) -> Source:
-    name, equals, directory = text.partition("=")
-    path = Path(directory if equals else text)
-    if path.suffix in layouts.SUFFIXES:
-        return layouts.read(path, name.strip() if equals else "")
-    preset, colon, rest = name.rpartition(":")
-    if not (equals and directory and rest.strip()):
-        raise UserError(f"--method {quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
-    return Source(layouts.checked_name(rest), path, layouts.made(preset, {}) if colon else None)
+    """The methods of the flags. Raises UserError as `layouts.named` does."""
+    return [layouts.named(text, "--method ") for text in texts]
 
 
 def find(methods: Sequence[Source], asked: Sequence[Asked] = ()) -> list[MethodOutputs]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from recon_torch.outputs import Kind
 from recon_torch.ranges import Flag, Seed, whole
 
 if TYPE_CHECKING:
+    from im3d_jax.data.clip import Clip
     from im3d_jax.evaluate.against_truth import Measured, Settings
     from im3d_jax.evaluate.frozen.manifest import Frozen, TrueObject
     from recon_torch.losses.lpips import PerceptualDistance
@@ -57,7 +58,8 @@ def main(argv: list[str]) -> None:
         frozen = manifest.read(flags.truth)
         methods = method_flags.find(flags.methods, asked(frozen))
         perceptual = _perceptual(flags)
-        settings = Settings(perceptual, flags.align, tuple(sorted(set(flags.f_thresholds))), flags.unlit)
+        thresholds = tuple(sorted(set(flags.f_thresholds)))
+        settings = Settings(perceptual, flags.align, thresholds, flags.unlit, _clip(flags.clip))
         measured = _measure(frozen, methods, settings)
         _write(frozen, methods, settings, measured, flags)
 
@@ -68,6 +70,14 @@ def _perceptual(flags: Namespace) -> PerceptualDistance | None:
 
     weights = flags.lpips_weights or cached_weights(flags.lpips_net)
     return PerceptualDistance(flags.lpips_net, weights) if weights else None
+
+
+def _clip(path: Path | None) -> Clip | None:
+    if path is None:
+        return None
+    from im3d_jax.data.clip import Clip  # transformers takes seconds
+
+    return Clip(path, "--clip")
 
 
 class Scored(NamedTuple):
@@ -113,7 +123,7 @@ def _write(
         [each.row for each in scored.all],
         methods=[method.about() for method in methods],
         config_digest=result_file.digest(protocol),
-        weights_digest=protocol["lpips"].get("sha256", ""),
+        weights_digest=_weights_digest(protocol),
         bootstrap=Bootstrap(flags.resamples, flags.seed),
         about=[*against_truth.about(frozen, settings), *against_truth.notes(scored.all), *left_out],
     )
@@ -128,9 +138,18 @@ def _write(
     print(f"see {flags.out / NAME}, table.md and sheet.png")
 
 
+def _weights_digest(protocol: Mapping[str, Any]) -> str:
+    """Of LPIPS and the CLIP, or of the one that there is."""
+    from im3d_jax.evaluate import result_file
+
+    used = [sha for part in ("lpips", "clip") if (sha := protocol[part].get("sha256"))]
+    return result_file.digest(used) if len(used) > 1 else "".join(used)
+
+
 def _sheet(frozen: Frozen, scored: Scored) -> np.ndarray:
     """Some views of some objects, evenly spread: the truth above what each method has."""
-    from recon_torch.views.images import contact_sheet, resize
+    from recon_torch.views.images import contact_sheet
+    from recon_torch.views.resizing import resize
 
     rows, labels, names = [], [], sorted(scored.by_object)
     for place in np.unique(np.linspace(0, len(names) - 1, SHEET_OBJECTS).astype(int)):
@@ -177,6 +196,8 @@ def _parse(argv: list[str]) -> Namespace:
     add("--lpips-net", choices=("vgg", "alex", "squeeze"), default="vgg", help="of LPIPS" + default)
     add("--lpips-weights", type=Path, metavar="FILE",
         help="of torchvision's network (default: those in its cache; LPIPS is left out where there are none)")
+    add("--clip", type=Path, metavar="DIR",
+        help="a CLIP in transformers' or open_clip's layout, for CLIP-S; nothing is fetched")
     add("--resamples", type=whole(100, 1_000_000), default=10_000, metavar="N",
         help="of the bootstrap over objects" + default)
     add("--seed", type=Flag(Seed), default=0, help="of the bootstrap" + default)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,33 +9,35 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from im3d_jax.evaluate.outputs import layouts, names
 from im3d_jax.stages import progress
 from im3d_jax.study import ANNOTATORS, FILES, NEW, STUDY, annotators, drawing, plan, sources
 from im3d_jax.study.plan import Study
 from im3d_jax.study.sources import Source
 from recon_torch import outputs
-from recon_torch.errors import CommandParser, UserError, quoted
+from recon_torch.errors import CommandParser, UserError
 from recon_torch.ranges import Flag, Seed, real, whole
 
 DESCRIPTION = """Makes a study of the turntables of two or more methods.
 
     im3d study new ours=out/batch mvdream=out/mvdream zero123=renders/zero123 --out study
 
-DIR is what `im3d batch` or `im3d generate` wrote, a folder of such, or a folder with NAME.mp4 for each
-prompt. Videos belong together whose prompts are equal but for case and punctuation; what a method lacks is
-named. The first method is compared with each of the others by two questions: which video fits the picture
-(or, where there is none, the prompt) better, and which shows the better 3D object.
+DIR is what `im3d batch` or `im3d generate` wrote, a folder of such, a folder with NAME.mp4 for each prompt,
+or any outputs that `im3d evaluate` reads but files in 3D; docs/evaluate.md says which, and that a YAML file
+or PRESET:NAME=DIR may stand for them. Pictures are shown as a turn of 4 seconds. Videos belong together whose
+prompts are equal but for case and punctuation; what a method lacks is named. The first method is compared
+with each of the others by two questions: which video fits the picture (or, where there is none, the prompt)
+better, and which shows the better 3D object.
 
 STUDY gets study.json, files/ with the videos under names that do not tell the method, and annotators.csv with
 a secret token for each annotator."""
-LONGEST_NAME = 40
 
 
 def main(argv: list[str]) -> None:
     flags = _parse(argv)
     if (flags.out / STUDY).exists():  # there may be answers to it
         raise UserError(f"{flags.out} has a study already; choose another --out")
-    found = [sources.read(name, directory) for name, directory in flags.methods]
+    found = [sources.read(layouts.named(text)) for text in flags.methods]
     with outputs.opened(flags.out, NEW, _videos(found)), outputs.owned(flags.out) as staging:
         (staging / FILES).mkdir()
         study = _draw(found, flags, staging / FILES)
@@ -47,11 +48,11 @@ def main(argv: list[str]) -> None:
 
 
 def _videos(found: Sequence[Source]) -> list[Path]:
-    return [each.video for source in found for each in source.turntables.values()]
+    return [path for source in found for each in source.turntables.values() for path in each.paths]
 
 
 def _draw(found: Sequence[Source], flags: Namespace, folder: Path) -> Study:
-    pictures = sources.references(flags.pictures) if flags.pictures else {}
+    pictures = names.references(flags.pictures) if flags.pictures else {}
     settings = drawing.Settings(
         seed=flags.seed,
         answers_per_item=flags.answers,
@@ -88,20 +89,11 @@ def _told(out: Path, study: Study) -> str:
     return "\n".join(lines)
 
 
-def _method(text: str) -> tuple[str, Path]:
-    name, equals, directory = text.partition("=")
-    if not (name.strip() and equals and directory):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is not NAME=DIR")
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        raise argparse.ArgumentTypeError(f"{quoted(name)} is no name of at most {LONGEST_NAME} characters")
-    return name.strip(), Path(directory)
-
-
 def _parse(argv: list[str]) -> Namespace:
     parser = CommandParser("study new", DESCRIPTION)
     add, default = parser.add_argument, " (default %(default)s)"
     # fmt: off
-    add("methods", type=_method, nargs="+", metavar="NAME=DIR", help="a method, and its outputs")
+    add("methods", nargs="+", metavar="NAME=DIR", help="a method, and its outputs")
     add("--out", type=Path, required=True, metavar="STUDY", help="directory for the study")
     add("--pictures", type=Path, metavar="DIR",
         help="NAME.png for prompts, to compare with; by default what the assets of im3d were made from")

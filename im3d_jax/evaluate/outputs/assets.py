@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from im3d_jax.evaluate.outputs import patterns
 from im3d_jax.evaluate.outputs.layouts import Layout, Shows
-from im3d_jax.study.sources import PICTURES
+from im3d_jax.evaluate.outputs.names import PICTURES
 from recon_torch.errors import UserError
 from recon_torch.text_files import read_json
 
 REPORT, ERROR = "report.json", "error.json"
+TURNTABLES = ("turntable.mp4", "turntable.gif")
 RENDERS, VIEWS = "images", "views_*"
 FIRST = "views_0/images/000.png"
 """View 0 of the first round: what the backbone has drawn of a prompt, where it was given no picture."""
 
 
+class Cost(NamedTuple):
+    """What one asset took. network_calls: of the 2D network; both are 0 where they are not known."""
+
+    network_calls: float = 0
+    minutes: float = 0
+
+
 class AssetFiles(NamedTuple):
-    """An asset on a disk. pictures: of the renders and of the views; problem: why it is none, or ""."""
+    """An asset on a disk.
+
+    Attributes:
+        pictures: of the renders and of the views.
+        picture: what it was made from: `given`, or view 0 of the first round.
+        given: by a user, or by a text-to-image pipeline.
+        problem: why it is none, or "".
+    """
 
     name: str
     prompt: str = ""
     pictures: dict[Shows, tuple[Path, ...]] = {}  # noqa: RUF012 - never written to
     picture: Path | None = None
+    given: Path | None = None
+    turntable: Path | None = None
     seed: int = 0
     config_digest: str = ""
+    cost: Cost = Cost()
     problem: str = ""
 
 
@@ -66,14 +85,28 @@ def _read(folder: Path) -> AssetFiles:
     rounds = [each for each in folder.glob(VIEWS) if (each / RENDERS).is_dir()]
     last = max(rounds, key=lambda path: patterns.natural(path.name), default=folder / "views")
     drawn = next((path for each in PICTURES if (path := folder / f"input{each}").is_file()), None)
-    given = Path(image) if isinstance(image, str) and image else None
+    named = Path(image) if isinstance(image, str) and image else None
+    given = next((path for path in (drawn, named) if path and path.is_file()), None)
+    first = folder / FIRST
     return AssetFiles(
-        name if prompt or given is None else given.stem,
+        name if prompt or named is None else named.stem,
         prompt if isinstance(prompt, str) else "",
         {Shows.RENDERS: _pictures(folder / RENDERS), Shows.VIEWS: _pictures(last / RENDERS)},
-        next((path for path in (drawn, given, folder / FIRST) if path and path.is_file()), None),
+        given or (first if first.is_file() else None),
+        given,
+        next((path for each in TURNTABLES if (path := folder / each).is_file()), None),
         seed if type(seed) is int else 0,
         str(told.get("config_digest", "")),
+        _cost(told),
+    )
+
+
+def _cost(told: dict[str, Any]) -> Cost:
+    seconds, calls = told.get("seconds"), told.get("network_calls")
+    total = seconds.get("total") if isinstance(seconds, dict) else None
+    return Cost(
+        calls if type(calls) is int and calls > 0 else 0,
+        total / 60 if isinstance(total, (int, float)) and 0 < total < math.inf else 0,
     )
 
 

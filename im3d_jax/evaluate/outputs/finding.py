@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from im3d_jax.evaluate.outputs import assets, patterns
+from im3d_jax.evaluate.outputs.assets import Cost
 from im3d_jax.evaluate.outputs.layouts import SUFFIXES, Kind, Layout, Shows, Source
+from im3d_jax.evaluate.outputs.names import PICTURES, VIDEOS, key_of, named
 from im3d_jax.evaluate.outputs.patterns import Match
 from im3d_jax.jobs import prompt_files
-from im3d_jax.study.sources import PICTURES, VIDEOS, key_of, named
 from recon_torch.errors import UserError
 from recon_torch.text_files import read_text
 
@@ -53,7 +55,7 @@ class Output(NamedTuple):
         prompt: "" if it is not known.
         paths: the files of its views in their order, or the single file or folder that holds them.
         picture: what it was made from, where there is one.
-        config_digest: of an asset of im3d.
+        config_digest: of an asset of im3d. cost: of it, in full.
     """
 
     key: str
@@ -62,6 +64,7 @@ class Output(NamedTuple):
     paths: tuple[Path, ...]
     picture: Path | None = None
     config_digest: str = ""
+    cost: Cost = Cost()
 
 
 @dataclass
@@ -103,6 +106,14 @@ class MethodOutputs:
                             )
         return sha.hexdigest()
 
+    @property
+    def cost(self) -> Cost:
+        """What an asset took: the mean of those that say it, or what the layout states."""
+        stated = Cost(self.layout.network_calls, self.layout.minutes)
+        told = zip(*(row.cost for row in self.rows.values()), strict=True)
+        means = [fmean(known) if (known := [each for each in of if each]) else 0.0 for of in told]
+        return Cost(*(mean or state for mean, state in zip(means or stated, stated, strict=True)))
+
     def exclude(self, row: Output, rule: Rule, detail: str) -> None:
         """Takes a row out, for a reason."""
         del self.rows[row.key]
@@ -119,6 +130,7 @@ class MethodOutputs:
             "inputs_digest": self.digest,
             "config_digests": sorted({row.config_digest for row in self.rows.values() if row.config_digest}),
             "num_rows": len(self.rows),
+            **{name: value or None for name, value in self.cost._asdict().items()},
             "excluded": [{**each._asdict(), "rule": str(each.rule)} for each in self.excluded],
         }
 
@@ -379,9 +391,10 @@ def _assets(source: Source, layout: Layout) -> list[MethodOutputs]:
                 if key in outputs.rows:
                     outputs.excluded.append(Excluded(asset.name, Rule.DOUBLE, f"of {outputs.rows[key].name}"))
                 else:
-                    outputs.rows[key] = Output(
-                        key, asset.name, asset.prompt, paths, asset.picture, asset.config_digest
-                    )
+                    about = asset.picture, asset.config_digest, asset.cost
+                    row = Output(key, asset.name, asset.prompt, paths, *about)
+                    # What an asset took is more than what its views did.
+                    outputs.rows[key] = row if shows == Shows.RENDERS else row._replace(cost=Cost())
             elif shows == Shows.RENDERS:
                 outputs.excluded.append(Excluded(asset.name, Rule.FAILED, "no images"))
     views, renders = found[Shows.VIEWS], found[Shows.RENDERS]

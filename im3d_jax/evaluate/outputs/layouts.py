@@ -77,6 +77,7 @@ class Layout:
             made; () is not known.
         fov_deg: vertical field of view; of files in 2D, 0 is not known.
         up: of files in 3D. size: the side of their renders, in pixels.
+        network_calls, minutes: what one asset took, for the table; 0 is not known.
     """
 
     kind: Kind
@@ -92,6 +93,8 @@ class Layout:
     fov_deg: Annotated[float, Range(0, 170)] = 0.0
     up: Up = Up.STATED
     size: Pixels = 256
+    network_calls: Annotated[int, Range(0, 10**9)] = 0
+    minutes: Annotated[float, Range(0, 1_000_000)] = 0.0
 
     def __post_init__(self) -> None:
         if not self.path and self.kind != Kind.ASSETS:
@@ -132,6 +135,25 @@ class Source(NamedTuple):
 
 OWN = ("name", "preset", "root", "prompts")
 """Entries of a file that are not of its layout."""
+
+
+def named(text: str, flag: str = "") -> Source:
+    """The method of a flag: NAME=DIR, PRESET:NAME=DIR, a YAML file or NAME=FILE.yaml.
+
+    It is no type of a parser, which would hide what is wrong with a YAML file.
+
+    flag: stands before the text in an error.
+
+    Raises UserError for another form, and for what is wrong in a YAML file.
+    """
+    name, equals, directory = text.partition("=")
+    path = Path(directory if equals else text)
+    if path.suffix in SUFFIXES:
+        return read(path, name.strip() if equals else "")
+    preset, colon, rest = name.rpartition(":")
+    if not (equals and directory and rest.strip()):
+        raise UserError(f"{flag}{quoted(text)} is not NAME=DIR, PRESET:NAME=DIR or a YAML file")
+    return Source(checked_name(rest), path, made(preset, {}) if colon else None)
 
 
 def read(path: Path, name: str = "") -> Source:

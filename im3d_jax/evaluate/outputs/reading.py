@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,34 +9,33 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from im3d_jax.data.meshes.reading import load_mesh
+from im3d_jax.evaluate.outputs import pictures
 from im3d_jax.evaluate.outputs.finding import MethodOutputs, Output, Rule
 from im3d_jax.evaluate.outputs.layouts import IN_3D, Kind, Layout, Up
+from im3d_jax.evaluate.outputs.pictures import OtherCount, Views, evenly, expected_views, squared
 from recon_torch.errors import UserError
 from recon_torch.process.rendering import render_file
 from recon_torch.views.cameras import Cameras, orbit
-from recon_torch.views.images import read_image, to_uint8
+from recon_torch.views.images import to_uint8
 from recon_torch.views.video import count_frames, frames_at
 
-NUM_VIEWS = 16
 ELEVATION_DEG, FOV_DEG, UNIT_RADIUS = 15.0, 33.8, 2.0
 
-Views = UInt8[np.ndarray, "K H W C"]
 
-
-class OtherCount(UserError):
-    """A row has another number of views than it should."""
-
-
-def read_all(outputs: MethodOutputs, num_views: int = 0) -> Iterator[tuple[Output, Views]]:
+def read_all(
+    outputs: MethodOutputs, num_views: int = 0, any_count: bool = False
+) -> Iterator[tuple[Output, Views]]:
     """The rows that can be read, with their views. The others are moved to what is left out.
 
     num_views: so many of each row, evenly spaced from the first one; 0 takes all. A row with fewer is left
         out. Of videos and 3D objects whose layout does not state a number, so many are made.
+    any_count: rows of pictures may have different numbers of them, unless the layout states one.
     """
     count = expected_views(outputs, num_views)
+    differ = any_count and outputs.layout.kind == Kind.IMAGES and not outputs.layout.stated_views
     for row in list(outputs.rows.values()):
         try:
-            views = read_views(outputs.layout, row, count)
+            views = read_views(outputs.layout, row, len(row.paths) if differ else count)
             if num_views > len(views):
                 raise OtherCount(f"{len(views)} views, not the {num_views} that are asked for")
         except UserError as error:
@@ -45,27 +43,6 @@ def read_all(outputs: MethodOutputs, num_views: int = 0) -> Iterator[tuple[Outpu
             outputs.exclude(row, rule, str(error))
             continue
         yield row, views[evenly(len(views), num_views or len(views))]
-
-
-def evenly(count: int, num: int) -> list[int]:
-    """`num` of `count` numbers, evenly spaced from 0."""
-    return [place * count // num for place in range(num)]
-
-
-def expected_views(outputs: MethodOutputs, num_views: int = 0) -> int:
-    """The number of views that a row must have: what the layout states, or what most rows have.
-
-    Of two numbers that are equally frequent it is the greater one.
-
-    num_views: of videos and 3D objects, where the layout states none; 0 is `NUM_VIEWS`.
-    """
-    layout = outputs.layout
-    if layout.stated_views:
-        return layout.stated_views
-    if layout.kind in (Kind.VIDEO, *IN_3D):
-        return num_views or NUM_VIEWS
-    counts = Counter(len(row.paths) for row in outputs.rows.values())
-    return max(counts, key=lambda count: (counts[count], count), default=0)
 
 
 def read_views(layout: Layout, row: Output, num_views: int) -> Views:
@@ -79,26 +56,8 @@ def read_views(layout: Layout, row: Output, num_views: int) -> Views:
     if layout.kind in IN_3D:
         return to_uint8(render_views(layout, row, cameras_of(layout, num_views)))
     if layout.kind == Kind.VIDEO:
-        return _squared(_of_video(row.paths[0], num_views), layout)
-    if layout.kind == Kind.GRID:
-        pictures = _tiles(row.paths[0], layout)
-    else:
-        if len(row.paths) != num_views:
-            raise OtherCount(f"{len(row.paths)} pictures, not {num_views}")
-        pictures = [_squared(to_uint8(read_image(path)), layout) for path in row.paths]
-    sizes = {picture.shape[:2] for picture in pictures}
-    if len(sizes) > 1:
-        raise UserError(f"its pictures have {len(sizes)} sizes")
-    has_alpha = all(picture.shape[-1] == 4 for picture in pictures)
-    return np.stack(pictures if has_alpha else [over_white(picture) for picture in pictures])
-
-
-def over_white(pictures: UInt8[np.ndarray, "*N C"]) -> UInt8[np.ndarray, "*N 3"]:
-    """RGB over white of RGB or RGBA pictures."""
-    if pictures.shape[-1] == 3:
-        return pictures
-    alpha = pictures[..., 3:].astype(np.float32) / 255
-    return np.rint(pictures[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+        return squared(_of_video(row.paths[0], num_views), layout)
+    return pictures.read(layout, row.paths, num_views)
 
 
 def render_views(layout: Layout, row: Output, cameras: Cameras) -> Float[np.ndarray, "K H W 4"]:
@@ -140,17 +99,3 @@ def _of_video(path: Path, num_views: int) -> UInt8[np.ndarray, "K H W 3"]:
         raise OtherCount(f"{count} frames, fewer than {num_views}")
     chosen = np.round(np.arange(num_views) * count / num_views).astype(int)
     return np.stack(list(frames_at(path, chosen)))
-
-
-def _squared(picture: UInt8[np.ndarray, "*N W C"], layout: Layout) -> UInt8[np.ndarray, "*N w C"]:
-    """The leftmost square of what is wider than high, where the layout says so."""
-    return picture[..., : picture.shape[-3], :] if layout.square else picture
-
-
-def _tiles(path: Path, layout: Layout) -> list[UInt8[np.ndarray, "H W C"]]:
-    picture, (rows, columns) = to_uint8(read_image(path)), layout.grid
-    height, width = picture.shape[:2]
-    if height % rows or width % columns:
-        raise OtherCount(f"{width} x {height} pixels do not part into {rows} rows of {columns}")
-    tiles = [part for row in np.split(picture, rows) for part in np.split(row, columns, axis=1)]
-    return [tiles[place] for place in layout.tiles or range(len(tiles))]

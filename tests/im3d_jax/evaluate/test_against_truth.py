@@ -180,3 +180,40 @@ def test_an_asset_without_splats_is_rendered_from_its_mesh(frozen, tmp_path):
     assert set(found) == {"long"}
     assert found["long"].row.scores["chamfer"] < 1e-6 and found["long"].row.scores["silhouette_iou"] == 1
     assert "has neither asset.ply nor mesh.glb" in outputs.excluded[-1].detail
+
+
+class MeanColour:
+    """A CLIP whose embedding of a picture is its mean colour."""
+
+    max_tokens = 4
+
+    def embed_pictures(self, pictures):
+        means = np.array([picture.mean((0, 1)) for picture in pictures])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def embed_captions(self, captions):
+        raise AssertionError("no caption is asked for")
+
+
+def test_clip_s_is_the_cosine_with_the_true_view():
+    made = np.stack([np.full((4, 4, 3), color, np.float32) for color in ((1, 0, 0), (0, 0, 1), (1, 1, 0))])
+    found = against_truth.clip_similarity(MeanColour(), made, made[[0, 0, 0]])
+    assert found == pytest.approx([1, 0, 0.5**0.5])
+
+
+def test_another_background_than_white_is_said(frozen, tmp_path):
+    def over(background):
+        return lambda picture, _: picture[..., :3] * picture[..., 3:] + background * (1 - picture[..., 3:])
+
+    write_pictures(frozen, tmp_path, over(0.5), ["long"])
+    write_pictures(frozen, tmp_path, over(1.0), ["flat"])
+    found = measured(frozen, outputs_of(frozen, tmp_path))
+    assert against_truth.NO_WHITE in found["long"].notes
+    assert found["flat"].notes == (against_truth.NO_ALPHA,)
+
+
+def test_a_mesh_without_area_is_left_out(frozen, tmp_path):
+    (tmp_path / "long.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
+    outputs = outputs_of(frozen, tmp_path)
+    assert measured(frozen, outputs) == {}
+    assert "has no triangle with an area" in outputs.excluded[-1].detail

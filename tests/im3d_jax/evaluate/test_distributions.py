@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 
-from im3d_jax.evaluate import distributions
+from im3d_jax.evaluate import distributions, jackknife
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 
@@ -60,9 +61,74 @@ def test_cmmd_is_the_sum_over_pairs(sets, monkeypatch):
     assert distributions.cmmd(made, reference) == pytest.approx(expected, rel=1e-9)
 
 
+def test_frechet_by_singular_values_is_the_same_number(sets):
+    made, reference = sets
+    expected = distributions.frechet(made, reference)
+    assert distributions.frechet_by_singular_values(made, reference) == pytest.approx(expected, rel=1e-9)
+    wide = made @ np.ones((5, 20)) + np.random.default_rng(1).normal(size=(7, 20)), reference @ np.eye(5, 20)
+    expected = distributions.frechet(*wide)  # fewer vectors than numbers
+    assert distributions.frechet_by_singular_values(*wide) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_what_is_left_without_each_group_is_the_sum_over_pairs(sets, unbiased, monkeypatch):
+    groups = np.array([0, 1, 2, 0, 1, 2, 0]), np.array([2, 0, 1, 2, 2, 0, 1, 0, 1])
+    monkeypatch.setattr(jackknife, "ROWS_AT_ONCE", 4)
+    found = jackknife.mmd_without_each(distributions.cubic_kernel, sets, groups, unbiased)
+    for number, value in enumerate(found):
+        made, reference = (each[of != number] for each, of in zip(sets, groups, strict=True))
+
+        def mean(one, other, without_self):
+            pairs = [
+                (x, y)
+                for i, x in enumerate(one)
+                for j, y in enumerate(other)
+                if not (without_self and i == j)
+            ]
+            return np.mean([(x @ y / 5 + 1) ** 3 for x, y in pairs])
+
+        within = mean(made, made, unbiased) + mean(reference, reference, unbiased)
+        assert value == pytest.approx(within - 2 * mean(made, reference, False), rel=1e-9)
+    frechets = jackknife.without_each(distributions.frechet, sets, groups)
+    assert frechets[1] == pytest.approx(
+        distributions.frechet(sets[0][groups[0] != 1], sets[1][groups[1] != 1])
+    )
+
+
+def test_rows_of_one_name_are_left_out_together():
+    made, reference = jackknife.groups_of(list("aabbcdefghijkl"), list("xyzaabcwvu"))
+    assert made.tolist() == [0, 0, 1, 1, *range(2, 9), 0, 1, 2]
+    assert reference.tolist() == [3, 4, 5, 0, 0, 1, 2, 2, 1, 0]  # u to z after those of both
+    assert jackknife.groups_of(list("abcd"), list("abcdefgh")) is None
+
+
+def test_the_interval_of_a_mean_is_that_of_student():
+    values = np.random.default_rng(0).normal(size=10)
+    without = np.array([np.delete(values, each).mean() for each in range(10)])
+    low, high = jackknife.interval(values.mean(), without)
+    expected = scipy.stats.t.interval(0.95, 9, values.mean(), scipy.stats.sem(values))
+    assert (low, high) == pytest.approx(expected)
+    assert jackknife.interval(0.1, without, least=0.0)[0] == 0
+
+
+def test_intervals_of_distances_of_equal_distributions_are_narrow_beside_those_of_others():
+    rng, names = np.random.default_rng(0), [str(number // 4) for number in range(80)]
+    sets = [rng.normal(size=(80, 4)) + shift for shift in (0, 0, 1)]
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in sets]
+    reference, alike, shifted = (
+        distributions.Embedded(names, *both) for both in zip(sets, unit, strict=True)
+    )
+    near, far = (distributions.distances(each, reference, seed=0) for each in (alike, shifted))
+    for name in ("fid", "kid", "cmmd"):
+        (low, high), (far_low, far_high) = near["intervals"][name], far["intervals"][name]
+        assert low <= near[name] <= high < far_low < far[name] < far_high
+    few = distributions.distances(alike._replace(names=["a"] * 80), reference, seed=0)
+    assert few["intervals"] == {} and few["fid"] == near["fid"]
+
+
 def test_one_picture_is_refused(user_error):
-    with user_error("there are 1 pictures"):
-        distributions.embed([[np.zeros((8, 8, 3), np.uint8)]], None, None)
+    with user_error("ours: there is no more than 1 picture;"):
+        distributions.embed([("mug", [np.zeros((8, 8, 3), np.uint8)])], None, None, "ours")
 
 
 @pytest.mark.slow

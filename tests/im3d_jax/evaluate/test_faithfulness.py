@@ -86,8 +86,8 @@ def test_scores_are_those_of_a_few_lines_of_torch(command, whole_clip, asked, tm
     told = capsys.readouterr()
     assert "one, renders: without a picture, so without CLIP (image): 1 row (a b c)" in told.err
     assert "two, renders: left out, missing: 1 name (a b c)" in told.err
-    assert "| IM-3D, views (Table 1, as published) |  |  | 31.92 | 92.38 |" in told.out
-    assert "| one, renders | 3 | 3 |" in told.out and "| IM-3D | 80 |" in told.out
+    assert "| IM-3D, views (Table 1, as published) |  |  | 31.92 | 92.38 | 3 |" in told.out
+    assert "| one, renders | 3 | 3 |" in told.out and "| IM-3D (as published) | 80 |" in told.out
     text = {
         name: [rows[f"{name}, renders", p]["clip_text"] for p in ("a cat", "b")] for name in ("one", "two")
     }

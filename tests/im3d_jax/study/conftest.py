@@ -12,10 +12,11 @@ import imageio_ffmpeg
 import pytest
 import sqlalchemy as sa
 
+from im3d_jax.evaluate.outputs.names import key_of
 from im3d_jax.study import FILES, STUDY, annotators, drawing, plan, sources
 
 HOSTILE = "</script><script>document.title='gone'</script><img src=x onerror=alert(1)> & ${left_1}"
-KEY = sources.key_of(HOSTILE)
+KEY = key_of(HOSTILE)
 
 
 def made_up(num_prompts=6, num_checks=2, **changes):
@@ -61,7 +62,7 @@ def source(video):
     """A method's name and prompts -> its turntables."""
 
     def make(name, *prompts):
-        turntables = {sources.key_of(prompt): sources.Turntable(prompt, video) for prompt in prompts}
+        turntables = {key_of(prompt): sources.Turntable(prompt, (video,)) for prompt in prompts}
         return sources.Source(name, turntables)
 
     return make

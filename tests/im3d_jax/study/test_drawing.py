@@ -18,7 +18,7 @@ def no_encoding(monkeypatch):
     """Files of a few bytes in place of videos."""
 
     def write(source, target, *_):
-        target.write_bytes(source.name.encode())
+        target.write_bytes(source.paths[0].name.encode())
 
     monkeypatch.setattr(media, "write_video", write)
     monkeypatch.setattr(media, "write_broken", write)
@@ -74,7 +74,7 @@ def test_a_video_that_cannot_be_read_is_an_error_or_named(source, tmp_path, user
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")
     found = [source("a", "x", "y"), source("b", "x", "y")]
-    found[1].turntables["y"] = Turntable("y", broken)
+    found[1].turntables["y"] = Turntable("y", (broken,))
     with user_error(r"broken.mp4 cannot be read as a video \(.*--skip-unreadable"):
         drawing.draw(found, {}, drawing.Settings(check_share=0.0), tmp_path)
     settings = drawing.Settings(check_share=0.0, skip_unreadable=True)
@@ -115,7 +115,7 @@ def test_annotators_see_neither_methods_nor_checks_in_names(directory):
 
 def test_videos_become_even_small_and_silent(tmp_path):
     write_test_video(tmp_path / "odd.mkv", size="1501x333", seconds=0.1)
-    media.write_video(tmp_path / "odd.mkv", tmp_path / "x.mp4")
+    media.write_video(Turntable("odd", (tmp_path / "odd.mkv",)), tmp_path / "x.mp4")
     assert frames_of(tmp_path / "x.mp4").shape[1:3] == (226, 1024)
 
 

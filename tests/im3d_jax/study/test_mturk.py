@@ -108,6 +108,15 @@ def test_rejected_and_blank_ones_are_counted(tmp_path):
     assert (len(results.answers), results.num_rejected, results.num_blank) == (2, 2, 2)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "", "long"])
+def test_a_time_that_is_no_number_is_left_out(seconds, tmp_path):
+    study = made_up(num_prompts=1, num_checks=0)
+    change = lambda row: row | {"WorkTimeInSeconds": seconds}  # noqa: E731
+    write_results(tmp_path / "results.csv", study, "flat", change=change)
+    results = mturk.read_results(tmp_path / "results.csv", study)
+    assert results.answers and {each.seconds for each in results.answers} == {None}
+
+
 def test_other_files_are_refused(tmp_path, user_error):
     study, path = made_up(num_prompts=2), tmp_path / "results.csv"
     path.write_text("prompt,winner\nx,y\n")

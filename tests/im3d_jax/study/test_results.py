@@ -103,6 +103,8 @@ def test_without_answers_there_are_no_results(user_error):
         results.compute(study, [], Rules())
     with user_error("no annotator is left"):
         results.compute(study, [Answer("a", study.checks[0].id, "left")], Rules())
+    with user_error(r"answers to 1 item \(other\) that the study does not have"):
+        results.compute(study, [Answer("a", "other", "left"), Answer("b", "other", "left")], Rules())
 
 
 def test_the_figure_is_drawn_whatever_methods_are_called(tmp_path):

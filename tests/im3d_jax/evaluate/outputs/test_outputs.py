@@ -253,3 +253,47 @@ def test_mistakes_are_one_line(text, tmp_path, user_error):
     path.write_text(text)
     with user_error(MISTAKES[text]):
         finding.find(layouts.read(path))
+
+
+@pytest.mark.parametrize("others", [["0_mask.png", "1_mask.png", "2_mask.png"], ["input.png"], ["1.jpg"]])
+def test_pictures_that_are_not_views_alone_are_left_out(others, tmp_path):
+    write_views(tmp_path / "mug", range(3))
+    for name in others:
+        write_image(tmp_path / "mug" / name, picture(9))
+    [outputs] = finding.find(Source("x", tmp_path))
+    assert means(outputs) == {} and left_out(outputs, Rule.UNREADABLE) == ["mug"]
+    layout = Layout(Kind.IMAGES, ("{name}/{view}.png",))
+    [outputs] = finding.find(Source("x", tmp_path, layout))
+    assert means(outputs) == {"mug": [0, 1, 2]}
+
+
+def test_views_with_names_of_their_own_are_taken(tmp_path):
+    for value, name in enumerate(("back", "front", "left", "right")):
+        write_image(tmp_path / "mug" / f"{name}.png", picture(value))
+    [outputs] = finding.find(Source("x", tmp_path))
+    assert means(outputs) == {"mug": [0, 1, 2, 3]}
+
+
+def test_alpha_that_is_opaque_everywhere_is_none(tmp_path):
+    rgba = np.full((2, 8, 8, 4), 255, np.uint8)
+    for clear, channels in ((False, 3), (True, 4)):
+        rgba[1, 0, 0, 3] = 0 if clear else 255
+        for view in range(2):
+            write_image(tmp_path / "mug" / f"{view}.png", rgba[view])
+        [outputs] = finding.find(Source("x", tmp_path))
+        [(_, views)] = reading.read_all(outputs)
+        assert views.shape[-1] == channels
+
+
+def test_what_assets_took_is_that_of_their_reports_or_of_the_layout(tmp_path):
+    for number, (calls, seconds) in enumerate(((60, 90.0), (80, 30.0), (None, "long"))):
+        folder = tmp_path / "out/assets" / f"00000{number}"
+        write_views(folder / "images", [0])
+        write_views(folder / "views_0/images", [0])
+        told = {"prompt": f"p{number}", "config_digest": "1", "network_calls": calls}
+        (folder / "report.json").write_text(json.dumps(told | {"seconds": {"total": seconds}}))
+    renders, views = finding.find(Source("x", tmp_path / "out"))
+    assert renders.cost == (70, 1.0) and renders.about()["minutes"] == 1.0
+    assert views.cost == (0, 0) and views.about()["network_calls"] is None
+    layout = Layout(Kind.IMAGES, ("{name}/images",), network_calls=25_000, minutes=120.0)
+    assert finding.find(Source("x", tmp_path / "out/assets", layout))[0].cost == (25_000, 120)
