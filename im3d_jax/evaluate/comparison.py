@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from im3d_jax.evaluate import result_file
+from im3d_jax.evaluate import distance_differences, result_file
 from im3d_jax.evaluate.outputs.names import key_of, named
 from im3d_jax.evaluate.result_file import Bootstrap, Row
 from recon_torch.errors import UserError, near, quoted
@@ -23,12 +23,6 @@ def check_alike(a: Mapping[str, Any], b: Mapping[str, Any], path_a: Path, path_b
         raise UserError(
             f"{path_a} and {path_b} were not measured alike: {name} is {quoted(mine)} in the first and"
             f" {quoted(other)} in the second; measure one of them again"
-        )
-
-    if a["command"] == "distribution":
-        raise UserError(
-            "distances of distributions are of whole sets and have no rows to pair; their intervals stand in"
-            " each table.md"
         )
 
 
@@ -81,6 +75,8 @@ def compare(
 
     Raises UserError for rows that one of the two lacks, for other prompts, and if nothing is left.
     """
+    if a["command"] == "distribution":
+        return _of_distances(a, b, pairs)
     by_method = [result_file.by_method(result_file.rows_of(found)) for found in (a, b)]
     rows, about = [], []
     for first, second in pairs:
@@ -100,6 +96,28 @@ def compare(
         "compare", a["protocol"], rows, methods=methods, bootstrap=bootstrap, about=about, packages=("numpy",)
     )
     return {**found, "compared": a["command"], "differences": []}
+
+
+def _of_distances(
+    a: Mapping[str, Any], b: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """Distances of distributions are of all rows at once."""
+    try:
+        made = [{each["method"]: each for each in found["distances"]} for found in (a, b)]
+        differing = [
+            each
+            for first, second in pairs
+            for each in distance_differences.differences(made[0][first], made[1][second])
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            "the distances of A or B are damaged, or of an older version; measure again"
+        ) from None
+    if not differing:
+        raise UserError("A and B have no distance of one name; there is nothing to compare")
+    methods = [{"name": _label(*pair)} for pair in pairs]
+    found = result_file.content("compare", a["protocol"], [], methods=methods, packages=("numpy",))
+    return {**found, "compared": a["command"], "differences": differing}
 
 
 def _label(first: str, second: str) -> str:
@@ -145,6 +163,8 @@ def _lacking(first: str, second: str, left: Sequence[Row], right: Sequence[Row],
 
 def table(found: Mapping[str, Any]) -> str:
     """The differences as Markdown."""
+    if found["compared"] == "distribution":
+        return distance_differences.table(found["differences"])
     lines, by_method = [], result_file.by_method(result_file.rows_of(found))
     for each in found["summary"]:
         cells = ["-", "-", "-"]

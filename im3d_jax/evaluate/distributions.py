@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from im3d_jax.data.clip import Clip
 from im3d_jax.data.placement import file_digest
 from im3d_jax.evaluate import jackknife
+from im3d_jax.evaluate.result_file import digest
 from recon_torch import hosting, weights_files
 from recon_torch.errors import UserError, first_line
 
@@ -205,25 +206,35 @@ def embed(
 def distances(made: Embedded, reference: Embedded, seed: int) -> dict[str, Any]:
     """FID, KID and CMMD of a set of pictures from a reference, as a result file has them.
 
-    Each has an interval, see `jackknife`, or None where a set has too few rows.
+    Unless a set has too few rows, each has an interval, and "without" has its values without each group of
+    rows, see `jackknife`; "groups" is equal where the groups are.
     """
     said: dict[str, Any] = {"num_pictures": len(made.names), "num_reference": len(reference.names)}
     said |= dict.fromkeys(("fid", "kid", "kid_std", "kid_subset_size", "cmmd"))
-    said["intervals"] = {}
+    said |= {
+        "intervals": {},
+        "without": {},
+        "groups": digest([sorted(set(made.names)), sorted(set(reference.names))]),
+    }
     groups = jackknife.groups_of(made.names, reference.names)
+
+    def spread(name: str, without: Float[np.ndarray, " G"], least: float = -np.inf) -> None:
+        said["intervals"][name] = jackknife.interval(said[name], without, least)
+        said["without"][name] = without.tolist()
+
     if made.inception is not None and reference.inception is not None:
         found, sets = kernel(made.inception, reference.inception, seed), (made.inception, reference.inception)
         said["fid"] = frechet(*sets)
         said |= {"kid": found.mean, "kid_std": found.std, "kid_subset_size": found.subset_size}
         if groups:
             without = jackknife.without_each(frechet_by_singular_values, sets, groups)
-            said["intervals"]["fid"] = jackknife.interval(said["fid"], without, least=0.0)
+            spread("fid", without, least=0.0)
             without = jackknife.mmd_without_each(cubic_kernel, sets, groups, unbiased=True)
-            said["intervals"]["kid"] = jackknife.interval(said["kid"], without)
+            spread("kid", without)
     if made.clip is not None and reference.clip is not None:
         said["cmmd"] = cmmd(made.clip, reference.clip)
         if groups:
             sets = made.clip.astype(np.float64), reference.clip.astype(np.float64)
             without = CMMD_SCALE * jackknife.mmd_without_each(gaussian_kernel, sets, groups, unbiased=False)
-            said["intervals"]["cmmd"] = jackknife.interval(said["cmmd"], without, least=0.0)
+            spread("cmmd", without, least=0.0)
     return said

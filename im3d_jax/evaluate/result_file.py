@@ -35,6 +35,8 @@ from recon_torch.text_files import parse_json, read_text
 
 NAME = "results.json"
 FORMAT, FORMAT_VERSION = "im3d evaluation", 1
+FEW_ROWS = 6
+"""Below, a bootstrap knows so little of the spread that a remark says so."""
 PACKAGES = ("im3d", "numpy", "pillow", "torch", "transformers", "jax", "lpips")
 
 
@@ -87,6 +89,12 @@ def content(
     if twice := [each for each, count in Counter((row.method, row.key) for row in rows).items() if count > 1]:
         raise ValueError(f"two rows of {twice[0]}")
     names = [str(each["name"]) for each in methods]
+    numbers = summary(rows, names, bootstrap)
+    if any(1 < each["num_rows"] < FEW_ROWS for each in numbers):
+        about = [
+            *about,
+            f"Intervals over fewer than {FEW_ROWS} rows are too narrow, as a bootstrap of so few is.",
+        ]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -100,7 +108,7 @@ def content(
         "interval": f"95%, percentiles of {bootstrap.num_resamples} resamples of the rows",
         "about": list(about),
         "methods": [dict(each) for each in methods],
-        "summary": summary(rows, names, bootstrap),
+        "summary": numbers,
         "differences": [
             each
             for other in names[1:]

@@ -85,7 +85,7 @@ def _measure(
     flags: Namespace,
 ) -> dict[str, Any]:
     """The content of results.json."""
-    from im3d_jax.evaluate import distributions, result_file
+    from im3d_jax.evaluate import distance_differences, distributions, result_file
 
     reference, left_out = _reference(frozen, flags.reference, inception, clip)
     found = []
@@ -111,7 +111,8 @@ def _measure(
         seeds={"subsets": flags.seed},
         about=[*_about(found, inception, clip), *left_out],
     )
-    return {**content, "distances": found}
+    pairs = [each for other in found[1:] for each in distance_differences.differences(found[0], other)]
+    return {**content, "differences": pairs, "distances": found}
 
 
 def _reference(
@@ -201,7 +202,7 @@ def _about(found: Sequence[Mapping[str, Any]], inception: Inception | None, clip
 
 def _table(found: Mapping[str, Any]) -> str:
     """The content of table.md."""
-    from im3d_jax.evaluate import result_file, tables
+    from im3d_jax.evaluate import distance_differences, result_file, tables
 
     lines = [
         [each["method"], str(each["num_pictures"]), str(each["num_reference"]), *_cells(each)]
@@ -212,7 +213,10 @@ def _table(found: Mapping[str, Any]) -> str:
         "KID: mean ± standard deviation over 100 subsets. In brackets the 95% interval, by a jackknife over"
         " groups of rows.\n"
     )
-    return tables.page("Distances of distributions", [result_file.table(header, lines), said], found["about"])
+    sections = [result_file.table(header, lines), said]
+    if found["differences"]:
+        sections += ["## Differences\n", distance_differences.table(found["differences"])]
+    return tables.page("Distances of distributions", sections, found["about"])
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:

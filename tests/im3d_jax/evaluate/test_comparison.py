@@ -1,6 +1,8 @@
 """Paired differences of two result files, by hand, and files that cannot be compared."""
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from im3d_jax.commands import evaluate
 from im3d_jax.evaluate import result_file
@@ -83,11 +85,33 @@ def test_what_was_measured_differently_is_refused_by_name(mistake, tmp_path, use
         evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *flags])
 
 
-def test_distances_of_sets_have_no_rows_to_pair(tmp_path, user_error):
-    for name in ("a", "b"):
-        result(tmp_path / name, {}, command="distribution")
-    with user_error("have no rows to pair"):
-        evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+def distances(path, method, kid, without, groups="g"):
+    found = result_file.content("distribution", {"reference": "r"}, [], methods=[{"name": method}])
+    told = {"method": method, "fid": None, "cmmd": 1.0, "kid": kid, "groups": groups, "without": without}
+    path.mkdir()
+    result_file.write(path / "results.json", {**found, "distances": [told]})
+
+
+def test_distances_of_sets_differ_by_what_leaving_rows_out_of_both_tells(tmp_path, capsys, user_error):
+    rng = np.random.default_rng(0)
+    values, common = rng.normal(size=(2, 10)), 100 * rng.normal(size=10)  # rows that are hard for both
+    sets = values + common
+    for name, rows in zip("ab", sets, strict=True):
+        without = [np.delete(rows, each).mean() for each in range(10)]
+        distances(tmp_path / name, name, rows.mean(), {"kid": without})
+    evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), f"--out={tmp_path / 'c'}"])
+    kid, cmmd = result_file.read(tmp_path / "c")["differences"]
+    apart = values[0] - values[1]
+    expected = scipy.stats.t.interval(0.95, 9, apart.mean(), scipy.stats.sem(apart))
+    assert (kid["mean"], *kid["interval"]) == pytest.approx((apart.mean(), *expected))
+    assert (cmmd["mean"], cmmd["interval"]) == (0.0, None)
+    assert "| a minus b, CMMD | +0.000 | - |" in capsys.readouterr().out
+    result(tmp_path / "old", {}, "b", "distribution", {"reference": "r"})
+    distances(tmp_path / "d", "b", 1.0, {"kid": [1.0] * 10}, groups="others")
+    evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "d")])
+    with user_error("distances of A or B are damaged, or of an older version"):
+        evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "old")])
+    assert "| a minus b, KID x 1000 |" in (told := capsys.readouterr().out) and "[" not in told
 
 
 def test_other_prompts_and_several_methods_are_refused(tmp_path, user_error):

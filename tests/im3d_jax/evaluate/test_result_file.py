@@ -43,6 +43,13 @@ def test_one_row_has_no_deviation_and_two_of_a_key_are_a_bug():
         result_file.content("x", {}, [Row("a", "k", "", {})] * 2, methods=[{"name": "a"}])
 
 
+@pytest.mark.parametrize("count, said", [(1, 0), (2, 1), (5, 1), (6, 0)])
+def test_intervals_over_few_rows_have_a_remark(count, said):
+    rows = [Row("a", str(number), "", {"s": float(number)}) for number in range(count)]
+    found = result_file.content("x", {}, rows, methods=[{"name": "a"}])
+    assert sum("are too narrow" in line for line in found["about"]) == said
+
+
 def test_bars_in_names_do_not_end_cells():
     assert result_file.table(["", "n|m"], [["a|b", "1"]]).splitlines()[::2] == [
         r"|  | n\|m |",
