@@ -29,7 +29,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # These are left out, because they need meshes (--meshes DIR) or views of them (--views DIR).
-NEED_DATA := $(addprefix benchmarks/,reconstruction.py mesh.py pictures.py view_masks.py wrong_cameras.py)
+NEED_DATA := $(addprefix benchmarks/,reconstruction.py mesh.py open3d_meshes.py pictures.py view_masks.py wrong_cameras.py)
 bench: $(READY)
 	for script in $(filter-out $(NEED_DATA),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 

@@ -4,14 +4,17 @@
 
 Each .glb, .gltf or .obj file in DIR is rendered from 16 azimuths at 20 degrees and fitted, and `im3d mesh`
 makes a mesh of the fit. Distances are those of `im3d_jax/evaluate/surfaces.py`, in thousandths of the world's
-unit, in which objects have a radius of 0.5: `accuracy` from the mesh to the truth, `completeness` back;
-`normals` is the mean absolute cosine between normals of nearest points, both ways. The
+unit, in which objects have a radius of 0.5: `accuracy` from the mesh to the truth, `completeness` back, and
+`chamfer` their mean; `normals` is the mean absolute cosine between normals of nearest points, both ways. The
 GLB that was written is read back by our own reader, and rendered without further light, as light is in the
 views; `psnr` is of 24 held-out views over white, beside that of the splats. `seconds` are of processor time,
-without the fit. The peer is Open3D's TSDF fusion of the splats' mean depth from the same cameras, where
-open3d is installed; its colours are not compared. `dmtet` is a mesh that was fitted to the views itself
-(`im3d fit --representation mesh`); its seconds are with the fit, and the column `splats` is of the fit's own
-renders. --only dmtet leaves out what needs splats.
+without the fit. `dmtet` is a mesh that was fitted to the views itself (`im3d fit --representation mesh`); its
+seconds are with the fit, and the column `splats` is of the fit's own renders.
+
+The peers are Open3D's TSDF fusion and its Poisson reconstruction (open3d_meshes.py has their settings), where
+--open3d-python is given. They get renders of the same splats from the cameras of the fit: colours, and the
+depth that our fusion has. Their meshes are as Open3D leaves them, neither cleaned nor decimated, with colours
+at the vertices, and their seconds are with the renders.
 
 Fits and meshes stay in --out, and a fit that is there is not made again: give another --out when the code has
 changed.
@@ -21,9 +24,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +37,8 @@ import view_cases
 from jaxtyping import Float
 
 from im3d_jax.data import mesh_rendering
-from im3d_jax.data.meshes.parts import Mesh
+from im3d_jax.data.meshes.colors import linear_from_srgb
+from im3d_jax.data.meshes.parts import Material, Mesh, Part, Scene, assemble
 from im3d_jax.data.meshes.reading import load_mesh
 from im3d_jax.evaluate import surfaces
 from recon_torch.errors import UserError
@@ -39,45 +46,57 @@ from recon_torch.fit.optimization import Fit
 from recon_torch.formats.ply import load_ply, save_ply
 from recon_torch.losses.metrics import psnr
 from recon_torch.mesh import making, sights
+from recon_torch.mesh.depth import front_depth
+from recon_torch.mesh.grid import grid_around
 from recon_torch.mesh.making import Given
+from recon_torch.mesh.surface import Surface
 from recon_torch.raster.gaussians import Gaussians
-from recon_torch.raster.render import render, render_images
+from recon_torch.raster.render import render_images
 from recon_torch.settings import FitSettings, MeshMethod, MeshSettings, Representation
 from recon_torch.views.cameras import Cameras
 from recon_torch.views.directory import Views
-from recon_torch.views.images import contact_sheet, write_image
+from recon_torch.views.images import contact_sheet, to_uint8, write_image
 from recon_torch.views.world import World
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj")
 SHEET_VIEWS = np.array([0, 4, 9, 14, 19, 23])
 FRAME = World(np.zeros(3), 1.0), np.array([0.0, 0.0, 1.0])
-DMTET = "dmtet"
-COLUMNS = ("accuracy", "completeness", "normals", "psnr", "splats", "triangles", "watertight", "seconds")
-PEER_CELL, PEER_TRUNCATION = 1.1 / 192, 4.0
+SPLATS, DMTET = "splats", "dmtet"
+SCORES = ("chamfer", "accuracy", "completeness", "normals", "psnr", "splats")
+COLUMNS = (*SCORES, "triangles", "watertight", "seconds")
+PEERS = {"tsdf": "Open3D TSDF", "poisson": "Open3D Poisson"}
+
+Row = tuple[str, str, dict[str, float]]
 
 
 def main() -> None:
     flags = _parse()
+    if flags.open3d_python:
+        check_open3d(flags.open3d_python)
     rows = []
     for path in sorted(each for each in flags.meshes.iterdir() if each.suffix in MESH_SUFFIXES)[
         : flags.count
     ]:
-        truth = load_mesh(path)
-        views = view_cases.views_of(truth, "clean", flags.size, 0).views
-        if flags.only:
-            rows.append((path.stem, DMTET, _measure_dmtet(truth, views, path.stem, flags)))
-            print(*rows[-1], flush=True)
-            continue
-        gaussians = _fit(views, flags.out / f"{path.stem}_{flags.size}.ply")
+        for row in _rows(path, flags):
+            rows.append(row)
+            print(*row, flush=True)
+    print("\n" + _table(rows + _means(rows)))
+    if not flags.open3d_python:
+        print("\nOpen3D: not measured; give --open3d-python, a Python that has it (pip install open3d-cpu)")
+
+
+def _rows(path: Path, flags: argparse.Namespace) -> Iterator[Row]:
+    truth, name = load_mesh(path), path.stem
+    views = view_cases.views_of(truth, "clean", flags.size, 0).views
+    if flags.only != DMTET:
+        gaussians = _fit(views, flags.out / f"{name}_{flags.size}.ply")
         for method in MeshMethod:
-            rows.append((path.stem, str(method), _measure(truth, views, gaussians, method, path.stem, flags)))
-            print(*rows[-1], flush=True)
-        rows.append((path.stem, DMTET, _measure_dmtet(truth, views, path.stem, flags)))
-        print(*rows[-1], flush=True)
-        if (peer := _peer(truth, views.cameras, gaussians)) is not None:
-            rows.append((path.stem, "Open3D TSDF", peer))
-            print(*rows[-1], flush=True)
-    print("\n" + _table(rows))
+            yield name, str(method), _measure(truth, views, gaussians, method, name, flags)
+        if flags.open3d_python:
+            for method, scores in _peers(truth, views, gaussians, name, flags):
+                yield name, method, scores
+    if flags.only != SPLATS:
+        yield name, DMTET, _measure_dmtet(truth, views, name, flags)
 
 
 def _parse() -> argparse.Namespace:
@@ -89,7 +108,8 @@ def _parse() -> argparse.Namespace:
     add("--count", type=int, default=5, help="how many of them, by name (5)")
     add("--size", type=int, default=128, metavar="PX", help="of the views that are fitted")
     add("--steps", type=int, default=FitSettings.num_steps, help="of the fits of meshes (1200)")
-    add("--only", choices=(DMTET,), help="leave out what is made of splats")
+    add("--only", choices=(SPLATS, DMTET), help="of splats, or of views, alone")
+    add("--open3d-python", type=Path, metavar="FILE", help="a Python that has open3d, for the peers")
     add("--out", type=Path, default=Path("out/mesh"), metavar="DIR")
     return parser.parse_args()
 
@@ -122,7 +142,7 @@ def _measure(
     report = making.make(given, MeshSettings(method=method), out)
     seconds = time.process_time() - started
     splats = render_images(gaussians, view_cases.held_out_cameras(flags.size))
-    return _judged(truth, out, report, splats) | {"seconds": seconds}
+    return _judged(truth, _read_back(out / "mesh.glb"), report, splats, out) | {"seconds": seconds}
 
 
 def _measure_dmtet(truth: Mesh, views: Views, name: str, flags: argparse.Namespace) -> dict[str, float]:
@@ -136,12 +156,13 @@ def _measure_dmtet(truth: Mesh, views: Views, name: str, flags: argparse.Namespa
     cameras = view_cases.held_out_cameras(flags.size)
     renders = np.concatenate([fit.render(cameras[k]).rgb.clamp(0, 1).numpy() for k in range(len(cameras))])
     report = json.loads((out / making.REPORT).read_text())
-    return _judged(truth, out, report, renders) | {"seconds": seconds}
+    return _judged(truth, _read_back(out / "mesh.glb"), report, renders, out) | {"seconds": seconds}
 
 
-def _judged(truth: Mesh, out: Path, report: dict, renders: Float[np.ndarray, "K H W 3"]) -> dict[str, float]:
-    """The mesh in a directory, and renders of what it was made of, against the truth; writes a sheet."""
-    made = _read_back(out / "mesh.glb")
+def _judged(
+    truth: Mesh, made: Mesh, report: dict[str, Any], renders: Float[np.ndarray, "K H W 3"], out: Path
+) -> dict[str, float]:
+    """A mesh, and renders of what it was made of, against the truth; writes a sheet."""
     cameras = view_cases.held_out_cameras(renders.shape[1])
     white = [_over_white(mesh_rendering.render(each, cameras)[0]) for each in (truth, made)]
     rows = [each[SHEET_VIEWS] for each in (white[0], renders, white[1])]
@@ -167,57 +188,87 @@ def _over_white(rgba: Float[np.ndarray, "K H W 4"]) -> Float[np.ndarray, "K H W 
     return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
 
 
-def _peer(truth: Mesh, cameras: Cameras, gaussians: Gaussians) -> dict[str, float] | None:
-    """Open3D's fusion of mean depth from the fit's cameras and from the sphere around; None without it."""
-    try:
-        import open3d
-    except ImportError:
-        print("open3d is not installed; its fusion is left out")
-        return None
+def _peers(
+    truth: Mesh, views: Views, gaussians: Gaussians, name: str, flags: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Open3D's meshes of renders of the splats."""
+    splats = render_images(gaussians, view_cases.held_out_cameras(flags.size))
     started = time.process_time()
-    volume = open3d.pipelines.integration.ScalableTSDFVolume(
-        voxel_length=PEER_CELL,
-        sdf_trunc=PEER_TRUNCATION * PEER_CELL,
-        color_type=open3d.pipelines.integration.TSDFVolumeColorType.NoColor,
-    )
-    size = 256
-    low_pass = sights.low_pass_px2(size, cameras.height)
-    for rig in (cameras.resized(size, size), sights.sphere(making.NUM_DEPTHS, size)):
-        for index in range(len(rig)):
-            with torch.no_grad():
-                seen = render(gaussians, rig[index], low_pass_px2=low_pass)
-            depth = torch.where(seen.alpha > 0.5, seen.depth, 0.0)[0].numpy()
-            color = open3d.geometry.Image(np.zeros((size, size, 3), np.uint8))
-            picture = open3d.geometry.RGBDImage.create_from_color_and_depth(
-                color, open3d.geometry.Image(depth), depth_scale=1.0, depth_trunc=10.0
-            )
-            k = rig.intrinsics_px[index].astype(float)
-            lens = open3d.camera.PinholeCameraIntrinsic(
-                size, size, k[0, 0], k[1, 1], k[0, 2] - 0.5, k[1, 2] - 0.5
-            )
-            volume.integrate(picture, lens, rig.w2c[index].astype(float))
-    found = volume.extract_triangle_mesh()
-    corners = np.asarray(found.vertices)[np.asarray(found.triangles)]
-    return _against(corners, truth.corners) | {
-        "triangles": len(corners),
-        "watertight": float(found.is_watertight()),
-        "seconds": time.process_time() - started,
+    renders = renders_for_open3d(gaussians, views.cameras)
+    seconds = time.process_time() - started
+    for way, title in PEERS.items():
+        out = flags.out / f"{name}_open3d_{way}"
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(out / "renders.npz", **renders)
+        made, report = _by_open3d(flags.open3d_python, way, out)
+        scores = _judged(truth, made, report, splats, out)
+        yield title, scores | {"seconds": seconds + report["seconds"]}
+
+
+def renders_for_open3d(gaussians: Gaussians, fitted: Cameras) -> dict[str, np.ndarray]:
+    """What Open3D gets: see open3d_meshes.py. The depth, its size and the voxels are those of our fusion."""
+    size = making.MOST_DEPTH_PX
+    fitted_px = Given(gaussians, *FRAME, fitted).fitted_px
+    assert fitted_px is not None
+    cameras, low_pass = fitted.resized(size, size), sights.low_pass_px2(size, fitted_px)
+    depth = np.stack([front_depth(gaussians, cameras[k], low_pass) for k in range(len(cameras))])
+    box = grid_around(sights.blurred(gaussians, fitted_px), MeshSettings().resolution)
+    return {
+        "rgb": to_uint8(sights.look(gaussians, cameras, low_pass).rgb),
+        "depth": np.where(np.isinf(depth), np.float32(0), depth),
+        "w2c": cameras.w2c,
+        "intrinsics_px": cameras.intrinsics_px,
+        "cell": np.array(box.cell),
     }
+
+
+def check_open3d(python: Path) -> None:
+    command = [python, "-c", "import open3d; print(open3d.__version__)"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"--open3d-python {python} is no program: {error.strerror}") from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:]
+        raise UserError(f"--open3d-python {python} cannot import open3d: {' '.join(reason)}")
+    print(f"Open3D {done.stdout.strip().splitlines()[-1]}")
+
+
+def _by_open3d(python: Path, way: str, out: Path) -> tuple[Mesh, dict[str, Any]]:
+    """A mesh by open3d_meshes.py, whose colours are not lit, and a report."""
+    files = out / "renders.npz", out / "mesh.npz"
+    script = Path(__file__).with_name("open3d_meshes.py")
+    subprocess.run([python, script, way, *files], check=True)
+    with np.load(files[1]) as file:
+        surface = Surface(file["vertices"], file["triangles"].astype(np.int64))
+        colors, seconds = file["colors"][surface.triangles], float(file["seconds"])
+    linear = np.concatenate([linear_from_srgb(colors), np.ones_like(colors[..., :1])], -1)
+    part = Part(surface.corners, None, linear, material=Material(unlit=True))
+    mesh = assemble(Scene([part], [], set()), out.name, y_up=False, in_ball=False)
+    triangles, closed = len(surface.triangles), surface.is_watertight
+    return mesh, {"triangles": triangles, "watertight": closed, "seconds": seconds}
 
 
 def _against(made: Float[np.ndarray, "F 3 3"], truth: Float[np.ndarray, "T 3 3"]) -> dict[str, float]:
     found = surfaces.compare(made, truth)
-    return {
-        "accuracy": 1e3 * found["accuracy"],
-        "completeness": 1e3 * found["completeness"],
-        "normals": found["normals"],
-    }
+    distances = {each: 1e3 * found[each] for each in ("chamfer", "accuracy", "completeness")}
+    return distances | {"normals": found["normals"]}
 
 
-def _table(rows: list[tuple[str, str, dict[str, float]]]) -> str:
+def _means(rows: list[Row]) -> list[Row]:
+    """Over the meshes, for each method; `watertight` becomes a share."""
+    methods = dict.fromkeys(method for _, method, _ in rows)
+    of = {each: [scores for _, method, scores in rows if method == each] for each in methods}
+    return [
+        ("mean", each, {column: float(np.mean([one[column] for one in of[each]])) for column in COLUMNS})
+        for each in methods
+    ]
+
+
+def _table(rows: list[Row]) -> str:
     lines = [["mesh", "method", *COLUMNS], ["---", "---", *["--:"] * len(COLUMNS)]]
-    for name, method, result in rows:
-        lines.append([name, method, *(f"{result[each]:.4g}" if each in result else "" for each in COLUMNS)])
+    for name, method, scores in rows:
+        lines.append([name, method, *(f"{scores[each]:.4g}" for each in COLUMNS)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
