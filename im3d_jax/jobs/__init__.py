@@ -1,4 +1,4 @@
-"""Many assets: files of prompts, shards, what is made already, lanes of workers, signals, the summary.
+"""Many assets: files of prompts, shards, what is made already, lanes of workers, signals, table and gallery.
 
 A batch is a directory:
 
