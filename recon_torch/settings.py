@@ -119,7 +119,9 @@ class FitSettings:
     nerf_samples: Annotated[int, Range(2, 4096)] = 64  # along each ray
     lr_nerf: Rate = 0.2
     mesh_cells: Annotated[int, Range(4, 128)] = 36  # along each side of its lattice, each with 12 tetrahedra
-    mesh_colors: Annotated[int, Range(8, 512)] = 96  # cells along each side of the grid of colours
+    mesh_colors: Annotated[int, Range(8, 512)] = (
+        96  # most cells along a side of the grid of colours, see `MeshScene`
+    )
     lr_distances: Rate = 1e-3  # in units of the fit's world
     lr_shifts: Rate = 1e-2  # as a share of the largest shift
     lr_colors: Rate = 5e-2

@@ -46,12 +46,16 @@ BALL_RADIUS = 0.4  # of what a mesh begins as where it does not begin as the hul
 MARGIN_SPACINGS = 1.5  # by which the lattice goes beyond what a mesh begins as
 MOST_SHIFT_SPACINGS = 0.3  # so that no tetrahedron turns inside out
 RIM_SPACINGS = 0.1  # the least distance of the border of the lattice to the surface
+COLOR_CELL_PX = 1.2  # the least size of a cell of colours: what is finer is noise between the pixels
 SAMPLES = 2  # along each side of a pixel
 FINAL_RATE = 0.1  # the last learning rate as a share of the first
 
 
 class MeshScene:
-    """A `Scene` that is a closed surface. Nothing is ever added to its lattice or dropped."""
+    """A `Scene` that is a closed surface. Nothing is ever added to its lattice or dropped.
+
+    Its grid of colours has `settings.mesh_colors` cells along a side, or as many as pixels can tell apart.
+    """
 
     num_gaussians = 0
 
@@ -63,7 +67,7 @@ class MeshScene:
 
     def _begin(self, field: Float32[np.ndarray, "n n n"]) -> None:
         """Takes signed distances, at the centres of cells, as what the mesh begins as."""
-        cells, colors = self.settings.mesh_cells, self.settings.mesh_colors
+        cells, colors = self.settings.mesh_cells, min(self.settings.mesh_colors, self._finest_colors())
         margin = MARGIN_SPACINGS * 2 * HALF_WIDTH / cells
         points = tetrahedra.all_points(HALF_WIDTH, cells)
         lattice = tetrahedra.lattice(HALF_WIDTH, cells, _sampled(field, points) < margin)
@@ -74,6 +78,12 @@ class MeshScene:
         self.parameters = Parameters(tensors, self.device)
         self._field, self._lattice = torch.from_numpy(field), lattice.to(self.device)
         self._grids = [grid.to(self.device) for grid in grids]
+
+    def _finest_colors(self) -> int:
+        """The most cells along a side of the grid of colours that pixels of the views can tell apart."""
+        distances = np.linalg.norm(self._cameras.positions, axis=-1)
+        pixel = float(np.mean(distances / self._cameras.intrinsics_px[:, 1, 1]))
+        return max(int(2 * HALF_WIDTH / (COLOR_CELL_PX * pixel)), 1)
 
     def start_on(self, masks: Float[Tensor, "K H W 1"] | None) -> list[str]:
         """See `Scene`. The mesh becomes the visual hull of the masks, if they agree on any place.

@@ -13,6 +13,7 @@ from recon_torch.errors import NoGaussiansLeft, UserError
 from recon_torch.fit.optimization import Fit
 from recon_torch.fit.quality import inspect
 from recon_torch.scene import surface_terms
+from recon_torch.scene.mesh import HALF_WIDTH
 from recon_torch.settings import FitSettings, MeshSettings
 from recon_torch.views.cameras import orbit
 from recon_torch.views.world import World
@@ -90,6 +91,15 @@ def test_the_file_has_the_shape_and_the_colours_in_its_world(fitted, tmp_path):
     colors = picture[(127 - uv[:, 1]).round().astype(int), uv[:, 0].round().astype(int)]
     for chosen, rgb in ((heights > 0.2, [0.2, 0.3, 0.8]), (abs(heights + 0.15) < 0.1, [0.8, 0.2, 0.2])):
         np.testing.assert_allclose(np.median(colors[chosen], 0), rgb, atol=0.08)
+
+
+def test_colours_are_no_finer_than_pixels():
+    """Cells beyond that would hold noise, as no view says what is between its pixels."""
+    cells = [max(grid.rows.shape[0] - 1 for grid in new_fit(mesh_colors=n).scene._grids) for n in (12, 96)]  # noqa: SLF001
+    assert cells[0] == 12
+    ends = np.array([[0, 0, 0], [0, 0, 2 * HALF_WIDTH / cells[1]]])
+    seen = orbit(1, 0.0, 32).project(ends).pixels[0]
+    assert 1.2 <= np.linalg.norm(seen[1] - seen[0]) < 1.3
 
 
 def test_terms_are_least_where_nothing_is_in_doubt():
