@@ -18,7 +18,7 @@ from recon_torch.errors import UserError
 from recon_torch.views import defects, silhouettes
 from recon_torch.views import masks as masks_
 from recon_torch.views.cameras import Cameras
-from recon_torch.views.frames import Frame
+from recon_torch.views.frames import Frame, grouped
 from recon_torch.views.images import OPAQUE, read_image, write_image
 from recon_torch.views.mask_files import read_mask
 from recon_torch.views.masks import Segment
@@ -308,18 +308,6 @@ def _without_masks(
     return dataclasses.replace(
         views, images=images, masks=None, unsure=None, notes=[*views.notes, note], background=background
     )
-
-
-def grouped(names: list[str], notes: list[list[str]]) -> list[str]:
-    """Notes on several views, each once, with the names of the views that it is of."""
-    having: dict[str, list[str]] = {}
-    for name, own in zip(names, notes, strict=True):
-        for note in own:
-            having.setdefault(note, []).append(name)
-    return [
-        f"{note}: {f'all {len(names)} views' if len(own) == len(names) > 1 else ', '.join(own)}"
-        for note, own in sorted(having.items())
-    ]
 
 
 def _common_size(frames: list[Frame], height: int | None) -> tuple[int, int]:

@@ -49,11 +49,11 @@ WITHOUT_EFFECT = {
     ENTRY,
 }
 
-
 UNKNOWN_TURN = (
     "its EXIF entry asks for a turn, and nothing in the file shows whether the camera is of the turned "
     "picture: it is taken as it is stored, as COLMAP and nerfstudio do"
 )
+NO_LENS = "its lens distortion is left out: it is the pinhole that a fit sees"
 
 
 class Frame(NamedTuple):
@@ -126,8 +126,8 @@ def parse_frame(folder: Path, shared: dict, own: dict) -> Frame:
     return Frame(image, mask, w2c, intrinsics_px, size.width, size.height, size.upright, undistortion, told)
 
 
-def parse_camera(folder: Path, shared: dict, own: dict) -> tuple[Cameras, bool]:
-    """(the camera of a frame as a pinhole, K = 1, whether its lens has distortion that is left out).
+def parse_camera(folder: Path, shared: dict, own: dict) -> tuple[Cameras, list[str]]:
+    """(the camera of a frame as a pinhole, K = 1; notes on what of its entries is left out).
 
     Its image is needed only where nothing gives w and h.
 
@@ -146,7 +146,8 @@ def parse_camera(folder: Path, shared: dict, own: dict) -> tuple[Cameras, bool]:
         frame = parse_frame(folder, shared, own)
         w2c, intrinsics_px, width, height = frame.w2c, frame.intrinsics_px, frame.width, frame.height
         lens = None if frame.undistortion is None else frame.undistortion.lens
-    return Cameras(w2c[None], intrinsics_px[None], width, height), lens is not None
+    notes = [*_notes(shared, own, entries), *[NO_LENS] * (lens is not None)]
+    return Cameras(w2c[None], intrinsics_px[None], width, height), notes
 
 
 def _side_px(entries: dict, key: str) -> int:
@@ -221,6 +222,18 @@ def shortened(names: list[str], most: int = 6) -> str:
     """Names in one line, of which a few stand for many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name[:80] for name in names[:most]) + more
+
+
+def grouped(names: list[str], notes: list[list[str]]) -> list[str]:
+    """Notes on several views, each once, with the names of the views that it is of."""
+    having: dict[str, list[str]] = {}
+    for name, own in zip(names, notes, strict=True):
+        for note in own:
+            having.setdefault(note, []).append(name)
+    return [
+        f"{note}: {f'all {len(names)} views' if len(own) == len(names) > 1 else ', '.join(own)}"
+        for note, own in sorted(having.items())
+    ]
 
 
 def _image_path(folder: Path, entries: dict) -> Path:

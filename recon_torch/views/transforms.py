@@ -25,6 +25,7 @@ from recon_torch.views.frames import (
     FILENAMES,
     Frame,
     find_image,
+    grouped,
     parse_camera,
     parse_frame,
     plain_name,
@@ -123,17 +124,17 @@ def read_cameras(source: str | os.PathLike) -> tuple[list[Cameras], list[str]]:
     if not source.is_file() and not (source / TRANSFORMS).is_file():
         raise UserError(_nothing_at(source))
     part = read_file(source if source.is_file() else source / TRANSFORMS)
-    cameras, num_lenses = [], 0
+    cameras, notes = [], []
     for index, entry in enumerate(part.frames):
         try:
-            camera, has_lens = parse_camera(part.path.parent, part.shared, entry)
+            camera, told = parse_camera(part.path.parent, part.shared, entry)
         except UserError as error:
             raise UserError(f"{part.path}: frame {index}: {error}") from None
         cameras.append(camera)
-        num_lenses += has_lens
-    told = f"the lens distortion of {num_lenses} cameras is left out: they are the pinholes that a fit sees"
+        notes.append(told)
+    names = [f"frame {index}" for index in range(len(cameras))]
     rigs = [list(rig) for _, rig in itertools.groupby(cameras, lambda each: (each.width, each.height))]
-    return [_together(rig) for rig in rigs], [told] if num_lenses else []
+    return [_together(rig) for rig in rigs], grouped(names, notes)
 
 
 def _together(cameras: Sequence[Cameras]) -> Cameras:
@@ -213,7 +214,7 @@ def read_file(path: Path, notes: Sequence[str] = ()) -> Part:
     if not path.is_file():
         raise UserError(f"{path} does not exist; a directory of views needs a {TRANSFORMS}")
     if path.suffix.lower() != ".json":
-        raise UserError(f"{path} is no .json file of cameras; a video of one turn is given as --video")
+        raise UserError(f"{path} is no .json file of cameras; `im3d fit --video` takes a video of one turn")
     content = read_json(path)
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
