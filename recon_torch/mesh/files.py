@@ -43,7 +43,7 @@ def write(mesh: Textured, directory: Path, formats: tuple[MeshFormat | str, ...]
     names = []
     for each in dict.fromkeys(map(MeshFormat, formats)):
         names += WRITERS[each](mesh, directory)
-    return names
+    return list(dict.fromkeys(names))  # OBJ and USD share their picture
 
 
 def check(formats: tuple[MeshFormat | str, ...]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
+from recon_torch.errors import UserError
 from recon_torch.files import write_json
 from recon_torch.mesh import baking, cleaning, density, depth, files, fusion, grid, sights
 from recon_torch.mesh.baking import Paint, Points
@@ -107,6 +108,8 @@ def make(
     given = given._replace(gaussians=gaussians)
     fitted_px = given.fitted_px or UNKNOWN_FITTED_PX
     level = LEVELS[MeshMethod(settings.method)] if settings.level is None else settings.level
+    if settings.method == MeshMethod.OPACITY and level <= 0:
+        raise UserError(f"level is {level:g}; the density of Gaussians is 0 where nothing is: give more")
     with clock.stage("surface"):
         rough = find_surface(given, settings, level, fitted_px)
     with clock.stage("look"):

@@ -115,6 +115,8 @@ def test_bad_input(asset, tmp_path, user_error):
         "is not a .ply file": (tmp_path / "text.ply",),
         "cannot be read": (tmp_path / "missing",),
         "nowhere above the level": (asset, "--level", "90"),
+        "the density of Gaussians is 0 where nothing is": (asset, "--level", "0"),
+        "level is -0.5": (asset, "--level", "-0.5"),
         "a whole number from 4": (asset, "--triangles", "3"),
         "a whole number from 16": (asset, "--texture", "0"),
         "invalid choice: 'stl'": (asset, "--formats", "stl"),

@@ -172,7 +172,8 @@ def test_usd_is_what_was_written(written, tmp_path):
     from pxr import UsdGeom
 
     mesh = written[1]
-    assert files.write(mesh, tmp_path, (MeshFormat.USD,)) == ["mesh.usdc", "mesh.png"]
+    names = files.write(mesh, tmp_path, (MeshFormat.OBJ, MeshFormat.USD))
+    assert names == ["mesh.obj", "mesh.mtl", "mesh.png", "mesh.usdc"]  # the picture is of both
     stage = usd.Stage.Open(str(tmp_path / "mesh.usdc"))
     assert (UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1.0)
     shape = UsdGeom.Mesh(stage.GetPrimAtPath("/asset/mesh"))
