@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from recon_torch import outputs
-from recon_torch.asset_files import ASSET, MESH_REPORT
+from recon_torch.asset_files import ASSET, MESH_REPORT, gaussians_of
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.outputs import Kind
 from recon_torch.ranges import ElevationDeg, Flag, FovDeg, NumViews, Pixels, Share, real
@@ -36,6 +36,10 @@ ORBIT_DEFAULTS = {
     **dict.fromkeys(("center", "radius", "up")),
 }
 MAX_COORDINATE = 1e8
+AXES_UNSURE = (
+    "its header does not say which way its axes point: if it is the asset of these cameras, which another "
+    "program wrote anew, give --axes upright"
+)
 
 
 class Shot(NamedTuple):
@@ -68,6 +72,7 @@ def render(flags: Namespace) -> None:
     from recon_torch.raster.render import render_images
 
     _refuse_mesh(flags.asset)
+    flags.asset = gaussians_of(flags.asset)
     outputs.check(flags.out, RENDERS, [flags.asset, *_camera_files(flags.cameras)])
     # An axis that is named as up is one of the file's own.
     choice = FileAxes(flags.axes) if flags.axes else FileAxes.WORLD if flags.up else None
@@ -77,6 +82,9 @@ def render(flags: Namespace) -> None:
         print(f"note: {flags.asset}: {note}", flush=True)
     for note in shot.notes:
         print(f"note: {flags.cameras}: {note}", flush=True)
+    is_unsure = loaded.upright is None and choice is None
+    if is_unsure and any(map(files.stated_axes, _camera_files(flags.cameras))):
+        print(f"note: {flags.asset}: {AXES_UNSURE}", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     asset = Gaussians(*(tensor.to(device) for tensor in moved_into(loaded.gaussians, shot.world)))
     with outputs.opened(flags.out, RENDERS) as out, outputs.owned(out) as staging:
@@ -162,7 +170,8 @@ def _parse(argv: list[str]) -> Namespace:
     parser = CommandParser("render", DESCRIPTION)
     add, default = parser.add_argument, " (default %(default)s)"
     # fmt: off
-    add("--asset", type=Path, required=True, metavar="FILE", help="Gaussians: a .ply, .spz, .sog, ...")
+    add("--asset", type=Path, required=True, metavar="DIR|FILE",
+        help="Gaussians: a .ply, .spz, .sog, ..., or the directory of an asset")
     add("--out", type=Path, required=True, metavar="DIR", help="where pictures and turntable.mp4 are written")
     add("--cameras", type=Path, metavar="DIR|FILE",
         help="a transforms.json, or its directory: render from its cameras, in the world of the asset")

@@ -6,9 +6,11 @@ Formats beside the .ply of ours do not say which of their axes is up. They are w
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
+from recon_torch.asset_files import ASSET
 from recon_torch.errors import UserError
 from recon_torch.files import check_regular, replacing
 from recon_torch.formats import conversion, glb, kinds, ply, usd
@@ -16,13 +18,19 @@ from recon_torch.formats.kinds import Kind
 from recon_torch.formats.ply import Loaded
 from recon_torch.raster.gaussians import Gaussians, turned
 from recon_torch.settings import FileAxes, Format
-from recon_torch.text_files import check_not_stand_in
+from recon_torch.text_files import check_not_stand_in, read_json
 from recon_torch.views import axes
 from recon_torch.views.axes import Axes
+from recon_torch.views.transforms import TRANSFORMS
 
 ASSUMED = (
     "taken as viewers show it, with its -Y up; `im3d render` and `im3d export` take its axes as they are "
     "with --axes world"
+)
+
+STATED_BESIDE = (
+    "another program wrote it, as its header does not say which way its axes point: they are taken as "
+    f"{TRANSFORMS} says"
 )
 
 
@@ -52,18 +60,15 @@ def load(path: str | os.PathLike, choice: FileAxes | None = None) -> Loaded:
     """Reads Gaussians from any format, into a world with +Z up, or that of the file's cameras.
 
     choice: whether a file that does not say which of its axes is up is upright in viewers, or in the axes of
-        the world already. By default a plain .ply is the latter, and any other the former, as a note says.
+        the world already. By default a plain .ply is the latter, unless it is an asset.ply and the
+        transforms.json beside it has its axes; any other is the former. Notes say so.
 
     Raises UserError for what is missing, damaged, or in a format that is not read.
     """
     path = Path(path)
     kind = kind_of(path)
     if kind is None:
-        loaded = ply.load_ply(path)
-        if loaded.upright is None and choice == FileAxes.UPRIGHT:
-            back = turned(loaded.gaussians, axes.matrix(axes.UPRIGHT).T)
-            return Loaded(back, loaded.notes, axes.UPRIGHT)
-        return loaded
+        return _turned_back(ply.load_ply(path), path, choice)
     if kind.format is None:
         raise UserError(f"{path} is {kind.name}, which is not read; {kinds.ADVICE}")
     (gaussians, notes, _), file_axes = _read(path, kind.format)
@@ -72,6 +77,30 @@ def load(path: str | os.PathLike, choice: FileAxes | None = None) -> Loaded:
     if choice == FileAxes.WORLD:
         return Loaded(gaussians, notes)
     return Loaded(turned(gaussians, axes.matrix(file_axes).T), notes, axes.UPRIGHT)
+
+
+def _turned_back(loaded: Loaded, path: Path, choice: FileAxes | None) -> Loaded:
+    """A .ply in the world of its cameras, also where its header does not say how it was turned."""
+    if loaded.upright is not None or choice == FileAxes.WORLD:
+        return loaded
+    if choice == FileAxes.UPRIGHT:
+        file_axes, told = axes.UPRIGHT, []
+    else:
+        beside = stated_axes(path.with_name(TRANSFORMS)) if path.name == ASSET else None
+        file_axes, told = beside or axes.WORLD, [STATED_BESIDE]
+    if file_axes == axes.WORLD:
+        return loaded
+    gaussians = turned(loaded.gaussians, axes.matrix(file_axes).T)
+    return Loaded(gaussians, [*loaded.notes, *told], file_axes)
+
+
+def stated_axes(transforms: Path) -> Axes | None:
+    """The axes that a transforms.json states of the asset.ply beside it; None where it states none."""
+    with contextlib.suppress(UserError):  # who reads its cameras says what is wrong with it
+        content = read_json(transforms) if transforms.is_file() else None
+        stated = content.get(axes.ENTRY) if isinstance(content, dict) else None
+        return axes.parse(stated) if isinstance(stated, str) else None
+    return None
 
 
 def load_back(path: Path, kind: Format, upright: Axes) -> Gaussians:

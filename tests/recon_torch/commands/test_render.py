@@ -198,6 +198,40 @@ def test_given_cameras_are_taken_as_they_are(ball, tmp_path):
     )
 
 
+def without_axes(path):
+    """As other programs save a .ply: without the comments in its header."""
+    content = path.read_bytes()
+    line = b"comment im3d axes -y -z x\n"
+    assert line in content
+    path.write_bytes(content.replace(line, b""))
+
+
+def test_an_asset_that_another_program_wrote_anew_keeps_its_axes(ball, tmp_path, capsys):
+    """Beside it transforms.json says them; elsewhere nothing does, and the user is told."""
+    folder, given = tmp_path / "asset", tmp_path / "asset/transforms.json"
+    write_transforms(given, cameras.orbit(2, 0.3, 48), ["a", "b"], **axes.entry(axes.UPRIGHT))
+    save_ply(ball, folder / "asset.ply")
+
+    def shown(asset, *flags):
+        argv = ["--asset", asset, "--out", tmp_path / "out", "--cameras", folder, *flags]
+        render.main([str(each) for each in argv])
+        pictures = [read_image(path) for path in sorted((tmp_path / "out").glob("0*.png"))]
+        return np.stack(pictures), capsys.readouterr().out
+
+    expected, said = shown(folder)  # a directory is taken as well
+    assert "note" not in said
+    without_axes(folder / "asset.ply")
+    pictures, said = shown(folder / "asset.ply")
+    np.testing.assert_array_equal(pictures, expected)
+    assert "asset.ply: another program wrote it" in said
+    (folder / "asset.ply").rename(tmp_path / "edited.ply")
+    lying, said = shown(tmp_path / "edited.ply")
+    assert "edited.ply: its header does not say" in said and np.abs(lying - expected).max() > 0.1
+    upright, said = shown(tmp_path / "edited.ply", "--axes", "upright")
+    np.testing.assert_array_equal(upright, expected)
+    assert "note" not in said
+
+
 def test_cameras_of_several_sizes_and_lenses_are_rendered(ball, tmp_path, capsys):
     """A portrait between two landscapes, with intrinsics of its own; a lens is left out and named."""
     wide, tall = orbit_of(64, 48), orbit_of(40, 56)
@@ -206,6 +240,7 @@ def test_cameras_of_several_sizes_and_lenses_are_rendered(ball, tmp_path, capsys
     content = json.loads((tmp_path / "given/transforms.json").read_text())
     assert {"w", "h"} <= content["frames"][1].keys() and "w" not in content
     content["frames"][2] |= {"camera_model": "OPENCV", "k1": 0.05}
+    content["skew"] = 0.5
     write_json(tmp_path / "given/transforms.json", content)
     save_ply(ball, tmp_path / "ball.ply")
     argv = ["--asset", str(tmp_path / "ball.ply"), "--out", str(tmp_path / "out")]
@@ -215,7 +250,9 @@ def test_cameras_of_several_sizes_and_lenses_are_rendered(ball, tmp_path, capsys
     alone = render_images(ball, tall[1:2])[0]
     np.testing.assert_allclose(views[1], alone, atol=2 / 255)
     said = capsys.readouterr().out
-    assert "distortion of 1 cameras is left out" in said and "no video, as these have different sizes" in said
+    assert "its lens distortion is left out: it is the pinhole that a fit sees: frame 2\n" in said
+    assert "it has entries that are not read: skew: all 3 views\n" in said
+    assert "no video, as these have different sizes" in said
     assert not (tmp_path / "out/turntable.mp4").exists()
     written, _ = read_cameras(tmp_path / "out")
     assert [(rig.width, rig.height) for rig in written] == [(64, 48), (40, 56), (64, 48)]
