@@ -57,6 +57,7 @@ def _list(source: Path, names: list[str]) -> str:
     links = "\n".join(f'<li><a href="/{quote(name)}">{html.escape(name)}</a></li>' for name in names)
     title = html.escape(f"{len(names)} assets in {source}")
     head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+    head += '<link rel="icon" href="data:,">'  # or browsers ask for one, in vain
     return f"{head}<h1>{title}</h1><ul>{links}</ul></html>"
 
 

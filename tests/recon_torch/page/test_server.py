@@ -32,6 +32,7 @@ def answers(asset):
 def test_assets_are_listed_and_shown(answers):
     status, page = answers("/")
     assert status == 200 and 'href="/more/a%20b%3Ci%3E"' in page and "<i>" not in page
+    assert '<link rel="icon" href="data:,">' in page  # else browsers ask for one, and their console says so
     for name in ("/asset", "/more/a%20b%3Ci%3E"):
         status, page = answers(name)
         assert (
