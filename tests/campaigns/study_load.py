@@ -54,7 +54,7 @@ class Told:
 def make_study(directory: Path) -> plan.Study:
     """A study whose videos are a few random bytes: no browser plays them here."""
 
-    def write(_source: Path, target: Path, *_: object) -> None:
+    def write(_source: object, target: Path, *_: object) -> None:
         target.write_bytes(random.Random(target.name).randbytes(20_000))
 
     prompts = {
