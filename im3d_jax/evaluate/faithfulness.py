@@ -59,6 +59,7 @@ class Scorer:
     batch_size: int = 64
     notes: dict[str, list[str]] = field(default_factory=dict)
     _references: dict[Path, Float[np.ndarray, " d"] | None] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
 
     def __call__(self, label: str, row: Output, views: UInt8[np.ndarray, "K H W C"]) -> Row:
         """The scores of one row; None for a score that it has nothing to be compared with."""
@@ -86,6 +87,9 @@ class Scorer:
 
     def _reference(self, label: str, row: Output) -> Float[np.ndarray, " d"] | None:
         path = self.pictures.get(row.key) or row.picture
+        self._seen.add(row.key)
+        if self.pictures and row.picture and row.key not in self.pictures:
+            self._note(f"{label}: not in --pictures, so compared with what it was made from", row)
         if path is None:
             self._note(f"{label}: without a picture, so without {COLUMNS[IMAGE]}", row)
             return None
@@ -105,7 +109,10 @@ class Scorer:
 
     def about(self) -> list[str]:
         """Sentences on what lacks."""
-        return [f"{what}: {named(names, 'row')}" for what, names in self.notes.items()]
+        said = [f"{what}: {named(names, 'row')}" for what, names in self.notes.items()]
+        if strange := sorted(self.pictures.keys() - self._seen):
+            said.append(f"--pictures has {named(strange, 'picture')} of no row")
+        return said
 
 
 def measure(

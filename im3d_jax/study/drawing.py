@@ -62,6 +62,8 @@ def draw(
     prompts = {key: _prompt(key, sources, pictures, folder, rng) for key in _keys(items)}
     checks = _draw_checks(items, videos, sources, settings, folder, rng)
     items, checks = _numbered(items, checks, rng)
+    if strange := sorted(pictures.keys() - prompts.keys()):
+        left_out.append(f"--pictures has {named(strange, 'picture')} of no prompt of the study")
     used = {side for item in [*items, *checks] for side in (item.left, item.right)}
     return Study(
         seed=settings.seed,

@@ -299,6 +299,7 @@ def _files(source: Source, layout: Layout, asked: Sequence[Asked]) -> MethodOutp
         used.add(match.path.relative_to(source.root).parts[0])
         run = _Run(number, match.number("seed"), match.number("step"), match.run)
         by_row[_identity(match)][run].append(match)
+    _check_places(source, (match.fields for runs in by_row.values() for [match, *_] in runs.values()), asked)
     for runs in by_row.values():
         first, *others = _in_order(runs)
         row = _row(source.root, runs[first], layout, asked)
@@ -309,6 +310,16 @@ def _files(source: Source, layout: Layout, asked: Sequence[Asked]) -> MethodOutp
         outputs.excluded += [Excluded(shown(each.path), Rule.DOUBLE, f"of {row.name}") for each in others]
     outputs.excluded += _strange(outputs, used)
     return outputs
+
+
+def _check_places(source: Source, rows: Iterable[dict[str, str]], asked: Sequence[Asked]) -> None:
+    """Raises UserError for numbers that count the prompts from 1: all rows would have their neighbours'."""
+    places = {int(fields["index"]) for fields in rows if not fields.keys() & {"name", "prompt"}}
+    if asked and places and 0 not in places and max(places) >= len(asked):
+        raise UserError(
+            f"{source.name}: its numbers go from {min(places)} to {max(places)}, and those of {len(asked)}"
+            f" prompts from 0 to {len(asked) - 1}; number the files from 0, or name them by their prompts"
+        )
 
 
 def _strange(outputs: MethodOutputs, used: set[str]) -> list[Excluded]:

@@ -145,6 +145,20 @@ def test_other_pictures_of_one_prompt_are_said(tmp_path):
     assert line.startswith("x, renders and y, renders have other pictures for 1 of their rows")
 
 
+def test_pictures_that_are_not_used_or_lack_are_named(tmp_path):
+    for name in ("red", "green"):
+        write_image(tmp_path / "x" / name / "0.png", np.full((4, 4, 3), (255, 0, 0), np.uint8))
+        write_image(tmp_path / f"{name}.png", np.full((4, 4, 3), (255, 0, 0), np.uint8))
+    [outputs] = finding.find(Source("x", tmp_path / "x"))
+    outputs.rows["green"] = outputs.rows["green"]._replace(picture=tmp_path / "green.png")
+    scorer = faithfulness.Scorer(Corners(), {each: tmp_path / "red.png" for each in ("red", "rde")})
+    list(faithfulness.measure([outputs], scorer))
+    assert scorer.about() == [
+        "x, renders: not in --pictures, so compared with what it was made from: 1 row (green)",
+        "--pictures has 1 picture (rde) of no row",
+    ]
+
+
 def test_what_is_left_is_nothing(command, tmp_path, user_error):
     write_outputs(tmp_path / "one", ["a cat"])
     (tmp_path / "one/a_cat/1.png").write_bytes(b"no picture")

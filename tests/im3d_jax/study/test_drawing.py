@@ -58,6 +58,15 @@ def test_what_is_missing_is_named_and_counted(source, tmp_path, no_encoding):
     assert pairs == {(frozenset(methods), prompt): 2 for methods, prompt in expected}
 
 
+def test_pictures_of_no_prompt_are_named(source, tmp_path, no_encoding, monkeypatch):
+    monkeypatch.setattr(drawing.media, "write_picture", lambda source, target: target.touch())
+    found = [source(name, "a mug") for name in ("a", "b")]
+    pictures = {"a mug": tmp_path / "mug.png", "mugg": tmp_path / "mugg.png"}
+    study = drawing.draw(found, pictures, drawing.Settings(), tmp_path)
+    assert study.left_out == ["--pictures has 1 picture (mugg) of no prompt of the study"]
+    assert study.prompts["a mug"].picture
+
+
 def test_mistakes_are_named(source, tmp_path, user_error, no_encoding):
     draw = lambda found, **changes: drawing.draw(found, {}, drawing.Settings(**changes), tmp_path)  # noqa: E731
     with user_error("compares two methods"):

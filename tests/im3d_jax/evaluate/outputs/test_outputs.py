@@ -297,3 +297,15 @@ def test_what_assets_took_is_that_of_their_reports_or_of_the_layout(tmp_path):
     assert views.cost == (0, 0) and views.about()["network_calls"] is None
     layout = Layout(Kind.IMAGES, ("{name}/images",), network_calls=25_000, minutes=120.0)
     assert finding.find(Source("x", tmp_path / "out/assets", layout))[0].cost == (25_000, 120)
+
+
+def test_numbers_that_count_prompts_from_1_are_refused(tmp_path, user_error):
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
+    asked = finding.read_prompts(tmp_path / "prompts.txt")
+    for number in (1, 2):
+        write_views(tmp_path / "out" / str(number), [number])
+    [outputs] = finding.find(Source("x", tmp_path / "out"), asked)  # the first may be missing
+    assert list(outputs.rows) == ["b", "c"] and left_out(outputs, Rule.MISSING) == ["a"]
+    write_views(tmp_path / "out/3", [3])
+    with user_error("its numbers go from 1 to 3, and those of 3 prompts from 0 to 2"):
+        finding.find(Source("x", tmp_path / "out"), asked)
