@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from recon_torch.asset_files import ASSET, REPORT, gaussians_of
+from recon_torch.asset_files import ASSET, MESH_REPORT, REPORT, gaussians_of
 from recon_torch.errors import UserError
 from recon_torch.formats import files
 from recon_torch.formats.framing import UNIT, moved_into, place_of, world_of_report
@@ -121,6 +121,11 @@ def read(source: Path, name: str = "") -> Contents:
         UserError: there are neither Gaussians nor a mesh, or they cannot be read.
     """
     is_mesh = source.is_dir() and is_asset(source) and not (source / ASSET).is_file()
+    if source.is_dir() and not is_asset(source) and (source / MESH_REPORT).is_file():
+        raise UserError(
+            f"{source} has a mesh without its asset; `im3d mesh ASSET --out ASSET` writes it beside the asset, "
+            "and `im3d view ASSET` shows both"
+        )
     file = source / MESH if is_mesh else gaussians_of(source)
     loaded = None if is_mesh else files.load(file)
     world, up = _place_of_mesh(source) if loaded is None else place_of(file, loaded)

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from recon_torch.asset_files import ASSET
+from recon_torch.asset_files import ASSET, MESH_REPORT
 from recon_torch.errors import UserError, first_line
 from recon_torch.page import contents
 from recon_torch.page.html import render
@@ -28,7 +28,7 @@ def pages_of(source: Path) -> Pages:
     """
     if not source.exists():
         raise UserError(f"{source} does not exist; give the directory of an asset, or of several")
-    if source.is_file() or contents.is_asset(source):
+    if source.is_file() or contents.is_asset(source) or (source / MESH_REPORT).is_file():
         contents.read(source)  # what cannot be shown is said before anybody asks for it
         return {"/": lambda: render(contents.read(source))}
     folders = _assets_below(source, MAX_DEPTH)

@@ -47,11 +47,15 @@ def test_files_of_others_are_kept(dot_file, tmp_path, user_error, content):
         (["dot.ply", "--port", "65536"], "--port"),
         (["dot.ply", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["mesh.ply"], "mesh.ply is a .ply of another format"),
+        (["meshed"], "meshed has a mesh without its asset; `im3d mesh ASSET --out ASSET`"),
+        (["meshed", "--html", "page.html"], "meshed has a mesh without its asset"),
         ([], "ASSET"),
     ],
 )
 def test_wrong_use_is_one_line(dot_file, tmp_path, monkeypatch, user_error, argv, message):
     (tmp_path / "mesh.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 0\nend_header\n")
+    (tmp_path / "meshed").mkdir()
+    (tmp_path / "meshed/mesh.json").write_text("{}")  # as `im3d mesh` leaves it
     monkeypatch.chdir(tmp_path)
     with user_error(message):
         view.main(argv)
