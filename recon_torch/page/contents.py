@@ -123,7 +123,7 @@ def read(source: Path, name: str = "") -> Contents:
     is_mesh = source.is_dir() and is_asset(source) and not (source / ASSET).is_file()
     if source.is_dir() and not is_asset(source) and (source / MESH_REPORT).is_file():
         raise UserError(
-            f"{source} has a mesh without its asset; `im3d mesh ASSET --out ASSET` writes it beside the asset, "
+            f"{source} has a mesh without its asset; `im3d mesh ASSET --out ASSET` writes it beside that, "
             "and `im3d view ASSET` shows both"
         )
     file = source / MESH if is_mesh else gaussians_of(source)
