@@ -16,6 +16,7 @@ from im3d_jax.evaluate.outputs.layouts import Kind
 from im3d_jax.study.sources import Turntable
 from recon_torch.errors import UserError
 from recon_torch.views.images import read_image, to_uint8
+from recon_torch.views.video_alpha import over_white
 
 LARGEST_PX = 1024
 PICTURE_PX = 512
@@ -60,9 +61,12 @@ def _encode(source: Turntable, target: Path, filters: str) -> None:
         reads = ["-v", "error", *form.split(), "-i", "-"]
     else:
         # Playlists name further files, which may be anywhere: of all protocols, only this one file is read.
-        reads = ["-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{first}"]
+        file = ["-protocol_whitelist", "file", "-i", f"file:{first}"]
+        alpha = over_white(executable, file)
+        reads = ["-nostdin", "-v", "error", "-xerror", *alpha.options, *file]
         if layout is not None and layout.square:
             filters = f"{LEFT_SQUARE},{filters}"
+        filters = alpha.filters + filters
     drops = ["-map", "0:v:0", "-an", "-sn", "-dn", "-map_metadata", "-1", "-fflags", "+bitexact"]
     codec = "-c:v libx264 -pix_fmt yuv420p -crf 16 -flags:v +bitexact -threads 1 -movflags +faststart"
     command = [executable, "-y", *reads, *drops, "-vf", filters, *codec.split(), str(target)]

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -22,6 +22,7 @@ from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Segment, Views, assemble
 from recon_torch.views.images import MAX_PIXELS, to_uint8
 from recon_torch.views.resizing import resize
+from recon_torch.views.video_alpha import over_white
 
 # Formats that hold a video themselves. Playlists name further files, which may be anywhere in a network.
 CONTAINERS = "mov,matroska,avi,gif,apng,mpegts,mpeg,asf,flv,ogg,ivf,mxf,h264,hevc,m4v"
@@ -224,8 +225,9 @@ def _has_fragments(path: Path) -> bool:
 
 def _frames(path: Path) -> Generator[UInt8[np.ndarray, "H W 3"], None, None]:
     """The frames of a video, with square pixels, one by one. Raises UserError if there is none."""
-    square = ["-vf", "scale=w=max(1\\,round(iw*sar)):h=ih,setsar=1"]
-    command = [*_ffmpeg(path), *square, "-f", "image2pipe", "-c:v", "ppm", "-"]
+    alpha = over_white(_executable(path), _source(path))
+    square = ["-vf", f"{alpha.filters}scale=w=max(1\\,round(iw*sar)):h=ih,setsar=1"]
+    command = [*_ffmpeg(path, before=alpha.options), *square, "-f", "image2pipe", "-c:v", "ppm", "-"]
     count = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -244,15 +246,21 @@ def _frames(path: Path) -> Generator[UInt8[np.ndarray, "H W 3"], None, None]:
         raise _no_video(path)
 
 
-def _ffmpeg(path: Path, log_level: str = "error") -> list[str]:
-    """The beginning of a command that decodes each frame of a video once."""
+def _ffmpeg(path: Path, log_level: str = "error", before: Sequence[str] = ()) -> list[str]:
+    """The beginning of a command that decodes each frame of a video once. before: options of its file."""
+    start = [_executable(path), "-hide_banner", "-nostdin", "-v", log_level, *before]
+    return [*start, *_source(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+
+
+def _executable(path: Path) -> str:
     try:
-        executable = imageio_ffmpeg.get_ffmpeg_exe()
+        return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError:
         raise UserError(f"{path} needs ffmpeg; reinstall imageio-ffmpeg") from None
-    source = ["-format_whitelist", CONTAINERS, "-protocol_whitelist", "file", "-i", f"file:{path}"]
-    start = [executable, "-hide_banner", "-nostdin", "-v", log_level]
-    return [*start, *source, "-map", "0:v:0", "-fps_mode", "passthrough"]
+
+
+def _source(path: Path) -> list[str]:
+    return ["-format_whitelist", CONTAINERS, "-protocol_whitelist", "file", "-i", f"file:{path}"]
 
 
 def _no_video(path: Path) -> UserError:

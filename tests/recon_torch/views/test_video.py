@@ -11,7 +11,7 @@ from PIL import Image
 from recon_torch.errors import UserError
 from recon_torch.views.cameras import orbit
 from recon_torch.views.masks import VIDEO_EDGE_PX, by_backdrop
-from recon_torch.views.video import load_video, write_video
+from recon_torch.views.video import frames_at, load_video, write_video
 
 NUM_FRAMES, HEIGHT, WIDTH = 20, 48, 64
 
@@ -196,3 +196,32 @@ def test_without_ffmpeg_a_gif_is_written(tmp_path, monkeypatch):
         assert image.n_frames == 2
         image.seek(1)
         assert np.asarray(image.convert("RGB")).min() == 255
+
+
+@pytest.mark.parametrize(
+    "name, codec",
+    [
+        ("a.mov", "qtrle -pix_fmt argb"),
+        ("a.webm", "libvpx-vp9 -pix_fmt yuva420p -lossless 1"),
+        ("a.apng", "apng -pix_fmt rgba -plays 0"),
+    ],
+)
+def test_frames_with_alpha_are_over_white(tmp_path, name, codec):
+    rgba = np.zeros((3, 32, 32, 4), np.uint8)  # black where it is clear
+    rgba[:, 8:24, 8:24] = 200, 40, 40, 255
+    rgba[:, 13:19, 13:19, 3] = 128
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgba"]
+    command = [*ffmpeg, "-s", "32x32", "-r", "8", "-i", "-", "-c:v", *codec.split(), str(tmp_path / name)]
+    subprocess.run(command, input=rgba.tobytes(), check=True)
+    alpha = rgba[1, ..., 3:] / 255
+    expected = rgba[1, ..., :3] * alpha + 255 * (1 - alpha)
+    (frame,) = frames_at(tmp_path / name, np.array([1]))
+    inner = np.s_[[0, 10, 16], [0, 10, 16]]  # away from edges, at which chroma is shared
+    np.testing.assert_allclose(frame[inner], expected[inner], atol=6)
+
+
+def test_frames_without_alpha_are_as_ffmpeg_decodes_them(video):
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video), "-f", "rawvideo"]
+    done = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+    (frame,) = frames_at(video, np.array([0]))
+    np.testing.assert_array_equal(frame.ravel(), np.frombuffer(done.stdout, np.uint8)[: frame.size])
