@@ -4,7 +4,7 @@
 # `PointCloud.create_from_depth_image` at that function's default scale; since that also divides pictures of floats, which are in metres
 # already, they lie at a thousandth of the depth. A UniformTSDFVolume of the same picture has the surface.
 #
-# Seen with open3d-cpu 0.20.0 and numpy 2.4.6 on Python 3.11.
+# Seen with open3d-cpu 0.20.0 and numpy 2.4.6 on Python 3.11; in 0.19.0 both volumes have the same surface.
 # In this project: benchmarks/open3d_meshes.py uses a UniformTSDFVolume.
 #
 # Prints what it saw; fails if the scalable volume has a surface, or the uniform one has none.
