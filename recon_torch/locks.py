@@ -125,7 +125,7 @@ def hold_part(directory: str | os.PathLike, number: int, count: int) -> Iterator
             other, other_count = int(match[1]), int(match[2])
             overlap = (other - number) % math.gcd(count, other_count) == 0
             if overlap and (holder := _holder(path)):
-                raise UserError(
+                raise InUse(
                     f"part {number}/{count} of {directory} shares items with {other}/{other_count}, which"
                     f" {holder} works on; wait until it ends, or give other parts"
                 )

@@ -2,6 +2,7 @@
 
     im3d batch --prompts prompts.txt --out out/batch
     im3d batch --prompts prompts.jsonl --out out/batch --shard 3/16 --retry-seeds 2
+    im3d batch --prompts prompts.jsonl --out out/batch --ray auto --gpus-per-actor 1
     im3d batch --status out/batch
     im3d batch --summarize out/batch
 
@@ -17,16 +18,26 @@ tries them again); 75, stopped by SIGTERM or SIGUSR1.
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
+from im3d_jax.cluster import flags as cluster_flags
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.ranges import Flag, NumAssets, NumRetries, Seed, whole
 
+if TYPE_CHECKING:
+    from im3d_jax.jobs.batch import Batch
+    from im3d_jax.jobs.lanes import Maker
+    from im3d_jax.jobs.making import Making
+    from im3d_jax.settings import AssetSettings
+
 DEFAULT_CONFIG = "configs/tiny.py"
+WHOLE = "0/1"
 
 
 def main(argv: list[str]) -> None:
@@ -88,6 +99,7 @@ def make_parser() -> CommandParser:
         action="store_true",
         help="keep the views of every round as pictures, of the assets that are made now",
     )
+    cluster_flags.add(parser)
     parser.add_argument("--status", type=Path, metavar="DIR", help="only show what DIR has and lacks")
     parser.add_argument("--summarize", type=Path, metavar="DIR", help="only write DIR's summary and gallery")
     return parser
@@ -97,6 +109,7 @@ def check(flags: Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     if not (flags.summarize or flags.status or (flags.prompts and flags.out)):
         raise UserError("give --prompts FILE and --out DIR, or --status DIR, or --summarize DIR")
+    cluster_flags.check(flags)
 
 
 # The rest is imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
@@ -129,8 +142,7 @@ def run(config: ConfigDict, flags: Namespace) -> int:
     asked = batch.Batch(
         prompts=flags.prompts,
         out=flags.out,
-        shard=flags.shard,
-        num_lanes=flags.lanes,
+        shard=WHOLE if flags.ray else flags.shard,
         seed=flags.seed,
         num_assets=flags.num_assets,
         num_retries=flags.retry_seeds,
@@ -138,5 +150,22 @@ def run(config: ConfigDict, flags: Namespace) -> int:
         save_views=flags.save_views,
         config=config_flags.as_json(config),
     )
+    settings = pipeline.read_settings(config)
+    load = partial(pipeline.load, config)
     with Stop() as stop:
-        return batch.run(asked, pipeline.read_settings(config), partial(pipeline.load, config), stop)
+        return batch.run(asked, settings, _making(flags, asked, settings, load), stop)
+
+
+def _making(flags: Namespace, asked: Batch, settings: AssetSettings, load: Callable[[], Maker]) -> Making:
+    """In this process, or on a cluster."""
+    from im3d_jax.jobs.making import InProcess
+
+    if not flags.ray:
+        return InProcess(load, flags.lanes, flags.retry_seeds)
+    from im3d_jax.cluster.making import Cluster, Needs, OnCluster
+
+    least, most = cluster_flags.actor_range(flags.actors)
+    labels = cluster_flags.node_labels(flags.node_labels)
+    needs = Needs(flags.cpus_per_actor or 1, flags.gpus_per_actor or 0, labels, most)
+    cluster = Cluster(flags.ray, needs, least, flags.asset_timeout_s or 0, flags.patience_s or 600)
+    return OnCluster(cluster, load, settings, asked, num_lanes=flags.lanes)

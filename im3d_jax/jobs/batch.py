@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from im3d_jax.asset import ASSET, Request
 from im3d_jax.jobs import ASSETS, BATCH, FAILED, FAILURE, job, prompt_files, summary
 from im3d_jax.jobs.configs import Configs
 from im3d_jax.jobs.index import Index
-from im3d_jax.jobs.lanes import Maker, make_all
+from im3d_jax.jobs.making import Making
 from im3d_jax.jobs.outcomes import Outcome, Progress
 from im3d_jax.jobs.pictures import draw_missing
 from im3d_jax.jobs.publish import Publisher
@@ -37,7 +38,6 @@ class Batch(NamedTuple):
     Attributes:
         prompts: the file. out: directory of the batch.
         shard: "I/N"; "": SLURM's environment says it, or the shard is the whole batch.
-        num_lanes: assets made at once.
         seed: of each prompt's first asset. num_assets: of each prompt.
         num_retries: further seeds while an asset is bad.
         overwrite: whether to make again what was made from another prompt or config.
@@ -48,7 +48,6 @@ class Batch(NamedTuple):
     prompts: Path
     out: Path
     shard: str = ""
-    num_lanes: int = 1
     seed: int = 0
     num_assets: int = 1
     num_retries: int = 0
@@ -57,11 +56,8 @@ class Batch(NamedTuple):
     config: Mapping[str, Any] = MappingProxyType({})
 
 
-def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: Stop) -> int:
-    """Makes what is missing of a shard, and writes summary and gallery. Returns the exit code.
-
-    load: loads the model; called only if something is missing.
-    """
+def run(batch: Batch, settings: AssetSettings, making: Making, stop: Stop) -> int:
+    """Makes what is missing of a shard, and writes summary and gallery. Returns the exit code."""
     # Mistakes in prompts and flags come to light before anything is loaded or written.
     entries = prompt_files.read(batch.prompts)
     requests = make_requests(entries, batch.out, batch.seed, batch.num_assets)
@@ -86,13 +82,14 @@ def run(batch: Batch, settings: AssetSettings, load: Callable[[], Maker], stop: 
         # What failed before comes last: whatever is wrong with it does not keep the others waiting.
         failed = {name for name, row in rows.items() if row.verdict == FAILED}
         missing.sort(key=lambda request: request.out.name in failed)
-        make_directory(batch.out / ASSETS)
-        with index.held():
-            job.keep(batch.out, asked_for, batch.prompts, batch.overwrite)
-            configs.keep()
-            index.write()
-            summary.write(batch.out, index.in_order(), asked)
-        return _make(batch, settings, requests, missing, load, stop, shard, Publisher(index))
+        with making.begun(missing, stop) if missing else nullcontext():
+            make_directory(batch.out / ASSETS)
+            with index.held():
+                job.keep(batch.out, asked_for, batch.prompts, batch.overwrite)
+                configs.keep()
+                index.write()
+                summary.write(batch.out, index.in_order(), asked)
+            return _make(batch, settings, requests, missing, making, stop, shard, Publisher(index))
 
 
 def _make(
@@ -100,7 +97,7 @@ def _make(
     settings: AssetSettings,
     requests: Sequence[Request],
     missing: Sequence[Request],
-    load: Callable[[], Maker],
+    making: Making,
     stop: Stop,
     shard: Shard,
     publisher: Publisher,
@@ -115,7 +112,7 @@ def _make(
         for outcome in failed:
             tell(outcome)
         if missing and not stop.soon:
-            make_all(load(), missing, batch.num_lanes, batch.num_retries, stop, tell)
+            making.make_all(missing, stop, tell)
 
     print(f"{batch.out}: shard {shard}: {progress}; {publisher.finish()}")
     is_complete = progress.num_done == len(requests)

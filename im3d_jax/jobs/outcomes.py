@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
         verdict, psnr, seconds: of an asset that was made. psnr: to the views of the last round, in dB.
         error: the line that says why it could not be made; "" if it was.
         failed_before: whether it failed in an earlier call, too.
+        node: of the cluster, on which this became of it; "" without one.
     """
 
     name: str
@@ -40,11 +41,13 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     error: str = ""
     failed_before: bool = False
+    node: str = ""
 
     def __str__(self) -> str:
+        where = f" on {self.node}" * bool(self.node)
         if self.error:
-            return f"{self.name} failed: {self.error}"
-        return f"{self.name} {self.verdict}, {self.psnr:.1f} dB, {self.seconds:.1f} s"
+            return f"{self.name} failed{where}: {self.error}"
+        return f"{self.name} {self.verdict}, {self.psnr:.1f} dB, {self.seconds:.1f} s{where}"
 
 
 def success(asset: Asset) -> Outcome:

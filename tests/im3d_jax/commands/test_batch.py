@@ -16,6 +16,7 @@ from im3d_jax import asset, config_flags, main, pipeline
 from im3d_jax.asset import Asset
 from im3d_jax.conditions import text_to_image
 from im3d_jax.jobs import batch, outcomes
+from im3d_jax.jobs.making import InProcess
 from im3d_jax.jobs.stop import Stop
 from recon_torch import locks, outputs
 from recon_torch.errors import UserError
@@ -297,7 +298,8 @@ def test_a_shard_at_work_keeps_the_same_and_overlapping_ones_out(command, quick,
         with ThreadPoolExecutor(1) as thread:
             for shard in ("0/2", "2/4", "0/1", "1/2"):
                 asked = batch.Batch(tmp_path / "prompts.jsonl", tmp_path / "out", shard)
-                run = thread.submit(batch.run, asked, quick.settings, lambda: quick, stop)
+                making = InProcess(lambda: quick)
+                run = thread.submit(batch.run, asked, quick.settings, making, stop)
                 codes[shard] = str(run.exception() or run.result())
 
     quick.happens = {"a": others}
