@@ -76,9 +76,7 @@ class AssetActor:
         order = self._order
         try:
             if not (order.out / order.token).is_file():
-                raise UserError(
-                    f"{order.out} is not the directory that the driver sees; share it with all nodes"
-                )
+                raise UserError(f"{order.out} is not what the driver sees there; share it with all nodes")
             _prepare(order)
             self._maker = order.load()
             self._start_clients()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -86,8 +87,15 @@ class Call(NamedTuple):
     method: str
 
 
-def connect(address: str) -> None:
-    """Joins a cluster, or starts one in this machine for "local". Raises UserError if that cannot be."""
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Within this the process is a driver of the cluster, of one in this machine for "local".
+
+    A process that has called `ray.init` already keeps its cluster. Raises UserError if there is none.
+    """
+    if ray.is_initialized():
+        yield
+        return
     try:
         ray.init(
             address=address,
@@ -95,20 +103,19 @@ def connect(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # Ray has no class for these: also a plain Exception comes from it
         raise UserError(f"no Ray cluster at {address!r}: {first_line(error, 200)}") from None
-
-
-def leave() -> None:
-    """Leaves the cluster, and ends it if `connect` has started it."""
-    ray.shutdown()
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class RayCrew:
     """See `events.Crew`. Within a process there is one at a time."""
 
     def __init__(self, order: Order, needs: Needs, clock: Callable[[], float] = time.monotonic) -> None:
-        """The process is connected already, see `connect`."""
+        """Within `connected`."""
         self._needs, self._clock = needs, clock
         self._order = ray.put(order)
         self._slots = order.num_slots

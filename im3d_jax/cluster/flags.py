@@ -71,7 +71,10 @@ def actor_range(text: str | None) -> tuple[int, int]:
     least, colon, most = text.partition(":")
     if not colon:
         least = most = text
-    if not all(each == "" or each.isdecimal() for each in (least, most)) or text in ("", ":"):
+    if not all(each == "" or (each.isascii() and each.isdecimal()) for each in (least, most)) or text in (
+        "",
+        ":",
+    ):
         raise UserError(f"--actors is {text!r}; write MIN:MAX, as in 4:64, or one number")
     found = int(least or 1), int(most or 0)
     if not (1 <= found[0] <= MAX_ACTORS and found[1] <= MAX_ACTORS and (not most or found[0] <= found[1])):

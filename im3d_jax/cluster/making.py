@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from im3d_jax.asset import Request
-from im3d_jax.cluster import crew as crews
 from im3d_jax.cluster.actor import Order
-from im3d_jax.cluster.crew import Needs, RayCrew
+from im3d_jax.cluster.crew import Needs, RayCrew, connected
 from im3d_jax.cluster.dispatch import Dispatch
 from im3d_jax.jobs.batch import Batch
 from im3d_jax.jobs.lanes import Maker
@@ -59,7 +58,7 @@ class OnCluster:
             load,
             settings,
             batch.out.absolute(),
-            batch.config,
+            dict(batch.config),
             directory=os.getcwd(),
             num_retries=batch.num_retries,
             overwrite=batch.overwrite,
@@ -73,8 +72,7 @@ class OnCluster:
         """Connects, and waits until actors have loaded the model and see the batch's directory."""
         cluster = self._cluster
         stop.in_lanes = True  # from now on signals are looked at
-        crews.connect(cluster.address)
-        with _token(self._order.out) as token:
+        with connected(cluster.address), _token(self._order.out) as token:
             crew = RayCrew(self._order._replace(token=token), cluster.needs)
             try:
                 self._dispatch = Dispatch(
@@ -89,7 +87,6 @@ class OnCluster:
                 yield
             finally:
                 crew.close()
-                crews.leave()
 
     def make_all(self, requests: Sequence[Request], stop: Stop, tell: Tell) -> None:
         # Nodes may have other working directories.

@@ -166,6 +166,6 @@ def _making(flags: Namespace, asked: Batch, settings: AssetSettings, load: Calla
 
     least, most = cluster_flags.actor_range(flags.actors)
     labels = cluster_flags.node_labels(flags.node_labels)
-    needs = Needs(flags.cpus_per_actor or 1, flags.gpus_per_actor or 0, labels, most)
-    cluster = Cluster(flags.ray, needs, least, flags.asset_timeout_s or 0, flags.patience_s or 600)
+    needs = Needs(float(flags.cpus_per_actor or 1), flags.gpus_per_actor or 0.0, labels, most)
+    cluster = Cluster(flags.ray, needs, least, flags.asset_timeout_s or 0.0, flags.patience_s or 600.0)
     return OnCluster(cluster, load, settings, asked, num_lanes=flags.lanes)

@@ -40,7 +40,7 @@ class Configs(NamedTuple):
         if not self._path(self.digest).exists():
             outputs.check(self.out, FILES)
             outputs.claim(self.out, FILES)
-            write_json(self._path(self.digest), self.config)
+            write_json(self._path(self.digest), dict(self.config))
 
     def difference(self, digest: object) -> str:
         """How the config of a digest differs from the present one; "" if the batch does not hold it."""

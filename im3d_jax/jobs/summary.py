@@ -84,7 +84,7 @@ def totals(rows: Sequence[Row], asked: Asked | None) -> dict[str, Any]:
         "num_missing": len(missing) if asked else None,
         "mean_psnr": fmean(row.scores["psnr"] for row in made) if made else None,
         "mean_seconds": seconds,
-        "assets_per_hour": 3600 / seconds["total"] if made else None,
+        "assets_per_hour": 3600 / seconds["total"] if made and seconds["total"] else None,
         "failures": {row.name: row.error for row in rows if row.verdict == FAILED},
         "missing": [f"{number:06d}" for number in missing[:NUM_NAMED]],
     }

@@ -1,0 +1,109 @@
+"""A job on a real Ray cluster of one node: actors are killed, and every asset is there in the end, once."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from im3d_jax.jobs import batch, index
+from im3d_jax.jobs.stop import Stop
+from recon_torch.errors import UserError
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def job(cluster_benchmark, tmp_path):
+    """Runs prompts on a cluster of this machine. Returns the exit code and the batch's directory."""
+    from im3d_jax.cluster.making import Cluster, Needs, OnCluster
+
+    ray.cloudpickle.register_pickle_by_value(cluster_benchmark)
+    settings = cluster_benchmark.read_settings()
+
+    class Killed(cluster_benchmark.StandIn):
+        """Its actor is killed by some prompts: always, or the first time. One prompt fails."""
+
+        def make_best(self, request, client, **options):
+            died = Path(request.out).parents[1] / f"died-{request.out.name}"
+            if request.prompt == "always" or (request.prompt == "once" and not died.exists()):
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if request.prompt == "fails":
+                raise UserError("this cannot be made")
+            return super().make_best(request, client, **options)
+
+    def run(prompts, address="auto", needs=None, **options):
+        path = tmp_path / "prompts.txt"
+        path.write_text("".join(f"{each}\n" for each in prompts))
+        asked = batch.Batch(path, tmp_path / "out", "0/1")
+        cluster = Cluster(address, needs or Needs(max_actors=2), **options)
+        making = OnCluster(cluster, lambda: Killed(settings), settings, asked)
+        with Stop() as stop:
+            return batch.run(asked, settings, making, stop), tmp_path / "out"
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster():
+    """Of this machine. Ray gives its own processes 30 s to start, which a busy machine may exceed."""
+    for _ in range(4):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            break
+        except Exception as error:
+            problem = error
+            ray.shutdown()
+    else:
+        raise problem
+    yield
+    ray.shutdown()
+
+
+def test_what_kills_actors_is_made_again_or_put_aside(job, capsys):
+    prompts = ["a", "once", "b", "always", "c", "fails"]
+    code, out = job(prompts)
+    rows = index.Index(out).refresh().rows
+    assert code == 1 and len(rows) == len(prompts)
+    errors = {row.prompt: row.error for row in rows.values() if row.error}
+    assert errors.keys() == {"always", "fails"} and errors["fails"] == "this cannot be made"
+    assert errors["always"].startswith("it has ended 3 actors, the last one on ")
+    assert json.loads((out / "summary.json").read_text())["num_failed"] == 2
+    assert not list(out.glob(".im3d_*"))  # the token is gone
+    assert "4 made (4 good), 2 failed" in capsys.readouterr().out
+
+
+def test_a_cluster_that_lacks_what_is_asked_for(job, tmp_path):
+    from im3d_jax.cluster.making import Needs
+
+    with pytest.raises(
+        UserError, match=r"no actor after 3 s: .* 1 CPUs and 64 GPUs; there are 1 nodes .* 0 GPUs"
+    ):
+        job(["a"], needs=Needs(gpus=64.0), patience_s=3.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    from im3d_jax.cluster.crew import connected
+
+    def init(**options):
+        raise ConnectionError("Could not find any running Ray instance.\nMore lines")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(
+            UserError, match="^no Ray cluster at 'auto': Could not find any running Ray instance.$"
+        ),
+        connected("auto"),
+    ):
+        pass
