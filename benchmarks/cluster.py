@@ -132,7 +132,10 @@ def of_actors(root: Path, seconds: float, slower: int) -> float:
     asked = batch.Batch(root / "prompts.txt", root / "actors", "0/1")
     ray.init(address="local", num_cpus=NUM_ACTORS, include_dashboard=False, log_to_driver=False)
     cluster = Cluster("auto", Needs(max_actors=NUM_ACTORS), min_actors=NUM_ACTORS)
-    run(asked, settings, OnCluster(cluster, partial(load, settings, seconds, slower, root), settings, asked))
+    try:
+        run(asked, settings, OnCluster(cluster, partial(load, settings, seconds, slower, root), settings, asked))
+    finally:
+        ray.shutdown()
     return wall_s(root / "actors")
 
 
