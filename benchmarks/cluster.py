@@ -133,7 +133,11 @@ def of_actors(root: Path, seconds: float, slower: int) -> float:
     ray.init(address="local", num_cpus=NUM_ACTORS, include_dashboard=False, log_to_driver=False)
     cluster = Cluster("auto", Needs(max_actors=NUM_ACTORS), min_actors=NUM_ACTORS)
     try:
-        run(asked, settings, OnCluster(cluster, partial(load, settings, seconds, slower, root), settings, asked))
+        run(
+            asked,
+            settings,
+            OnCluster(cluster, partial(load, settings, seconds, slower, root), settings, asked),
+        )
     finally:
         ray.shutdown()
     return wall_s(root / "actors")

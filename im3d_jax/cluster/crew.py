@@ -1,4 +1,4 @@
-"""A crew of Ray actors: resources, placement and death. The only module that knows Ray.
+"""A crew of Ray actors: resources, placement and death.
 
 Actors end with their driver. They are never restarted by Ray: what a lost actor had in hand is the
 dispatcher's to give again, and a new actor takes its place wherever there is room.

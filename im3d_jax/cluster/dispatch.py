@@ -86,7 +86,7 @@ class Dispatch:
     """Gives assets to the actors of a crew until each has an outcome.
 
     Attributes:
-        nodes: their records. made: assets by node. failed: by node, those that were tried again, too.
+        nodes: their records. failed: assets by node, those that were tried again, too.
     """
 
     def __init__(
@@ -107,7 +107,6 @@ class Dispatch:
             patience_s: how long there may be fewer than `min_actors` at the start, and none later.
         """
         self.nodes = Nodes()
-        self.made: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._waiting: deque[Task] = deque()
         self._crew, self._give_up, self._stop = crew, give_up, stop
@@ -145,16 +144,24 @@ class Dispatch:
             self._turn(num_assets)
         self._needed = 1
 
-    def run(self, requests: Sequence[Request], tell: Callable[[Outcome], None]) -> None:
+    def run(
+        self,
+        requests: Sequence[Request],
+        tell: Callable[[Outcome], None],
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
         """Goes on until all assets have outcomes, or until the stop. Raises UserError as `start` does.
 
-        tell: called with the outcome of each asset, once.
+        Args:
+            tell: called with the outcome of each asset, once.
+            look: called every now and then.
         """
         self._tell = tell
         self._waiting.extend(map(Task, requests))
         while self.num_open and not self._stop.now and (self.num_in_hand or not self._stop.soon):
             self._give_all()
             self._turn(self.num_open)
+            look()
 
     def _turn(self, wanted: int) -> None:
         """Waits for something to happen, for a moment, and does what follows from it."""
@@ -195,7 +202,6 @@ class Dispatch:
             else:
                 self._longest_first = max(self._longest_first, seconds)
             hand.num_done += 1
-            self.made[hand.node] += 1
             for node in self.nodes.made(hand.node, task.name):
                 self._exclude(node, "assets that failed there were made elsewhere")
             self._tell(event.outcome._replace(node=hand.node))

@@ -13,6 +13,7 @@ from im3d_jax.asset import Request
 from im3d_jax.cluster.actor import Order
 from im3d_jax.cluster.crew import Needs, RayCrew, connected
 from im3d_jax.cluster.dispatch import Dispatch
+from im3d_jax.cluster.watch import Watch
 from im3d_jax.jobs.batch import Batch
 from im3d_jax.jobs.lanes import Maker
 from im3d_jax.jobs.making import Tell
@@ -91,7 +92,13 @@ class OnCluster:
     def make_all(self, requests: Sequence[Request], stop: Stop, tell: Tell) -> None:
         # Nodes may have other working directories.
         whole = [request._replace(out=request.out.absolute()) for request in requests]
-        self._dispatch.run(whole, tell)
+        watch = Watch(self._dispatch)
+
+        def tell_both(outcome: Outcome) -> None:
+            watch.tell(outcome)
+            tell(outcome)
+
+        self._dispatch.run(whole, tell_both, watch.look)
 
 
 @contextmanager
