@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,7 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -105,6 +107,9 @@ def connected(address: str) -> Iterator[None]:
         )
     except Exception as error:  # Ray has no class for these: also a plain Exception comes from it
         raise UserError(f"no Ray cluster at {address!r}: {first_line(error, 200)}") from None
+    finally:
+        # Ray 2.60 puts a handler of its own in place of the batch's, which ends assets cleanly.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -109,3 +109,19 @@ def test_a_cluster_that_is_not_there(monkeypatch):
         connected("auto"),
     ):
         pass
+
+
+def test_signals_stay_those_of_the_batch(monkeypatch):
+    from im3d_jax.cluster.crew import connected
+
+    def init(**options):  # as Ray 2.60 does
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with Stop() as stop:
+        stop.in_lanes = True
+        with connected("auto"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.now and stop.by_signal
