@@ -63,7 +63,7 @@ def test_a_study_by_way_of_mechanical_turk(study, tmp_path, capsys):
 MISTAKES = {
     "new ours={o}/ours --out {t}/x": "a study compares two methods or more",
     "new ours={o}/ours base={o}/nowhere --out {t}/x": "base: .*nowhere is no directory",
-    "new ours={o}/ours base={t} --out {t}/x": "base: .* has neither assets of im3d nor videos",
+    "new ours={o}/ours base={t} --out {t}/x": "base: .* has no assets of im3d, folders of pictures, videos, ",
     "new ours={o}/ours {o}/base --out {t}/x": "is not NAME=DIR",
     "new ours={o}/ours base={o}/base --out {s}": "has a study already",
     "new ours={o}/ours base={o}/base --out {t}/x --pictures {t}/none": "--pictures .* is no directory",
