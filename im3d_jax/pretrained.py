@@ -39,6 +39,7 @@ LAYOUTS = {
     "linear": (lambda x: x.T, lambda x: x.T),
     "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
     "conv2d": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    "conv3d": (lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)),
     # A convolution over frames is a 3D one there, with an extent of 1 in both directions of the image.
     "conv_frames": (
         lambda x: x[..., 0, 0].transpose(2, 1, 0),
@@ -49,8 +50,8 @@ LAYOUTS = {
 last.
 """
 
-RANK_IN_CHECKPOINT = {"linear": 2, "conv1x1": 4, "conv2d": 4, "conv_frames": 5}
-KERNEL_LAYOUTS = {2: "linear", 3: "conv_frames", 4: "conv2d"}
+RANK_IN_CHECKPOINT = {"linear": 2, "conv1x1": 4, "conv2d": 4, "conv3d": 5, "conv_frames": 5}
+KERNEL_LAYOUTS = {2: "linear", 3: "conv_frames", 4: "conv2d", 5: "conv3d"}
 """Rank of a kernel of ours -> its layout, where its `Source` does not say otherwise."""
 
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
