@@ -105,7 +105,8 @@ def make_asset(
     rgb, alpha = method.draw(generator, gpu_paper.PROMPT, key, asset_stages)
     given = generator.condition([gpu_paper.PROMPT], rgb, alpha, ELEVATION_RAD)
     video = method.sample_video(generator, given, key, asset_stages)
-    rounds = list(method.fit_and_refine(generator, client, given, video, key, until_steps, asset_stages))
+    fitting = generator, client, given, video, ELEVATION_RAD, key, until_steps, asset_stages
+    rounds = list(method.fit_and_refine(*fitting))
     assert len(rounds) == len(until_steps)
     return time.perf_counter() - started
 

@@ -92,7 +92,8 @@ def _make(
         return made, None
     evidence = Evidence.of(pictures, settings.num_views, settings.picture.weight)
     client.reset(orbit(settings.num_views, elevation_rad, settings.size))
-    for _ in fit_and_refine(generator, client, given, video, key, settings.until_steps, stages, evidence):
+    fitting = generator, client, given, video, elevation_rad, key, settings.until_steps, stages, evidence
+    for _ in fit_and_refine(*fitting):
         pass
     azimuths_rad = truths.azimuths_between_rad(settings.num_views)
     unseen = orbit(settings.num_views, elevation_rad, settings.size, azimuths_rad=azimuths_rad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from im3d_jax.settings import (
+    ClipSettings,
     ElevationSettings,
     ImageEncoderSettings,
     MaskSettings,
@@ -49,6 +50,7 @@ class ModelConfig:
     num_views: NumViews = 16
     image_encoder: ImageEncoderSettings = ImageEncoderSettings()
     text_to_image: TextToImageSettings = TextToImageSettings()
+    clip: ClipSettings = ClipSettings()
     video: VideoSettings = VideoSettings()
     rounds: RoundSettings = RoundSettings()
     elevation: ElevationSettings = ElevationSettings()

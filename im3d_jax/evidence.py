@@ -13,8 +13,18 @@ from jaxtyping import Array, Float
 from im3d_jax.asset import Picture
 from recon_torch.views.cameras import Cameras, orbit
 
-Video = tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]
-"""Views over white and their foreground masks, in [0, 1]; an asset has B = 1."""
+
+class Video(NamedTuple):
+    """The views of a video; an asset has B = 1.
+
+    Attributes:
+        rgb, alpha: the views over white and their foreground masks, in [0, 1].
+        closure_db: how well the clip comes back to view 0, see `Clip.closure_db`; None if it does not.
+    """
+
+    rgb: Float[Array, "B K H W 3"]
+    alpha: Float[Array, "B K H W 1"]
+    closure_db: float | None = None
 
 
 class Evidence(NamedTuple):
@@ -67,7 +77,7 @@ class Evidence(NamedTuple):
 
     def within(self, video: Video) -> tuple[Float[Array, "B V H W 3"], Float[Array, "B V H W 1"]]:
         """The views of the fit: those of a video, with the pictures in their place and after them."""
-        rgb, alpha = video
+        rgb, alpha = video.rgb, video.alpha
         for each in self.pictures[1:]:
             view, (picture_rgb, picture_alpha) = each.view(self.num_views), each.batch
             if view is None:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from im3d_jax import autoencoders, backbones, config_sections, threads
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.backbones import Backbone
+from im3d_jax.clips import Clip, num_latents, padded_clip
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import text as text_module
 from im3d_jax.conditions.conditioning import Conditioning
@@ -29,6 +30,7 @@ from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.settings import (
+    ClipSettings,
     ImageEncoderSettings,
     MaskSettings,
     RoundSettings,
@@ -99,7 +101,7 @@ class Generator:
         model: the backbone. params: its parameters, which lie at `place`.
         codec: the autoencoder. text: encodes prompts. image_encoder: encodes the picture for a backbone that
             attends to it, otherwise None.
-        size, num_views: side of a view in pixels, views of a turntable.
+        size: side of a view in pixels. clip: the pictures that a turntable is sampled as.
         count: counts this generator's network calls.
         turn: a lock to hold while sampling. Threads take turns at sampling: side by side they would need the
             memory of all of them, and would compile the same programs.
@@ -113,7 +115,7 @@ class Generator:
     image_encoder: PictureEncoder | None
     schedule: schedules.Schedule
     size: int
-    num_views: int
+    clip: Clip
     image: TextToImageSettings
     video: VideoSettings
     rounds: RoundSettings
@@ -127,6 +129,21 @@ class Generator:
         return (
             f"<Generator {self.name}: {millions:.1f} M parameters, {self.num_views} views of {self.size} px>"
         )
+
+    @property
+    def num_views(self) -> int:
+        """K, of a turntable."""
+        return self.clip.num_views
+
+    @property
+    def latents_are_views(self) -> bool:
+        """Whether each view has a frame of latents of its own."""
+        return self.clip.is_views and self.num_frames == self.num_views
+
+    @property
+    def num_frames(self) -> int:
+        """F, the frames of latents of a turntable."""
+        return num_latents(self.clip, self.codec)
 
     def counting(self) -> Generator:
         """This generator with a count of its own, which begins at 0."""
@@ -151,7 +168,14 @@ class Generator:
             rgb, alpha: pictures that are view 0, over white, in [0, 1].
             elevation_rad: of the cameras, which only some backbones are told.
             shown: pictures that are further views, by the numbers of these.
+
+        Raises UserError for further views where the latents do not hold them apart.
         """
+        if shown and not self.latents_are_views:
+            raise UserError(
+                f"{self.name} is shown one picture, because its {self.num_frames} frames of latents are not"
+                f" {self.num_views} views; give one --image"
+            )
         text, text_mask = jax.tree.map(jnp.asarray, self.text.encode(prompts))
         given = self.model.empty_conditioning(len(prompts))._replace(text=text, text_mask=text_mask)
         if elevation_rad is not None and given.elevation_rad is not None:
@@ -162,8 +186,25 @@ class Generator:
             given = given._replace(image_tokens=jnp.asarray(self.image_encoder.encode(rgb)))
         latents = self.codec.encode(rgb[:, None], alpha[:, None])[:, 0]
         given = given._replace(image=latents, image_mask=jnp.ones(len(prompts)))
+        if given.clip is not None:
+            given = given._replace(clip=self.encode_padded(rgb, alpha))
         sides = {view: self.condition(prompts, *each, elevation_rad) for view, each in shown.items()}
         return given._replace(sides=sides or None)
+
+    def encode_padded(
+        self,
+        rgb: Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"],
+        alpha: Float[Array, "B H W 1"] | Float[np.ndarray, "B H W 1"],
+    ) -> Float[Array, "B F h w c"]:
+        """Latents of a clip of these pictures and grey ones, see `Conditioning.clip`."""
+        count = self.clip.num_pictures
+        return self.codec.encode(*(padded_clip(jnp.asarray(each), count) for each in (rgb, alpha)))
+
+    def encode(
+        self, rgb: Float[Array, "B O H W 3"], alpha: Float[Array, "B O H W 1"]
+    ) -> Float[Array, "B F h w c"]:
+        """Latents of the pictures of an orbit, view 0 first, of which the clip's are taken (Sec. 3.4)."""
+        return self.codec.encode(self.clip.pictures(rgb), self.clip.pictures(alpha))
 
     def text_to_image(
         self, prompts: list[str], key: PRNGKeyArray, on_step: OnStep | None = None
@@ -186,25 +227,25 @@ class Generator:
         latents = sampler.sample(
             denoise, noise, steps, solver=settings.solver, key=noise_key, on_step=on_step
         )
-        rgb, alpha = self.decode(latents)
+        rgb, alpha = self.decode_clip(latents)
         return rgb[:, 0], alpha[:, 0]
 
     def turntable(
         self, given: Conditioning, key: PRNGKeyArray, on_step: OnStep | None = None
-    ) -> Float[Array, "B K h w c"]:
+    ) -> Float[Array, "B F h w c"]:
         """The first video, denoised from pure noise in `video.num_steps` steps (Sec. 3.1)."""
         steps = sampler.make_steps(self.schedule, self.video.num_steps, self.video.spacing)
-        shape = (given.image.shape[0], self.num_views, *self.model.latent_shape)
+        shape = (given.image.shape[0], self.num_frames, *self.model.latent_shape)
         noise = jax.random.normal(jax.random.fold_in(key, 0), shape)
         return self._sample_video(noise, steps, given, jax.random.fold_in(key, 1), on_step)
 
     def refine(
         self,
-        renders: Float[Array, "B K h w c"],
+        renders: Float[Array, "B F h w c"],
         given: Conditioning,
         key: PRNGKeyArray,
         on_step: OnStep | None = None,
-    ) -> Float[Array, "B K h w c"]:
+    ) -> Float[Array, "B F h w c"]:
         """Latent renders, noised to `rounds.start_level` and denoised again (Sec. 3.4)."""
         num_steps, start_level = self.rounds.num_steps, self.rounds.start_level
         steps = sampler.make_steps(self.schedule, num_steps, self.video.spacing, start_level)
@@ -212,17 +253,25 @@ class Generator:
         return self._sample_video(noisy, steps, given, jax.random.fold_in(key, 1), on_step)
 
     def decode(
-        self, latents: Float[Array, "B K h w c"]
+        self, latents: Float[Array, "B F h w c"]
     ) -> tuple[Float[Array, "B K H W 3"], Float[Array, "B K H W 1"]]:
-        """(rgb over white, alpha) in [0, 1], without the haze that denoising leaves on the background."""
+        """The views of `decode_clip`."""
+        rgb, alpha = self.decode_clip(latents)
+        return self.clip.views(rgb), self.clip.views(alpha)
+
+    def decode_clip(
+        self, latents: Float[Array, "B F h w c"]
+    ) -> tuple[Float[Array, "B P H W 3"], Float[Array, "B P H W 1"]]:
+        """(rgb over white, alpha) in [0, 1] of all pictures of the clip, without the haze that denoising
+        leaves on the background."""
         rgb, alpha = self.codec.decode(latents)
         if alpha is None:
             alpha = self._masks(rgb)
         background = alpha < BACKGROUND_ALPHA
         return jnp.where(background, 1.0, rgb), jnp.where(background, 0.0, alpha)
 
-    def _masks(self, rgb: Float[Array, "B K H W 3"]) -> Float[Array, "B K H W 1"]:
-        """Foreground masks of decoded views, for an autoencoder without alpha (A.1)."""
+    def _masks(self, rgb: Float[Array, "B P H W 3"]) -> Float[Array, "B P H W 1"]:
+        """Foreground masks of decoded pictures, for an autoencoder without alpha (A.1)."""
         frames = np.asarray(rgb, np.float32).reshape(-1, *rgb.shape[2:])
         if self.masks.isnet:
             found = masks.isnet_masks(frames, self.masks.isnet)
@@ -232,14 +281,17 @@ class Generator:
 
     def _sample_video(
         self,
-        noisy: Float[Array, "B K h w c"],
+        noisy: Float[Array, "B F h w c"],
         steps: sampler.Steps,
         given: Conditioning,
         key: PRNGKeyArray,
         on_step: OnStep | None,
-    ) -> Float[Array, "B K h w c"]:
+    ) -> Float[Array, "B F h w c"]:
         settings = self.video
-        guidance = Guidance(settings.w_image, settings.w_text, settings.rescale)
+        w_image, w_text = (
+            self.clip.of_frames(each, self.num_frames) for each in (settings.w_image, settings.w_text)
+        )
+        guidance = Guidance(w_image, w_text, settings.rescale)
         denoise = self._denoiser(given, guidance, tie_first_view=settings.tie_first_view)
         # Renders from the worker are bound to a device and noise is not; JAX would compile for each.
         noisy = jax.device_put(noisy, self.place)
@@ -247,7 +299,7 @@ class Generator:
 
     def _denoiser(
         self, given: Conditioning, guidance: Guidance, tie_first_view: bool
-    ) -> Callable[..., Float[Array, "B K h w c"]]:
+    ) -> Callable[..., Float[Array, "B F h w c"]]:
         """The denoiser that `sampler.sample` calls, which counts its calls."""
         guided = compiled_denoise_guided if self.model.traceable else denoise_guided
         empty = conditioning.no_conditions(self.model.empty_conditioning(1), self.text)
@@ -266,7 +318,7 @@ class Generator:
 def denoise_guided(
     params: Any,
     codec: Autoencoder,
-    noisy: Float[Array, "B K h w c"],
+    noisy: Float[Array, "B F h w c"],
     timestep: Float[Array, " B"],
     alpha: Array,
     sigma: Array,
@@ -275,7 +327,7 @@ def denoise_guided(
     model: Backbone,
     guidance: Guidance,
     tie_first_view: bool,
-) -> Float[Array, "B K h w c"]:
+) -> Float[Array, "B F h w c"]:
     """The guided estimate of the clean latents: one call of the network.
 
     Paper: frame 0 is about the conditioning image. Here, with `tie_first_view`, it is that image, because it
@@ -285,7 +337,7 @@ def denoise_guided(
     batch = noisy.shape[0]
     none, every = jnp.zeros(batch), jnp.ones(batch)
 
-    def estimate(noisy: Float[Array, "B K h w c"], given: Conditioning) -> Float[Array, "B K h w c"]:
+    def estimate(noisy: Float[Array, "B F h w c"], given: Conditioning) -> Float[Array, "B F h w c"]:
         conditions = {
             "null": conditioning.drop(given, empty, none, none),
             "image": conditioning.drop(given, empty, every, none),
@@ -315,7 +367,7 @@ def side_shares(views: Sequence[int], num_views: int) -> Float[np.ndarray, "P K"
     return (shares / np.maximum(shares.sum(0), 1)).astype(np.float32)
 
 
-def held(views: Float[Array, "B K h w c"], given: Conditioning) -> Float[Array, "B K h w c"]:
+def held(views: Float[Array, "B F h w c"], given: Conditioning) -> Float[Array, "B F h w c"]:
     """The views with those in their place that further pictures show; the same where there are none.
 
     The solvers are linear: where the estimate of a clean view is the same in all steps, what they denoise is
@@ -353,6 +405,8 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
         )
     place = SingleDeviceSharding(jax.devices()[0]) if place is None else place
     codec = autoencoders.build(*config_sections.named(config, "autoencoder"), config.size, model.latent_shape)
+    clip = Clip.of(clip_settings(config), config.num_views)
+    num_latents(clip, codec)  # or raises
     text = text_module.build_text(*config_sections.named(config, "text"))
     _check_text(name, model, text)
     return Generator(
@@ -364,13 +418,18 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
         image_encoder=_load_image_encoder(config, model, is_needed=params is None),
         params=_load_weights(config, model, text, place) if params is None else params,
         size=config.size,
-        num_views=config.num_views,
+        clip=clip,
         image=config_sections.settings(config, "text_to_image", TextToImageSettings),
         video=config_sections.settings(config, "video", VideoSettings),
         rounds=config_sections.settings(config, "rounds", RoundSettings),
         masks=config_sections.settings(config, "masks", MaskSettings),
         place=place,
     )
+
+
+def clip_settings(config: ConfigDict) -> ClipSettings:
+    """`config.clip`; the default where a config is older than this section."""
+    return config_sections.settings(config, "clip", ClipSettings) if "clip" in config else ClipSettings()
 
 
 def check_sampling(config: ConfigDict) -> None:

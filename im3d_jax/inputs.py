@@ -37,6 +37,17 @@ def look(prompt: str, pictures: Sequence[Picture], text: TextEncoder) -> Inputs:
     return Inputs(reasons, hints, left_out)
 
 
+def closing(inputs: Inputs, closure_db: float | None, least_db: float) -> Inputs:
+    """The inputs with what speaks against a clip that does not come back to view 0.
+
+    closure_db: see `Clip.closure_db`. least_db: `config.clip.closure_psnr`.
+    """
+    if closure_db is None or closure_db >= least_db:
+        return inputs
+    reason = f"the video does not come back to its first view ({closure_db:.1f} dB, at least {least_db:g})"
+    return inputs._replace(reasons=[*inputs.reasons, reason])
+
+
 def doubts(pictures: Sequence[Picture]) -> list[str]:
     """Why the foreground of pictures may not be the object, in sentences."""
     return _said(pictures, [each.doubts for each in pictures])

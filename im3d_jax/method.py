@@ -63,11 +63,14 @@ def make_asset(
     # ---- J -> Gaussians G; in each round the renders of G, noised and denoised again, are the next J ----
     client.reset(cameras)
     until_steps = settings.until_steps
-    rounds = list(fit_and_refine(generator, client, given, video, key, until_steps, stages, evidence))
+    rounds = list(
+        fit_and_refine(generator, client, given, video, elevation_rad, key, until_steps, stages, evidence)
+    )
 
     # ---- G -> verdict ----
     with stages.timed("inspect"):
         seen = inputs.look(request.prompt, pictures, generator.text)
+        seen = inputs.closing(seen, video.closure_db, settings.clip.closure_psnr)
         # Later views are made of renders of a fit, which does not move, so the first ones tell.
         excursions = rigidity.excursions(cameras, rounds[0].targets[..., 3:])
         quality = inputs.judge(client.inspect(settings.gates, turntable, excursions), seen)
@@ -85,6 +88,7 @@ def fit_and_refine(
     client: ReconstructionClient,
     given: Conditioning,
     video: Video,
+    elevation_rad: float,
     key: PRNGKeyArray,
     until_steps: Sequence[int],
     stages: Stages,
@@ -95,13 +99,14 @@ def fit_and_refine(
     Sec. 3.3 is the fit and Sec. 3.4 the refinement. Yields each round when it is fitted; until the next one
     is asked for, `client` may render from other cameras.
 
+    elevation_rad: of the video's cameras.
     evidence: what pictures add to the views of the fit, whose cameras the client has.
     """
     evidence = evidence or Evidence.of((), generator.num_views)
     *earlier_steps, last_step = until_steps
     for number, until_step in enumerate(earlier_steps):
         fitted = fit_video(client, video, evidence, until_step, last_step, number, stages)
-        latents = encode_renders(generator, client)
+        latents = encode_renders(generator, client, elevation_rad)
         yield fitted
         video = refine_video(generator, latents, given, key, number + 1, stages)
     yield fit_video(client, video, evidence, last_step, last_step, len(earlier_steps), stages)
@@ -129,12 +134,12 @@ def sample_video(generator: Generator, given: Conditioning, key: PRNGKeyArray, s
     """The first video (Sec. 3.1)."""
     with generator.turn, stages.shown("video", "video", generator.video.num_steps) as bar:
         latents = generator.turntable(given, stream(key, "video"), lambda *_: bar.update())
-        return jax.block_until_ready(generator.decode(latents))
+        return decode(generator, latents)
 
 
 def refine_video(
     generator: Generator,
-    latents: Float[Array, "B K h w c"],
+    latents: Float[Array, "1 F h w c"],
     given: Conditioning,
     key: PRNGKeyArray,
     number: int,
@@ -147,7 +152,15 @@ def refine_video(
         for run in range(settings.num_runs):
             run_key = stream(key, f"round {number - 1} run {run}")
             latents = generator.refine(latents, given, run_key, lambda *_: bar.update())
-        return jax.block_until_ready(generator.decode(latents))
+        return decode(generator, latents)
+
+
+def decode(generator: Generator, latents: Float[Array, "1 F h w c"]) -> Video:
+    """The video of latents, with a look at how its clip closes."""
+    pictures = jax.block_until_ready(generator.decode_clip(latents))
+    closure_db = generator.clip.closure_db(*pictures)
+    rgb, alpha = map(generator.clip.views, pictures)
+    return Video(rgb, alpha, None if closure_db is None else float(closure_db[0]))
 
 
 def fit_video(
@@ -176,14 +189,20 @@ def fit_video(
     return Round(until_step, quality, targets, host_copy(renders), host_copy(alphas))
 
 
-def encode_renders(generator: Generator, client: ReconstructionClient) -> Float[Array, "1 K h w c"]:
-    """Latents of the client's last renders, which may be overwritten when this returns.
+def encode_renders(
+    generator: Generator, client: ReconstructionClient, elevation_rad: float
+) -> Float[Array, "1 F h w c"]:
+    """Latents of the client's renders, which may be overwritten when this returns.
 
-    The renders of pictures that are no views of the video come last and are left out.
+    Its last renders are those of the fit's cameras: the views and, after them, pictures that are no views,
+    which are left out. A clip that has pictures between the views is rendered for the purpose.
     """
+    clip = generator.clip
+    if clip.pictures_per_view > 1:
+        client.render(orbit(clip.num_orbit, elevation_rad, generator.size))
     shared = (bridge.as_jax(tensor) for tensor in (client.renders, client.alphas))
-    renders, alphas = (array[None, : generator.num_views] for array in shared)
-    return jax.block_until_ready(generator.codec.encode(renders, alphas))
+    renders, alphas = (array[None, : clip.num_orbit] for array in shared)
+    return jax.block_until_ready(generator.encode(renders, alphas))
 
 
 def host_copy(tensor: Float[torch.Tensor, "*shape"]) -> Float[np.ndarray, "*shape"]:

@@ -243,6 +243,7 @@ def read_settings(config: ConfigDict) -> AssetSettings:
         rounds_at_steps=tuple(config_sections.settings(config, "rounds", RoundSettings).at_steps),
         config_digest=config_flags.config_digest(config),
         elevation_deg=config_sections.settings(config, "elevation", ElevationSettings).deg,
+        clip=generator.clip_settings(config),
         picture=config_sections.settings(config, "image", PictureSettings),
         text_to_image=config_sections.settings(config, "text_to_image", TextToImageSettings),
         turntable=config_sections.settings(config, "turntable", TurntableSettings),

@@ -29,7 +29,7 @@ class Sampling(NamedTuple):
 
     calls: number of denoising steps.
     evaluations: guidance evaluates the network on so many conditions in each call.
-    frames: of one evaluation; 1 for an image, K for a video.
+    frames: of latents in one evaluation; 1 for an image.
     """
 
     calls: int
@@ -38,7 +38,7 @@ class Sampling(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One stream of batches of `batch_size` assets in `num_views` views, and what trains on it.
+    """One stream of batches of `batch_size` assets of `num_frames` latents, and what trains on it.
 
     trainable: a regular expression found in the paths of the parameters that train.
     frozen_dtype: of the other parameters.
@@ -46,7 +46,7 @@ class Training(NamedTuple):
     """
 
     batch_size: int
-    num_views: int
+    num_frames: int
     trainable: str
     frozen_dtype: str
     accumulate: int = 1
@@ -120,7 +120,7 @@ def plan_training(
         divided = f"{shares}, and config.train.accumulate by {parts}" if parts > 1 else str(shares)
         number = training.batch_size
         raise UserError(f"--mesh divides the batch by {divided}; config.train's {number} does not divide")
-    arguments = trained, frozen, *network_inputs(model, part, training.num_views)
+    arguments = trained, frozen, *network_inputs(model, part, training.num_frames)
     program = costs.trace(jax.value_and_grad(partial(_loss, model)), *arguments)
     held = partial(sharding.bytes_per_device, rules=model.partition_rules, sizes=mesh)
     numbers = {

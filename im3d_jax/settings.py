@@ -102,6 +102,22 @@ class VideoSettings:
 
 
 @settings
+class ClipSettings:
+    """How the K views stand in the clip that the network denoises (`config.clip`), see `clips.Clip`.
+
+    Attributes:
+        pictures_per_view: pictures from one view to the next; 5 for a network that knows slow motion alone.
+        closed: the clip ends with view 0 again, as where an autoencoder takes 4n + 1 pictures.
+        closure_psnr: where that last picture has a lower PSNR [dB] with view 0 the asset is suspect. The
+            default is that of `GateSettings.view_psnr`; no generator has been measured.
+    """
+
+    pictures_per_view: Annotated[int, Range(1, 1024)] = 1
+    closed: bool = False
+    closure_psnr: Annotated[float, Range(0, 1000)] = 14.0
+
+
+@settings
 class RoundSettings:
     """When and how renders of the fit are noised and denoised again (`config.rounds`; Sec. 3.4, A.1).
 
@@ -207,6 +223,7 @@ class AssetSettings:
     rounds_at_steps: tuple[int, ...]
     config_digest: str
     elevation_deg: float | None = None
+    clip: ClipSettings = field(default_factory=ClipSettings)
     picture: PictureSettings = field(default_factory=PictureSettings)
     text_to_image: TextToImageSettings = field(default_factory=TextToImageSettings)
     turntable: TurntableSettings = field(default_factory=TurntableSettings)

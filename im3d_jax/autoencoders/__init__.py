@@ -1,4 +1,4 @@
-"""Autoencoders: images to latents and back, one frame at a time.
+"""Autoencoders: the pictures of a clip to frames of latents and back.
 
 `Patches`, which the tiny model uses, moves each patch of pixels into channels: it loses nothing and has no
 parameters. `AutoencoderKL` is the learned one that full-size models use.
@@ -27,14 +27,21 @@ class Autoencoder(Protocol):
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
 
+    def num_latents(self, num_pictures: int) -> int:
+        """F, the frames of latents of a clip of P pictures: P, or fewer if the autoencoder compresses time.
+
+        The first frame is the latent of the first picture alone. Raises UserError for a number of pictures
+        that it does not take.
+        """
+
     def encode(
-        self, rgb: Float[Array | np.ndarray, "*B F H W 3"], alpha: Float[Array | np.ndarray, "*B F H W 1"]
+        self, rgb: Float[Array | np.ndarray, "*B P H W 3"], alpha: Float[Array | np.ndarray, "*B P H W 1"]
     ) -> Float[Array, "*B F h w c"]:
         """Images in [0, 1], whose colours are over white -> latents with a standard deviation of about 1."""
 
     def decode(
         self, latents: Float[Array | np.ndarray, "*B F h w c"]
-    ) -> tuple[Float[Array, "*B F H W 3"], Float[Array, "*B F H W 1"] | None]:
+    ) -> tuple[Float[Array, "*B P H W 3"], Float[Array, "*B P H W 1"] | None]:
         """Latents -> (rgb, alpha) in [0, 1]; alpha is None where the autoencoder does not know it."""
 
     def clip(self, latents: Float[Array | np.ndarray, "*B F h w c"]) -> Float[Array, "*B F h w c"]:
@@ -49,6 +56,16 @@ AUTOENCODERS = Registry(
         "autoencoder_kl": "im3d_jax.autoencoders.kl:load",
     },
 )
+
+
+def num_latents(name: str, num_pictures: int) -> int:
+    """F, as `Autoencoder.num_latents` of the autoencoder `name` says it, without its weights.
+
+    It asks the function `num_latents` of the autoencoder's module. A module that has none makes a latent of
+    each picture.
+    """
+    count = getattr(AUTOENCODERS.module(name), "num_latents", None)
+    return num_pictures if count is None else count(num_pictures)
 
 
 def build(name: str, kwargs: Mapping[str, Any], size: int, latent_shape: Sequence[int]) -> Autoencoder:

@@ -44,6 +44,10 @@ class Patches:
             raise UserError(f"config.size is {size}; patches take multiples of {self.patch}")
         return size // self.patch, size // self.patch, self.patch**2 * 4
 
+    def num_latents(self, num_pictures: int) -> int:
+        """One for each picture."""
+        return num_pictures
+
     def encode(
         self, rgb: Float[Array | np.ndarray, "*B H W 3"], alpha: Float[Array | np.ndarray, "*B H W 1"]
     ) -> Float[Array, "*B h w c"]:

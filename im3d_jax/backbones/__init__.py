@@ -32,18 +32,20 @@ are its path. A model that keeps its weights elsewhere has none."""
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A denoiser of K views (Sec. 3.1), as pure functions of its parameters.
+    """A denoiser of a turntable (Sec. 3.1), as pure functions of its parameters.
 
-    View 0 is the view of the conditioning image, at azimuth 0, and view k is at azimuth 2 pi k / K,
-    counter-clockwise seen from above. A model that was trained with its frames in another order translates
-    inside `apply`.
+    It denoises the F frames of latents that the autoencoder makes of the clip (`im3d_jax.clips`). Frame 0 is
+    the latent of view 0 alone, which is the view of the conditioning image at azimuth 0, and view k is at
+    azimuth 2 pi k / K, counter-clockwise seen from above. Where the autoencoder does not compress time and
+    `config.clip` is left as it is, the frames are the views. A model that was trained with its frames in
+    another order translates inside `apply`.
 
     Models are static arguments of `jax.jit`, so they are hashable, and two of the same arguments are equal.
     """
 
     @property
     def latent_shape(self) -> Sequence[int]:
-        """(h, w, c) of the latent of one view."""
+        """(h, w, c) of a frame of latents."""
 
     @property
     def prediction_type(self) -> str:
@@ -51,7 +53,7 @@ class Backbone(Protocol):
 
     @property
     def num_views(self) -> int | None:
-        """The number of views that the weights were trained for; None for any."""
+        """The number of views, which are its frames, that the weights were trained for; None for any."""
 
     @property
     def temporal_pattern(self) -> str:
@@ -72,10 +74,10 @@ class Backbone(Protocol):
     def apply(
         self,
         params: Params,
-        noisy: Float[Array, "B K h w c"],
+        noisy: Float[Array, "B F h w c"],
         timestep: Float[Array, " B"],
         conditioning: Conditioning,
-    ) -> Float[Array, "B K h w c"]:
+    ) -> Float[Array, "B F h w c"]:
         """The prediction for B assets, float32, each asset independent of the others.
 
         Args:

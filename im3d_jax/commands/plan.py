@@ -22,9 +22,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from im3d_jax import backbones, config_flags, config_sections, costs, sharding
+from im3d_jax import autoencoders, backbones, config_flags, config_sections, costs, sharding
 from im3d_jax.backbones import Backbone
+from im3d_jax.clips import Clip
 from im3d_jax.diffusion.guidance import Guidance
+from im3d_jax.generator import clip_settings
 from im3d_jax.plan import Sampling, Training, count_parameters, plan_generation, plan_training
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from im3d_jax.training_settings import TrainSettings
@@ -109,15 +111,18 @@ def samplings(config: ConfigDict, model: Backbone) -> dict[str, Sampling]:
     image, video, rounds = config.text_to_image, config.video, config.rounds
     passes = len(rounds.at_steps) * rounds.num_runs
     guided = Guidance(video.w_image, video.w_text, video.rescale)
-    found = {
-        "video": Sampling(
-            video.num_steps + passes * rounds.num_steps, guided.num_evaluations, config.num_views
-        )
-    }
+    clip = Clip.of(clip_settings(config), config.num_views)
+    calls = video.num_steps + passes * rounds.num_steps
+    found = {"video": Sampling(calls, guided.num_evaluations, frames_of(config, clip))}
     if model.empty_conditioning(1).text and not image.pipeline:
         guided = Guidance(image.w_text, image.w_text, image.rescale)
         found = {"image": Sampling(image.num_steps, guided.num_evaluations, 1)} | found
     return found
+
+
+def frames_of(config: ConfigDict, clip: Clip) -> int:
+    """The frames of latents that the config's autoencoder makes of a clip, which it tells without weights."""
+    return autoencoders.num_latents(config.autoencoder.name, clip.num_pictures)
 
 
 def costliest_stream(config: ConfigDict) -> Training:
@@ -125,9 +130,9 @@ def costliest_stream(config: ConfigDict) -> Training:
     settings = config_sections.settings(config, "train", TrainSettings)
     streams = settings.streams.values()
     stream = max(streams, key=lambda each: (each.batch_size * each.num_views, each.num_views))
-    return Training(
-        stream.batch_size, stream.num_views, settings.trainable, settings.frozen_dtype, settings.accumulate
-    )
+    clip = Clip.of(clip_settings(config), config.num_views).of_orbit(stream.num_views)
+    trained = settings.trainable, settings.frozen_dtype, settings.accumulate
+    return Training(stream.batch_size, frames_of(config, clip), *trained)
 
 
 # ---- Printing ----

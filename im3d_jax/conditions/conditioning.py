@@ -22,6 +22,8 @@ class Conditioning(NamedTuple):
         text_mask: of each text encoder, 1 at the words.
         image_tokens: the image as an image encoder sees it; None for a backbone that does not attend to it.
         elevation_rad: of the cameras; None for a backbone that is not told it.
+        clip: latents of a clip that begins with the image and is grey after it, zeros without an image; None
+            for a backbone that is not told it, as Wan's image to video (2.1, and 2.2 A14B) is.
         sides: the same of further pictures, by the numbers of the views that they are; their `image` is that
             view. Backbones are not told these, see `generator.denoise_guided`.
     """
@@ -32,6 +34,7 @@ class Conditioning(NamedTuple):
     text_mask: tuple[Float[Array, "B L"], ...]
     image_tokens: Float[Array, "B L d"] | None = None
     elevation_rad: Float[Array, " B"] | None = None
+    clip: Float[Array, "B F h w c"] | None = None
     sides: dict[int, Conditioning] | None = None
 
 
@@ -59,10 +62,13 @@ def drop(
     def choose_text(values, nothing):
         return tuple(choose(keep_text, *each) for each in zip(values, nothing, strict=True))
 
-    tokens = conditioning.image_tokens
+    def choose_or_zeros(keep, values):
+        return None if values is None else choose(keep, values, jnp.zeros_like(values))
+
     return conditioning._replace(
         image_mask=conditioning.image_mask * keep_image.astype(jnp.float32),
         text=choose_text(conditioning.text, empty.text),
         text_mask=choose_text(conditioning.text_mask, empty.text_mask),
-        image_tokens=None if tokens is None else choose(keep_image, tokens, jnp.zeros_like(tokens)),
+        image_tokens=choose_or_zeros(keep_image, conditioning.image_tokens),
+        clip=choose_or_zeros(keep_image, conditioning.clip),
     )

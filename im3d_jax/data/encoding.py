@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from im3d_jax.autoencoders import Autoencoder
+from im3d_jax.clips import Clip
 from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.data.turntables import Record, decode_views
 from recon_torch.errors import UserError
@@ -35,12 +36,14 @@ class Encoders:
         image: encodes view 0.
         codec: the autoencoder; its latents take the place of the views.
         size: side in pixels of the views that the autoencoder takes.
+        clip: the clip of a config, as which the views are encoded; None: one by one.
     """
 
     text: TextEncoder | None = None
     image: ImageEncoder | None = None
     codec: Autoencoder | None = None
     size: int = 0
+    clip: Clip | None = None
 
     def encode_all(self, records: Iterable[Record]) -> Iterator[Record]:
         """The records with what the encoders make of them, several at a time."""
@@ -64,12 +67,15 @@ class Encoders:
                 new |= dict(latents=self._latents(self.codec, record), views=None)
         return [dataclasses.replace(record, **new) for record, new in zip(records, added, strict=True)]
 
-    def _latents(self, codec: Autoencoder, record: Record) -> Float[np.ndarray, "K h w c"]:
+    def _latents(self, codec: Autoencoder, record: Record) -> Float[np.ndarray, "F h w c"]:
         if record.size != self.size:
             raise UserError(
                 f"--latents: config.size is {self.size}, the views are {record.size} px; match them"
             )
         rgb, alpha = _decode(record, slice(None))
+        if self.clip:
+            clip = self.clip.of_orbit(len(rgb))
+            rgb, alpha = (np.asarray(clip.pictures(each[None]))[0] for each in (rgb, alpha))
         return np.asarray(codec.encode(rgb[None], alpha[None])[0])
 
 

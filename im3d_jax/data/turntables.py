@@ -46,7 +46,7 @@ class Record:
             2 pi k / K from view 0, counter-clockwise seen from above.
         views: K square pictures as PNG files, RGBA with colours that are not multiplied by alpha; None if
             there are latents instead.
-        latents: of the views. All arrays from here on are stored as float16.
+        latents: of the views, or the F frames of a clip. All arrays from here on are stored as float16.
         text, text_mask: embeddings and masks of the caption, one of each for every text encoder.
         image_tokens: what the image encoder makes of view 0.
         source: the SHA-256 of what it was made of, see `views.source_digest`; "" if that is not known.
@@ -58,7 +58,7 @@ class Record:
     cameras: Cameras
     elevation_rad: float
     views: Sequence[bytes] | None = None
-    latents: Float[np.ndarray, "K h w c"] | None = None
+    latents: Float[np.ndarray, "F h w c"] | None = None
     text: tuple[Float[np.ndarray, "_ _"], ...] = ()
     text_mask: tuple[Float[np.ndarray, " _"], ...] = ()
     image_tokens: Float[np.ndarray, "_ _"] | None = None
@@ -234,6 +234,11 @@ class TurntableSource:
             raise UserError(
                 f"{path} has {total} views, {num_views} are no even share of them: give {fitting}"
             )
+        if "clip" in self.metadata and self.num_views not in (1, total):
+            raise UserError(
+                f"{path} holds latents of clips that show {total} views; give 1 or {total} views, not"
+                f" {self.num_views}, or build it without --latents"
+            )
         self._step = total // self.num_views
         self._starts = np.cumsum([0, *_shard_lengths(builder, self.path, split)])
         self._features = builder.info.features
@@ -269,6 +274,7 @@ class TurntableSource:
             files = list(fields["views"][:: self._step])
             example["rgb"], example["alpha"] = decode_views(files, self.size)
         else:
+            # Of a clip the first frame is that of view 0 alone, and there are fewer frames than views.
             example["latents"] = fields["latents"][:: self._step].astype(np.float32)
         numbers = range(sum(key.startswith("text_mask_") for key in fields))
         if numbers:

@@ -92,7 +92,7 @@ def measure_one(
     for name, elevation_rad in elevations_rad.items():
         client.reset(orbit(num_views, elevation_rad, size))
         scores = []
-        rounds = fit_and_refine(generator, client, given, video, key, until_steps, stages)
+        rounds = fit_and_refine(generator, client, given, video, elevation_rad, key, until_steps, stages)
         for number, _ in enumerate(rounds):
             renders, alphas = (tensor.cpu().numpy() for tensor in client.render(unseen))
             scores.append(judge((renders, alphas))._asdict())

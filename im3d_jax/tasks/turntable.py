@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import backbones, checkpoint, config_sections, costs, generator, sharding
 from im3d_jax.autoencoders import Autoencoder
+from im3d_jax.clips import num_latents, padded_clip
 from im3d_jax.conditions import conditioning, pictures
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data import Example, input_pipeline
@@ -102,11 +103,13 @@ class TurntableTask:
         self.model, self.schedule = generator.model, generator.schedule
         self.partition_rules = self.model.partition_rules
         self.asks = self.model.empty_conditioning(1)
+        self.clip = generator.clip
         if self.asks.image_tokens is not None and any(each.random_start for each in streams.values()):
             raise UserError(
                 "config.train.streams: random_start does not go with a backbone that attends to an image"
                 " encoder, whose tokens are those of view 0; set it to 0"
             )
+        self.latents_are_views = self.clip.is_views and generator.num_frames == self.clip.num_views
         empty = conditioning.no_conditions(self.asks, generator.text)
         self.constants = generator.codec, jax.device_put(empty, generator.place)
 
@@ -137,7 +140,7 @@ class TurntableTask:
         input_pipeline.check_alike(examples)
         if "latents" in examples[0]:
             batch: dict[str, Any] = {"latents": np.stack([each["latents"] for each in examples])}
-            _check("latents", batch["latents"].shape[2:], tuple(self.model.latent_shape))
+            self._check_latents(batch["latents"].shape[1:])
         else:
             batch = dict(zip(("rgb", "alpha"), input_pipeline.stack_views(examples), strict=True))
         batch["text"], batch["text_mask"] = self._text(examples)
@@ -146,6 +149,25 @@ class TurntableTask:
         if self.asks.image_tokens is not None:
             batch["image_tokens"] = self._image_tokens(examples, batch)
         return batch
+
+    def _check_latents(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError for latents of a data set, [F, h, w, c], that this task cannot train on."""
+        _check("latents", shape[1:], tuple(self.model.latent_shape))
+        if self.latents_are_views:
+            return
+        if shape[0] not in (1, self.generator.num_frames):
+            raise UserError(
+                f"the data set's latents have {shape[0]} frames, config.clip makes"
+                f" {self.generator.num_frames} of {self.clip.num_pictures} pictures: build it with this"
+                " config"
+            )
+        needs = "the picture's clip" if self.asks.clip is not None else ""
+        needs = needs or ("random_start" if any(each.random_start for each in self.streams.values()) else "")
+        if needs:
+            raise UserError(
+                f"{needs} needs pictures, and the data set holds latents of compressed clips; build it"
+                " without --latents"
+            )
 
     def _text(self, examples: Sequence[Example]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """The text and its masks, of each text encoder."""
@@ -201,8 +223,9 @@ class TurntableTask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, " levels"]]]:
         """The loss of Sec. 3.1 and, for each noise level, its sum over assets and their number."""
         codec, empty = constants
-        latents = _started(_latents(codec, batch), draws.start)
-        given = conditioning.drop(_given(latents, batch), empty, draws.keep_image, draws.keep_text)
+        latents = self._latents(codec, batch, draws.start)
+        given = self._given(codec, latents, batch, draws.start)
+        given = conditioning.drop(given, empty, draws.keep_image, draws.keep_text)
         alpha, sigma = schedules.level(self.schedule, draws.number)
         timestep = jnp.asarray(self.schedule.timesteps, jnp.float32)[draws.number]
         noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(draws.noise_key)
@@ -216,11 +239,49 @@ class TurntableTask:
         sums = {"loss_by_level": losses @ of_level, "count_by_level": of_level.sum(0)}
         return losses.mean(), sums
 
+    def _latents(
+        self, codec: Autoencoder, batch: Mapping[str, Any], start: Float[Array, " B"]
+    ) -> Float[Array, "B F h w c"]:
+        """The latents of the turntables, each begun after the share `start` of its views."""
+        if "latents" in batch:
+            latents = jnp.asarray(batch["latents"], jnp.float32)
+            return _started(latents, start) if self.latents_are_views else latents
+        if self.latents_are_views:  # which costs less to turn than pictures do
+            rgb, alpha = (jnp.asarray(batch[name]) for name in ("rgb", "alpha"))
+            return _started(_encoded(codec, rgb, alpha), start)
+        orbit = (_started(jnp.asarray(batch[name]), start) for name in ("rgb", "alpha"))
+        clip = self.clip.of_orbit(batch["rgb"].shape[1])
+        return _encoded(codec, *map(clip.pictures, orbit))
+
+    def _given(
+        self,
+        codec: Autoencoder,
+        latents: Float[Array, "B F h w c"],
+        batch: Mapping[str, Any],
+        start: Float[Array, " B"],
+    ) -> Conditioning:
+        """The conditions of a batch before any are dropped."""
+        padded = None
+        if self.asks.clip is not None:
+            first = (_started(jnp.asarray(batch[name]), start)[:, 0] for name in ("rgb", "alpha"))
+            count = self.clip.of_orbit(batch["rgb"].shape[1]).num_pictures
+            padded = _encoded(codec, *(padded_clip(each, count) for each in first))
+        return Conditioning(
+            latents[:, 0],
+            jnp.ones(latents.shape[0]),
+            batch["text"],
+            batch["text_mask"],
+            batch.get("image_tokens"),
+            batch.get("elevation_rad"),
+            padded,
+        )
+
     def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
         """FLOPs of the network in a step, forward and backward, without what `remat` computes again."""
         model = backbones.with_remat(self.model, "")
         trained, frozen = split_params(jax.eval_shape(model.init, jax.random.key(0)), trainable)
-        noisy = jax.ShapeDtypeStruct((1, num_views, *model.latent_shape), jnp.float32)
+        num_frames = num_latents(self.clip.of_orbit(num_views), self.generator.codec)
+        noisy = jax.ShapeDtypeStruct((1, num_frames, *model.latent_shape), jnp.float32)
         timestep = jax.ShapeDtypeStruct((1,), jnp.float32)
 
         def loss(trained, frozen, *inputs):
@@ -263,29 +324,17 @@ def _check(what: str, made: tuple[int, ...], taken: tuple[int, ...]) -> None:
         )
 
 
-def _latents(codec: Autoencoder, batch: Mapping[str, Any]) -> Float[Array, "B K h w c"]:
-    if "latents" in batch:
-        return jnp.asarray(batch["latents"], jnp.float32)
-    # Nothing before the noise trains, so it is not differentiated.
-    return jax.lax.stop_gradient(codec.encode(batch["rgb"], batch["alpha"]))
+def _encoded(
+    codec: Autoencoder, rgb: Float[Array, "B P H W 3"], alpha: Float[Array, "B P H W 1"]
+) -> Float[Array, "B F h w c"]:
+    """Latents. Nothing before the noise trains, so it is not differentiated."""
+    return jax.lax.stop_gradient(codec.encode(rgb, alpha))
 
 
-def _started(latents: Float[Array, "B K h w c"], start: Float[Array, " B"]) -> Float[Array, "B K h w c"]:
+def _started(views: Float[Array, "B K *rest"], start: Float[Array, " B"]) -> Float[Array, "B K *rest"]:
     """The turntables, each from the view that comes after the share `start` of its views."""
-    number = jnp.floor(start * latents.shape[1]).astype(jnp.int32)
-    return jax.vmap(lambda views, first: jnp.roll(views, -first, axis=0))(latents, number)
-
-
-def _given(latents: Float[Array, "B K h w c"], batch: Mapping[str, Any]) -> Conditioning:
-    """The conditions of a batch before any are dropped."""
-    return Conditioning(
-        latents[:, 0],
-        jnp.ones(latents.shape[0]),
-        batch["text"],
-        batch["text_mask"],
-        batch.get("image_tokens"),
-        batch.get("elevation_rad"),
-    )
+    number = jnp.floor(start * views.shape[1]).astype(jnp.int32)
+    return jax.vmap(lambda views, first: jnp.roll(views, -first, axis=0))(views, number)
 
 
 def build(config: ConfigDict, mesh: Mesh) -> TurntableTask:

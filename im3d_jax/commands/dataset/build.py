@@ -13,10 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from im3d_jax import autoencoders, backbones, config_flags, config_sections
+from im3d_jax.clips import Clip, num_latents
 from im3d_jax.commands.dataset.progress import Skipped, in_words, progress
 from im3d_jax.conditions.text import build_text
 from im3d_jax.data import building, placement, turntables, views
 from im3d_jax.data.encoding import Encoders
+from im3d_jax.generator import clip_settings
 from recon_torch import locks
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import TEMPORARY, make_directory
@@ -144,7 +146,7 @@ def load_encoders(config: ConfigDict, embed: bool, latents: bool) -> tuple[Encod
 
     Raises UserError if the config names none of those that are asked for.
     """
-    text = image = codec = None
+    text = image = codec = clip = None
     metadata = {}
     if embed and config.text.name == "pretrained":
         from im3d_jax.conditions.encoders import PretrainedText  # needs the extra "hosted"
@@ -168,7 +170,10 @@ def load_encoders(config: ConfigDict, embed: bool, latents: bool) -> tuple[Encod
             *config_sections.named(config, "autoencoder"), config.size, model.latent_shape
         )
         metadata["autoencoder"] = config.autoencoder.to_dict()
-    return Encoders(text, image, codec, config.size), metadata
+        whole = Clip.of(clip_settings(config), config.num_views)
+        if not (whole.is_views and num_latents(whole, codec) == whole.num_views):
+            clip, metadata["clip"] = whole, whole._asdict()
+    return Encoders(text, image, codec, config.size, clip), metadata
 
 
 def parse_shares(text: str) -> dict[str, float]:

@@ -177,14 +177,14 @@ class Bench:
         try:
             with np.load(path) as kept:
                 if str(kept["key"]) == key:
-                    video = jnp.array(kept["rgb"]), jnp.array(kept["alpha"])
+                    video = Video(jnp.array(kept["rgb"]), jnp.array(kept["alpha"]))
                     return Sampled(video, int(kept["calls"]), float(kept["seconds"]))
         except Exception:  # there is none, or it is damaged in one of the ways in which a zip file can be
             pass
         stages, counting = Stages(), loaded.generator.counting()
         video = sample_video(counting, self._given(loaded, seen), self._key(seen), stages)
         sampled = Sampled(video, counting.count.calls, stages.seconds()["video"])
-        rgb, alpha = map(np.asarray, video)
+        rgb, alpha = np.asarray(video.rgb), np.asarray(video.alpha)
         with replacing(path) as temporary:
             np.savez(temporary, key=key, rgb=rgb, alpha=alpha, calls=sampled.calls, seconds=sampled.seconds)
         return sampled
@@ -211,7 +211,9 @@ class Bench:
             azimuths_rad=truths.azimuths_between_rad(self.num_views),
         )
         given, until_steps, scores = self._given(loaded, seen), settings.until_steps, []
-        made = fit_and_refine(counting, client, given, sampled.video, self._key(seen), until_steps, stages)
+        made = fit_and_refine(
+            counting, client, given, sampled.video, elevation_rad, self._key(seen), until_steps, stages
+        )
         for each in made:
             renders, alphas = (tensor.cpu().numpy().copy() for tensor in client.render(unseen))
             judged = seen.judge((renders, alphas))._asdict() | self._by_clip(renders, seen)

@@ -9,6 +9,7 @@ import torch
 
 from im3d_jax import config_flags, pipeline
 from im3d_jax.autoencoders.patches import Patches
+from im3d_jax.clips import Clip
 from im3d_jax.commands import evaluate
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.evaluate import published, result_file
@@ -226,7 +227,7 @@ class Grey(Generator):
     """A generator of grey videos, whose steps are counted. It loads nothing."""
 
     def __init__(self, settings):
-        values = dict(video=settings.video, rounds=settings.rounds, num_views=settings.num_views, size=SIZE)
+        values = dict(video=settings.video, rounds=settings.rounds, clip=Clip(settings.num_views), size=SIZE)
         values |= dict(count=CallCount(), turn=contextlib.nullcontext(), params={}, codec=Patches(patch=4))
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -239,7 +240,7 @@ class Grey(Generator):
     def condition(self, captions, rgb, alpha, elevation_rad):
         return Conditioning(self.codec.encode(rgb, alpha), jnp.ones(1), (), ())
 
-    def decode(self, latents):
+    def decode_clip(self, latents):
         return self.codec.decode(latents)
 
     def turntable(self, given, key, on_step):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from im3d_jax.autoencoders.patches import Patches
+from im3d_jax.clips import Clip
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.evaluate import assets
 from im3d_jax.evaluate.truth import Truth
@@ -77,14 +78,14 @@ class Darkening(Generator):
 
     codec = Patches(patch=4)
     turn = contextlib.nullcontext()
-    size, num_views = SIZE, NUM_VIEWS
+    size, clip = SIZE, Clip(NUM_VIEWS)
     video, rounds = VideoSettings(num_steps=1), RoundSettings(num_runs=1, num_steps=1)
 
     def condition(self, captions, rgb, alpha):
         assert captions == ["a mug"]
         return Conditioning(self.codec.encode(rgb, alpha), jnp.ones(1), (), ())
 
-    def decode(self, latents):
+    def decode_clip(self, latents):
         return self.codec.decode(latents)
 
     def turntable(self, given, key, on_step):
