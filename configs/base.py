@@ -18,7 +18,12 @@ def get_config() -> ConfigDict:
     config.elevation.deg = config_dict.placeholder(float)
     config.mesh.level = config_dict.placeholder(float)
     config.schedule = dict(
-        kind="scaled_linear", num_steps=1000, beta_start=8.5e-4, beta_end=1.2e-2, zero_terminal_snr=True
+        kind="scaled_linear",
+        num_steps=1000,
+        beta_start=8.5e-4,
+        beta_end=1.2e-2,
+        zero_terminal_snr=True,
+        shift=config_dict.placeholder(float),  # of the kind "flow" alone
     )
     return config
 
@@ -50,6 +55,9 @@ def stream(
     keep_image: float = 0.9,
     keep_text: float = 0.9,
     timestep_shift: float = 1.0,
+    timestep_draw: str = "uniform",
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
     random_start: float = 0.0,
 ) -> ConfigDict:
     """One stream of batches. A step takes one: of those that are due, the one that is due least often.
@@ -62,9 +70,16 @@ def stream(
         mix: in their place, the parts of a mixture by name, each with a weight: every batch has examples of
             all parts, as in {"meshes": {"weight": 0.7, "path": "data/meshes"}, "shapes": {"weight": 0.3}}.
         keep_image, keep_text, timestep_shift, random_start: see `im3d_jax.tasks.turntable.Stream`.
+        timestep_draw, logit_mean, logit_std: see `im3d_jax.diffusion.schedules.sample_timesteps`.
     """
     data = dict(path=path, split=split, first_object=first_object) | (dict(mix=mix) if mix else {})
     drawn = dict(
-        keep_image=keep_image, keep_text=keep_text, timestep_shift=timestep_shift, random_start=random_start
+        keep_image=keep_image,
+        keep_text=keep_text,
+        timestep_shift=timestep_shift,
+        timestep_draw=timestep_draw,
+        logit_mean=logit_mean,
+        logit_std=logit_std,
+        random_start=random_start,
     )
     return ConfigDict(dict(every=every, batch_size=batch_size, num_views=num_views, **drawn, data=data))

@@ -409,11 +409,13 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
     num_latents(clip, codec)  # or raises
     text = text_module.build_text(*config_sections.named(config, "text"))
     _check_text(name, model, text)
+    schedule = schedules.make_schedule(**config.schedule)
+    objective.check_goes_with(model.prediction_type, schedule)
     return Generator(
         name=name,
         model=model,
         codec=jax.device_put(codec, place),
-        schedule=schedules.make_schedule(**config.schedule),
+        schedule=schedule,
         text=text,
         image_encoder=_load_image_encoder(config, model, is_needed=params is None),
         params=_load_weights(config, model, text, place) if params is None else params,

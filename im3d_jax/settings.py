@@ -32,21 +32,30 @@ class Spacing(StrEnum):
     """How the noise levels of a run of the sampler are spread.
 
     With zero terminal SNR take one of the first two: "karras" then spends half its steps where x is all but
-    noise.
+    noise. A schedule of flow matching takes "trailing" and the last three, each of which spreads the levels
+    exactly as one scheduler of diffusers does; these differ most in the last level before the clean views.
     """
 
     TRAILING = "trailing"  # even in the training timestep, from the noisiest
     LINSPACE = "linspace"  # even in the training timestep, with both ends
     KARRAS = "karras"  # even in r^(1/7)
+    FLOW_EULER = "flow_euler"  # FlowMatchEulerDiscreteScheduler: even between the shifted ends, then shifted
+    FLOW_UNIPC = "flow_unipc"  # UniPCMultistepScheduler with use_flow_sigmas: even from 1 towards 1 / N
+    FLOW_DPM = "flow_dpm"  # DPMSolverMultistepScheduler with use_flow_sigmas: even from 1 - 1 / N to 0
+
+    @property
+    def is_of_flow(self) -> bool:
+        return self in (Spacing.FLOW_EULER, Spacing.FLOW_UNIPC, Spacing.FLOW_DPM)
 
 
 class Solver(StrEnum):
-    """DPM-Solver++ of first or second order, for the ODE or the SDE."""
+    """DPM-Solver++ of first or second order, for the ODE or the SDE, and UniPC of second order."""
 
     ODE_1 = "1"
     ODE_2M = "2m"
     SDE_1 = "sde_1"
     SDE_2M = "sde_2m"
+    UNIPC = "unipc"
 
     @property
     def draws_noise(self) -> bool:
@@ -54,7 +63,12 @@ class Solver(StrEnum):
 
     @property
     def is_second_order(self) -> bool:
-        return self in (Solver.ODE_2M, Solver.SDE_2M)
+        return self in (Solver.ODE_2M, Solver.SDE_2M, Solver.UNIPC)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether each prediction also corrects the step that led to it."""
+        return self == Solver.UNIPC
 
 
 @settings
@@ -125,7 +139,8 @@ class RoundSettings:
         at_steps: steps of the fit after which a round is made. The paper has 500 and 1000.
         num_runs: how often each round noises and denoises. The paper has 2.
         num_steps: denoising steps of a run. The paper has 10.
-        start_level: noise level s of a restart, J_s = sqrt(1 - s^2) J + s eps. Unspecified in the paper.
+        start_level: noise level s of a restart, J_s = sqrt(1 - s^2) J + s eps, or (1 - s) J + s eps for flow
+            matching. Unspecified in the paper.
     """
 
     at_steps: tuple[Annotated[int, Range(1, 1_000_000)], ...] = (500, 1000)

@@ -31,6 +31,13 @@ class LossWeight(StrEnum):
     TRUNCATED_SNR = "truncated_snr"  # max(SNR, 1)  (Salimans & Ho 2022)
 
 
+class TimestepDraw(StrEnum):
+    """How the share u of the noise schedule is distributed at which an asset is trained on."""
+
+    UNIFORM = "uniform"
+    LOGIT_NORMAL = "logit_normal"  # most in the middle (Esser et al. 2024, https://arxiv.org/abs/2403.03206)
+
+
 class FrozenDtype(StrEnum):
     """What parameters that do not train are stored in."""
 
@@ -152,6 +159,7 @@ class StreamSettings:
         batch_size: over all processes.
         num_views: of each object.
         keep_image, keep_text, timestep_shift, random_start: see `tasks.turntable.Stream`.
+        timestep_draw, logit_mean, logit_std: see `diffusion.schedules.sample_timesteps`.
     """
 
     batch_size: Annotated[int, Range(1, 1_000_000)]
@@ -160,6 +168,9 @@ class StreamSettings:
     keep_image: Share = 0.9
     keep_text: Share = 0.9
     timestep_shift: Annotated[float, Range(above=0, most=1000)] = 1.0
+    timestep_draw: TimestepDraw | str = TimestepDraw.UNIFORM
+    logit_mean: Annotated[float, Range(-20, 20)] = 0.0
+    logit_std: Annotated[float, Range(above=0, most=20)] = 1.0
     random_start: Share = 0.0
     data: DataSettings = DataSettings()
 

@@ -27,7 +27,7 @@ from im3d_jax.diffusion import objective, schedules
 from im3d_jax.generator import Generator
 from im3d_jax.params import join, split_params
 from im3d_jax.settings import PictureSettings
-from im3d_jax.training_settings import LossWeight, TrainSettings, WeightsDtype
+from im3d_jax.training_settings import LossWeight, TimestepDraw, TrainSettings, WeightsDtype
 from recon_torch.errors import UserError
 
 NUM_LEVELS = 10
@@ -40,7 +40,7 @@ class Stream(NamedTuple):
     Attributes:
         keep_image, keep_text: probabilities that an asset keeps its conditions. Below 1, the network also
             learns to do without them, which guidance needs.
-        timestep_shift: see `schedules.sample_timesteps`.
+        timestep_shift, timestep_draw, logit_mean, logit_std: see `schedules.sample_timesteps`.
         random_start: probability that a turntable starts at a random one of its views, which is then the
             given image. The views are evenly spaced on a circle, so this is the object with another yaw.
     """
@@ -49,6 +49,9 @@ class Stream(NamedTuple):
     keep_text: float
     timestep_shift: float
     random_start: float = 0.0
+    timestep_draw: TimestepDraw = TimestepDraw.UNIFORM
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,7 @@ class TurntableTask:
         self.partition_rules = self.model.partition_rules
         self.asks = self.model.empty_conditioning(1)
         self.clip = generator.clip
+        _check_draws(streams)
         if self.asks.image_tokens is not None and any(each.random_start for each in streams.values()):
             raise UserError(
                 "config.train.streams: random_start does not go with a backbone that attends to an image"
@@ -204,9 +208,17 @@ class TurntableTask:
         keys = jax.random.split(key, 4)
         start_keys = jax.random.split(jax.random.fold_in(key, 4))
         is_turned = jax.random.bernoulli(start_keys[0], stream.random_start, (num_examples,))
-        levels = self.schedule.num_timesteps
+        number = schedules.sample_timesteps(
+            keys[0],
+            num_examples,
+            self.schedule.num_timesteps,
+            shift=stream.timestep_shift,
+            draw=stream.timestep_draw,
+            logit_mean=stream.logit_mean,
+            logit_std=stream.logit_std,
+        )
         return Draws(
-            schedules.sample_timesteps(keys[0], num_examples, levels, shift=stream.timestep_shift),
+            number,
             jax.random.split(keys[1], num_examples),
             jax.random.bernoulli(keys[2], stream.keep_image, (num_examples,)),
             jax.random.bernoulli(keys[3], stream.keep_text, (num_examples,)),
@@ -322,6 +334,17 @@ def _check(what: str, made: tuple[int, ...], taken: tuple[int, ...]) -> None:
         raise UserError(
             f"the data set's {what} have shape {made}, the backbone takes {taken}: build it with this config"
         )
+
+
+def _check_draws(streams: Mapping[str, Stream]) -> None:
+    """Raises UserError for numbers of a distribution that a stream does not draw from."""
+    for name, each in streams.items():
+        if each.timestep_draw == TimestepDraw.UNIFORM and (each.logit_mean, each.logit_std) != (0, 1):
+            raise UserError(
+                f"config.train.streams.{name}: logit_mean {each.logit_mean:g} and logit_std"
+                f" {each.logit_std:g} change nothing in a timestep_draw of 'uniform'; make it 'logit_normal',"
+                " or leave them at 0 and 1"
+            )
 
 
 def _encoded(

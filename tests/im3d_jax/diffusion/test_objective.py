@@ -22,19 +22,29 @@ def levels():
     return schedules.level(schedules.make_schedule(), jnp.array([30, 400, 900]))
 
 
-@pytest.mark.parametrize("prediction_type", objective.PredictionType)
-def test_perfect_prediction_returns_views_and_noise(prediction_type, arrays, levels):
+FITTING = [("epsilon", "cosine"), ("v", "cosine"), ("x0", "cosine"), ("x0", "flow"), ("flow", "flow")]
+"""Prediction types with a kind of schedule that they go with."""
+
+
+def levels_of(kind):
+    return schedules.level(schedules.make_schedule(kind), jnp.array([30, 400, 900]))
+
+
+@pytest.mark.parametrize("prediction_type, kind", FITTING)
+def test_perfect_prediction_returns_views_and_noise(prediction_type, kind, arrays):
     x0, eps, _ = arrays
+    levels = levels_of(kind)
     noisy = objective.add_noise(x0, eps, *levels)
     prediction = objective.target(prediction_type, x0, eps, *levels)
     np.testing.assert_allclose(objective.to_x0(prediction_type, prediction, noisy, *levels), x0, atol=2e-5)
     np.testing.assert_allclose(objective.to_eps(prediction_type, prediction, noisy, *levels), eps, atol=2e-5)
 
 
-@pytest.mark.parametrize("prediction_type", objective.PredictionType)
-def test_any_prediction_explains_the_noisy_views(prediction_type, arrays, levels):
+@pytest.mark.parametrize("prediction_type, kind", FITTING)
+def test_any_prediction_explains_the_noisy_views(prediction_type, kind, arrays):
     """alpha x0 + sigma eps = x holds for a wrong prediction too."""
     prediction, _, noisy = arrays
+    levels = levels_of(kind)
     x0 = objective.to_x0(prediction_type, prediction, noisy, *levels)
     eps = objective.to_eps(prediction_type, prediction, noisy, *levels)
     np.testing.assert_allclose(objective.add_noise(x0, eps, *levels), noisy, atol=2e-5)
@@ -68,13 +78,14 @@ def from_x0(prediction_type, x0, noisy, alpha, sigma):
 @pytest.mark.parametrize(
     "kind, on_x0", [("min_snr_5", lambda snr: min(snr, 5)), ("truncated_snr", lambda snr: max(snr, 1))]
 )
-def test_weights_mean_the_same_loss_in_every_prediction_space(kind, on_x0, arrays, levels):
+def test_weights_mean_the_same_loss_in_every_prediction_space(kind, on_x0, arrays):
     prediction, target, noisy = arrays
-    alpha, sigma = (np.asarray(level, np.float64) for level in levels)
-    expected = np.array([on_x0(r) for r in (alpha / sigma) ** 2]) * ((prediction - target) ** 2).mean(
-        (1, 2, 3, 4)
-    )
-    for prediction_type in objective.PredictionType:
+    for prediction_type, schedule in FITTING:
+        levels = levels_of(schedule)
+        alpha, sigma = (np.asarray(level, np.float64) for level in levels)
+        expected = np.array([on_x0(r) for r in (alpha / sigma) ** 2]) * ((prediction - target) ** 2).mean(
+            (1, 2, 3, 4)
+        )
         weight = objective.loss_weight(kind, prediction_type, *levels)
         in_its_space = [from_x0(prediction_type, x0, noisy, *levels) for x0 in (prediction, target)]
         np.testing.assert_allclose(objective.loss(*in_its_space, weight), expected, rtol=2e-4)
@@ -108,10 +119,10 @@ def test_loss_and_its_gradient(arrays):
 
 
 def test_gradient_reaches_the_network_through_every_conversion(arrays, levels):
-    """d x0 / d prediction is -sigma / alpha, -sigma or 1."""
+    """d x0 / d prediction is -sigma / alpha, -sigma, 1 or -sigma."""
     prediction, noisy, _ = arrays
     alpha, sigma = (np.asarray(level) for level in levels)
-    expected = {"epsilon": -sigma / alpha, "v": -sigma, "x0": np.ones_like(alpha)}
+    expected = {"epsilon": -sigma / alpha, "v": -sigma, "x0": np.ones_like(alpha), "flow": -sigma}
     for prediction_type, slope in expected.items():
         gradient = jax.grad(lambda p, kind=prediction_type: objective.to_x0(kind, p, noisy, *levels).sum())(
             prediction

@@ -110,6 +110,48 @@ def test_the_loss_is_that_of_float64(task, examples):
     np.testing.assert_allclose(given.image, x0[:, 0], rtol=1e-6, atol=1e-6)
 
 
+def test_the_loss_of_flow_matching_is_that_of_float64(shrunk, monkeypatch, examples):
+    """The mean square of the velocity's error; the network is told 1000 s; a perfect one has no loss."""
+
+    class Velocity(Scale):
+        prediction_type = "flow"
+
+    monkeypatch.setattr("im3d_jax.conditions.text.build_text", lambda *_: Letters())
+    monkeypatch.setattr(backbones, "build", lambda *_: Velocity())
+    config = shrunk()
+    config.schedule.update(kind="flow", shift=3.0)
+    config.train.streams.turntable.update(timestep_draw="logit_normal", logit_mean=0.5)
+    task = turntable.build(config, sharding.make_mesh(devices=jax.devices()[:1]))
+    task.generator = dataclasses.replace(task.generator, image_encoder=Tokens())
+    assert task.stream("turntable").logit_mean == 0.5
+    batch, drawn = task.collate(examples), draws([0, 350, 700, 999])
+    loss, _ = task.loss({"scale": jnp.float32(0.5)}, task.constants, batch, drawn, EVERYTHING)
+    x0 = np.float64(task.generator.codec.encode(batch["rgb"], batch["alpha"]))
+    noise = np.stack([np.asarray(jax.random.normal(key, x0.shape[1:])) for key in drawn.noise_key])
+    unit = (np.array([0, 350, 700, 999]) + 1) / 1000
+    s = (3 * unit / (1 + 2 * unit)).reshape(-1, 1, 1, 1, 1)
+    noisy = (1 - s) * x0 + s * noise
+    np.testing.assert_allclose(loss, np.mean((0.5 * noisy - (noise - x0)) ** 2), rtol=1e-5)
+    seen, timestep, _ = task.model.seen
+    np.testing.assert_allclose(seen, noisy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(timestep, 1000 * s.ravel(), rtol=1e-6)
+    task.model.apply = lambda *_: jnp.asarray(noise - x0, jnp.float32)
+    loss, _ = task.loss({"scale": jnp.float32(0.5)}, task.constants, batch, drawn, EVERYTHING)
+    assert loss < 1e-12
+
+
+def test_draws_and_predictions_that_do_not_go_with_the_rest_are_refused(shrunk, user_error):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    config = shrunk()
+    config.train.streams.turntable.logit_std = 0.5
+    with user_error("config.train.streams.turntable: logit_mean 0 and logit_std 0.5 change nothing"):
+        turntable.build(config, mesh)
+    config = shrunk()
+    config.backbone.kwargs.update(prediction_type="flow", copy_gate=False)
+    with user_error("the backbone predicts 'flow', and config.schedule preserves variance, which goes with"):
+        turntable.build(config, mesh)
+
+
 def test_what_the_network_is_told(task, examples):
     batch = task.collate(examples)
     for keep_image, keep_text in ((1, 1), (0, 1), (1, 0)):
