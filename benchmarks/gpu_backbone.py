@@ -51,18 +51,18 @@ SMALL_PEER = dict(
 def measure_call(config, small: bool) -> dict:
     """The program that `Generator` runs 80 times."""
     shapes = generator.load(config, params={})
-    model, settings = shapes.model, config.video
+    model, settings = shapes.model, shapes.video
     params = gpu_paper.random_params(model)
-    guidance = Guidance(settings.w_image, settings.w_text, settings.rescale)
+    weights = Guidance.of_video(settings).weights(0.8)
     given, empty = shapes.condition([gpu_paper.PROMPT]), shapes.condition([""])
     noisy = jax.random.normal(jax.random.key(1), (1, config.num_views, *model.latent_shape))
     levels = [jnp.full(1, each, jnp.float32) for each in (500.0, 0.6, 0.8)]
-    arguments = (params, shapes.codec, noisy, *levels, given, empty)
+    arguments = (params, shapes.codec, noisy, *levels, given, empty, weights)
     started = time.perf_counter()
-    options = model, guidance, settings.tie_first_view
+    options = model, settings.rescale, settings.tie_first_view
     call = generator.compiled_denoise_guided.lower(*arguments, *options).compile()
     compile_seconds = time.perf_counter() - started
-    copies = guidance.num_evaluations
+    copies = len(weights)
     batch = jax.tree.map(lambda x: jnp.concatenate([x] * copies), (noisy, levels[0], given))
     return {
         "seconds": gpu_machine.median_seconds(lambda: jax.block_until_ready(call(*arguments))),

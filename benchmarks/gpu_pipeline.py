@@ -117,8 +117,8 @@ def floors(generator: Generator, settings: FitSettings) -> dict[str, dict[str, f
     size, num_views, passes = generator.size, generator.num_views, 1 + len(rounds.at_steps)
     video, image = generator.video, generator.image
     guided = {
-        "video": Guidance(video.w_image, video.w_text, video.rescale).num_evaluations,
-        "image": Guidance(image.w_text, image.w_text, image.rescale).num_evaluations,
+        "video": Guidance.of_video(video).evaluations([0.5])[0],
+        "image": Guidance.of_image(image).evaluations([0.5])[0],
     }
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
 

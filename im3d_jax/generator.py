@@ -19,7 +19,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from im3d_jax import autoencoders, backbones, config_sections, threads
+from im3d_jax import autoencoders, backbones, config_sections, sampling_checks, threads
 from im3d_jax.autoencoders import Autoencoder
 from im3d_jax.backbones import Backbone
 from im3d_jax.clips import Clip, num_latents, padded_clip
@@ -28,7 +28,7 @@ from im3d_jax.conditions import text as text_module
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
-from im3d_jax.diffusion.guidance import Guidance
+from im3d_jax.diffusion.guidance import Branch, Guidance, predict
 from im3d_jax.settings import (
     ClipSettings,
     ImageEncoderSettings,
@@ -218,11 +218,11 @@ class Generator:
         given = self.condition(prompts)
         if not given.text:
             raise UserError(f"{self.name} takes no prompts; give --image or config.text_to_image.pipeline")
-        guidance = Guidance(settings.w_text, settings.w_text, settings.rescale)
         steps = sampler.make_steps(self.schedule, settings.num_steps, settings.spacing)
         noise = jax.random.normal(jax.random.fold_in(key, 0), (len(prompts), 1, *self.model.latent_shape))
         noise = jax.device_put(noise, self.place)
-        denoise = self._denoiser(given, guidance, tie_first_view=False)
+        guidance = Guidance.of_image(settings)
+        denoise = self._denoiser(given, guidance, steps, settings.negative_prompt, tie_first_view=False)
         noise_key = jax.random.fold_in(key, 1)
         latents = sampler.sample(
             denoise, noise, steps, solver=settings.solver, key=noise_key, on_step=on_step
@@ -288,29 +288,35 @@ class Generator:
         on_step: OnStep | None,
     ) -> Float[Array, "B F h w c"]:
         settings = self.video
-        w_image, w_text = (
-            self.clip.of_frames(each, self.num_frames) for each in (settings.w_image, settings.w_text)
-        )
-        guidance = Guidance(w_image, w_text, settings.rescale)
-        denoise = self._denoiser(given, guidance, tie_first_view=settings.tie_first_view)
+        of_frames = partial(self.clip.of_frames, num_frames=self.num_frames)
+        guidance = Guidance.of_video(settings).with_scales(of_frames)
+        denoise = self._denoiser(given, guidance, steps, settings.negative_prompt, settings.tie_first_view)
         # Renders from the worker are bound to a device and noise is not; JAX would compile for each.
         noisy = jax.device_put(noisy, self.place)
         return sampler.sample(denoise, noisy, steps, solver=settings.solver, key=key, on_step=on_step)
 
     def _denoiser(
-        self, given: Conditioning, guidance: Guidance, tie_first_view: bool
+        self,
+        given: Conditioning,
+        guidance: Guidance,
+        steps: sampler.Steps,
+        negative_prompt: str,
+        tie_first_view: bool,
     ) -> Callable[..., Float[Array, "B F h w c"]]:
-        """The denoiser that `sampler.sample` calls, which counts its calls."""
+        """The denoiser that `sampler.sample` calls once for each step in turn, and which counts its calls."""
         guided = compiled_denoise_guided if self.model.traceable else denoise_guided
-        empty = conditioning.no_conditions(self.model.empty_conditioning(1), self.text)
+        empty = conditioning.no_conditions(self.model.empty_conditioning(1), self.text, negative_prompt)
+        # Known on the host: to read sigma from the device would wait for the step before.
+        weights_of_steps = iter([guidance.weights(float(sigma)) for sigma in steps.sigmas[:-1]])
         given, empty = jax.device_put((given, empty), self.place)
 
         def denoise(noisy, timestep, alpha, sigma):
+            weights = next(weights_of_steps)
             for _ in range(1 + len(given.sides or ())):
-                self.count.add(guidance.num_evaluations)
+                self.count.add(len(weights))
             levels = timestep, alpha, sigma
-            settings = self.model, guidance, tie_first_view
-            return guided(self.params, self.codec, noisy, *levels, given, empty, *settings)
+            settings = self.model, guidance.rescale, tie_first_view
+            return guided(self.params, self.codec, noisy, *levels, given, empty, weights, *settings)
 
         return denoise
 
@@ -324,8 +330,9 @@ def denoise_guided(
     sigma: Array,
     given: Conditioning,
     empty: Conditioning,
+    weights: Mapping[Branch, Float[Array, "1 _ 1 1 1"] | Float[np.ndarray, "1 _ 1 1 1"]],
     model: Backbone,
-    guidance: Guidance,
+    rescale: float,
     tie_first_view: bool,
 ) -> Float[Array, "B F h w c"]:
     """The guided estimate of the clean latents: one call of the network.
@@ -343,7 +350,8 @@ def denoise_guided(
             "image": conditioning.drop(given, empty, every, none),
             "full": given,
         }
-        prediction = guidance.predict(partial(model.apply, params), noisy, timestep, conditions)
+        network = partial(model.apply, params)
+        prediction = predict(network, noisy, timestep, conditions, weights, rescale)
         clean = codec.clip(objective.to_x0(model.prediction_type, prediction, noisy, alpha, sigma))
         return clean.at[:, 0].set(given.image) if tie_first_view else clean
 
@@ -380,7 +388,7 @@ def held(views: Float[Array, "B F h w c"], given: Conditioning) -> Float[Array, 
     return views
 
 
-compiled_denoise_guided = jax.jit(denoise_guided, static_argnames=("model", "guidance", "tie_first_view"))
+compiled_denoise_guided = jax.jit(denoise_guided, static_argnames=("model", "rescale", "tie_first_view"))
 
 
 # ---- From a config ----
@@ -409,6 +417,7 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
     num_latents(clip, codec)  # or raises
     text = text_module.build_text(*config_sections.named(config, "text"))
     _check_text(name, model, text)
+    sampling_checks.check_negative_prompts(config, text)
     schedule = schedules.make_schedule(**config.schedule)
     objective.check_goes_with(model.prediction_type, schedule)
     return Generator(
@@ -432,30 +441,6 @@ def load(config: ConfigDict, params: Any = None, place: Sharding | None = None) 
 def clip_settings(config: ConfigDict) -> ClipSettings:
     """`config.clip`; the default where a config is older than this section."""
     return config_sections.settings(config, "clip", ClipSettings) if "clip" in config else ClipSettings()
-
-
-def check_sampling(config: ConfigDict) -> None:
-    """Raises UserError for steps, spacings, levels or scales with which it cannot be sampled."""
-    schedule = schedules.make_schedule(**config.schedule)
-    image = config_sections.settings(config, "text_to_image", TextToImageSettings)
-    video = config_sections.settings(config, "video", VideoSettings)
-    rounds = config_sections.settings(config, "rounds", RoundSettings)
-    runs = [
-        ("text_to_image", image.num_steps, image.spacing, 1.0),
-        ("video", video.num_steps, video.spacing, 1.0),
-        ("rounds", rounds.num_steps, video.spacing, rounds.start_level),
-    ]
-    for section, num_steps, spacing, start_level in runs:
-        try:
-            sampler.make_steps(schedule, num_steps, spacing, start_level)
-        except UserError as error:
-            raise UserError(f"config.{section}: {error}") from None
-    for name, scales in (("w_image", video.w_image), ("w_text", video.w_text)):
-        if isinstance(scales, tuple) and len(scales) != config.num_views:
-            raise UserError(
-                f"config.video.{name} has {len(scales)} scales; give a number, or one for each of the"
-                f" {config.num_views} views"
-            )
 
 
 def _check_text(name: str, model: Backbone, text: TextEncoder) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from im3d_jax import config_flags, config_sections, generator, inputs, method, parts
+from im3d_jax import config_flags, config_sections, generator, inputs, method, parts, sampling_checks
 from im3d_jax import sides as sides_module
 from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, opened, rank, read_pictures
 from im3d_jax.conditions import pictures as placement
@@ -236,7 +236,7 @@ def read_settings(config: ConfigDict) -> AssetSettings:
     config_sections.require(config, "num_views", "size")
     config_sections.check(config, ModelConfig)
     parts.check(config)
-    generator.check_sampling(config)
+    sampling_checks.check(config)
     return AssetSettings(
         num_views=config.num_views,
         size=config.size,

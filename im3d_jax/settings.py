@@ -26,6 +26,7 @@ from recon_torch.settings import (
 
 NumSteps = Annotated[int, Range(1, 10_000)]
 Guidance = Annotated[float, Range(-1000, 1000)]
+Scales = Guidance | tuple[Guidance, ...]
 
 
 class Spacing(StrEnum):
@@ -81,7 +82,8 @@ class TextToImageSettings:
         pipeline: directory of a diffusers text-to-image pipeline, which draws instead of the backbone.
         template: what that pipeline is asked for, with the prompt in place of {}.
         num_steps, spacing, solver: of the sampler, see `diffusion.sampler`. A pipeline takes num_steps alone.
-        w_text, rescale: of the guidance, see `diffusion.sampler.Guidance`.
+        w_text, w_text_end, rescale, guidance_interval: see `diffusion.guidance.Guidance`.
+        negative_prompt: what guidance leads away from, in place of the empty prompt.
     """
 
     pipeline: str = ""
@@ -90,7 +92,10 @@ class TextToImageSettings:
     spacing: Spacing | str = Spacing.TRAILING
     solver: Solver | str = Solver.ODE_2M
     w_text: Guidance = 2.0
+    w_text_end: Guidance | None = None
     rescale: Share = 0.0
+    guidance_interval: tuple[Share, ...] = (0.0, 1.0)
+    negative_prompt: str = ""
 
 
 @settings
@@ -101,17 +106,26 @@ class VideoSettings:
 
     Attributes:
         num_steps: denoising steps of the first video. The paper takes 40.
-        spacing, solver, rescale: see `diffusion.sampler`.
+        spacing, solver: see `diffusion.sampler`. rescale: see `diffusion.guidance`.
         w_image, w_text: guidance scales, one for all views or one for each view.
+        w_image_end, w_text_end: the scales in clean views, to which those above, the scales in pure noise, go
+            on a line in the noise level; None: they stay the same.
+        guidance_interval: the lowest and the highest noise level sigma at which there is guidance. At the
+            others the network is evaluated once, on the picture and the prompt.
+        negative_prompt: what guidance leads away from, in place of the empty prompt.
         tie_first_view: view 0 is the conditioning picture itself, not the network's version of it.
     """
 
     num_steps: NumSteps = 40
     spacing: Spacing | str = Spacing.TRAILING
     solver: Solver | str = Solver.ODE_2M
-    w_image: Guidance | tuple[Guidance, ...] = 1.0
-    w_text: Guidance | tuple[Guidance, ...] = 1.0
+    w_image: Scales = 1.0
+    w_text: Scales = 1.0
+    w_image_end: Scales | None = None
+    w_text_end: Scales | None = None
     rescale: Share = 0.0
+    guidance_interval: tuple[Share, ...] = (0.0, 1.0)
+    negative_prompt: str = ""
     tie_first_view: bool = True
 
 

@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from im3d_jax import autoencoders, backbones, config_flags, config_sections, costs, sharding
 from im3d_jax.backbones import Backbone
 from im3d_jax.clips import Clip
+from im3d_jax.diffusion import sampler, schedules
 from im3d_jax.diffusion.guidance import Guidance
 from im3d_jax.generator import clip_settings
 from im3d_jax.plan import Sampling, Training, count_parameters, plan_generation, plan_training
+from im3d_jax.settings import RoundSettings, TextToImageSettings, VideoSettings
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from im3d_jax.training_settings import TrainSettings
 from recon_torch import outputs
@@ -108,21 +113,37 @@ def plan(
 
 def samplings(config: ConfigDict, model: Backbone) -> dict[str, Sampling]:
     """How often an asset calls the network: for the image if the backbone draws it, and for all videos."""
-    image, video, rounds = config.text_to_image, config.video, config.rounds
+    image = config_sections.settings(config, "text_to_image", TextToImageSettings)
+    video = config_sections.settings(config, "video", VideoSettings)
+    rounds = config_sections.settings(config, "rounds", RoundSettings)
     passes = len(rounds.at_steps) * rounds.num_runs
-    guided = Guidance(video.w_image, video.w_text, video.rescale)
     clip = Clip.of(clip_settings(config), config.num_views)
-    calls = video.num_steps + passes * rounds.num_steps
-    found = {"video": Sampling(calls, guided.num_evaluations, frames_of(config, clip))}
+    schedule = schedules.make_schedule(**config.schedule)
+    whole = sampler.make_steps(schedule, video.num_steps, video.spacing).sigmas[:-1]
+    restart = sampler.make_steps(schedule, rounds.num_steps, video.spacing, rounds.start_level).sigmas[:-1]
+    sigmas = np.concatenate([whole, *[restart] * passes])
+    found = _by_evaluations("video", Guidance.of_video(video), sigmas, frames_of(config, clip))
     if model.empty_conditioning(1).text and not image.pipeline:
-        guided = Guidance(image.w_text, image.w_text, image.rescale)
-        found = {"image": Sampling(image.num_steps, guided.num_evaluations, 1)} | found
+        sigmas = sampler.make_steps(schedule, image.num_steps, image.spacing).sigmas[:-1]
+        found = _by_evaluations("image", Guidance.of_image(image), sigmas, 1) | found
     return found
 
 
 def frames_of(config: ConfigDict, clip: Clip) -> int:
     """The frames of latents that the config's autoencoder makes of a clip, which it tells without weights."""
     return autoencoders.num_latents(config.autoencoder.name, clip.num_pictures)
+
+
+def _by_evaluations(
+    name: str, guidance: Guidance, sigmas: Float[np.ndarray, " T"], num_frames: int
+) -> dict[str, Sampling]:
+    """The calls that have the same number of evaluations, the costliest last and under the plain name.
+
+    The others, where guidance is left out or has fewer terms, have their number in the name: "video_1".
+    """
+    counts = sorted(Counter(guidance.evaluations(sigmas)).items())
+    *fewer, most = [(each, Sampling(calls, each, num_frames)) for each, calls in counts]
+    return {f"{name}_{each}": sampling for each, sampling in fewer} | {name: most[1]}
 
 
 def costliest_stream(config: ConfigDict) -> Training:
@@ -166,7 +187,7 @@ def _parameter_lines(counts: Mapping[str, int], published: Mapping[str, Any] | N
 
 def _generation_lines(numbers: Mapping[str, Any]) -> list[str]:
     lines = ["", "one asset, on one device"]
-    for name in sorted(numbers.keys() & {"image", "video"}):
+    for name in sorted(name for name in numbers if name.partition("_")[0] in ("image", "video")):
         part = numbers[name]
         count = f"{part['calls']} calls x {part['evaluations_per_call']} evaluations"
         cost = f"{_si(part['flops_per_call'])}FLOP and {part['seconds_per_call']:.3g} s a call"

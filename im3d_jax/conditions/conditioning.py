@@ -38,9 +38,12 @@ class Conditioning(NamedTuple):
     sides: dict[int, Conditioning] | None = None
 
 
-def no_conditions(empty: Conditioning, text: TextEncoder) -> Conditioning:
-    """No image and the empty prompt. empty: the backbone's `empty_conditioning`, whose text is zeros."""
-    encoded, mask = jax.tree.map(jnp.asarray, text.encode([""] * empty.image.shape[0]))
+def no_conditions(empty: Conditioning, text: TextEncoder, prompt: str = "") -> Conditioning:
+    """No image and the empty prompt, or the negative one in its place.
+
+    empty: the backbone's `empty_conditioning`, whose text is zeros.
+    """
+    encoded, mask = jax.tree.map(jnp.asarray, text.encode([prompt] * empty.image.shape[0]))
     return empty._replace(text=encoded, text_mask=mask)
 
 

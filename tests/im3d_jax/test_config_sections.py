@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from im3d_jax import config_flags, config_sections, generator, pipeline
+from im3d_jax import config_flags, config_sections, generator, pipeline, sampling_checks
 from im3d_jax.settings import RoundSettings, TurntableSettings, VideoSettings
 from recon_torch.settings import FitSettings, Start
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_is_found_before_anything_is_loaded(changes, message, use
 
 def test_a_guidance_scale_for_each_view_is_for_every_view(user_error):
     config = config_flags.load("configs/svd_xt.py")
-    generator.check_sampling(config)
+    sampling_checks.check(config)
     config.num_views = 4
     with user_error("config.video.w_image has 16 scales; give a number, or one for each of the 4 views"):
-        generator.check_sampling(config)
+        sampling_checks.check(config)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from im3d_jax import checkpoint, config_flags, generator
+from im3d_jax import checkpoint, config_flags, generator, sampling_checks
 from im3d_jax.diffusion import sampler
 from recon_torch.errors import UserError
 
@@ -142,6 +142,103 @@ def test_guidance_is_one_call_of_several_evaluations(config, w_image, w_text, pe
         told = {(bool(i), int(t.sum()) > 1) for i, t in zip(image_mask, text_mask, strict=True)}
         assert len(told) == per_call
     assert [int(call[0][0]) for call in calls] == sorted((int(call[0][0]) for call in calls), reverse=True)
+
+
+def test_outside_the_interval_of_guidance_evaluations_are_saved_and_not_only_counted(config):
+    config.video.update(num_steps=6, w_image=2.0, w_text=7.5, guidance_interval=(0.5, 0.9))
+    made, calls = make_stub(config)
+    made.turntable(made.condition(["a car"], *image_of(made, 1)), jax.random.key(0))
+    jax.effects_barrier()
+    sigmas = sampler.make_steps(made.schedule, 6, made.video.spacing).sigmas[:-1]
+    inside = (sigmas >= 0.5) & (sigmas <= 0.9)
+    assert 0 < inside.sum() < 6
+    by_level = sorted(calls, key=lambda call: -int(call[0][0]))
+    assert [len(timestep) for timestep, *_ in by_level] == np.where(inside, 3, 1).tolist()
+    assert (made.count.calls, made.count.evaluations) == (6, 6 + 2 * inside.sum())
+    for (_, image_mask, text_mask), guided in zip(by_level, inside, strict=True):
+        if not guided:
+            assert image_mask.all() and text_mask.sum() > 1
+
+
+def test_a_negative_prompt_is_what_the_other_branches_are_told(config):
+    """Its words take the place of the empty prompt's, and the result is that of the formula."""
+    config.video.update(num_steps=1, w_image=1.0, w_text=3.0, negative_prompt="duck", tie_first_view=False)
+    made, calls = make_stub(config)
+    clean = made.turntable(made.condition(["a red car"], *image_of(made, 1)), jax.random.key(0))
+    jax.effects_barrier()
+    [(_, _, text_mask)] = calls
+    words = [int(made.text.encode([prompt])[1][0].sum()) for prompt in ("duck", "a red car")]
+    np.testing.assert_array_equal(text_mask.sum(1), words)
+    told = [float(made.text.encode([prompt])[0][0].sum()) / 1000 for prompt in ("duck", "a red car", "")]
+    config.video.negative_prompt = ""
+    plain, _ = make_stub(config)
+    other = plain.turntable(plain.condition(["a red car"], *image_of(plain, 1)), jax.random.key(0))
+    # The prediction is the sum of a part that does not depend on text and what the words tell, times 1 - 3.
+    free = np.maximum(np.abs(clean), np.abs(other)) < 0.9  # the codec clips the rest
+    assert free.mean() > 0.5
+    difference = (np.asarray(clean) - np.asarray(other))[free]
+    np.testing.assert_allclose(difference, (1 - 3) * (told[0] - told[2]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"guidance_interval": (0.5, 0.5)},
+            r"config.video.guidance_interval is \(0.5, 0.5\); give the lowest",
+        ),
+        ({"guidance_interval": (0.5,)}, r"config.video.guidance_interval is \(0.5,\); give the lowest"),
+        ({"guidance_interval": (0.1, 0.9), "w_text": 1.0}, "no guidance to leave out"),
+        ({"guidance_interval": (0.9991, 0.9992)}, "has none of the levels of the 40 steps"),
+        (
+            {"negative_prompt": "duck", "w_text": 1.0},
+            "video.negative_prompt changes nothing without guidance",
+        ),
+        ({"w_text_end": (1.0, 2.0)}, "w_text_end has 2 scales; give a number, or one for each of the 16"),
+    ],
+)
+def test_guidance_that_changes_nothing_is_refused(config, changes, message, user_error):
+    config.video.update({"w_image": 1.0, "w_text": 3.0} | changes)
+    with user_error(message):
+        sampling_checks.check(config)
+
+
+def test_a_negative_prompt_that_is_not_encoded_is_refused(config, user_error):
+    config.video.negative_prompt = "duck qwertz"
+    with user_error("config.video.negative_prompt: .*qwertz"):
+        make_stub(config)
+    config.video.negative_prompt, config.text.name, config.text.kwargs = "duck", "none", {}
+    with user_error("none encodes no text; leave it empty|config.text makes widths"):
+        make_stub(config)
+
+
+def test_flow_matching_samples_and_restarts(config):
+    """A network that sees the clean views in x = (1 - s) x0 + s eps, from pure noise and from renders."""
+    config.schedule.update(kind="flow", shift=3.0)
+    config.video.update(num_steps=4, solver="unipc", spacing="flow_unipc", tie_first_view=False)
+    config.rounds.update(num_steps=3)
+    made, calls = make_stub(config)
+    found = []
+
+    class Velocity(made.model):
+        prediction_type, traceable = "flow", False
+
+        @staticmethod
+        def apply(params, noisy, timestep, given):
+            found.append((noisy, float(timestep[0])))
+            return (noisy - 0.3) / (1e-3 * timestep[0])
+
+    made = dataclasses.replace(made, model=Velocity)
+    given = made.condition(["a car"], *image_of(made, 1))
+    np.testing.assert_allclose(made.turntable(given, jax.random.key(0)), 0.3, atol=2e-2)
+    assert [timestep for _, timestep in found] == [999, 900, 750, 500] or len(found) == 4
+    del found[:]
+    renders = jnp.full((1, 16, *LATENT), 0.5)
+    made.refine(renders, given, jax.random.key(1))
+    noisy, timestep = found[0]
+    assert len(found) == 3 and abs(timestep - 700) <= 1
+    np.testing.assert_allclose(noisy.mean(), 0.3 * 0.5, atol=0.03)
+    np.testing.assert_allclose(noisy.std(), 0.7, atol=0.03)
 
 
 def test_images_come_from_text_alone(config):
