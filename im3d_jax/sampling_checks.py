@@ -69,13 +69,13 @@ def _check_guidance(section: str, guidance: Guidance, steps: sampler.Steps, nega
 
 def check_negative_prompts(config: ConfigDict, text: TextEncoder) -> None:
     """Raises UserError for a negative prompt that is not encoded, or not as a whole."""
-    for section, kind in (("text_to_image", TextToImageSettings), ("video", VideoSettings)):
-        prompt = config_sections.settings(config, section, kind).negative_prompt
+    image = config_sections.settings(config, "text_to_image", TextToImageSettings)
+    video = config_sections.settings(config, "video", VideoSettings)
+    for section, prompt in (("text_to_image", image.negative_prompt), ("video", video.negative_prompt)):
         if not prompt:
             continue
+        name = f"config.{section}.negative_prompt"
         if not text.encode([prompt])[0]:
-            raise UserError(
-                f"config.{section}.negative_prompt: {config.text.name} encodes no text; leave it empty"
-            )
+            raise UserError(f"{name}: {config.text.name} encodes no text; leave it empty")
         if lost := text.warnings(prompt):
-            raise UserError(f"config.{section}.negative_prompt: {lost[0]}")
+            raise UserError(f"{name}: {lost[0]}")

@@ -56,7 +56,8 @@ class Schedule(NamedTuple):
 SCHEDULES = Registry(
     key="config.schedule.kind",
     attribute="schedule",
-    ours={kind: f"{__name__}:{kind}" for kind in ("scaled_linear", "linear", "cosine", "edm", "flow")},
+    ours={kind: f"{__name__}:{kind}" for kind in ("scaled_linear", "linear", "cosine", "edm", "flow")}
+    | {"diffusers": "im3d_jax.diffusion.public_schedulers:diffusers"},
 )
 """Functions of the other entries of `config.schedule` that return a `Schedule`."""
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from im3d_jax import main
+from im3d_jax import config_flags, main
+from im3d_jax.diffusion import sampler, schedules
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,30 @@ def test_the_shipped_config(capsys, tmp_path):
     assert asset["asset"]["flops"] == flops
     assert asset["weights_bytes"] == 4 * numbers["parameters"]["total"]
     assert "train" not in numbers and "published" not in text and "fits" in text
+
+
+def test_steps_without_guidance_are_counted_by_themselves(capsys, tmp_path):
+    """Of the 40 steps and the 4 times 10 of the rounds, those outside the interval have one evaluation."""
+    config = config_flags.with_overrides(
+        "configs/tiny.py", {"video.w_text": 3.0, "video.guidance_interval": (0.2, 0.6)}
+    )
+    schedule = schedules.make_schedule(**config.schedule)
+    whole, restart = (
+        sampler.make_steps(schedule, *each).sigmas[:-1] for each in ((40,), (10, "trailing", 0.7))
+    )
+    guided = sum(
+        int(((each >= 0.2) & (each <= 0.6)).sum()) * times for each, times in ((whole, 1), (restart, 4))
+    )
+    flags = "--config.video.w_text=3.0", "--config.video.guidance_interval=(0.2, 0.6)"
+    text, numbers = run(capsys, tmp_path, "--config=configs/tiny.py", *flags)
+    asset = numbers["generate"]
+    found = {
+        name: (asset[name]["calls"], asset[name]["evaluations_per_call"]) for name in ("video", "video_1")
+    }
+    assert 0 < guided < 80 and found == {"video": (guided, 2), "video_1": (80 - guided, 1)}
+    assert "video_1" in text
+    flops = sum(asset[name]["calls"] * asset[name]["flops_per_call"] for name in ("image", *found))
+    assert asset["asset"]["flops"] == flops
 
 
 def test_a_pipeline_draws_the_image(capsys, tmp_path):
