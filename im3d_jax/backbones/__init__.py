@@ -49,7 +49,7 @@ class Backbone(Protocol):
 
     @property
     def prediction_type(self) -> str:
-        """What `apply` predicts: "epsilon", "v" or "x0" (see `diffusion.objective`)."""
+        """What `apply` predicts: "epsilon", "v", "x0" or "flow" (see `diffusion.objective`)."""
 
     @property
     def num_views(self) -> int | None:
