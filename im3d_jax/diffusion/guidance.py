@@ -74,9 +74,10 @@ class Guidance(NamedTuple):
         return cls(w_text, w_text, settings.rescale, end, end, settings.guidance_interval)
 
     def with_scales(self, change: Callable[[Any], Any]) -> Guidance:
-        """The guidance with what `change` makes of each of the four scales."""
+        """The guidance with what `change` makes of each of the scales that there are."""
         names = ("w_image", "w_text", "w_image_end", "w_text_end")
-        return self._replace(**{name: change(getattr(self, name)) for name in names})
+        scales = {name: getattr(self, name) for name in names}
+        return self._replace(**{name: change(each) for name, each in scales.items() if each is not None})
 
     def weights(self, sigma: float) -> dict[Branch, Float[np.ndarray, "1 _ 1 1 1"]]:
         """The predictions that are needed at a noise level and their weights, which sum to 1."""

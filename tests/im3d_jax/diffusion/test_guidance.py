@@ -98,4 +98,7 @@ def test_settings_reach_guidance_by_their_names():
     settings = VideoSettings(
         w_image=2.0, w_text=3.0, w_image_end=4.0, w_text_end=5.0, rescale=0.5, guidance_interval=(0.1, 0.9)
     )
-    assert Guidance.of_video(settings) == Guidance(2.0, 3.0, 0.5, 4.0, 5.0, (0.1, 0.9))
+    found = Guidance.of_video(settings)
+    assert found == Guidance(2.0, 3.0, 0.5, 4.0, 5.0, (0.1, 0.9))
+    assert found.with_scales(lambda scale: 2 * scale) == Guidance(4.0, 6.0, 0.5, 8.0, 10.0, (0.1, 0.9))
+    assert Guidance(1.0, 2.0).with_scales(lambda scale: 2 * scale) == Guidance(2.0, 4.0)
