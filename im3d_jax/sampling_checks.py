@@ -39,6 +39,11 @@ def check(config: ConfigDict) -> None:
                 f"config.video.{name} has {len(scales)} scales; give a number, or one for each of the"
                 f" {config.num_views} views"
             )
+    if image.pipeline and image.negative_prompt:
+        raise UserError(
+            "config.text_to_image.negative_prompt: the pipeline that draws the picture is not told it; leave"
+            " it empty"
+        )
     image_guidance, video_guidance = Guidance.of_image(image), Guidance.of_video(video)
     _check_guidance("text_to_image", image_guidance, steps["text_to_image"], image.negative_prompt)
     _check_guidance("video", video_guidance, steps["video"], video.negative_prompt)

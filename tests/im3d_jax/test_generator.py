@@ -203,6 +203,12 @@ def test_guidance_that_changes_nothing_is_refused(config, changes, message, user
         sampling_checks.check(config)
 
 
+def test_a_pipeline_that_draws_is_told_no_negative_prompt(config, user_error):
+    config.text_to_image.update(pipeline="some/directory", negative_prompt="duck")
+    with user_error("the pipeline that draws the picture is not told it"):
+        sampling_checks.check(config)
+
+
 def test_a_negative_prompt_that_is_not_encoded_is_refused(config, user_error):
     config.video.negative_prompt = "duck qwertz"
     with user_error("config.video.negative_prompt: .*qwertz"):
