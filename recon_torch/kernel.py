@@ -39,6 +39,15 @@ def kernel(**options: Any) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def inlined(**options: Any) -> Callable[[Callable], Callable]:
+    """A function that kernels call; its code becomes a part of theirs. Kernels call nothing else of ours.
+
+    Otherwise numba 0.68 keeps several compiled copies of it, which may round differently: the process that
+    compiles runs one, and those that load the kernel from the cache run another.
+    """
+    return kernel(forceinline=True, **options)
+
+
 def run(function: Callable, num_tasks: int, *arguments: Any, grain: int = 1) -> None:
     """Calls function(begin, end, *arguments) for chunks of at least `grain` tasks, until all are done.
 

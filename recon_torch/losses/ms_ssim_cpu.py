@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.kernel import FAST_MATH, arrays, kernel, run
+from recon_torch.kernel import FAST_MATH, arrays, inlined, kernel, run
 
 ZERO, ONE, TWO, QUARTER = np.float32(0), np.float32(1), np.float32(2), np.float32(0.25)
 
@@ -76,7 +76,7 @@ def _channels(begin, end, images, targets, window, weights, constants, values, g
                 gradients[k, i, j, c] = value * slopes[0, i, j]
 
 
-@kernel()
+@inlined()
 def _halved(image):
     """Means of 2x2 pixels, without a last row or column that is odd."""
     half = np.empty((image.shape[0] // 2, image.shape[1] // 2), np.float32)
@@ -87,7 +87,7 @@ def _halved(image):
     return half
 
 
-@kernel()
+@inlined()
 def _add_doubled(half, image, height, width):
     """The transpose of `_halved`, for the first [height, width] entries of `half`."""
     for i in range(2 * height):
@@ -95,7 +95,7 @@ def _add_doubled(half, image, height, width):
             image[i, j] += QUARTER * half[i // 2, j // 2]
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _similarity(x, y, window, with_luminance, constants, slope):
     """Mean of SSIM, or of its contrast-structure part, over the windows; `slope` gets the gradient by x."""
     height, width = x.shape[0] - len(window) + 1, x.shape[1] - len(window) + 1
@@ -119,7 +119,7 @@ def _similarity(x, y, window, with_luminance, constants, slope):
     return total * share
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _blur_columns(x, y, i, window, columns):
     """Weighted sums of x, xx, xy, y and yy over the rows of the row of windows that begins at row i."""
     columns[:] = ZERO
@@ -133,7 +133,7 @@ def _blur_columns(x, y, i, window, columns):
             columns[4, j] += b * y[i + t, j]
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _blur_row(columns, window, means):
     means[:] = ZERO
     for moment in range(5):
@@ -142,7 +142,7 @@ def _blur_row(columns, window, means):
                 means[moment, j] += window[t] * columns[moment, j + t]
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _spread_row(means, window, spread):
     """The transpose of `_blur_row`, for the moments of x."""
     spread[:] = ZERO
@@ -152,7 +152,7 @@ def _spread_row(means, window, spread):
                 spread[moment, j + t] += window[t] * means[moment, j]
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _compare(means, with_luminance, constants):
     """Sum of SSIM over a row of windows; the means of x, xx and xy are replaced by the gradients by them."""
     c1, c2 = constants[0], constants[1]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.kernel import FAST_MATH, arrays, gradient_arrays, kernel, run
+from recon_torch.kernel import FAST_MATH, arrays, gradient_arrays, inlined, kernel, run
 from recon_torch.raster import CameraTensors, Projection, reference
 from recon_torch.raster.gaussians import Activated
 
@@ -100,7 +100,7 @@ def _bin(means2d, conics, depths, extents, opacities, colors, width, height):
     return records, owners, begins
 
 
-@kernel()
+@inlined()
 def _pixels(centre, extent, begin, end):
     """The first pixel whose centre lies within the extent and in [begin, end), and one past the last."""
     first = max(np.float32(begin), np.ceil(centre - extent - HALF))
@@ -108,7 +108,7 @@ def _pixels(centre, extent, begin, end):
     return np.int64(first), np.int64(last)
 
 
-@kernel()
+@inlined()
 def _tiles(means2d, extents, k, n, width, height):
     """Tile columns [left, right) and rows [top, bottom) with a pixel that the splat can reach."""
     x0, x1 = _pixels(means2d[k, n, 0], extents[k, n, 0], 0, width)
@@ -138,7 +138,7 @@ def _sort(begin, end, means2d, depths, extents, width, height, order, found, cou
         _radix_sort(keys[:seen], order[k, :seen])
 
 
-@kernel()
+@inlined()
 def _radix_sort(keys, order):
     """Sorts `order` by keys that are the bits of non-negative floats. Stable; overwrites the keys."""
     result, spare_keys, spare_order = order, np.empty_like(keys), np.empty_like(order)
@@ -183,7 +183,7 @@ def _fill(
 # Blending
 
 
-@kernel()
+@inlined()
 def _tile_place(tile, width, height):
     """The view of a tile, and its left, top, right and bottom pixel."""
     columns, rows = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
@@ -192,7 +192,7 @@ def _tile_place(tile, width, height):
     return tile // (columns * rows), (left, top, right, bottom)
 
 
-@kernel()
+@inlined()
 def _splat_place(records, m, box):
     """The pixels [x0, x1) and [y0, y1) of a tile's box that a splat reaches."""
     left, top, right, bottom = box
@@ -201,7 +201,7 @@ def _splat_place(records, m, box):
     return x0, x1, y0, y1
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _exp(x):
     """exp(x) for x in [-6, 0]; lower values count as -6."""
     y = max(x, LOWEST_EXPONENT) * EXP_SCALE
@@ -240,7 +240,7 @@ def _forward(begin, end, records, begins, background, rgb, alpha, depth, transmi
                 transmittance[k, y, x], last[k, y, x] = t, state[4 * PLANE + i]
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _find_unfinished(state, unfinished):
     """Finds the blocks of LANES pixels that have a pixel which is not finished."""
     for block in range(PLANE // LANES):
@@ -250,7 +250,7 @@ def _find_unfinished(state, unfinished):
         unfinished[block] = most > ZERO
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _blend(records, m, number, state, unfinished, shown, box):
     """Blends a splat into its tile, and returns whether it shows. `shown` is working memory."""
     left, top = box[:2]
@@ -318,7 +318,7 @@ def _backward(
                 _unblend(records, m, np.float32(m - begins[tile] + 1), state, sums, box, rows)
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _unblend(records, m, number, state, sums, box, rows):
     """Removes a splat from its tile again, and writes the gradients by it.
 
@@ -362,7 +362,7 @@ def _unblend(records, m, number, state, sums, box, rows):
         _add_run(records, m, dx0, sums, rows)
 
 
-@kernel(fastmath=FAST_MATH)
+@inlined(fastmath=FAST_MATH)
 def _add_run(records, m, dx0, sums, rows):
     """Adds a column of runs to the gradients by a splat, where sigma = (xx dx^2 + yy dy^2) / 2 + xy dx dy."""
     total = x = y = xx = xy = yy = red = green = blue = depth = ZERO

@@ -14,7 +14,7 @@ import math
 import numpy as np
 import torch
 
-from recon_torch.kernel import arrays, gradient_arrays, kernel, run
+from recon_torch.kernel import arrays, gradient_arrays, inlined, kernel, run
 from recon_torch.raster import CameraTensors, Projection, reference
 from recon_torch.raster.gaussians import Activated
 
@@ -147,22 +147,22 @@ def _backward(
             v_quats[n, 3] = (v_unit[3] - radial * quat[3]) / length
 
 
-@kernel()
+@inlined()
 def _row(matrix, i):
     return matrix[i, 0], matrix[i, 1], matrix[i, 2]
 
 
-@kernel()
+@inlined()
 def _entry(array, k, n):
     return array[k, n, 0], array[k, n, 1], array[k, n, 2]
 
 
-@kernel()
+@inlined()
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@kernel()
+@inlined()
 def _times(a, m):
     """The row vector a times the matrix m."""
     return (
@@ -172,12 +172,12 @@ def _times(a, m):
     )
 
 
-@kernel()
+@inlined()
 def _times_transposed(a, m):
     return _dot(a, m[0]), _dot(a, m[1]), _dot(a, m[2])
 
 
-@kernel()
+@inlined()
 def _plus(total, a, row_a, b, row_b):
     return (
         total[0] + a * row_a[0] + b * row_b[0],
@@ -186,7 +186,7 @@ def _plus(total, a, row_a, b, row_b):
     )
 
 
-@kernel()
+@inlined()
 def _scaled(m, scale):
     """The matrix m with its columns scaled."""
     return (
@@ -196,12 +196,12 @@ def _scaled(m, scale):
     )
 
 
-@kernel()
+@inlined()
 def _within_limits(a):
     return abs(a[0]) <= LARGEST and abs(a[1]) <= LARGEST and abs(a[2]) <= LARGEST
 
 
-@kernel()
+@inlined()
 def _rotation(quats, n):
     """The rotation matrix of quaternion n, the quaternion divided by its length, and that length."""
     w, x, y, z = quats[n, 0], quats[n, 1], quats[n, 2], quats[n, 3]
@@ -215,7 +215,7 @@ def _rotation(quats, n):
     return rotation, (w, x, y, z), length
 
 
-@kernel()
+@inlined()
 def _quaternion_gradient(quat, v):
     """From the gradient v of the rotation matrix to that of the unit quaternion."""
     w, x, y, z = quat
@@ -229,7 +229,7 @@ def _quaternion_gradient(quat, v):
     )
 
 
-@kernel()
+@inlined()
 def _pinhole(w2c, intrinsics, k):
     """The camera's rotation rows with the translation as fourth entries; focal lengths; principal point."""
     view = (
@@ -241,7 +241,7 @@ def _pinhole(w2c, intrinsics, k):
     return view, focal, (intrinsics[k, 0, 2], intrinsics[k, 1, 2])
 
 
-@kernel()
+@inlined()
 def _linearise(mean, view, focal, centre, sizes):
     """The mean in camera coordinates, the tangents where the projection is linearised, and its slope there.
 
@@ -258,13 +258,13 @@ def _linearise(mean, view, focal, centre, sizes):
     return (x, y, z), (tangent_x, tangent_y), (slope_x, slope_y)
 
 
-@kernel()
+@inlined()
 def _clamp_tangent(tangent, focal, centre, size):
     margin = FRUSTUM_MARGIN * HALF * size / focal
     return min(max(tangent, -centre / focal - margin), (size - centre) / focal + margin)
 
 
-@kernel()
+@inlined()
 def _covariance_gradient(conic, v_conic, u):
     """The gradient by u, where conic = (u u^T + eps)^-1: it is -2 P V P u with P = conic, V its gradient."""
     a, b, c = conic
@@ -275,7 +275,7 @@ def _covariance_gradient(conic, v_conic, u):
     return _plus(nothing, -TWO * xx, u[0], -TWO * xy, u[1]), _plus(nothing, -TWO * xy, u[0], -TWO * yy, u[1])
 
 
-@kernel()
+@inlined()
 def _axis_gradient(x, z, focal, linearised_at, view_row, depth_row, v_slope, v_mean2d):
     """Gradients by the camera coordinates x and z, from those by a row of the slope and by the 2D mean."""
     tangent, scale = x / z, focal / z

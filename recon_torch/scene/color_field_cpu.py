@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recon_torch.kernel import arrays, kernel, run
+from recon_torch.kernel import arrays, inlined, kernel, run
 
 GRAIN = 4096  # points of a task
 
@@ -36,7 +36,7 @@ class _Values(torch.autograd.Function):
         return torch.from_numpy(v_table), None, torch.from_numpy(v_places)
 
 
-@kernel()
+@inlined()
 def _cell(places, p, axis, size):
     first = min(int(places[p, axis]), size - 2)
     high = places[p, axis] - first

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recon_torch.kernel import arrays, kernel, run
+from recon_torch.kernel import arrays, inlined, kernel, run
 from recon_torch.raster.triangles import Geometry, Shade, reference
 
 NEAR_PLANE, BEHIND = reference.NEAR_PLANE, reference.BEHIND
@@ -90,23 +90,23 @@ class _Blend(torch.autograd.Function):
 # ---- Which triangle a pixel shows ----
 
 
-@kernel()
+@inlined()
 def _cross(a, b):
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@kernel()
+@inlined()
 def _corner(corners, k, vertex):
     return corners[k, vertex, 0], corners[k, vertex, 1], corners[k, vertex, 2]
 
 
-@kernel()
+@inlined()
 def _corners(corners, k, triangle):
     a, b, c = triangle[0], triangle[1], triangle[2]
     return _corner(corners, k, a), _corner(corners, k, b), _corner(corners, k, c)
 
 
-@kernel()
+@inlined()
 def _determinant(corners, k, triangle):
     """Of M: negative for a triangle that faces the camera."""
     a, b, c = _corners(corners, k, triangle)
@@ -115,7 +115,7 @@ def _determinant(corners, k, triangle):
     return a[0] * normal[0] + a[1] * normal[1] + a[2] * normal[2]
 
 
-@kernel()
+@inlined()
 def _inverse(corners, k, triangle):
     """The rows of the inverse of M."""
     a, b, c = _corners(corners, k, triangle)
@@ -123,23 +123,23 @@ def _inverse(corners, k, triangle):
     return _scaled(_cross(b, c), scale), _scaled(_cross(c, a), scale), _scaled(_cross(a, b), scale)
 
 
-@kernel()
+@inlined()
 def _scaled(row, scale):
     return row[0] * scale, row[1] * scale, row[2] * scale
 
 
-@kernel()
+@inlined()
 def _at(row, x, y):
     return row[0] * x + row[1] * y + row[2]
 
 
-@kernel()
+@inlined()
 def _is_drawn(corners, k, triangle):
     nearest = min(corners[k, triangle[0], 2], corners[k, triangle[1], 2], corners[k, triangle[2], 2])
     return nearest > NEAR_PLANE and _determinant(corners, k, triangle) < 0
 
 
-@kernel()
+@inlined()
 def _pixels(low, high, size):
     """The first pixel whose centre lies in [low, high], and one past the last."""
     return int(min(max(0.0, np.ceil(low - 0.5)), size)), int(max(min(size, np.floor(high - 0.5) + 1), 0.0))
@@ -219,21 +219,21 @@ def _interpolate_back(
 # ---- Across silhouettes ----
 
 
-@kernel()
+@inlined()
 def _place(corners, k, vertex, axis):
     """Where a vertex lies along the row (axis 0) or the column (axis 1), and across it."""
     z = corners[k, vertex, 2]
     return corners[k, vertex, axis] / z, corners[k, vertex, 1 - axis] / z
 
 
-@kernel()
+@inlined()
 def _ends(edges, code):
     """The ends of an edge as the triangle runs that is drawn there; see `_find_silhouettes`."""
     edge, is_backwards = code // 2, code % 2
     return edges[edge, is_backwards], edges[edge, 1 - is_backwards]
 
 
-@kernel()
+@inlined()
 def _crossing(corners, k, ends, axis, along):
     """Where an edge crosses a line of pixel centres: the share of its length, and the place on that line."""
     a, across_a = _place(corners, k, ends[0], axis)
@@ -281,7 +281,7 @@ def _find_silhouettes(begin, end, corners, triangles, edges, depth, winners):
                     nearest[axis, row, column], winners[axis, k, row, column] = z, code
 
 
-@kernel()
+@inlined()
 def _pair(corners, k, edges, winners, axis, row, column):
     """A silhouette between two pixels: the inner and the outer one, how far the surface reaches beyond the
     inner one's centre, and what `_crossing` returns of it but for the place."""
@@ -338,7 +338,7 @@ def _blend_back(begin, end, picture, corners, edges, winners, v_blended, v_pictu
                     _add_end(v_corners, corners, k, ends[1], axis, v_across * share, slope)
 
 
-@kernel()
+@inlined()
 def _add_end(v_corners, corners, k, vertex, axis, v_across, slope):
     """Adds the gradient of a crossing by one end of its edge, from the pixel to the homogeneous one."""
     z, (along, across) = corners[k, vertex, 2], _place(corners, k, vertex, axis)
