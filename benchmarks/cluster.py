@@ -125,21 +125,16 @@ def of_actors(root: Path, seconds: float, slower: int) -> float:
     """Seconds of as many actors on a Ray cluster of this machine."""
     import ray
 
+    from im3d_jax.cluster.crew import connected
     from im3d_jax.cluster.making import Cluster, Needs, OnCluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import a script
     settings = read_settings()
     asked = batch.Batch(root / "prompts.txt", root / "actors", "0/1")
-    ray.init(address="local", num_cpus=NUM_ACTORS, include_dashboard=False, log_to_driver=False)
     cluster = Cluster("auto", Needs(max_actors=NUM_ACTORS), min_actors=NUM_ACTORS)
-    try:
-        run(
-            asked,
-            settings,
-            OnCluster(cluster, partial(load, settings, seconds, slower, root), settings, asked),
-        )
-    finally:
-        ray.shutdown()
+    making = OnCluster(cluster, partial(load, settings, seconds, slower, root), settings, asked)
+    with connected("local", NUM_ACTORS):
+        run(asked, settings, making)
     return wall_s(root / "actors")
 
 

@@ -16,6 +16,7 @@ from im3d_jax.jobs import index
 from im3d_jax.jobs.configs import Configs
 from im3d_jax.jobs.lanes import Maker
 from im3d_jax.jobs.outcomes import Outcome, explain, failure, success
+from im3d_jax.jobs.pictures import draw_missing
 from im3d_jax.jobs.resume import is_made
 from im3d_jax.jobs.stop import Stop
 from im3d_jax.settings import AssetSettings
@@ -111,6 +112,10 @@ class AssetActor:
             if row and is_made(request, row, order.settings, order.num_retries, order.overwrite, configs):
                 return Outcome(row.name, row.verdict, row.scores["psnr"], row.seconds["total"])
             outputs.remove(request.out, ASSET, REPORT)
+            drawn, failed = draw_missing(order.settings, [request], order.out)
+            if failed:
+                return failed[0]
+            [request] = drawn
             show = Stop().show
             return success(self._maker.make_best(request, client, num_retries=order.num_retries, show=show))
 

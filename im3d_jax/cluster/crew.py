@@ -35,6 +35,9 @@ PING_PERIOD_S = 10.0
 DOUBT_S = 30.0
 """When an actor cannot be reached, its node may be gone; Ray needs so long to be sure."""
 
+MAX_STARTS = 3
+"""How often a cluster of this machine is started if Ray's processes take too long to."""
+
 NODE_ID = "ray.io/node-id"
 
 
@@ -89,31 +92,52 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str, num_cpus: int | None = None) -> Iterator[None]:
     """Within this the process is a driver of the cluster, of one in this machine for "local".
 
-    A process that has called `ray.init` already keeps its cluster. Raises UserError if there is none.
+    A process that has called `ray.init` already keeps its cluster.
+
+    num_cpus: that a local cluster has to give; None: the machine's.
+
+    Raises UserError if there is none.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _init(address, num_cpus)
     except Exception as error:  # Ray has no class for these: also a plain Exception comes from it
         raise UserError(f"no Ray cluster at {address!r}: {first_line(error, 200)}") from None
     finally:
         # Ray 2.60 puts a handler of its own in place of the batch's, which ends assets cleanly.
         signal.signal(signal.SIGTERM, on_sigterm)
+    # Ray 2.60 prints what raylets say on stdout, whatever `log_to_driver` is. What of it is about the job's
+    # own actors comes with their death.
+    ray._private.worker._worker_logs_enabled = False  # noqa: SLF001
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str, num_cpus: int | None) -> None:
+    """Connects. Ray gives its own processes 30 s to start, which a busy machine may exceed."""
+    is_local = address == "local"
+    for left in reversed(range(MAX_STARTS if is_local else 1)):
+        try:
+            ray.init(
+                address=address,
+                num_cpus=num_cpus,
+                include_dashboard=False if is_local else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not left:
+                raise
+            ray.shutdown()
 
 
 class RayCrew:
@@ -185,7 +209,8 @@ class RayCrew:
             return f"{len(loading)} actors to load the model on {', '.join(sorted(set(loading))[:3])}"
         alive = [node for node in self._nodes if node["Alive"]]
         if any(map(self._needs.room, self._usable())):
-            return f"a node with {self._needs} free; all that have them are in use"
+            # Ray does not tell an actor whose process starts from one for which there is no room.
+            return f"{len(self._members)} actors to start, each on a node with {self._needs} free"
         if excluded and any(map(self._needs.room, alive)):
             return ""
         cpus, gpus = (sum(node["Resources"].get(name, 0) for node in alive) for name in ("CPU", "GPU"))
@@ -244,7 +269,7 @@ class RayCrew:
         except ray.exceptions.ActorUnavailableError as error:
             self._doubt(actor, first_line(error, 200))
             return
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             self._hear_of_death(actor, error)
             return
         except Exception as error:  # what an actor itself does not catch, as an import that fails

@@ -86,7 +86,7 @@ class Dispatch:
     """Gives assets to the actors of a crew until each has an outcome.
 
     Attributes:
-        nodes: their records. failed: assets by node, those that were tried again, too.
+        nodes: their records.
     """
 
     def __init__(
@@ -107,7 +107,6 @@ class Dispatch:
             patience_s: how long there may be fewer than `min_actors` at the start, and none later.
         """
         self.nodes = Nodes()
-        self.failed: Counter[str] = Counter()
         self._waiting: deque[Task] = deque()
         self._crew, self._give_up, self._stop = crew, give_up, stop
         self._asset_timeout_s, self._patience_s, self._clock = asset_timeout_s, patience_s, clock
@@ -207,7 +206,6 @@ class Dispatch:
             self._tell(event.outcome._replace(node=hand.node))
 
     def _fail(self, task: Task, node: str, outcome: Outcome) -> None:
-        self.failed[node] += 1
         others = self._usable() - task.failed_on - {node}
         if task.failure or not others:
             self._settle(task, outcome._replace(node=node))
@@ -216,7 +214,6 @@ class Dispatch:
             self._try_again(task, node)
 
     def _strike(self, task: Task, node: str, error: str) -> None:
-        self.failed[node] += 1
         task.strikes += 1
         if task.strikes >= MAX_STRIKES:
             reason = f"it has ended {task.strikes} actors, the last one on {node}: {error}"

@@ -45,6 +45,8 @@ class Cluster(NamedTuple):
 class OnCluster:
     """See `jobs.making.Making`."""
 
+    draws = True
+
     def __init__(
         self,
         cluster: Cluster,

@@ -108,9 +108,10 @@ def _make(
 
     progress = Progress(len(requests), len(requests) - len(missing), stop)
     with progress.bar:
-        missing, failed = draw_missing(settings, missing, batch.out)
-        for outcome in failed:
-            tell(outcome)
+        if not making.draws:
+            missing, failed = draw_missing(settings, missing, batch.out)
+            for outcome in failed:
+                tell(outcome)
         if missing and not stop.soon:
             making.make_all(missing, stop, tell)
 

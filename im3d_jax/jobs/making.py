@@ -16,7 +16,13 @@ Tell = Callable[[Outcome], None]
 
 @runtime_checkable
 class Making(Protocol):
-    """Makes assets and tells the outcome of each, once."""
+    """Makes assets and tells the outcome of each, once.
+
+    Attributes:
+        draws: whether it draws the pictures of a text-to-image pipeline itself, as it makes the assets.
+    """
+
+    draws: bool
 
     def begun(self, requests: Sequence[Request], stop: Stop) -> AbstractContextManager[None]:
         """Gets ready, before anything is written. Raises UserError if nothing can be made."""
@@ -36,6 +42,7 @@ class InProcess(NamedTuple):
     load: Callable[[], Maker]
     num_lanes: int = 1
     num_retries: int = 0
+    draws = False
 
     def begun(self, requests: Sequence[Request], stop: Stop) -> AbstractContextManager[None]:
         # The model loads later: a text-to-image pipeline that draws first needs the memory.

@@ -65,7 +65,7 @@ def kernels():
 
 
 def test_kernels_call_only_what_is_inlined():
-    """What is not may round differently in the process that compiles and in those that load from the cache."""
+    """What is not may round otherwise in the process that compiles than in those that load from the cache."""
     found = dict(kernels())
     assert len(found) > 60
     called = {

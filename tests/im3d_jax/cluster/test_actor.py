@@ -4,12 +4,16 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
+from im3d_jax import config_flags, pipeline
 from im3d_jax.asset import REPORT, Request
 from im3d_jax.cluster.actor import AssetActor, Order
+from im3d_jax.conditions import text_to_image
 from im3d_jax.jobs import index
 from recon_torch import locks
 from recon_torch.errors import UserError
@@ -24,7 +28,7 @@ def make(cluster_benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("NPROC", "7")
     settings = cluster_benchmark.read_settings()
 
-    def make(make_best=None, token="token", **changes):
+    def make(make_best=None, token="token", settings=settings, **changes):
         class Model(cluster_benchmark.StandIn):
             def start_client(self):
                 return MagicMock()
@@ -92,6 +96,31 @@ def test_failures_are_told_by_their_kinds(make, tmp_path):
     assert kind == "Done" and outcome.error == "no"
     assert json.loads((tmp_path / "assets/000000/error.json").read_text())["error"] == "no"
     assert actor.make(request_of(tmp_path, seed=1)) == ("Broken", "000000", "the 3D worker died twice")
+
+
+def test_the_picture_of_a_text_to_image_pipeline_is_drawn_once(make, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(path, prompts, seeds, *_):
+        drawn.extend(prompts)
+        if "x" in prompts:
+            raise UserError("its safety checker blanked 'x'")
+        disc = (np.hypot(*(np.mgrid[:40, :40] - 20)) < 10)[..., None]
+        return [np.where(disc, np.float32([0.8, 0.1, 0.2]), np.float32(1)) for _ in prompts]
+
+    monkeypatch.setattr(text_to_image, "draw", draw)
+    config = config_flags.with_overrides("configs/tiny.py", {"text_to_image.pipeline": "sdxl"})
+    actor = make(settings=pipeline.read_settings(config))
+    assert actor.load() == ""
+    request = request_of(tmp_path)
+    assert actor.make(request)[2].verdict == "good"
+    report = tmp_path / "assets/000000" / REPORT
+    picture = Path(json.loads(report.read_text())["image"])
+    assert picture.is_file() and picture.parent.parent == tmp_path / "pictures"
+    report.unlink()
+    assert actor.make(request)[2].verdict == "good" and drawn == ["a duck"]
+    kind, _, outcome = actor.make(request._replace(prompt="x", out=tmp_path / "assets/000001"))
+    assert kind == "Done" and outcome.error == "its safety checker blanked 'x'"
 
 
 def test_an_asset_that_another_process_makes_is_left_to_it(make, tmp_path, monkeypatch):

@@ -50,24 +50,10 @@ def job(cluster_benchmark, tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_cluster():
-    """Of this machine. Ray gives its own processes 30 s to start, which a busy machine may exceed."""
-    for _ in range(4):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-            break
-        except Exception as error:
-            problem = error
-            ray.shutdown()
-    else:
-        raise problem
-    yield
-    ray.shutdown()
+    from im3d_jax.cluster.crew import connected
+
+    with connected("local", num_cpus=4):
+        yield
 
 
 def test_what_kills_actors_is_made_again_or_put_aside(job, capsys, monkeypatch):
