@@ -58,7 +58,8 @@ def local_cluster():
 
 def test_what_kills_actors_is_made_again_or_put_aside(job, capsys, monkeypatch):
     monkeypatch.setattr(dispatch, "MAX_STRIKES", 2)  # another actor takes seconds to start
-    prompts = ["a", "once", "b", "always", "c", "fails"]
+    # What ends the last actors comes last, or the test would wait for yet another one.
+    prompts = ["a", "once", "b", "c", "fails", "always"]
     code, out = job(prompts)
     rows = index.Index(out).refresh().rows
     assert code == 1 and len(rows) == len(prompts)
@@ -95,6 +96,41 @@ def test_a_cluster_that_is_not_there(monkeypatch):
         connected("auto"),
     ):
         pass
+
+
+def test_what_raylets_say_is_not_printed(monkeypatch, capsys):
+    from im3d_jax.cluster.crew import connected
+
+    worker = ray._private.worker  # noqa: SLF001
+    monkeypatch.setattr(worker, "_worker_logs_enabled", True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    said = {"lines": ["A worker died."], "pid": "raylet", "is_err": False}  # as Ray's listener does
+    worker.print_to_stdstream(said, ignore_prefix=False)
+    assert "(raylet)" in capsys.readouterr().out
+    with connected("auto"):
+        worker.print_to_stdstream(said, ignore_prefix=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_cluster_of_this_machine_may_start_slowly(monkeypatch):
+    from im3d_jax.cluster.crew import MAX_STARTS, connected
+
+    begun = []
+
+    def init(**options):
+        begun.append(options["address"])
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for address, times in (("auto", 1), ("local", MAX_STARTS)):
+        with pytest.raises(UserError, match="timed out during startup"), connected(address):
+            pass
+        assert begun == [address] * times
+        begun.clear()
 
 
 def test_signals_stay_those_of_the_batch(monkeypatch):
