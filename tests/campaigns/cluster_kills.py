@@ -206,7 +206,7 @@ def orphans(lab: Lab) -> int:
 def cluster(lab: Lab) -> Iterator[Nodes]:
     """Raylets with the lab's environment, in a directory of their own."""
     os.environ.update(lab.environment)
-    os.environ.update(RAY_TMPDIR=str(lab.directory), RAY_DEDUP_LOGS="0")
+    os.environ.update(RAY_TMPDIR=str(lab.directory), RAY_worker_niceness="0")
     lab.environment = dict(os.environ)
     nodes = Nodes()
     try:

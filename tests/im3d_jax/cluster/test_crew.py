@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,24 @@ def test_a_cluster_that_is_not_there(monkeypatch):
         connected("auto"),
     ):
         pass
+
+
+def test_an_actor_that_memory_ran_out_for_is_lost_and_its_node_stays(monkeypatch):
+    from im3d_jax.cluster import crew as module
+    from im3d_jax.cluster.events import Lost
+
+    def get(ref):  # what Ray's monitor of memory has killed ends in this, which is no RayActorError
+        raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "kill", lambda handle, no_restart: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "id", "Alive": True}])
+    crew = module.RayCrew(SimpleNamespace(num_slots=1), module.Needs())
+    crew._members["a"] = module.Member(None, "n7", "id", is_ready=True)  # noqa: SLF001
+    crew._hear("ref", module.Call("a", "make"))  # noqa: SLF001
+    [event] = crew.events(0.0)
+    assert isinstance(event, Lost) and "low on memory" in event.error and not event.with_node
 
 
 def test_what_raylets_say_is_not_printed(monkeypatch, capsys):
