@@ -16,13 +16,11 @@ Tell = Callable[[Outcome], None]
 
 @runtime_checkable
 class Making(Protocol):
-    """Makes assets and tells the outcome of each, once.
+    """Makes assets and tells the outcome of each, once."""
 
-    Attributes:
-        draws: whether it draws the pictures of a text-to-image pipeline itself, as it makes the assets.
-    """
-
-    draws: bool
+    @property
+    def draws(self) -> bool:
+        """Whether it draws the pictures of a text-to-image pipeline itself, as it makes the assets."""
 
     def begun(self, requests: Sequence[Request], stop: Stop) -> AbstractContextManager[None]:
         """Gets ready, before anything is written. Raises UserError if nothing can be made."""
@@ -42,7 +40,10 @@ class InProcess(NamedTuple):
     load: Callable[[], Maker]
     num_lanes: int = 1
     num_retries: int = 0
-    draws = False
+
+    @property
+    def draws(self) -> bool:
+        return False
 
     def begun(self, requests: Sequence[Request], stop: Stop) -> AbstractContextManager[None]:
         # The model loads later: a text-to-image pipeline that draws first needs the memory.

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -99,8 +98,11 @@ def test_a_cluster_that_is_not_there(monkeypatch):
         pass
 
 
-def test_an_actor_that_memory_ran_out_for_is_lost_and_its_node_stays(monkeypatch):
+def test_an_actor_that_memory_ran_out_for_is_lost_and_its_node_stays(
+    cluster_benchmark, tmp_path, monkeypatch
+):
     from im3d_jax.cluster import crew as module
+    from im3d_jax.cluster.actor import Order
     from im3d_jax.cluster.events import Lost
 
     def get(ref):  # what Ray's monitor of memory has killed ends in this, which is no RayActorError
@@ -110,7 +112,8 @@ def test_an_actor_that_memory_ran_out_for_is_lost_and_its_node_stays(monkeypatch
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "kill", lambda handle, no_restart: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "id", "Alive": True}])
-    crew = module.RayCrew(SimpleNamespace(num_slots=1), module.Needs())
+    order = Order(lambda: None, cluster_benchmark.read_settings(), tmp_path, {}, str(tmp_path))
+    crew = module.RayCrew(order, module.Needs())
     crew._members["a"] = module.Member(None, "n7", "id", is_ready=True)  # noqa: SLF001
     crew._hear("ref", module.Call("a", "make"))  # noqa: SLF001
     [event] = crew.events(0.0)
