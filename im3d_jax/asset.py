@@ -22,7 +22,7 @@ import platform
 import shutil
 import socket
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,42 +33,23 @@ import numpy as np
 from jaxtyping import Float
 
 from im3d_jax import threads
+from im3d_jax.asset_kinds import ASSET
 from im3d_jax.conditions import pictures
+from im3d_jax.objects import copies
 from im3d_jax.settings import AssetSettings, PictureSettings
 from im3d_jax.sides import Side, view_at
 from im3d_jax.stages import Stages
 from recon_torch import outputs
 from recon_torch.asset_files import MESH_REPORT, REPORT
 from recon_torch.files import write_json
-from recon_torch.outputs import Kind
 from recon_torch.process import ReconstructionClient
-from recon_torch.settings import EXPORTED, MESH_PATHS, MeshSettings, Representation, Verdict
+from recon_torch.settings import MeshSettings, Representation, Verdict
 from recon_torch.text_files import read_json
 from recon_torch.views import axes
 from recon_torch.views.cameras import Cameras, orbit
 from recon_torch.views.directory import Views, write_views
 from recon_torch.views.images import contact_sheet, straight, write_image
 from recon_torch.views.video import write_video
-
-ASSET = Kind(
-    "generate",
-    (
-        r"asset\.(ply|safetensors|" + EXPORTED + ")",
-        r"asset\.html",
-        *MESH_PATHS,
-        r"turntable\.(mp4|gif)",
-        r"views\.png",
-        r"transforms\.json",
-        r"images/\d{3,}\.png",
-        r"views_\d+/transforms\.json",
-        r"views_\d+/images/\d{3,}\.png",
-        r"report\.json",
-    ),
-)
-"""The files of an asset. Whatever else lies in its directory belongs to somebody else."""
-
-PICTURE = Kind(ASSET.command, (r"input\.png",))
-"""What a text-to-image pipeline has drawn for an asset, which stays when the asset is made again."""
 
 PACKAGES = ("im3d", "jax", "flax", "torch", "gsplat", "numba", "lpips")
 """The packages whose versions a report names."""
@@ -79,7 +60,7 @@ class Request(NamedTuple):
 
     Attributes:
         prompt: what to make.
-        image: path of the picture that is view 0.
+        image: path or URL of the picture that is view 0.
         sides: further pictures, see `sides.arranged`.
         seed: of everything that is random.
         out: directory for the asset's files.
@@ -249,11 +230,14 @@ def read_pictures(request: Request, size: int, settings: PictureSettings) -> lis
     """A user's pictures as views of `size` pixels, view 0 first. Raises UserError if that cannot be."""
     if not request.images:
         return []
-    placed = pictures.load_images(request.images, size, **settings.placing)
     azimuths_deg = [0.0, *(side.azimuth_deg for side in request.sides)]
+    with ExitStack() as stack:
+        paths = [stack.enter_context(copies.local(image)) for image in request.images]
+        placed = pictures.load_images(paths, size, **settings.placing)
+        digests = [file_digest(path) for path in paths]
     return [
-        Picture(each.rgb, each.alpha, file_digest(path), each.doubts, each.hints, azimuth_deg)
-        for path, each, azimuth_deg in zip(request.images, placed, azimuths_deg, strict=True)
+        Picture(each.rgb, each.alpha, digest, each.doubts, each.hints, azimuth_deg)
+        for digest, each, azimuth_deg in zip(digests, placed, azimuths_deg, strict=True)
     ]
 
 
@@ -270,8 +254,11 @@ def images_digest(request: Request, digests: Sequence[str] = ()) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256, in hex, of a file; "" for the path ""."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    """SHA-256, in hex, of what a path or a URL names; "" for ""."""
+    if not path:
+        return ""
+    with copies.local(path) as file:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def origin(request: Request, image_digest: str, config_digest: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
 from im3d_jax.diffusion.guidance import Branch, Guidance, predict
+from im3d_jax.objects import copies
 from im3d_jax.settings import (
     ClipSettings,
     ImageEncoderSettings,
@@ -466,16 +467,17 @@ def _load_image_encoder(config: ConfigDict, model: Backbone, is_needed: bool) ->
 
 
 def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place: Sharding) -> Any:
-    """The parameters that `config.weights` names: a file, "random", or "" if the model brings its own."""
+    """The parameters that `config.weights` names: a file, a URL, "random", or "" if it brings its own."""
     named = config.weights
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if not named and jax.tree.leaves(shapes):
         raise UserError("config.weights is empty; give a file, or 'random' to try things out")
     if named in ("", "random"):
         return backbones.init(model, jax.random.key(config.seed))
-    path = Path(named) if Path(named).is_file() else ROOT / named
-    params, metadata = backbones.load_weights(model, path)
-    # Another vocabulary of the same size has parameters of the same shapes, and means other words by them.
-    if metadata.get("words", []) != list(text.words):
-        raise UserError(f"weights {path} were trained on other words than config.text's; train again")
+    with copies.local(named, keep=True) as file:
+        path = file if file.is_file() else ROOT / named
+        params, metadata = backbones.load_weights(model, path)
+        # Another vocabulary of the same size has parameters of the same shapes, but means other words.
+        if metadata.get("words", []) != list(text.words):
+            raise UserError(f"weights {path} were trained on other words than config.text's; train again")
     return jax.device_put(params, place)

@@ -19,10 +19,12 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags, config_sections, generator, inputs, method, parts, sampling_checks
 from im3d_jax import sides as sides_module
-from im3d_jax.asset import ASSET, PICTURE, REPORT, Asset, Picture, Request, opened, rank, read_pictures
+from im3d_jax.asset import REPORT, Asset, Picture, Request, opened, rank, read_pictures
+from im3d_jax.asset_kinds import ASSET, PICTURE
 from im3d_jax.conditions import pictures as placement
 from im3d_jax.config_kinds import ModelConfig
 from im3d_jax.generator import Generator
+from im3d_jax.objects import copies
 from im3d_jax.settings import (
     AssetSettings,
     ElevationSettings,
@@ -228,7 +230,8 @@ def load(config: ConfigDict) -> Pipeline:
 def load_estimator(config: ConfigDict) -> ElevationEstimator:
     """Loads the estimator of elevation that a config names. Raises UserError for unreadable weights."""
     settings = config_sections.settings(config, "elevation", ElevationSettings)
-    return elevation.load(settings.weights or elevation.TINY_WEIGHTS, settings.dino or None)
+    with copies.local(settings.weights or elevation.TINY_WEIGHTS, keep=True) as weights:
+        return elevation.load(weights, settings.dino or None)
 
 
 def read_settings(config: ConfigDict) -> AssetSettings:

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 
 E = TypeVar("E", bound=enum.StrEnum)
 QUOTED_CHARACTERS = 80  # how much of a wrong value a message shows
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 LONGEST_WORD = re.compile(r"\S{300,}")  # longer than any name of a file may be
 MESSAGE_CHARACTERS = 600
 
@@ -63,6 +64,11 @@ def near(name: str, names: Iterable[str]) -> str:
     return f"; is it {quoted(by_lower[found[0]])}?" if found else ""
 
 
+def is_url(text: str) -> bool:
+    """Whether a text names an object in a store, as s3://BUCKET/NAME does, and no path of this machine."""
+    return bool(URL.match(text))
+
+
 def choice(choices: type[E], value: str, name: str) -> E:
     """The member of an enum that a string from a config or a flag stands for.
 
@@ -87,9 +93,16 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _path(text: str) -> Path:
-    """A path on the command line. An empty one would stand for the working directory, which nobody named."""
+    """A path on the command line.
+
+    An empty one would stand for the working directory, which nobody named, and a URL for a folder "s3:".
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; is a variable of your shell not set?")
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL, and this is a path of this machine; URLs are taken by `im3d batch` alone"
+        )
     return Path(text)
 
 

@@ -276,7 +276,7 @@ def _by_record(holder: Holder | None) -> State:
         return State.OURS
     if holder.host != socket.gethostname():
         return State.UNKNOWN
-    return State.TAKEN if _started(holder.pid) == holder.started else State.OURS
+    return State.TAKEN if started(holder.pid) == holder.started else State.OURS
 
 
 def _holder(path: Path, has_record: bool = True) -> Holder | str | None:
@@ -316,13 +316,13 @@ def _read(handle: int) -> Holder | None:
 
 def _write(handle: int) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    holder = Holder(socket.gethostname(), os.getpid(), _started(os.getpid()), since)
+    holder = Holder(socket.gethostname(), os.getpid(), started(os.getpid()), since)
     with contextlib.suppress(OSError):  # a full disk; the lock itself holds
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(holder._asdict()).encode(), 0)
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process of this host started, in ticks since the boot; "" if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

@@ -6,19 +6,20 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from im3d_jax.asset import ASSET, REPORT, Request, opened
+from im3d_jax.asset import REPORT, Request, opened
+from im3d_jax.asset_kinds import ASSET
 from im3d_jax.cluster.events import Broken, Busy, Done
-from im3d_jax.jobs import index
+from im3d_jax.jobs import ASSETS
 from im3d_jax.jobs.configs import Configs
 from im3d_jax.jobs.lanes import Maker
-from im3d_jax.jobs.outcomes import Outcome, explain, failure, success
+from im3d_jax.jobs.outcomes import Keep, Outcome, explain, failure, success
 from im3d_jax.jobs.pictures import draw_missing
 from im3d_jax.jobs.resume import is_made
 from im3d_jax.jobs.stop import Stop
+from im3d_jax.jobs.storage import Storage
 from im3d_jax.settings import AssetSettings
 from recon_torch import outputs
 from recon_torch.errors import UserError, first_line
@@ -33,7 +34,7 @@ class Order(NamedTuple):
     Attributes:
         load: loads the model.
         settings: of the assets. num_retries, overwrite, config: see `jobs.batch.Batch`.
-        out: the batch's directory. token: a file in it, by which an actor knows that it is the driver's.
+        storage: where the batch lies. token: by which an actor knows that it sees the driver's.
         num_slots: assets made at once. num_threads: of JAX and of each 3D worker; 0: as many as cores.
         has_gpu: whether the actor has a GPU, or a part of one.
         directory: the driver's working directory, to which paths are relative.
@@ -41,7 +42,7 @@ class Order(NamedTuple):
 
     load: Callable[[], Maker]
     settings: AssetSettings
-    out: Path
+    storage: Storage
     config: Mapping[str, Any]
     directory: str
     token: str = ""
@@ -76,8 +77,8 @@ class AssetActor:
         """Loads the model and starts the 3D workers. Returns why that cannot be; "" if it is done."""
         order = self._order
         try:
-            if not (order.out / order.token).is_file():
-                raise UserError(f"{order.out} is not what the driver sees there; share it with all nodes")
+            if not order.storage.sees(order.token):
+                raise UserError(f"{order.storage} is not what the driver sees there; share it with all nodes")
             _prepare(order)
             self._maker = order.load()
             self._start_clients()
@@ -88,6 +89,7 @@ class AssetActor:
     def make(self, request: Request) -> tuple[str, str, Any]:
         """Makes an asset, unless it is there. Returns an event without its actor: its kind and the rest."""
         name = request.out.name
+        request = request._replace(out=self._order.storage.out / ASSETS / name)
         client = self._idle.get()
         try:
             return Done.__name__, name, self._made(request, client)
@@ -96,7 +98,7 @@ class AssetActor:
         except WorkerDied as error:
             return Broken.__name__, name, str(error)
         except Exception as error:
-            return Done.__name__, name, _failure(request, error)
+            return Done.__name__, name, _failure(request, error, self._order.storage.keep)
         finally:
             self._idle.put(client)
 
@@ -107,17 +109,18 @@ class AssetActor:
         order = self._order
         with opened(request):
             # An actor that is gone may have finished it and not lived to tell.
-            configs = Configs(order.out, order.settings.config_digest, order.config)
-            row = index.read(request.out)
+            configs = Configs(order.storage.out, order.settings.config_digest, order.config)
+            row = next(iter(order.storage.rows([request.out.name], {})), None)
             if row and is_made(request, row, order.settings, order.num_retries, order.overwrite, configs):
                 return Outcome(row.name, row.verdict, row.scores["psnr"], row.seconds["total"])
             outputs.remove(request.out, ASSET, REPORT)
-            drawn, failed = draw_missing(order.settings, [request], order.out)
+            drawn, failed = draw_missing(order.settings, [request], order.storage)
             if failed:
                 return failed[0]
             [request] = drawn
             show = Stop().show
-            return success(self._maker.make_best(request, client, num_retries=order.num_retries, show=show))
+            made = self._maker.make_best(request, client, num_retries=order.num_retries, show=show)
+            return success(made, order.storage.keep)
 
     def _start_clients(self) -> None:
         """Starts the 3D workers in a thread that lives as long as the actor: they end with their thread."""
@@ -151,9 +154,9 @@ def _prepare(order: Order) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _failure(request: Request, error: Exception) -> Outcome:
+def _failure(request: Request, error: Exception, keep: Keep) -> Outcome:
     """See `outcomes.failure`; where its file cannot be written either, the line is all there is."""
     try:
-        return failure(request, error)
+        return failure(request, error, keep)
     except UserError:
         return Outcome(request.out.name, error=first_line(error))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from im3d_jax.asset import Request
@@ -19,10 +17,9 @@ from im3d_jax.jobs.lanes import Maker
 from im3d_jax.jobs.making import Tell
 from im3d_jax.jobs.outcomes import Outcome, failure
 from im3d_jax.jobs.stop import Stop
+from im3d_jax.jobs.storage import Disk, Storage
 from im3d_jax.settings import AssetSettings
-from recon_torch import locks
 from recon_torch.errors import UserError
-from recon_torch.files import TEMPORARY
 
 
 class Cluster(NamedTuple):
@@ -54,13 +51,19 @@ class OnCluster:
         settings: AssetSettings,
         batch: Batch,
         num_lanes: int = 1,
+        storage: Storage | None = None,
     ) -> None:
-        """load: loads the model; called in each actor. num_lanes: assets that an actor makes at once."""
+        """
+        Args:
+            load: loads the model; called in each actor. num_lanes: assets that an actor makes at once.
+            storage: where the batch lies; default: in `batch.out`.
+        """
         self._cluster = cluster
+        self._storage = (storage or Disk(batch.out)).anywhere()
         self._order = Order(
             load,
             settings,
-            batch.out.absolute(),
+            self._storage,
             dict(batch.config),
             directory=os.getcwd(),
             num_retries=batch.num_retries,
@@ -72,15 +75,15 @@ class OnCluster:
 
     @contextmanager
     def begun(self, requests: Sequence[Request], stop: Stop) -> Iterator[None]:
-        """Connects, and waits until actors have loaded the model and see the batch's directory."""
+        """Connects, and waits until actors have loaded the model and see where the batch lies."""
         cluster = self._cluster
         stop.in_lanes = True  # from now on signals are looked at
-        with connected(cluster.address), _token(self._order.out) as token:
+        with connected(cluster.address), self._storage.token() as token:
             crew = RayCrew(self._order._replace(token=token), cluster.needs)
             try:
                 self._dispatch = Dispatch(
                     crew,
-                    _give_up,
+                    self._give_up,
                     stop,
                     asset_timeout_s=cluster.asset_timeout_s,
                     patience_s=cluster.patience_s,
@@ -102,18 +105,5 @@ class OnCluster:
 
         self._dispatch.run(whole, tell_both, watch.look)
 
-
-@contextmanager
-def _token(out: Path) -> Iterator[str]:
-    """A file by which actors know the driver's directory. A driver that is killed leaves it for `clear`."""
-    handle, path = tempfile.mkstemp(prefix=TEMPORARY, dir=out)
-    locks.lock_file(handle)
-    try:
-        yield Path(path).name
-    finally:
-        os.close(handle)
-        Path(path).unlink(missing_ok=True)
-
-
-def _give_up(request: Request, reason: str) -> Outcome:
-    return failure(request, UserError(reason))
+    def _give_up(self, request: Request, reason: str) -> Outcome:
+        return failure(request, UserError(reason), self._storage.keep)

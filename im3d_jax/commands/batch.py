@@ -3,6 +3,7 @@
     im3d batch --prompts prompts.txt --out out/batch
     im3d batch --prompts prompts.jsonl --out out/batch --shard 3/16 --retry-seeds 2
     im3d batch --prompts prompts.jsonl --out out/batch --ray auto --gpus-per-actor 1
+    im3d batch --prompts s3://bucket/prompts.jsonl --out s3://bucket/batch
     im3d batch --status out/batch
     im3d batch --summarize out/batch
 
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import config_flags
 from im3d_jax.cluster import flags as cluster_flags
+from im3d_jax.objects.urls import Url, path_or_url
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.ranges import Flag, NumAssets, NumRetries, Seed, whole
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from im3d_jax.jobs.batch import Batch
     from im3d_jax.jobs.lanes import Maker
     from im3d_jax.jobs.making import Making
+    from im3d_jax.jobs.storage import Storage
     from im3d_jax.settings import AssetSettings
 
 DEFAULT_CONFIG = "configs/tiny.py"
@@ -55,11 +58,13 @@ def make_parser() -> CommandParser:
     parser = CommandParser("batch", __doc__)
     parser.add_argument(
         "--prompts",
-        type=Path,
-        metavar="FILE",
+        type=path_or_url,
+        metavar="FILE|URL",
         help="file of prompts: .txt, .json or .jsonl, see docs/batch.md",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the batch")
+    parser.add_argument(
+        "--out", type=path_or_url, metavar="DIR|URL", help="directory of the batch, or s3://BUCKET/NAME"
+    )
     parser.add_argument(
         "--shard", default="", metavar="I/N", help="make the assets I, I + N, ... (default: SLURM's, or all)"
     )
@@ -100,8 +105,10 @@ def make_parser() -> CommandParser:
         help="keep the views of every round as pictures, of the assets that are made now",
     )
     cluster_flags.add(parser)
-    parser.add_argument("--status", type=Path, metavar="DIR", help="only show what DIR has and lacks")
-    parser.add_argument("--summarize", type=Path, metavar="DIR", help="only write DIR's summary and gallery")
+    parser.add_argument("--status", type=path_or_url, metavar="DIR", help="only show what DIR has and lacks")
+    parser.add_argument(
+        "--summarize", type=path_or_url, metavar="DIR", help="only write DIR's summary and gallery"
+    )
     return parser
 
 
@@ -115,33 +122,35 @@ def check(flags: Namespace) -> None:
 # The rest is imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
 
 
-def show_status(out: Path) -> int:
+def show_status(place: Path | Url) -> int:
     """Prints what a batch has and lacks. Returns 0 if all that was asked for is there, otherwise 1."""
-    from im3d_jax.jobs import summary
+    from im3d_jax.jobs import storage, summary
 
-    text, is_whole = summary.screen(out)
+    with storage.at(place) as batch:
+        text, is_whole = summary.screen(batch)
     print(text)
     return 0 if is_whole else 1
 
 
-def summarize(out: Path) -> int:
+def summarize(place: Path | Url) -> int:
     """Writes the summary and the gallery of a batch that is there. Returns the exit code."""
-    from im3d_jax.jobs import publish
+    from im3d_jax.jobs import publish, storage
     from im3d_jax.jobs.index import Index
 
-    print(f"{out}: {publish.write(Index(out).refresh())}")
+    with storage.at(place) as batch:
+        print(f"{batch}: {publish.write(Index(batch).refresh())}")
     return 0
 
 
 def run(config: ConfigDict, flags: Namespace) -> int:
     """Makes what is missing of this shard. Returns the exit code."""
     from im3d_jax import pipeline
-    from im3d_jax.jobs import batch
+    from im3d_jax.jobs import batch, storage
     from im3d_jax.jobs.stop import Stop
 
     asked = batch.Batch(
         prompts=flags.prompts,
-        out=flags.out,
+        out=Path(),
         shard=WHOLE if flags.ray else flags.shard,
         seed=flags.seed,
         num_assets=flags.num_assets,
@@ -152,20 +161,23 @@ def run(config: ConfigDict, flags: Namespace) -> int:
     )
     settings = pipeline.read_settings(config)
     load = partial(pipeline.load, config)
-    with Stop() as stop:
-        return batch.run(asked, settings, _making(flags, asked, settings, load), stop)
+    with storage.at(flags.out) as place, Stop() as stop:
+        asked = asked._replace(out=place.out)
+        return batch.run(asked, settings, _making(flags, asked, settings, load, place), stop, place)
 
 
-def _making(flags: Namespace, asked: Batch, settings: AssetSettings, load: Callable[[], Maker]) -> Making:
+def _making(
+    flags: Namespace, asked: Batch, settings: AssetSettings, load: Callable[[], Maker], place: Storage
+) -> Making:
     """In this process, or on a cluster."""
     from im3d_jax.jobs.making import InProcess
 
     if not flags.ray:
-        return InProcess(load, flags.lanes, flags.retry_seeds)
+        return InProcess(load, flags.lanes, flags.retry_seeds, place.keep)
     from im3d_jax.cluster.making import Cluster, Needs, OnCluster
 
     least, most = cluster_flags.actor_range(flags.actors)
     labels = cluster_flags.node_labels(flags.node_labels)
     needs = Needs(float(flags.cpus_per_actor or 1), flags.gpus_per_actor or 0.0, labels, most)
     cluster = Cluster(flags.ray, needs, least, flags.asset_timeout_s or 0.0, flags.patience_s or 600.0)
-    return OnCluster(cluster, load, settings, asked, num_lanes=flags.lanes)
+    return OnCluster(cluster, load, settings, asked, num_lanes=flags.lanes, storage=place)

@@ -116,7 +116,8 @@ def generate(config: ConfigDict, flags: Namespace) -> None:
     """Makes the assets one after the other with one generator and one worker, and prints a line for each."""
     # Imported after the flags are parsed, so that --help and mistakes in flags do not wait for JAX.
     from im3d_jax import pipeline
-    from im3d_jax.asset import ASSET, Request, read_pictures
+    from im3d_jax.asset import Request, read_pictures
+    from im3d_jax.asset_kinds import ASSET
     from im3d_jax.sides import arranged
 
     front, sides = arranged(flags.image, flags.azimuth_deg)

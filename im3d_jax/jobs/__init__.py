@@ -22,5 +22,8 @@ BATCH = Kind(
 )
 """What a batch writes into its own directory; those of its assets know their own files."""
 
+CONFIGS = Kind("batch", (r"config_[0-9a-f]{16}\.json",), grows=True)
+"""The same of its configs."""
+
 FAILURE = Kind("batch", (r"error\.json",))
 """What a batch writes into the directory of an asset that could not be made."""

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from im3d_jax import config_flags
-from im3d_jax.jobs import BATCH
+from im3d_jax.jobs import CONFIGS
 from recon_torch import outputs
 from recon_torch.files import write_json
-from recon_torch.outputs import Kind
-
-FILES = Kind(BATCH.command, (r"config_[0-9a-f]{16}\.json",), grows=True)
 
 NUM_NAMED = 5
 """So many keys that differ an error names."""
@@ -38,8 +35,8 @@ class Configs(NamedTuple):
     def keep(self) -> None:
         """Writes the present config, unless it is there."""
         if not self._path(self.digest).exists():
-            outputs.check(self.out, FILES)
-            outputs.claim(self.out, FILES)
+            outputs.check(self.out, CONFIGS)
+            outputs.claim(self.out, CONFIGS)
             write_json(self._path(self.digest), dict(self.config))
 
     def difference(self, digest: object) -> str:

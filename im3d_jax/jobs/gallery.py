@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from im3d_jax.jobs import BATCH, ERROR, FAILED
-from im3d_jax.jobs.index import KINDS, Row
+from im3d_jax.jobs.rows import KINDS, Row
 from recon_torch import outputs
 from recon_torch.asset_files import REPORT
 from recon_torch.files import replacing

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from im3d_jax.jobs import BATCH
 from im3d_jax.jobs.prompt_files import Entry
+from im3d_jax.objects.urls import Url, absolute
 from recon_torch import outputs
 from recon_torch.errors import UserError
 from recon_torch.files import write_json
@@ -45,9 +46,9 @@ class Job(NamedTuple):
     seed: int | None
 
 
-def read_job(entries: Sequence[Entry], prompts: Path, num_assets: int, seed: int) -> Job:
+def read_job(entries: Sequence[Entry], prompts: Path | Url, num_assets: int, seed: int) -> Job:
     """The job of this call. prompts: the file, to which the paths of pictures are relative."""
-    lines = [canonical(entry, os.path.abspath(prompts.parent)) for entry in entries]
+    lines = [canonical(entry, absolute(prompts.parent)) for entry in entries]
     short = "".join(hashlib.sha256(line).hexdigest()[:SHORT] for line in lines)
     needs_seed = any(entry.seed is None for entry in entries)
     began = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -56,7 +57,7 @@ def read_job(entries: Sequence[Entry], prompts: Path, num_assets: int, seed: int
 
 def canonical(entry: Entry, folder: str) -> bytes:
     """An entry as JSON, the same wherever the file of prompts lies with the pictures in its folder."""
-    images = [os.path.abspath(image) for image in entry.images]
+    images = [absolute(image) for image in entry.images]
     images = [image.removeprefix(f"{folder}{os.sep}") for image in images]
     elevation_deg = None if entry.elevation_deg is None else float(entry.elevation_deg)
     azimuths_deg = [float(each) for each in entry.azimuths_deg]
@@ -70,7 +71,7 @@ def _digest(lines: Sequence[bytes]) -> str:
     return whole.hexdigest()
 
 
-def check(out: Path, job: Job, prompts: Path, overwrite: bool) -> Job:
+def check(out: Path, job: Job, prompts: Path | Url, overwrite: bool) -> Job:
     """Raises UserError if a batch began as another job, unless that is to be overwritten.
 
     Returns the job with the date at which the batch began.
@@ -84,7 +85,7 @@ def check(out: Path, job: Job, prompts: Path, overwrite: bool) -> Job:
     return job if changed else job._replace(began=before.began)
 
 
-def keep(out: Path, job: Job, prompts: Path, overwrite: bool) -> None:
+def keep(out: Path, job: Job, prompts: Path | Url, overwrite: bool) -> None:
     """Writes job.json, if it does not say the same. Raises UserError as `check` does.
 
     Only the process that holds the index may do so: of shards that start together, the first is what counts.

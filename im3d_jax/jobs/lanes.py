@@ -15,8 +15,9 @@ from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from im3d_jax.asset import ASSET, REPORT, Asset, Request, opened
-from im3d_jax.jobs.outcomes import Outcome, failure, success
+from im3d_jax.asset import REPORT, Asset, Request, opened
+from im3d_jax.asset_kinds import ASSET
+from im3d_jax.jobs.outcomes import Keep, Outcome, failure, nothing, success
 from im3d_jax.jobs.stop import Stop, Stopped
 from im3d_jax.stages import Show
 from recon_torch import outputs
@@ -49,9 +50,11 @@ def make_all(
     num_retries: int,
     stop: Stop,
     tell: Callable[[Outcome], None],
+    keep: Keep = nothing,
 ) -> None:
     """Makes the assets in `num_lanes` threads.
 
+    keep: called with the directory of each, see `storage.Storage.keep`.
     tell: called in this thread with the outcome of each asset. Those that a signal stops have none.
     """
     _warn(maker, requests)
@@ -64,11 +67,11 @@ def make_all(
                 # What a killed process has left half made does not stay if this fails.
                 outputs.remove(request.out, ASSET, REPORT)
                 made = maker.make_best(request, client, num_retries=num_retries, show=stop.show)
-                return success(made)
+                return success(made, keep)
         except Stopped:
             return None
         except Exception as error:  # whatever it is, it must not end the other assets
-            return failure(request, error)
+            return failure(request, error, keep)
         finally:
             idle.put(client)
 
@@ -87,7 +90,7 @@ def make_all(
                 if not stop.soon:
                     in_hand |= {lanes.submit(attempt, each) for each in islice(waiting, len(done))}
         except BaseException:
-            stop.soon = stop.now = True
+            stop.give_up()
             raise
 
 

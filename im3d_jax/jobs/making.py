@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from im3d_jax.asset import Request
 from im3d_jax.jobs.lanes import Maker, make_all
-from im3d_jax.jobs.outcomes import Outcome
+from im3d_jax.jobs.outcomes import Keep, Outcome, nothing
 from im3d_jax.jobs.stop import Stop
 
 Tell = Callable[[Outcome], None]
@@ -35,11 +35,13 @@ class InProcess(NamedTuple):
     Attributes:
         load: loads the model; called only if something is missing.
         num_lanes: assets made at once. num_retries: further seeds while an asset is bad.
+        keep: see `storage.Storage.keep`.
     """
 
     load: Callable[[], Maker]
     num_lanes: int = 1
     num_retries: int = 0
+    keep: Keep = nothing
 
     @property
     def draws(self) -> bool:
@@ -50,4 +52,4 @@ class InProcess(NamedTuple):
         return nullcontext()
 
     def make_all(self, requests: Sequence[Request], stop: Stop, tell: Tell) -> None:
-        make_all(self.load(), requests, self.num_lanes, self.num_retries, stop, tell)
+        make_all(self.load(), requests, self.num_lanes, self.num_retries, stop, tell, self.keep)

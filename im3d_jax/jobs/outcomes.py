@@ -7,6 +7,9 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -24,6 +27,14 @@ MAX_FAILURES = 5
 """After so many failures in a row a shard gives up, because then it is not the prompts that are at fault."""
 
 
+Keep = Callable[[Path], None]
+"""See `storage.Storage.keep`."""
+
+
+def nothing(directory: Path) -> None:
+    """Keeps what lies on the disk where it is."""
+
+
 class Outcome(NamedTuple):
     """What became of one asset.
 
@@ -31,7 +42,6 @@ class Outcome(NamedTuple):
         name: of its directory.
         verdict, psnr, seconds: of an asset that was made. psnr: to the views of the last round, in dB.
         error: the line that says why it could not be made; "" if it was.
-        failed_before: whether it failed in an earlier call, too.
         node: of the cluster, on which this became of it; "" without one.
     """
 
@@ -40,7 +50,6 @@ class Outcome(NamedTuple):
     psnr: float = 0.0
     seconds: float = 0.0
     error: str = ""
-    failed_before: bool = False
     node: str = ""
 
     def __str__(self) -> str:
@@ -50,24 +59,26 @@ class Outcome(NamedTuple):
         return f"{self.name} {self.verdict}, {self.psnr:.1f} dB, {self.seconds:.1f} s{where}"
 
 
-def success(asset: Asset) -> Outcome:
-    """The outcome of an asset that was made. Removes the error.json of an earlier call."""
+def success(asset: Asset, keep: Keep = nothing) -> Outcome:
+    """The outcome of an asset that was made, when it is kept. Removes the error.json of an earlier call."""
     outputs.remove(asset.directory, FAILURE)
+    keep(asset.directory)
     psnr, seconds = asset.report["rounds"][-1]["psnr"], asset.report["seconds"]["total"]
     return Outcome(asset.directory.name, asset.verdict, psnr, seconds)
 
 
-def failure(request: Request, error: Exception) -> Outcome:
-    """The outcome of an asset that could not be made. Writes its error.json.
+def failure(request: Request, error: Exception, keep: Keep = nothing) -> Outcome:
+    """The outcome of an asset that could not be made. Writes its error.json, and keeps it if that can be.
 
     That has one line for the user and, where the cause is a bug or a lost worker, all that is known of it.
     """
     line, details = explain(error)
-    failed_before = (request.out / ERROR).is_file()
     asked: dict[str, Any] = {"prompt": request.prompt, "image": request.image, "seed": request.seed}
     told = asked | {"error": line, "details": details, "node": socket.gethostname()}
     outputs.put(request.out, FAILURE, ERROR, lambda path: write_json(path, told))
-    return Outcome(request.out.name, error=line, failed_before=failed_before)
+    with suppress(UserError):  # where no file can be kept, the line is what is told
+        keep(request.out)
+    return Outcome(request.out.name, error=line)
 
 
 def explain(error: Exception) -> tuple[str, str]:
@@ -104,8 +115,8 @@ class Progress:
     def num_done(self) -> int:
         return self.num_there + self.counts.total()
 
-    def tell(self, outcome: Outcome) -> None:
-        """Counts and shows an outcome."""
+    def tell(self, outcome: Outcome, failed_before: bool = False) -> None:
+        """Counts and shows an outcome. failed_before: whether the asset failed in an earlier call, too."""
         self.counts[FAILED if outcome.error else outcome.verdict] += 1
         self.bar.update()
         if self.bar.disable:
@@ -115,7 +126,7 @@ class Progress:
             print(f"{outcome}  {where}", file=sys.stderr, flush=True)
         elif outcome.error:
             self.bar.write(str(outcome), file=sys.stderr)
-        if not outcome.failed_before:
+        if not failed_before:
             self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.error else 0
         if self._failures_in_a_row == MAX_FAILURES:
             self._stop.soon = True

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from im3d_jax import pipeline
-from im3d_jax.asset import PICTURE, Request
+from im3d_jax.asset import Request
+from im3d_jax.asset_kinds import PICTURE
 from im3d_jax.jobs import PICTURES
 from im3d_jax.jobs.outcomes import MAX_FAILURES, Outcome, failure
+from im3d_jax.jobs.storage import Storage
 from im3d_jax.settings import AssetSettings
 from recon_torch import outputs
 from recon_torch.errors import UserError
@@ -20,7 +22,7 @@ AT_ONCE = 64
 
 
 def draw_missing(
-    settings: AssetSettings, requests: Sequence[Request], out: Path
+    settings: AssetSettings, requests: Sequence[Request], storage: Storage
 ) -> tuple[list[Request], list[Outcome]]:
     """The requests with pictures by `config.text_to_image.pipeline`, and the outcomes of those that failed.
 
@@ -30,21 +32,29 @@ def draw_missing(
     """
     if not settings.text_to_image.pipeline:
         return list(requests), []
-    requests = [r if r.image else r._replace(image=str(_path(r, settings, out))) for r in requests]
-    missing = {
-        r.image: r._replace(image="", out=Path(r.image).parent)
-        for r in requests
-        if not Path(r.image).is_file()
-    }
-    for request in missing.values():
-        outputs.check(request.out, PICTURE, root=out)
+    named, missing = [], {}
+    for request in requests:
+        if not request.image:
+            path = _path(request, settings, storage.out)
+            if not storage.has(path):
+                missing[path] = request._replace(out=path.parent)
+            request = request._replace(image=storage.locate(path))
+        named.append(request)
+    for path in missing:
+        outputs.check(path.parent, PICTURE, root=storage.out)
     errors: dict[str, UserError] = {}
     for path, error in _draw(settings, list(missing.values())):
-        errors[path] = error
-        if len(errors) == MAX_FAILURES and not any(Path(each).is_file() for each in missing):
+        errors[storage.locate(path)] = error
+        if len(errors) == MAX_FAILURES and not any(each.is_file() for each in missing):
             raise error
-    failed = [failure(r, errors[r.image]) for r in requests if r.image in errors]
-    return [r for r in requests if r.image not in errors], failed
+    for path in missing:
+        if path.is_file():
+            try:
+                storage.keep(path.parent)
+            except UserError as error:
+                errors[storage.locate(path)] = error
+    failed = [failure(r, errors[r.image], storage.keep) for r in named if r.image in errors]
+    return [r for r in named if r.image not in errors], failed
 
 
 def _path(request: Request, settings: AssetSettings, out: Path) -> Path:
@@ -52,7 +62,7 @@ def _path(request: Request, settings: AssetSettings, out: Path) -> Path:
     return out / PICTURES / hashlib.sha256(key.encode()).hexdigest()[:32] / "input.png"
 
 
-def _draw(settings: AssetSettings, requests: list[Request]) -> Iterator[tuple[str, UserError]]:
+def _draw(settings: AssetSettings, requests: list[Request]) -> Iterator[tuple[Path, UserError]]:
     """Draws the pictures in lots. Yields the path and the error of each that cannot be drawn.
 
     A lot that fails is halved until the picture is found that is at fault.
@@ -65,7 +75,7 @@ def _draw(settings: AssetSettings, requests: list[Request]) -> Iterator[tuple[st
             return
         except UserError as error:
             if len(requests) == 1:
-                yield str(requests[0].out / "input.png"), error
+                yield requests[0].out / "input.png", error
                 return
     middle = len(requests) // 2
     yield from _draw(settings, requests[:middle])

@@ -11,12 +11,13 @@ An image's path is relative to the file. Blank lines are skipped.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from im3d_jax.objects import copies
+from im3d_jax.objects.urls import Url, beside
 from im3d_jax.sides import arranged
 from recon_torch.errors import UserError, quoted
 from recon_torch.ranges import MAX_SEED
@@ -46,16 +47,18 @@ KEYS = {"prompt": "prompt", "image": "images", "seed": "seed"} | {
 """Of an object in a file, and the fields that they fill. The last may be lists."""
 
 
-def read(path: Path, find_images: bool = True) -> list[Entry]:
+def read(path: Path | Url, find_images: bool = True) -> list[Entry]:
     """The entries of a file. Raises UserError, naming file and line, for the first that is wrong.
 
-    find_images: an image that does not exist is wrong.
+    path: or a URL, beside which its pictures lie then. find_images: an image that does not exist is wrong.
     """
     readers = {".txt": _prompts, ".json": _items, ".jsonl": _objects}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"prompts {path}: its name must end in {', '.join(readers)}")
-    entries = [_entry(value, path, line, find_images) for line, value in reader(path)]
+    is_there = copies.Presence() if find_images else None
+    with copies.local(path) as file:
+        entries = [_entry(value, path, line, is_there) for line, value in reader(file)]
     if not entries:
         raise UserError(f"prompts {path}: the file is empty; write a prompt on each line")
     return entries
@@ -85,8 +88,11 @@ def _items(path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, position)
 
 
-def _entry(value: Any, path: Path, line: int, find_images: bool) -> Entry:
-    """The entry of a string or an object; its image's path is made relative to the working directory."""
+def _entry(value: Any, path: Path | Url, line: int, is_there: Callable[[str], bool] | None) -> Entry:
+    """The entry of a string or an object; its image's path is made relative to the working directory.
+
+    is_there: whether an image is there; None: that does not matter.
+    """
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
@@ -100,9 +106,12 @@ def _entry(value: Any, path: Path, line: int, find_images: bool) -> Entry:
         arranged(entry.images, entry.azimuths_deg)
     except UserError as error:
         raise _wrong(path, line, str(error)) from None
-    entry = entry._replace(images=tuple(str(path.parent / image) for image in entry.images))
-    for image in entry.images if find_images else ():
-        if not os.path.isfile(image):
+    try:
+        entry = entry._replace(images=tuple(beside(path.parent, image) for image in entry.images))
+    except UserError as error:
+        raise _wrong(path, line, str(error)) from None
+    for image in entry.images:
+        if is_there and not is_there(image):
             raise _wrong(path, line, f"no image at {image[-200:]}; the path is relative to this file")
     return entry
 
@@ -137,5 +146,5 @@ def _problem(entry: Entry) -> str:
     return ""
 
 
-def _wrong(path: Path, line: int, problem: str) -> UserError:
+def _wrong(path: Path | Url, line: int, problem: str) -> UserError:
     return UserError(f"{path}, line {line}: {problem}")

@@ -63,7 +63,7 @@ class Publisher:
         try:
             return write(self.index.refresh(), patience_s=PATIENCE_S)
         except InUse as error:  # all assets are there
-            return f"{error}, and give `im3d batch --summarize {self.index.out}`"
+            return f"{error}, and give `im3d batch --summarize {self.index.storage}`"
 
 
 def write(index: Index, asked: Asked | None = None, patience_s: float = PATIENCE_S) -> str:
@@ -80,4 +80,4 @@ def write(index: Index, asked: Asked | None = None, patience_s: float = PATIENCE
         totals = summary.write(index.out, rows, asked)
         page = gallery.write(index.out, rows)
     missing = f"{totals['num_missing']} of the batch's {totals['num_asked']} assets are missing"
-    return f"{missing + '; ' if totals['num_missing'] else ''}see {page} and {SUMMARY}"
+    return f"{missing + '; ' if totals['num_missing'] else ''}see {index.storage}/{page.name} and {SUMMARY}"

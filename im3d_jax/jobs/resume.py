@@ -5,7 +5,7 @@ from __future__ import annotations
 from im3d_jax.asset import Request, images_digest, origin
 from im3d_jax.jobs import FAILED
 from im3d_jax.jobs.configs import Configs
-from im3d_jax.jobs.index import Row
+from im3d_jax.jobs.rows import Row
 from im3d_jax.settings import AssetSettings
 from recon_torch.errors import UserError
 from recon_torch.settings import Verdict

@@ -38,6 +38,10 @@ class Stop:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def give_up(self) -> None:
+        """Stops at the next step, whatever is in hand. Any thread may do so."""
+        self.soon = self.now = True
+
     def _hear(self, number: int, frame: object) -> None:
         self.soon = self.by_signal = True
         if number == signal.SIGTERM:

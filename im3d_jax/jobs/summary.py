@@ -14,8 +14,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from im3d_jax.jobs import BATCH, FAILED
-from im3d_jax.jobs.index import Index, Row
-from recon_torch import locks, outputs
+from im3d_jax.jobs.index import Index
+from im3d_jax.jobs.rows import Row
+from im3d_jax.jobs.storage import Storage
+from recon_torch import outputs
 from recon_torch.files import write_json
 from recon_torch.settings import Verdict
 
@@ -93,18 +95,20 @@ def totals(rows: Sequence[Row], asked: Asked | None) -> dict[str, Any]:
 # ---- The screen ----
 
 
-def screen(out: Path) -> tuple[str, bool]:
+def screen(place: Path | Storage) -> tuple[str, bool]:
     """(what there is of a batch, who works on it and what is missing, on one screen; whether all is made).
 
-    Raises UserError if `out` is not the directory of a batch.
+    Raises UserError if there is no batch.
     """
-    rows, asked = Index(out).refresh().in_order(), read_asked(out)
+    index = Index(place).refresh()
+    rows, asked = index.in_order(), read_asked(index.out)
     state, missing = totals(rows, asked), missing_numbers(rows, asked)
     of_all = f"of {asked.num_assets} " if asked else ""
     lost = f"{len(missing)} missing" if asked else "it is not known how many were asked for"
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in state["verdicts"].items())
-    lines = [f"{out}: {state['num_assets']} {of_all}made ({verdicts}), {state['num_failed']} failed, {lost}"]
-    lines += _table(out, rows, missing, asked) if asked else []
+    made = f"{index.storage}: {state['num_assets']} {of_all}made"
+    lines = [f"{made} ({verdicts}), {state['num_failed']} failed, {lost}"]
+    lines += _table(index.storage, rows, missing, asked) if asked else []
     lines += _first(f"{name} failed: {error}"[:110] for name, error in state["failures"].items())
     if missing:
         names = [f"{number:06d}" for number in missing[:NUM_ROWS]]
@@ -112,9 +116,9 @@ def screen(out: Path) -> tuple[str, bool]:
     return "\n".join(lines), bool(asked) and not missing and not state["num_failed"]
 
 
-def _table(out: Path, rows: Sequence[Row], missing: Sequence[int], asked: Asked) -> list[str]:
+def _table(storage: Storage, rows: Sequence[Row], missing: Sequence[int], asked: Asked) -> list[str]:
     """A table of the shards that are not whole, those that lack most first."""
-    at_work = locks.parts_at_work(out)
+    at_work = dict(storage.at_work())
     made, failed = Counter[int](), Counter[int]()
     for row in rows:
         (failed if row.verdict == FAILED else made)[int(row.name) % asked.num_shards] += 1

@@ -2,9 +2,14 @@
 
 import json
 import math
+import secrets
+import socket
 import string
+import subprocess
 import sys
 import textwrap
+import time
+import urllib.request
 from pathlib import Path
 
 import jax
@@ -413,3 +418,49 @@ def write_runnable(write_shrunk):
         return path
 
     return write
+
+
+# ---- An object store ----
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of a process that speaks S3, and keeps everything in memory."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/moto-api/data.json").close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch, tmp_path):
+    """The URL of a new bucket; the environment says where its store is."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{secrets.token_hex(6)}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return f"s3://{name}"

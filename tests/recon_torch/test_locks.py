@@ -112,7 +112,7 @@ def test_where_a_file_system_has_no_locks_the_record_counts(tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
     if record:
-        whole = {"started": locks._started(os.getppid()), "since": "then"} | record  # noqa: SLF001
+        whole = {"started": locks.started(os.getppid()), "since": "then"} | record
         (tmp_path / locks.LOCK).write_text(locks.json.dumps(whole))
     if is_free:
         with locks.hold(tmp_path):

@@ -14,7 +14,8 @@ from im3d_jax import config_flags, pipeline
 from im3d_jax.asset import REPORT, Request
 from im3d_jax.cluster.actor import AssetActor, Order
 from im3d_jax.conditions import text_to_image
-from im3d_jax.jobs import index
+from im3d_jax.jobs import rows
+from im3d_jax.jobs.storage import Disk
 from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.process.client import WorkerDied
@@ -35,7 +36,7 @@ def make(cluster_benchmark, tmp_path, monkeypatch):
 
         if make_best:
             Model.make_best = make_best
-        order = Order(partial(Model, settings), settings, tmp_path, {}, os.getcwd(), token, **changes)
+        order = Order(partial(Model, settings), settings, Disk(tmp_path), {}, os.getcwd(), token, **changes)
         return AssetActor(order, lambda: "node")
 
     (tmp_path / "token").touch()
@@ -131,5 +132,5 @@ def test_an_asset_that_another_process_makes_is_left_to_it(make, tmp_path, monke
     request.out.mkdir(parents=True)
     with ThreadPoolExecutor(1) as other, locks.hold(request.out):  # a thread's locks are its own
         kind, _, error = other.submit(actor.make, request).result()
-    assert kind == "Busy" and f"process {os.getpid()}" in error and index.read(request.out) is None
+    assert kind == "Busy" and f"process {os.getpid()}" in error and rows.read(request.out) is None
     assert actor.make(request)[0] == "Done"

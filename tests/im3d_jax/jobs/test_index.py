@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from im3d_jax import main
-from im3d_jax.jobs import index, publish
+from im3d_jax.jobs import index, publish, rows, storage
 from im3d_jax.jobs.index import Index
 from im3d_jax.jobs.publish import Publisher
 from recon_torch import locks
@@ -74,7 +74,7 @@ def reads(monkeypatch):
         found.append(os.path.relpath(path, os.path.dirname(os.path.dirname(path))))
         return open(path, *arguments, **keywords)
 
-    monkeypatch.setattr(index, "open", spy, raising=False)
+    monkeypatch.setattr(rows, "open", spy, raising=False)
     return found
 
 
@@ -267,11 +267,11 @@ def test_the_newer_of_two_rows_stays_whoever_writes_last(out):
 
 
 def test_a_driver_adds_rows_that_it_has_from_elsewhere(out):
-    rows = Index(out).refresh()
-    row = index.read(out / "assets/000000")._replace(name="000077")
-    rows.add(row)
-    with rows.held():
-        rows.write()
+    own = Index(out).refresh()
+    row = rows.read(out / "assets/000000")._replace(name="000077")
+    own.add(row)
+    with own.held():
+        own.write()
     assert index.load(out / "index.parquet")["000077"] == row
 
 
@@ -319,7 +319,7 @@ def test_what_is_in_the_way_of_the_table_does_not_end_a_batch(out, monkeypatch, 
 def test_another_writer_is_not_waited_for_until_the_end(out, monkeypatch, capsys):
     publisher = Publisher(Index(out).refresh(), period_s=0.0)
     monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
-    holder = os.open(out / index.LOCK, os.O_RDWR | os.O_CREAT)
+    holder = os.open(out / storage.LOCK, os.O_RDWR | os.O_CREAT)
     locks.lock_file(holder)
     publisher.tell("000000")
     assert not (out / "index.parquet").exists() and capsys.readouterr().err == ""
