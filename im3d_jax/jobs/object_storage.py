@@ -33,7 +33,8 @@ from recon_torch.errors import UserError
 from recon_torch.outputs import MARKER, Kind
 from recon_torch.page import PAGE
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 NUM_THREADS = 16
 """Calls that wait for answers at once."""
