@@ -150,7 +150,8 @@ class Bucket:
             self._is_lost = True
             lost()
 
-        with leases.held(self.store, f"{number}-of-{count}", is_rival, lose) as self._lease:
+        self._lease = f"{number}-of-{count}"
+        with leases.held(self.store, self._lease, is_rival, lose):
             yield
 
     @contextlib.contextmanager
@@ -171,7 +172,7 @@ class Bucket:
         yield self._lease
 
     def sees(self, token: str) -> bool:
-        return self.store.stat(token) is not None
+        return token in map(leases.name_of, self.store.files(leases.FOLDER))
 
     # ---- What is there ----
 

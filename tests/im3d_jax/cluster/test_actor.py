@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from im3d_jax.asset import REPORT, Request
 from im3d_jax.cluster.actor import AssetActor, Order
 from im3d_jax.conditions import text_to_image
 from im3d_jax.jobs import rows
+from im3d_jax.jobs.object_storage import Bucket, opened
 from im3d_jax.jobs.storage import Disk
+from im3d_jax.objects.urls import parse
 from recon_torch import locks
 from recon_torch.errors import UserError
 from recon_torch.process.client import WorkerDied
@@ -134,3 +137,38 @@ def test_an_asset_that_another_process_makes_is_left_to_it(make, tmp_path, monke
         kind, _, error = other.submit(actor.make, request).result()
     assert kind == "Busy" and f"process {os.getpid()}" in error and rows.read(request.out) is None
     assert actor.make(request)[0] == "Done"
+
+
+def test_an_actor_that_shares_nothing_but_a_bucket(cluster_benchmark, bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("NPROC", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = cluster_benchmark.read_settings()
+
+    class Model(cluster_benchmark.StandIn):
+        num_made = 0
+
+        def make_best(self, request, client, **options):
+            Model.num_made += 1
+            if request.prompt == "fails":
+                raise UserError("this cannot be made")
+            return super().make_best(request, client, **options)
+
+    def actor(storage, token):
+        order = Order(partial(Model, settings), settings, storage, {}, os.getcwd(), token)
+        return AssetActor(order._replace(storage=pickle.loads(pickle.dumps(storage))), lambda: "node")
+
+    with opened(parse(f"{bucket}/run")) as driver, driver.hold((0, 1), lambda: None), driver.token() as token:
+        first, second = actor(driver, token), actor(driver, token)
+        assert first.load() == second.load() == ""
+        request = Request("a duck", "", 0, driver.out / "assets/000000")
+        outcomes = [each.make(request)[2] for each in (first, second)]
+        assert outcomes[0] == outcomes[1] and outcomes[0].verdict == "good" and Model.num_made == 1
+        failed = request._replace(prompt="fails", out=driver.out / "assets/000001")
+        assert first.make(failed)[2].error == "this cannot be made"
+        found = {row.name: row.verdict for row in driver.all_rows({})}
+        assert found == {"000000": "good", "000001": "failed"}
+        assert not list(driver.out.glob("assets/*/*"))
+        assert (
+            f"{bucket}/other is not what the driver sees"
+            in actor(Bucket(parse(f"{bucket}/other")), token).load()
+        )
