@@ -147,6 +147,9 @@ def test_an_actor_that_shares_nothing_but_a_bucket(cluster_benchmark, bucket, mo
     class Model(cluster_benchmark.StandIn):
         num_made = 0
 
+        def start_client(self):
+            return MagicMock()
+
         def make_best(self, request, client, **options):
             Model.num_made += 1
             if request.prompt == "fails":
@@ -162,7 +165,8 @@ def test_an_actor_that_shares_nothing_but_a_bucket(cluster_benchmark, bucket, mo
         assert first.load() == second.load() == ""
         request = Request("a duck", "", 0, driver.out / "assets/000000")
         outcomes = [each.make(request)[2] for each in (first, second)]
-        assert outcomes[0] == outcomes[1] and outcomes[0].verdict == "good" and Model.num_made == 1
+        assert outcomes[0].error == "" and outcomes[0].verdict == "good"
+        assert outcomes[0] == outcomes[1] and Model.num_made == 1
         failed = request._replace(prompt="fails", out=driver.out / "assets/000001")
         assert first.make(failed)[2].error == "this cannot be made"
         found = {row.name: row.verdict for row in driver.all_rows({})}
