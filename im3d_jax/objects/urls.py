@@ -59,7 +59,10 @@ def path_or_url(text: str) -> Path | Url:
     """The type of a flag that takes either."""
     if not text:
         raise ArgumentTypeError("the path is empty; is a variable of your shell not set?")
-    return parse(text) if is_url(text) else Path(text)
+    try:
+        return parse(text) if is_url(text) else Path(text)
+    except UserError as error:  # of which argparse would keep no word
+        raise ArgumentTypeError(str(error)) from None
 
 
 def beside(folder: Path | Url, name: str) -> str:

@@ -354,7 +354,8 @@ def test_a_second_driver_is_refused_and_shards_that_overlap_are(command, model, 
             error = capsys.readouterr().err
             assert f"{bucket}/run is in use by process {os.getpid()} on" in error and "since" in error
         assert command("--shard", "0/2") == 0
-        assert main.run(["batch", "--status", f"{bucket}/run"]) == 1
+        with pytest.raises(SystemExit, match="1"):
+            main.run(["batch", "--status", f"{bucket}/run"])
         assert f"process {os.getpid()} on" in capsys.readouterr().out
     assert command() == 0
 
