@@ -150,7 +150,8 @@ class RayCrew:
     def __init__(self, order: Order, needs: Needs, clock: Callable[[], float] = time.monotonic) -> None:
         """Within `connected`."""
         self._needs, self._clock = needs, clock
-        self._order = ray.put(order)
+        # An object of Ray's would be in the memory of the driver's node, and Ray 2.60 ends a driver (1) that misses it.
+        self._order = order
         self._slots = order.num_slots
         self._members: dict[str, Member] = {}
         self._calls: dict[Any, Call] = {}
