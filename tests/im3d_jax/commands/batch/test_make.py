@@ -4,107 +4,19 @@ import json
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from im3d_jax import asset, config_flags, main, pipeline
-from im3d_jax.asset import Asset
+from im3d_jax import asset, main, pipeline
 from im3d_jax.conditions import text_to_image
-from im3d_jax.jobs import batch, outcomes
-from im3d_jax.jobs.making import InProcess
-from im3d_jax.jobs.stop import Stop
-from recon_torch import locks, outputs
+from im3d_jax.jobs import outcomes
+from recon_torch import outputs
 from recon_torch.errors import UserError
-from recon_torch.files import write_json
 from recon_torch.process.client import WorkerDied, WorkerFailed
-from recon_torch.views.cameras import orbit
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_client")]
-
-CHANGES = """
-    config.video.num_steps = 2
-    config.rounds.update(at_steps=(2,), num_steps=1)
-    config.fit.update(num_gaussians=100, num_steps=4, lpips_net="alex")
-    config.turntable.update(num_frames=2, size=32)
-"""
-
-
-@pytest.fixture(scope="module")
-def config_path(tmp_path_factory, write_runnable):
-    return write_runnable(tmp_path_factory.mktemp("config"), CHANGES)
-
-
-@pytest.fixture
-def command(config_path, tmp_path, monkeypatch):
-    """Runs `im3d batch` on prompts (or what is in prompts.jsonl), into OUT. Returns the exit code."""
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-
-    def run(*flags, prompts=None, out=tmp_path / "out"):
-        path = tmp_path / "prompts.jsonl"
-        if prompts is not None:
-            path.write_text("".join(json.dumps(each) + "\n" for each in prompts))
-        flags = [f"--prompts={path}", f"--out={out}", f"--config={config_path}", *map(str, flags)]
-        try:
-            return main.run(["batch", *flags])
-        except SystemExit as exit:
-            return exit.code
-
-    return run
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """A loaded model whose assets are nothing but their reports, for tests that do not look at assets.
-
-    Set the `verdicts` on assets, or what `happens` while one is made, by their prompts. `made` lists the
-    prompts in the order in which their assets were made.
-    """
-
-    class Client:
-        def close(self):
-            pass
-
-    class Quick:
-        def __init__(self):
-            self.verdicts, self.happens, self.made, self.config = {}, {}, [], None
-
-        def load(self, config):
-            self.config, self.settings = config, pipeline.read_settings(config)
-            return self
-
-        def warnings(self, prompt):
-            return []
-
-        def start_client(self):
-            return Client()
-
-        def make_best(self, request, client, num_retries, show):
-            self.happens.get(request.prompt, lambda _: None)(show)
-            self.made.append(request.prompt)
-            verdict = self.verdicts.get(request.prompt, "good")
-            digest = asset.file_digest(request.image)
-            report = {
-                **asset.origin(request, digest, config_flags.config_digest(self.config)),
-                "image": request.image,
-                "quality": {"verdict": verdict, "reasons": [], "hints": []},
-                "rounds": [{"psnr": 20.0}],
-                "seconds": {"total": 1.0},
-            }
-            if verdict == "bad" and num_retries:
-                report["tries"] = [report | {"seed": request.seed}] * (1 + num_retries)
-            write = partial(write_json, content=report)
-            outputs.put(request.out, asset.ASSET, "report.json", write)
-            return Asset(request.out, report, orbit(1), [])
-
-    quick = Quick()
-    monkeypatch.setattr(pipeline, "load", quick.load)
-    return quick
 
 
 def fail(error):
@@ -128,17 +40,6 @@ def files(directory):
 
 
 # ---- Real assets ----
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """ball.png and a file that is no picture."""
-    inside = np.hypot(*(np.mgrid[:40, :40] - 20)) < 10
-    Image.fromarray(np.where(inside[..., None], [200, 30, 40], 255).astype(np.uint8)).save(
-        tmp_path / "ball.png"
-    )
-    (tmp_path / "broken.png").write_text("no picture")
-    return tmp_path / "ball.png", tmp_path / "broken.png"
 
 
 def test_assets_are_those_of_generate_whatever_the_lanes_and_shards(
@@ -257,109 +158,6 @@ def test_the_shell_of_an_interactive_allocation_makes_everything(command, quick,
     assert quick.made == ["a", "b"] and "shard 0/1: 2 made" in capsys.readouterr().out
 
 
-def test_a_step_of_which_slurm_says_too_little_is_one_line(command, quick, monkeypatch, capsys):
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert command(prompts=["a", "b"]) == 2
-    assert "give --shard I/N" in (error := capsys.readouterr().err) and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["report.json/x", "asset.ply", "images/000.png", "error.json"])
-def test_a_file_of_a_users_among_the_assets_is_refused_before_any_work(
-    command, quick, tmp_path, name, capsys
-):
-    mine = tmp_path / "out/assets/000001" / name
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
-    assert command(prompts=["a", "b"]) == 2
-    assert str(mine.parent if "x" in name else mine) in capsys.readouterr().err and not quick.made
-    assert mine.read_text() == "mine" and [path.name for path in (tmp_path / "out").iterdir()] == ["assets"]
-
-
-def test_no_link_leads_out_of_the_batch_and_no_input_is_replaced(command, quick, pictures, tmp_path, capsys):
-    (tmp_path / "far").mkdir()
-    (tmp_path / "out/assets").mkdir(parents=True)
-    (tmp_path / "out/assets/000001").symlink_to(tmp_path / "far")
-    assert command(prompts=["a", "b"]) == 2
-    assert "000001 is a symbolic link" in capsys.readouterr().err
-    (tmp_path / "out/assets/000001").unlink()
-    pictures[0].rename(tmp_path / "out/assets/ball.png")
-    assert command(prompts=["a", {"image": "out/assets/ball.png"}]) == 2
-    assert "ball.png is what it is to read" in capsys.readouterr().err and not quick.made
-
-
-def test_a_shard_at_work_keeps_the_same_and_overlapping_ones_out(command, quick, monkeypatch, tmp_path):
-    """While shard 0/2 makes its first asset, another thread, whose locks are its own, gives commands."""
-    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
-    codes = {}
-
-    def others(show):
-        quick.happens.clear()
-        stop = Stop()
-        with ThreadPoolExecutor(1) as thread:
-            for shard in ("0/2", "2/4", "0/1", "1/2"):
-                asked = batch.Batch(tmp_path / "prompts.jsonl", tmp_path / "out", shard)
-                making = InProcess(lambda: quick)
-                run = thread.submit(batch.run, asked, quick.settings, making, stop)
-                codes[shard] = str(run.exception() or run.result())
-
-    quick.happens = {"a": others}
-    assert command("--shard", "0/2", prompts=["a", "b", "c", "d"]) == 0
-    assert codes.pop("1/2") == "0" and sorted(quick.made) == ["a", "b", "c", "d"]
-    assert all(f"process {os.getpid()} on" in message for message in codes.values())
-
-
-@pytest.mark.parametrize(
-    "prompts, flags, words",
-    [
-        (["a", "x"], (), "prompt"),
-        (["a", "b"], ("--seed", 1), "seed"),
-        (["a", {"prompt": "b", "elevation_deg": 3}], (), "given_elevation_deg"),
-        (["a", "b"], ("--config.video.w_text=2.5",), r"config (config.video.w_text 1.0, now 2.5);"),
-        (["a", {"prompt": "b", "image": "ball.png"}], (), "image_digest"),
-    ],
-)
-def test_an_asset_of_something_else_is_an_error_before_any_work(
-    prompts, flags, words, command, quick, pictures, tmp_path, capsys
-):
-    assert command(prompts=["a", "b"]) == 0
-    (tmp_path / "out/job.json").unlink()  # as in batches of earlier versions
-    quick.made.clear()
-    assert command(*flags, prompts=prompts) == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert f"made from another {words}" in message and "--overwrite" in message and not quick.made
-    assert command(*flags, "--overwrite", prompts=prompts) == 0
-    assert quick.made == (["a", "b"] if "config" in words or "seed" in words else [prompts[1]["prompt"]
-                          if isinstance(prompts[1], dict) else "x"])  # fmt: skip
-    assert command(*flags) == 0
-
-
-@pytest.mark.parametrize(
-    "prompts, flags, words, made",
-    [
-        (["a", "x", "c"], (), "prompts.jsonl has changed {}: entry 2 is another;", ["x", "c"]),
-        (["b", "a"], (), "prompts.jsonl has changed {}: entry 1 is another;", ["b", "a"]),
-        (["a"], (), "prompts.jsonl has changed {}: it has 1 entries, and had 2;", []),
-        (["a", "b"], ("--seed", 1), "--seed has changed {}, from 0 to 1;", ["a", "b"]),
-        (["a", "b"], ("--num-assets", 2), "--num-assets has changed {}, from 1 to 2;", ["a", "b", "b"]),
-    ],
-)
-def test_a_job_that_has_changed_is_an_error_also_where_nothing_is_made_yet(
-    prompts, flags, words, made, command, quick, tmp_path, capsys
-):
-    assert command(prompts=["a", "b"]) == 0
-    out = tmp_path / "out"
-    began = json.loads((out / "job.json").read_text())["began"]
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    quick.made.clear()
-    assert command(*flags, prompts=prompts) == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert words.format(f"since this batch began ({began})") in message and "--overwrite" in message
-    assert not quick.made and before == {path: path.read_bytes() for path in before}
-    assert command(*flags, "--overwrite", prompts=prompts) == 0
-    assert quick.made == made
-    assert command(*flags) == 0 and quick.made == made
-
-
 def test_prompts_at_the_end_of_the_file_are_made_under_new_numbers(command, quick, tmp_path, capsys):
     assert command("--num-assets", 2, prompts=["a", "b"]) == 0
     assert command("--num-assets", 2, prompts=["a", "b", "c"]) == 0
@@ -450,7 +248,7 @@ def test_ctrl_c_ends_lanes_within_their_assets(command, quick, tmp_path):
     assert [path.name for path in (tmp_path / "out/assets").iterdir()] == ["000000"]
 
 
-# ---- Shards ----
+# ---- Shards, and a text-to-image pipeline ----
 
 
 def test_shards_are_disjoint_and_together_all(command, quick, tmp_path):
@@ -460,9 +258,6 @@ def test_shards_are_disjoint_and_together_all(command, quick, tmp_path):
     assert command("--shard", "2/3") == command("--shard", "0/3") == 0
     assert sorted(quick.made) == prompts
     assert json.loads((tmp_path / "out/summary.json").read_text())["num_assets"] == 7
-
-
-# ---- A text-to-image pipeline, and flags ----
 
 
 def test_pictures_of_a_pipeline_are_drawn_once_and_one_that_fails_is_alone(
@@ -488,20 +283,3 @@ def test_pictures_of_a_pipeline_are_drawn_once_and_one_that_fails_is_alone(
     (tmp_path / "out/assets/000001/report.json").unlink()
     assert command(*flags) == 1
     assert len(drawn) == 3 and quick.made[4:] == ["b"]
-
-
-def test_flags_that_cannot_be(command, quick, tmp_path, capsys):
-    cases = {
-        "--lanes: '0' is not a whole number from 1": ("--lanes", 0),
-        "--num-assets: '0' is not a whole number from 1": ("--num-assets", 0),
-        "--retry-seeds: '-1' is not a whole number from 0": ("--retry-seeds", -1),
-        "make each larger": ("--config.fit.num_steps=1",),
-        "--shard is": ("--shard", "2/2"),
-    }
-    for words, flags in cases.items():
-        assert command(*flags, prompts=["a"]) == 2, words
-        message = capsys.readouterr().err
-        assert words in message and message.count("\n") == 1
-        assert not (tmp_path / "out").exists()
-    assert main.run(["batch", "--out", str(tmp_path)]) == 2
-    assert "--prompts FILE" in capsys.readouterr().err
