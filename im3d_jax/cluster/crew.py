@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ DOUBT_S = 30.0
 
 MAX_STARTS = 3
 """How often a cluster of this machine is started if Ray's processes take too long to."""
+
+KNOCK_S = 10.0
+"""How long the head may take to accept a connection."""
 
 NODE_ID = "ray.io/node-id"
 
@@ -105,6 +109,7 @@ def connected(address: str, num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _knock(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _init(address, num_cpus)
@@ -120,6 +125,17 @@ def connected(address: str, num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises UserError if nobody listens at HOST:PORT, which Ray 2.60 would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address!r}: {first_line(error, 200)}") from None
 
 
 def _init(address: str, num_cpus: int | None) -> None:
@@ -150,7 +166,7 @@ class RayCrew:
     def __init__(self, order: Order, needs: Needs, clock: Callable[[], float] = time.monotonic) -> None:
         """Within `connected`."""
         self._needs, self._clock = needs, clock
-        # An object of Ray's would be in the memory of the driver's node, and Ray 2.60 ends a driver (1) that misses it.
+        # No object of Ray's: Ray 2.60 ends a driver, with code 1, that misses one as its node goes down.
         self._order = order
         self._slots = order.num_slots
         self._members: dict[str, Member] = {}
