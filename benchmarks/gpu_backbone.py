@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from im3d_jax import costs, generator, sharding, tasks
 from im3d_jax.diffusion.guidance import Guidance
+from im3d_jax.trainable import Part
 from im3d_jax.training.feed import over_mesh
 from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
@@ -77,6 +78,7 @@ def measure_call(config, small: bool) -> dict:
 def measure_training(config, trainable: str) -> dict:
     """`make_step` of the turntable task on one asset: random latents and text."""
     config.train.update(trainable=trainable)
+    trains = Part(trainable)
     config.train.streams.turntable.batch_size = 1
     mesh = sharding.make_mesh()
     task, optimizer = tasks.build(config, mesh), make_optimizer(OptimizerSettings.of(config.train))
@@ -86,13 +88,14 @@ def measure_training(config, trainable: str) -> dict:
         task.partition_rules,
         mesh,
         optimizer,
-        trainable=trainable,
+        trains=trains,
         frozen_dtype="bfloat16",
         key=jax.random.key(0, impl="rbg"),
     )
     where = jax.tree.map(lambda array: array.sharding, state)
     rate = learning_rate(OptimizerSettings.of(config.train))
-    step = make_step(task, optimizer, mesh, where=where, rate=rate, accumulate=1, ema_decay=0.9999)
+    how = dict(where=where, rate=rate, accumulate=1, ema_decay=0.9999)
+    step = make_step(task, optimizer, mesh, trains=trains, **how)
     shape = (config.num_views, *task.model.latent_shape)
     latents = np.random.default_rng(0).standard_normal(shape, np.float32)
     batch = over_mesh(task.collate([{"latents": latents, "caption": gpu_paper.PROMPT}]), mesh)
@@ -110,7 +113,7 @@ def measure_training(config, trainable: str) -> dict:
         "seconds": gpu_machine.median_seconds(run),
         "compile_seconds": compile_seconds,
         "trained_parameters": _size(state.trained),
-        "flops": task.flops(trainable, num_examples=1, num_views=config.num_views),
+        "flops": task.flops(trains, num_examples=1, num_views=config.num_views),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 

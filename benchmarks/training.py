@@ -3,8 +3,8 @@
     python benchmarks/training.py                 # all parts, in some minutes on a CPU
     python benchmarks/training.py --parts steps   # one part: steps, loop or mesh
 
-steps  seconds of a compiled step of the tiny model's turntable stage, where temporal layers train and where
-       everything does
+steps  seconds of a compiled step of the tiny model's turntable stage, where everything trains, temporal
+       layers alone, or a LoRA: as it is computed here, and with its adapters merged within the step
 loop   `im3d train` itself: steps and frames per second, the share of time that waits for data, how long a
        save holds the loop up, and how long a restart takes until its first step
 mesh   FLOPs, and bytes of arguments and of temporary memory, on each device of a mesh of 1, 2, 4 and 8
@@ -29,11 +29,28 @@ if TYPE_CHECKING:  # JAX is imported late: its number of devices is fixed when i
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/tiny_turntable.py")
 WEIGHTS = str(ROOT / "im3d_jax/weights/tiny.safetensors")
-PATTERNS = {"everything": ".*", "temporal only": "temporal"}
+KINDS = ("everything", "temporal only", "LoRA, factored", "LoRA, merged")
+
+
+def what_trains(kind: str) -> Any:
+    """What a row of the table trains. LoRAs are of rank 16, of attention and feed-forward layers."""
+    from im3d_jax.lora.adapters import Adapters
+    from im3d_jax.trainable import Part
+    from im3d_jax.training_settings import LoraSettings
+
+    class Merged(Adapters):
+        """The adapters, whose products are added to the kernels within the step."""
+
+        def call(self, function, frozen, trained):
+            return function(self.join(frozen, trained))
+
+    adapters = (16, 16.0, LoraSettings().targets)
+    made = Part(".*"), Part("temporal"), Adapters(*adapters), Merged(*adapters)
+    return dict(zip(KINDS, made, strict=True))[kind]
 
 
 def prepared(
-    trainable: str, mesh_text: str, batch_size: int
+    kind: str, mesh_text: str, batch_size: int
 ) -> tuple[Compiled, list[Any], float, dict[str, float]]:
     """A compiled step, its arguments, the seconds that it took to compile, and MB of its arrays by name."""
     import jax
@@ -51,14 +68,14 @@ def prepared(
     settings = config_sections.settings(config, "train", TrainSettings)
     mesh = sharding.make_mesh(sharding.parse_mesh(mesh_text, jax.device_count()))
     task, rates = tasks.build(config, mesh), OptimizerSettings.of(settings)
-    optimizer = make_optimizer(rates)
+    optimizer, trains = make_optimizer(rates), what_trains(kind)
     state, frozen = create(
         task.init,
         task.load(WEIGHTS),
         task.partition_rules,
         mesh,
         optimizer,
-        trainable=trainable,
+        trains=trains,
         frozen_dtype="float32",
         key=jax.random.key(0),
     )
@@ -77,6 +94,7 @@ def prepared(
         task,
         optimizer,
         mesh,
+        trains=trains,
         where=where,
         rate=learning_rate(rates),
         accumulate=1,
@@ -92,10 +110,10 @@ def prepared(
 
 
 def measure_steps(repeats: int, batch_size: int) -> None:
-    """Times both kinds of step in turns, so that what else the machine does slows both down alike."""
+    """Times all kinds of step in turns, so that what else the machine does slows all down alike."""
     import jax
 
-    kinds = {name: prepared(pattern, "data=1", batch_size) for name, pattern in PATTERNS.items()}
+    kinds = {kind: prepared(kind, "data=1", batch_size) for kind in KINDS}
     seconds = {name: [] for name in kinds}
     for _ in range(repeats + 1):
         for name, (compiled, arguments, *_) in kinds.items():
@@ -169,7 +187,7 @@ def measure_mesh(batch_size: int) -> None:
 
 
 def print_mesh(mesh: str, batch_size: int) -> None:
-    compiled, *_ = prepared("temporal", mesh, batch_size)
+    compiled, *_ = prepared("temporal only", mesh, batch_size)
     memory, flops = compiled.memory_analysis(), compiled.cost_analysis()["flops"]
     sizes = memory.argument_size_in_bytes / 1e6, memory.temp_size_in_bytes / 1e6
     print(f"{mesh:<22} {flops / 1e9:8.2f} {sizes[0]:14.1f} {sizes[1]:14.1f}")

@@ -230,7 +230,12 @@ def load_weights(path: str | Path, like, renew: Renew | None = None) -> tuple[di
             raise UserError(
                 f"weights {path} are a public checkpoint, with tensors like {names[0]}; {convert}"
             )
-        metadata = _metadata(path, file.metadata() or {})
+        metadata = metadata_of(path, file.metadata() or {})
+        if "lora" in metadata:
+            adapted = (
+                "and in config.weights the weights that it adapts, or merge them (im3d convert --merge-lora)"
+            )
+            raise UserError(f"weights {path} are a LoRA alone; name it in config.lora, {adapted}")
         flat = {
             name: weights_files.to_float32(file.get_tensor(name), name, f"weights {path}").numpy()
             for name in names
@@ -241,7 +246,8 @@ def load_weights(path: str | Path, like, renew: Renew | None = None) -> tuple[di
     return traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 
-def _metadata(path: Path, stored: Mapping[str, str]) -> dict[str, Any]:
+def metadata_of(path: Path, stored: Mapping[str, str]) -> dict[str, Any]:
+    """What `save_weights` was given, from a file's metadata. Raises UserError if that is damaged."""
     try:
         metadata = json.loads(stored.get("im3d", "{}"))
         return dict(metadata)

@@ -40,11 +40,13 @@ class ModelConfig:
 
     seed: for procedural objects and training; an asset's seed is `im3d generate --seed`.
     weights: of the backbone. size: of a view, in pixels. num_views: K, of a turntable.
+    lora: files of adapters that are merged into the weights: PATH or PATH=STRENGTH, several after commas.
     num_threads: JAX's threads on a CPU, which decide the last bits of a sample; 0: as many as the cores.
     """
 
     seed: Seed = 0
     weights: str = ""
+    lora: str = ""
     num_threads: Annotated[int, Range(0, 4096)] = 0
     size: Pixels = 64
     num_views: NumViews = 16

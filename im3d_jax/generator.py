@@ -29,6 +29,7 @@ from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.text import TextEncoder
 from im3d_jax.diffusion import objective, sampler, schedules
 from im3d_jax.diffusion.guidance import Branch, Guidance, predict
+from im3d_jax.lora import files as lora_files
 from im3d_jax.objects import copies
 from im3d_jax.settings import (
     ClipSettings,
@@ -472,12 +473,14 @@ def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if not named and jax.tree.leaves(shapes):
         raise UserError("config.weights is empty; give a file, or 'random' to try things out")
+    adapt = partial(lora_files.with_loras, config.get("lora", ""), model=model, name=config.backbone.name)
     if named in ("", "random"):
-        return backbones.init(model, jax.random.key(config.seed))
+        return adapt(backbones.init(model, jax.random.key(config.seed)), base=None)
     with copies.local(named, keep=True) as file:
         path = file if file.is_file() else ROOT / named
         params, metadata = backbones.load_weights(model, path)
         # Another vocabulary of the same size has parameters of the same shapes, but means other words.
         if metadata.get("words", []) != list(text.words):
             raise UserError(f"weights {path} were trained on other words than config.text's; train again")
+        params = adapt(params, base=path)
     return jax.device_put(params, place)

@@ -28,8 +28,18 @@ def split_params(params: Mapping[str, Any], pattern: str) -> tuple[dict[str, Any
     flat = traverse_util.flatten_dict(params, sep="/")
     trained = {path: value for path, value in flat.items() if re.search(pattern, path)}
     if not trained:
-        raise UserError(f"config.train.trainable: {pattern!r} matches none of the {len(flat)} parameters")
+        raise UserError(_nothing(pattern, list(flat)))
     return trained, {path: value for path, value in flat.items() if path not in trained}
+
+
+def _nothing(pattern: str, paths: list[str]) -> str:
+    line = f"config.train.trainable: {pattern!r} matches none of the {len(paths)} parameters"
+    if not paths:
+        return line
+    line += f"; name some, such as {min(paths)}"
+    if "temporal" not in pattern:
+        return line
+    return f"{line}, or where every layer sees all frames train a LoRA (--config.train.lora.rank=16)"
 
 
 def cast(value: ArrayLike, dtype: DTypeLike, what: str) -> np.ndarray:

@@ -20,7 +20,8 @@ from im3d_jax import backbones, costs, sharding
 from im3d_jax.backbones import Backbone, Params
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.costs import Accelerator
-from im3d_jax.params import join, split_params
+from im3d_jax.params import split_params
+from im3d_jax.trainable import WhatTrains
 from recon_torch.errors import UserError
 
 
@@ -40,21 +41,20 @@ class Sampling(NamedTuple):
 class Training(NamedTuple):
     """One stream of batches of `batch_size` assets of `num_frames` latents, and what trains on it.
 
-    trainable: a regular expression found in the paths of the parameters that train.
-    frozen_dtype: of the other parameters.
+    trains: what trains. frozen_dtype: of the parameters that do not.
     accumulate: parts of the batch whose gradients are computed one after another.
     """
 
     batch_size: int
     num_frames: int
-    trainable: str
+    trains: WhatTrains
     frozen_dtype: str
     accumulate: int = 1
 
 
 def count_parameters(params: Params, temporal_pattern: str) -> dict[str, int]:
     """Numbers of parameters: in all, temporal (those that Sec. 3.1 trains) and spatial (all others)."""
-    temporal, spatial = split_params(params, temporal_pattern)
+    temporal, spatial = split_params(params, temporal_pattern) if temporal_pattern else ({}, params)
     counts = {"spatial": _num_values(spatial), "temporal": _num_values(temporal)}
     return {"total": sum(counts.values()), **counts}
 
@@ -113,7 +113,8 @@ def plan_training(
 
     Raises UserError if the batch does not divide over the mesh, or if nothing is trainable.
     """
-    trained, frozen = split_params(params, training.trainable)
+    trains = training.trains
+    trained, frozen = jax.eval_shape(trains.split, params, jax.random.key(0))
     shares, parts = mesh["data"] * mesh["fsdp"], training.accumulate
     part, left_over = divmod(training.batch_size, shares * parts)
     if left_over:
@@ -121,8 +122,9 @@ def plan_training(
         number = training.batch_size
         raise UserError(f"--mesh divides the batch by {divided}; config.train's {number} does not divide")
     arguments = trained, frozen, *network_inputs(model, part, training.num_frames)
-    program = costs.trace(jax.value_and_grad(partial(_loss, model)), *arguments)
-    held = partial(sharding.bytes_per_device, rules=model.partition_rules, sizes=mesh)
+    program = costs.trace(jax.value_and_grad(partial(_loss, model, trains)), *arguments)
+    rules = trains.rules(trained, model.partition_rules)
+    held = partial(sharding.bytes_per_device, rules=rules, sizes=mesh)
     numbers = {
         "weights": held(trained) + held(_in_dtype(frozen, training.frozen_dtype)),
         # With several parts, their sum and the gradients of the present one.
@@ -142,17 +144,19 @@ def plan_training(
         # What is divided along `tensor` divides the arithmetic, too.
         "seconds_per_step": flops / mesh["tensor"] / (device.flops * utilisation),
         "bytes_per_device": numbers,
-        "bytes_kept_for_backward": _kept_bytes(model, arguments),
+        "bytes_kept_for_backward": _kept_bytes(model, trains, arguments),
         "remat": getattr(model, "remat", ""),
         "device_bytes": device_bytes,
         "fits": device_bytes <= device.memory,
     }
 
 
-def _kept_bytes(model: Backbone, arguments: tuple[PyTree, ...]) -> dict[str, int]:
+def _kept_bytes(model: Backbone, trains: WhatTrains, arguments: tuple[PyTree, ...]) -> dict[str, int]:
     """Bytes that the forward pass of training keeps for the backward pass, under each policy of remat."""
     variants = _remat_variants(model).items()
-    return {policy: costs.kept_bytes(partial(_loss, variant), *arguments) for policy, variant in variants}
+    return {
+        policy: costs.kept_bytes(partial(_loss, variant, trains), *arguments) for policy, variant in variants
+    }
 
 
 def network_inputs(
@@ -166,6 +170,7 @@ def network_inputs(
 
 def _loss(
     model: Backbone,
+    trains: WhatTrains,
     trained: dict[str, Array],
     frozen: dict[str, Array],
     noisy: Float[Array, "B K h w c"],
@@ -173,7 +178,9 @@ def _loss(
     conditioning: Conditioning,
 ) -> Float[Array, ""]:
     """Stands for the loss of training, whose own arithmetic is negligible beside that of the network."""
-    prediction = model.apply(join(frozen, trained), noisy, timestep, conditioning)
+    prediction = trains.call(
+        lambda params: model.apply(params, noisy, timestep, conditioning), frozen, trained
+    )
     return jnp.mean(jnp.square(prediction - noisy))
 
 

@@ -132,7 +132,7 @@ def to_params(
         if source is None:
             found[path] = value
             continue
-        theirs, layout = tensors[source.name], _layout(path, source, value.ndim)
+        theirs, layout = tensors[source.name], layout_of(path, source, value.ndim)
         rank = RANK_IN_CHECKPOINT.get(layout, value.ndim)
         ours = LAYOUTS[layout][0](theirs) if theirs.ndim == rank else theirs
         if ours.shape != value.shape:
@@ -149,12 +149,13 @@ def to_tensors(params: dict[str, Any], source_of: SourceOf) -> dict[str, np.ndar
     tensors = {}
     for path, value in traverse_util.flatten_dict(params, sep="/").items():
         if source := source_of(path):
-            layout = _layout(path, source, value.ndim)
+            layout = layout_of(path, source, value.ndim)
             tensors[source.name] = np.ascontiguousarray(LAYOUTS[layout][1](np.asarray(value)))
     return tensors
 
 
-def _layout(path: str, source: Source, rank: int) -> str:
+def layout_of(path: str, source: Source, rank: int) -> str:
+    """The key of `LAYOUTS` of a parameter of ours with so many axes."""
     if source.layout or not path.endswith("/kernel"):
         return source.layout or "same"
     return KERNEL_LAYOUTS[rank]

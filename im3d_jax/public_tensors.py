@@ -61,11 +61,12 @@ class NoModel(NamedTuple):
     remedy: str
 
 
+ADAPT = "name it in config.lora, or merge it into its model's weights (im3d convert --merge-lora)"
 MERGE = "merge it into its model (in diffusers fuse_lora, then save_pretrained) and give that"
 
 NO_MODELS = (
     NoModel(
-        re.compile(r"lora_(up|down|mid|A|B|unet|te)|lora\.(up|down)|_lora\.|lora_linear"), "a LoRA", MERGE
+        re.compile(r"lora_(up|down|mid|A|B|unet|te)|lora\.(up|down)|_lora\.|lora_linear"), "a LoRA", ADAPT
     ),
     NoModel(re.compile(r"\.(hada_w|lokr_w|oft_|dora_)|\.diff(_b)?$"), "a LyCORIS adapter", MERGE),
     NoModel(re.compile(r"^control_model\.|controlnet_|zero_convs\."), "a ControlNet", "give the model alone"),

@@ -89,6 +89,11 @@ def parse_mesh(text: str, num_devices: int | None = None) -> dict[str, int]:
     return sizes
 
 
+def logical_axes(path: str, rules: PartitionRules) -> tuple[str, ...]:
+    """The logical names of a parameter's last axes, by the first rule that is found in its path, if any."""
+    return next((names for pattern, names in rules if re.search(pattern, path)), ())
+
+
 def partition_spec(
     path: str, shape: Sequence[int], rules: PartitionRules, sizes: Mapping[str, int]
 ) -> PartitionSpec:
@@ -97,7 +102,7 @@ def partition_spec(
     The first rule whose pattern is found in `path` names the parameter's last axes. An axis that its devices
     do not divide evenly stays whole, and so does a parameter that no rule names.
     """
-    logical = next((names for pattern, names in rules if re.search(pattern, path)), ())
+    logical = logical_axes(path, rules)
     names = [None] * (len(shape) - len(logical)) + [MESH_AXES.get(name) for name in logical]
     return PartitionSpec(
         *(axis if axis and size % sizes[axis] == 0 else None for axis, size in zip(names, shape, strict=True))

@@ -19,6 +19,18 @@ Seconds = Annotated[float, Range(0, 1e7)]
 Workers = Annotated[int, Range(0, 4096)]
 FirstObject = Annotated[int, Range(0, 2**31 - 1)]
 
+EVERYTHING = ".*"
+"""The pattern of all parameters."""
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    if not pattern:
+        raise UserError(f"{name} is '', which is found everywhere; {EVERYTHING!r} says so, or give a pattern")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{name} is {quoted(pattern)}, which is no regular expression: {error}") from None
+
 
 class LossWeight(StrEnum):
     """w_t of the loss, which is unspecified in the paper.
@@ -176,6 +188,25 @@ class StreamSettings:
 
 
 @settings
+class LoraSettings:
+    """Low-rank adapters that train in place of parameters (`config.train.lora`), see `im3d_jax.lora`.
+
+    Attributes:
+        rank: of the adapters; 0: none, and `trainable` says what trains.
+        alpha: adapters are scaled by alpha / rank; 0 stands for the rank, so that the scale is 1.
+        targets: a regular expression found in the paths of the kernels that get an adapter. By default those
+            of attention and of feed-forward layers, under diffusers' names.
+    """
+
+    rank: Annotated[int, Range(0, 8192)] = 0
+    alpha: Annotated[float, Range(0, 1e6)] = 0.0
+    targets: str = r"attn\d*/|/ff(n|_in|_out)?/"
+
+    def __post_init__(self) -> None:
+        _check_pattern("targets", self.targets)
+
+
+@settings
 class TrainSettings:
     """A run of training (`config.train`).
 
@@ -183,6 +214,7 @@ class TrainSettings:
         task: what is trained; see `im3d_jax.tasks`.
         init_from: the weights to start from; "" starts from random ones.
         trainable: a regular expression found in the paths of the parameters that train.
+        lora: adapters that train in their place.
         frozen_dtype: of parameters that do not train; bfloat16 halves their memory.
         mesh: devices along data, fsdp and tensor; -1 stands for all that are left.
         accumulate: a batch is divided into so many parts, whose gradients are computed in turn.
@@ -201,7 +233,8 @@ class TrainSettings:
 
     task: str = "turntable"
     init_from: str = ""
-    trainable: str = ".*"
+    trainable: str = EVERYTHING
+    lora: LoraSettings = LoraSettings()
     frozen_dtype: FrozenDtype | str = FrozenDtype.FLOAT32
     mesh: str = "data=-1"
     accumulate: Annotated[int, Range(1, 65_536)] = 1
@@ -227,9 +260,13 @@ class TrainSettings:
     autoencoder: AutoencoderLossSettings | None = None
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.trainable)
-        except re.error as error:
+        _check_pattern("trainable", self.trainable)
+        if self.lora.rank and self.trainable != EVERYTHING:
             raise UserError(
-                f"trainable is {quoted(self.trainable)}, which is no regular expression: {error}"
-            ) from None
+                f"lora.rank is {self.lora.rank} and trainable is {quoted(self.trainable)}, but a LoRA trains"
+                f" adapters alone; set trainable to {EVERYTHING!r}, or lora.rank to 0"
+            )
+        if self.lora.rank and not self.init_from:
+            raise UserError(
+                "lora.rank is set and init_from is '', but a LoRA adapts weights; name a file of them"
+            )

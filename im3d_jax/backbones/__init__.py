@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from im3d_jax import checkpoint
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.pretrained import SourceOf
 from im3d_jax.registry import Registry
 from im3d_jax.sharding import PartitionRules
 
@@ -57,7 +58,10 @@ class Backbone(Protocol):
 
     @property
     def temporal_pattern(self) -> str:
-        """A regular expression found in the paths of temporal parameters, which Sec. 3.1 trains alone."""
+        """A regular expression found in the paths of temporal parameters, which Sec. 3.1 trains alone.
+
+        "" for a model that has none, such as a transformer that attends to all frames at once.
+        """
 
     @property
     def partition_rules(self) -> PartitionRules:
@@ -69,7 +73,8 @@ class Backbone(Protocol):
         """Whether JAX can trace `apply`, to compile it and to differentiate it."""
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Random parameters. Temporal layers are the identity: a video starts as K separate images."""
+        """Random parameters. Temporal layers, where it has such, are the identity: a video starts as K
+        separate images."""
 
     def apply(
         self,
@@ -104,6 +109,18 @@ class PublicBackbone(Backbone, Protocol):
 
     def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The tensors of the public checkpoint's layout by name, without those that it has no place for."""
+
+
+@runtime_checkable
+class NamedBackbone(Backbone, Protocol):
+    """A backbone whose parameters have public names, under which LoRAs of its ancestor are published."""
+
+    def public_names(self) -> Mapping[str, SourceOf]:
+        """Where each parameter stands in a public layout, by what LoRA files put before that layout's names.
+
+        Such as "transformer" for diffusers' layout and "diffusion_model" for the vendor's own. The first is
+        the one in which LoRAs are written.
+        """
 
 
 @runtime_checkable

@@ -174,6 +174,13 @@ def matching(subject: Subject, pattern: str) -> list[str]:
     return [path for path in subject.flat if re.search(pattern, path)]
 
 
+def temporal(subject: Subject) -> list[str]:
+    """Paths of the temporal parameters. Raises Skipped if there are none, or the weights are elsewhere."""
+    if not subject.model.temporal_pattern:
+        raise Skipped("it has no temporal layers: temporal_pattern is ''")
+    return matching(subject, subject.model.temporal_pattern)
+
+
 # ---- The checks ----
 
 
@@ -282,30 +289,30 @@ def sharded_equals_unsharded(subject: Subject) -> str:
 
 
 def temporal_pattern_matches(subject: Subject) -> str:
-    temporal = matching(subject, subject.model.temporal_pattern)
-    if not temporal:
+    paths = temporal(subject)
+    if not paths:
         raise Failed(f"temporal_pattern {subject.model.temporal_pattern!r} matches no parameter")
-    if len(temporal) == len(subject.flat):
+    if len(paths) == len(subject.flat):
         raise Failed("every parameter is temporal; Sec. 3.1 trains a part of them")
-    count = sum(subject.flat[path].size for path in temporal)
+    count = sum(subject.flat[path].size for path in paths)
     return f"{count / sum(x.size for x in subject.flat.values()):.0%} of the parameters"
 
 
 def config_trains_what_there_is(subject: Subject) -> str:
     if not matching(subject, subject.trainable):
-        raise Failed(f"config.train.trainable {subject.trainable!r} matches no parameter")
+        instead = "" if subject.model.temporal_pattern else "; it has no temporal layers: train a LoRA of it"
+        raise Failed(f"config.train.trainable {subject.trainable!r} matches no parameter{instead}")
     return repr(subject.trainable)
 
 
 def starts_as_separate_images(subject: Subject) -> str:
     """With its temporal layers at the identity, a video is K images."""
-    matching(subject, subject.model.temporal_pattern)
+    still = set(temporal(subject))
     if subject.given.elevation_rad is not None:
         raise Skipped("is told each view's camera")
     # Spatial layers that start at zero would hide a difference, so they are moved.
     moved = traverse_util.flatten_dict(subject.params, sep="/")
-    temporal = set(matching(subject, subject.model.temporal_pattern))
-    params = {path: subject.flat[path] if path in temporal else x for path, x in moved.items()}
+    params = {path: subject.flat[path] if path in still else x for path, x in moved.items()}
     params = traverse_util.unflatten_dict(params, sep="/")
     empty = subject.model.empty_conditioning(1)
     given = conditioning.drop(subject.given, empty, jnp.zeros(2), jnp.ones(2))
@@ -320,12 +327,13 @@ def starts_as_separate_images(subject: Subject) -> str:
 def gradients_reach_temporal_layers(subject: Subject) -> str:
     if not subject.model.traceable:
         raise Skipped("traceable is False")
+    paths = temporal(subject)
 
     def loss(params):
         return jnp.square(subject.model.apply(params, subject.noisy, subject.timestep, subject.given)).mean()
 
     gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(subject.params), sep="/")
-    for path in matching(subject, subject.model.temporal_pattern):
+    for path in paths:
         if not jnp.isfinite(gradients[path]).all():
             raise Failed(f"the gradient of {path} is not finite")
         if not gradients[path].any():

@@ -30,6 +30,7 @@ from im3d_jax.backbones.layers import ZEROS, FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.conditions.words import WordEncoder
 from im3d_jax.diffusion.objective import PredictionType
+from im3d_jax.pretrained import SourceOf
 from recon_torch.ranges import Range
 
 GROUPS = 32
@@ -147,6 +148,11 @@ class Model(unet.UNetModel):
     def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The spatial layers in the layout of a Stable Diffusion; see `emu_video_checkpoints`."""
         return emu_video_checkpoints.to_pretrained(params, self.latent_shape[-1], bool(self.num_heads))
+
+    def public_names(self) -> dict[str, SourceOf]:
+        """See `backbones.NamedBackbone`. The first convolution is no kernel there: it has other channels."""
+        spatial = emu_video_checkpoints.source_of(bool(self.num_heads))
+        return {"unet": lambda path: None if path.startswith("conv_in/") else spatial(path)}
 
     def renew(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tensors of a weights file, also of one from before the layers had diffusers' names."""

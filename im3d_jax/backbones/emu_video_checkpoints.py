@@ -70,7 +70,7 @@ def from_pretrained(
     pretrained.check_config(path, settings)
     spatial, what = _text_to_image(params, latent_channels), f"{path} ({FAMILY})"
     tensors = public_tensors.read(path, averaged=averaged)
-    loaded = pretrained.to_params(tensors, spatial, _source_of(convolves), what)
+    loaded = pretrained.to_params(tensors, spatial, source_of(convolves), what)
     image = params["conv_in"]["kernel"][:, :, latent_channels:]
     return _with_input_kernel(loaded, np.concatenate([loaded["conv_in"]["kernel"], image], 2))
 
@@ -81,17 +81,19 @@ def to_pretrained(params: Params, latent_channels: int, convolves: bool) -> dict
     convolves: whether the linear layers around transformers are 1x1 convolutions there, as in Stable
         Diffusion 1, or linear layers, as in Stable Diffusion 2.
     """
-    return pretrained.to_tensors(_text_to_image(params, latent_channels), _source_of(convolves))
+    return pretrained.to_tensors(_text_to_image(params, latent_channels), source_of(convolves))
 
 
-def _source_of(convolves: bool) -> SourceOf:
-    def source_of(path: str) -> Source | None:
+def source_of(convolves: bool) -> SourceOf:
+    """Where a spatial layer stands in a UNet2DConditionModel, see `to_pretrained`."""
+
+    def source(path: str) -> Source | None:
         if "temporal" in path or path.startswith("text_encoder/"):
             return None
         convolution = convolves and re.search(r"/proj_(in|out)/kernel$", path)
         return Source(pretrained.torch_name(path), "conv1x1" if convolution else "")
 
-    return source_of
+    return source
 
 
 def _text_to_image(params: Params, latent_channels: int) -> Params:

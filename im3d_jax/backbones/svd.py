@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from im3d_jax.backbones import Params, attention, layers, svd_checkpoints, unet
 from im3d_jax.backbones.layers import FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.pretrained import SourceOf
 from recon_torch.ranges import NumViews, Positive, Range
 
 GROUPS = 32
@@ -156,6 +157,10 @@ class Model(unet.UNetModel):
     def to_stability(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of Stability's own files."""
         return svd_checkpoints.to_stability(params, self._layout)
+
+    def public_names(self) -> dict[str, SourceOf]:
+        """See `backbones.NamedBackbone`."""
+        return svd_checkpoints.public_names(self._layout)
 
     @property
     def _layout(self) -> svd_checkpoints.Layout:

@@ -91,6 +91,11 @@ def to_stability(params: Params, layout: Layout) -> dict[str, np.ndarray]:
     return {STABILITY_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
+def public_names(layout: Layout) -> dict[str, SourceOf]:
+    """See `backbones.NamedBackbone`."""
+    return {"unet": _diffusers_source, "diffusion_model": _stability_source(layout)}
+
+
 def stability_name(layout: Layout, name: str) -> str:
     """The name that a tensor of diffusers' has in Stability's layout, without the prefix.
 

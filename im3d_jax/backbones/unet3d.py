@@ -28,6 +28,7 @@ from im3d_jax.backbones import Params, attention, layers, unet, unet3d_checkpoin
 from im3d_jax.backbones.layers import RANDOM, ZEROS, FrameEmbeddings, Frames
 from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.diffusion.objective import PredictionType
+from im3d_jax.pretrained import SourceOf
 from recon_torch.ranges import Range
 
 POOLED_SIDE = 32
@@ -121,6 +122,10 @@ class Model(unet.UNetModel):
     def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
         """The parameters as tensors of diffusers' class; see `unet3d_checkpoints`."""
         return unet3d_checkpoints.to_pretrained(params)
+
+    def public_names(self) -> dict[str, SourceOf]:
+        """See `backbones.NamedBackbone`."""
+        return {"unet": unet3d_checkpoints.source_of}
 
     @property
     def _family(self) -> str:

@@ -16,6 +16,7 @@ import jax
 
 from im3d_jax import backbones, config_flags, config_sections
 from im3d_jax.backbones.conformance import NUM_DEVICES, Outcome, check
+from im3d_jax.training_settings import TrainSettings
 from recon_torch.errors import CommandParser, UserError
 
 
@@ -33,7 +34,10 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that takes time here
     if configured:
         name, kwargs = config_sections.named(config, "backbone")
-        trainable = config.train.trainable if "train" in config else ".*"
+        trainable = ".*"
+        if "train" in config:
+            settings = config_sections.settings(config, "train", TrainSettings)
+            trainable = settings.lora.targets if settings.lora.rank else settings.trainable
     else:
         name, trainable = flags.name, ".*"
         kwargs = backbones.small_kwargs(name)

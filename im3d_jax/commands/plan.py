@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from im3d_jax import autoencoders, backbones, config_flags, config_sections, costs, sharding
+from im3d_jax import autoencoders, backbones, config_flags, config_sections, costs, sharding, trainable
 from im3d_jax.backbones import Backbone
 from im3d_jax.clips import Clip
 from im3d_jax.diffusion import sampler, schedules
@@ -152,7 +152,7 @@ def costliest_stream(config: ConfigDict) -> Training:
     streams = settings.streams.values()
     stream = max(streams, key=lambda each: (each.batch_size * each.num_views, each.num_views))
     clip = Clip.of(clip_settings(config), config.num_views).of_orbit(stream.num_views)
-    trained = settings.trainable, settings.frozen_dtype, settings.accumulate
+    trained = trainable.chosen(settings), settings.frozen_dtype, settings.accumulate
     return Training(stream.batch_size, frames_of(config, clip), *trained)
 
 
@@ -206,6 +206,7 @@ def _training_lines(numbers: Mapping[str, Any], axes: str) -> list[str]:
         batch += f", in {numbers['accumulate']} parts one after another"
     cost = f"{_si(numbers['flops_per_step'])}FLOP, {numbers['seconds_per_step']:.3g} s"
     lines = ["", f"one training step, on {axes}", f"  {'batch':<28} {batch}", f"  {'step':<28} {cost}"]
+    lines.append(f"  {'trained parameters':<28} {_si(numbers['trained_parameters']):>10}")
     lines += [*_byte_lines(numbers["bytes_per_device"]), _verdict(numbers)]
     lines.append(f"  kept from the forward pass for the backward pass, remat now {numbers['remat']!r}")
     kept = numbers["bytes_kept_for_backward"]

@@ -2,6 +2,7 @@
 
     im3d train --config=configs/tiny_text_to_image.py --workdir=runs/t2i
     im3d train --config=configs/tiny_turntable.py --workdir=runs/turntable --config.train.trainable=temporal
+    im3d train --config=configs/tiny_turntable.py --workdir=runs/lora --config.train.lora.rank=8
     im3d train --config=configs/finetune_turntable_512.py --workdir=runs/512 --cluster slurm
 
 A task (`im3d_jax.tasks`) says what is trained; the parts of the loop are in `im3d_jax.training`. Given the
@@ -20,10 +21,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from im3d_jax import checkpoint, config_flags, config_sections, sharding, tasks, threads
+from im3d_jax import checkpoint, config_flags, config_sections, sharding, tasks, threads, trainable
 from im3d_jax.data import workers
-from im3d_jax.params import join
 from im3d_jax.tasks import Task
+from im3d_jax.trainable import WhatTrains
 from im3d_jax.training import feed, hosts, run
 from im3d_jax.training.state import OptimizerSettings, TrainState, create, learning_rate, make_optimizer
 from im3d_jax.training.step import Step, make_step
@@ -43,8 +44,8 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
 
     mesh = sharding.make_mesh(sharding.parse_mesh(settings.mesh, jax.device_count()))
     check(streams, settings.accumulate, mesh)
-    task = tasks.build(config, mesh)
-    state, frozen, train_step = begin(settings, task, mesh, jax.random.key(config.seed))
+    task, trains = tasks.build(config, mesh), trainable.chosen(settings)
+    state, frozen, train_step = begin(settings, trains, task, mesh, jax.random.key(config.seed))
     if hosts.is_main():
         print(run.describe(state, frozen, mesh))
 
@@ -80,7 +81,7 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
         # ---- Steps ----
         order = (stream_of(streams, s) for s in range(step, settings.num_steps))
         is_stopped = step >= settings.num_steps
-        with feed.Feed(order, read) as ready, watch(settings, workdir, task, state, mesh) as shown:
+        with feed.Feed(order, read) as ready, watch(settings, trains, workdir, task, state, mesh) as shown:
             while not is_stopped:
                 batch, wait_s = next(ready)
                 stream = task.stream(batch.stream)
@@ -99,18 +100,18 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, bool]:
                     meta = {"settings": depends_on, "batches": dict(batches), "skipped": batch.skipped}
                     checkpoints.save(step, state, meta | {"config": config_flags.as_json(config)})
                 if is_due(settings.sample.every, step):
-                    params = join(frozen, state.ema)
+                    params = trains.join(frozen, state.ema)
                     for name, frames in task.sample(params, jax.random.key(config.seed + 1)).items():
                         shown.video(step, name, frames)
                 if is_done or is_due(kept.weights_every, step):
                     metadata = {"step": step, "config_digest": config_flags.config_digest(config)}
-                    run.save_weights(task, workdir, join(frozen, state.ema), metadata)
+                    run.save_weights(task, settings, workdir, trains, frozen, state.ema, metadata)
                 watchdog.beat(step)
     return state, step == settings.num_steps
 
 
 def begin(
-    settings: TrainSettings, task: Task, mesh: Mesh, key: PRNGKeyArray
+    settings: TrainSettings, trains: WhatTrains, task: Task, mesh: Mesh, key: PRNGKeyArray
 ) -> tuple[TrainState, dict[str, Array], Step]:
     """The state before the first step, the frozen parameters, and the step.
 
@@ -124,7 +125,7 @@ def begin(
         task.partition_rules,
         mesh,
         optimizer,
-        trainable=settings.trainable,
+        trains=trains,
         frozen_dtype=settings.frozen_dtype,
         key=key,
     )
@@ -132,6 +133,7 @@ def begin(
         task,
         optimizer,
         mesh,
+        trains=trains,
         where=jax.tree.map(lambda array: array.sharding, state),
         rate=learning_rate(rates),
         accumulate=settings.accumulate,
@@ -140,14 +142,16 @@ def begin(
     return state, frozen, train_step
 
 
-def watch(settings: TrainSettings, workdir: Path, task: Task, state: TrainState, mesh: Mesh) -> Watch:
+def watch(
+    settings: TrainSettings, trains: WhatTrains, workdir: Path, task: Task, state: TrainState, mesh: Mesh
+) -> Watch:
     """Makes what shows the run, which stands at `state`."""
     peak = peak_flops(jax.devices()[0].device_kind)
     work = {
         name: Work(
             examples=stream.batch_size,
             frames=stream.batch_size * stream.num_views,
-            flops=task.flops(settings.trainable, stream.batch_size, stream.num_views) if peak else 0.0,
+            flops=task.flops(trains, stream.batch_size, stream.num_views) if peak else 0.0,
         )
         for name, stream in settings.streams.items()
     }
@@ -175,6 +179,11 @@ def main(argv: list[str]) -> None:
     flags, config = config_flags.parse(argv, parser)
     if "train" not in config:
         raise UserError(f"{flags.config} has no `train` section; give configs/tiny_text_to_image.py")
+    if config.get("lora"):
+        raise UserError(
+            "config.lora adapts weights to generate with, and training would pass over it; merge it into the"
+            " weights (im3d convert --merge-lora), and name those in config.train.init_from"
+        )
     threads.limit(config.get("num_threads", 0))
     hosts.initialize(flags)
     hosts.agree({**config_flags.facts(config), **hosts.versions()})

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from im3d_jax.data import Example
 from im3d_jax.registry import Registry
 from im3d_jax.sharding import PartitionRules
+from im3d_jax.trainable import WhatTrains
 
 
 @runtime_checkable
@@ -62,8 +63,8 @@ class Task(Trainable, Protocol):
     def collate(self, examples: Sequence[Example]) -> PyTree:
         """The batch of some examples, on the host."""
 
-    def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
-        """FLOPs of one step, forward and backward. trainable: regular expression of the paths that train."""
+    def flops(self, trains: WhatTrains, num_examples: int, num_views: int) -> float:
+        """FLOPs of one step, forward and backward. trains: what trains."""
 
     def sample(self, params: PyTree, key: PRNGKeyArray) -> dict[str, Float[np.ndarray, "T H W 3"]]:
         """Videos to look at, by name, in [0, 1]."""

@@ -32,7 +32,7 @@ from im3d_jax.autoencoders.kl import AutoencoderKL
 from im3d_jax.backbones.layers import PARTITION_RULES
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.data.sources import open_source
-from im3d_jax.params import join, split_params
+from im3d_jax.trainable import WhatTrains
 from im3d_jax.training_settings import AutoencoderLossSettings, TrainSettings, WeightsDtype
 from recon_torch.errors import UserError
 
@@ -175,13 +175,14 @@ class AutoencoderTask:
         made = self.network.apply({"params": params}, arrays, method=method)
         return cast(Array, made)  # alone, because no collection is mutable
 
-    def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
+    def flops(self, trains: WhatTrains, num_examples: int, num_views: int) -> float:
         """FLOPs of the networks in a step, forward and backward."""
-        trained, frozen = split_params(jax.eval_shape(self.init, jax.random.key(0)), trainable)
+        key = jax.random.key(0)
+        trained, frozen = jax.eval_shape(lambda key: trains.split(self.init(key), key), key)
         shape = (1, num_views, self.size, self.size, self.architecture.image_channels)
 
         def loss(trained, frozen, images):
-            return self._apply(join(frozen, trained), images, None).sum()
+            return trains.call(lambda params: self._apply(params, images, None).sum(), frozen, trained)
 
         program = costs.trace(jax.grad(loss), trained, frozen, jax.ShapeDtypeStruct(shape, jnp.float32))
         return float(costs.count_flops(program) * num_examples)
@@ -258,6 +259,10 @@ def build(config: ConfigDict, mesh: Mesh) -> AutoencoderTask:
     _, arguments = config_sections.named(config, "autoencoder")
     sizes = {name: value for name, value in arguments.items() if name != "path"}
     settings = config_sections.settings(config, "train", TrainSettings)
+    if settings.lora.rank:
+        raise UserError(
+            "config.train.lora adapts a backbone, and the task autoencoder trains none; set rank to 0"
+        )
     if not settings.streams:
         raise UserError("config.train.streams is empty; give a stream of frames")
     stream = next(iter(settings.streams.values()))

@@ -25,8 +25,8 @@ from im3d_jax.conditions.conditioning import Conditioning
 from im3d_jax.data import Example, input_pipeline
 from im3d_jax.diffusion import objective, schedules
 from im3d_jax.generator import Generator
-from im3d_jax.params import join, split_params
 from im3d_jax.settings import PictureSettings
+from im3d_jax.trainable import WhatTrains
 from im3d_jax.training_settings import LossWeight, TimestepDraw, TrainSettings, WeightsDtype
 from recon_torch.errors import UserError
 
@@ -288,16 +288,17 @@ class TurntableTask:
             padded,
         )
 
-    def flops(self, trainable: str, num_examples: int, num_views: int) -> float:
+    def flops(self, trains: WhatTrains, num_examples: int, num_views: int) -> float:
         """FLOPs of the network in a step, forward and backward, without what `remat` computes again."""
         model = backbones.with_remat(self.model, "")
-        trained, frozen = split_params(jax.eval_shape(model.init, jax.random.key(0)), trainable)
+        key = jax.random.key(0)
+        trained, frozen = jax.eval_shape(lambda key: trains.split(model.init(key), key), key)
         num_frames = num_latents(self.clip.of_orbit(num_views), self.generator.codec)
         noisy = jax.ShapeDtypeStruct((1, num_frames, *model.latent_shape), jnp.float32)
         timestep = jax.ShapeDtypeStruct((1,), jnp.float32)
 
         def loss(trained, frozen, *inputs):
-            return model.apply(join(frozen, trained), *inputs).sum()
+            return trains.call(lambda params: model.apply(params, *inputs).sum(), frozen, trained)
 
         program = costs.trace(jax.grad(loss), trained, frozen, noisy, timestep, self.asks)
         return float(costs.count_flops(program) * num_examples)

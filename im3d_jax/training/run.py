@@ -14,13 +14,16 @@ from clu import parameter_overview
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from im3d_jax import checkpoint, sharding
-from im3d_jax.params import join
+from im3d_jax.lora import files as lora_files
+from im3d_jax.lora.adapters import Adapters
 from im3d_jax.tasks import Task
+from im3d_jax.trainable import WhatTrains
 from im3d_jax.training import hosts
 from im3d_jax.training.state import TrainState
+from im3d_jax.training_settings import TrainSettings
 from recon_torch import outputs
 from recon_torch.outputs import Kind
 
@@ -97,18 +100,37 @@ def describe(state: TrainState, frozen: dict[str, Array], mesh: Mesh) -> str:
         name: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
         for name, tree in trees.items()
     }
-    overview = parameter_overview.get_parameter_overview(
-        join(frozen, state.trained), include_stats=False, max_lines=12
-    )
+    every = traverse_util.unflatten_dict({**frozen, **state.trained}, sep="/")
+    overview = parameter_overview.get_parameter_overview(every, include_stats=False, max_lines=12)
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in held.items())
     return f"{overview}\nmesh {axes}; a device holds: {sizes}"
 
 
-def save_weights(task: Task, workdir: Path, params: PyTree, metadata: dict[str, Any]) -> None:
-    """Gathers the parameters on the host, one after another, and process 0 writes them."""
-    params = jax.tree.map(sharding.to_host, params)
+def save_weights(
+    task: Task,
+    settings: TrainSettings,
+    workdir: Path,
+    trains: WhatTrains,
+    frozen: dict[str, Array],
+    average: dict[str, Array],
+    metadata: dict[str, Any],
+) -> None:
+    """Gathers what is saved on the host, one array after another, and process 0 writes it.
+
+    That is the whole network as the task saves it, or adapters alone.
+    """
+    if isinstance(trains, Adapters):
+        average = jax.tree.map(sharding.to_host, average)
+        path = workdir / "weights.safetensors"
+        if hosts.is_main():
+            base, dtype = Path(settings.init_from), settings.weights_dtype
+            lora_files.save(path, average, trains, base, metadata, dtype)
+    else:
+        params = jax.tree.map(sharding.to_host, trains.join(frozen, average))
+        if hosts.is_main():
+            path = task.save(workdir, params, metadata)
     if hosts.is_main():
-        print(f"wrote {task.save(workdir, params, metadata)}", flush=True)
+        print(f"wrote {path}", flush=True)
     if jax.process_count() > 1:  # a process that ended first would wait for the rest only for a while
         multihost_utils.sync_global_devices("weights")

@@ -1,7 +1,7 @@
 """The state of training: the parameters that train, their optimiser and their average; the frozen ones apart.
 
 A frozen parameter costs neither a gradient nor moments nor an average, and may be bfloat16 (Sec. 3.1: the
-temporal layers train, the spatial ones stay).
+temporal layers train, the spatial ones stay). With a LoRA all parameters are frozen, and its adapters train.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from im3d_jax import sharding
-from im3d_jax.params import cast, split_params
+from im3d_jax.params import cast
+from im3d_jax.trainable import WhatTrains
 
 
 class TrainState(NamedTuple):
@@ -95,7 +96,7 @@ def create(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     *,
-    trainable: str,
+    trains: WhatTrains,
     frozen_dtype: str,
     key: PRNGKeyArray,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -105,19 +106,20 @@ def create(
         init: of the task.
         loaded: parameters on the host to start from; None starts from those of `init`.
         rules: the task's `partition_rules`.
-        trainable: regular expression that is found in the paths of the parameters that train.
-        frozen_dtype: of those that do not.
+        trains: what trains.
+        frozen_dtype: of the parameters that do not.
         key: the root of all that is random, also of `init`.
 
-    Raises UserError if `trainable` matches nothing, and for a loaded parameter that its type does not hold.
+    Raises UserError if nothing trains, and for a loaded parameter that its type does not hold.
     """
-    shapes = split_params(jax.eval_shape(init, key), trainable)
+    shapes = jax.eval_shape(lambda key: trains.split(init(key), key), key)
+    rules = trains.rules(shapes[0], rules)
     places = sharding.of_tree(shapes, rules, mesh)
     dtypes = jnp.float32, jnp.dtype(frozen_dtype)
     if loaded is None:
 
         def make(key: PRNGKeyArray):
-            return _cast(split_params(init(key), trainable), dtypes)
+            return _cast(trains.split(init(key), key), dtypes)
 
         trained, frozen = jax.jit(make, out_shardings=places)(key)
     else:
@@ -126,7 +128,7 @@ def create(
                 path: sharding.place(cast(value, dtype, f"parameter {path}"), where[path], dtype)
                 for path, value in part.items()
             }
-            for part, where, dtype in zip(split_params(loaded, trainable), places, dtypes, strict=True)
+            for part, where, dtype in zip(trains.split(loaded, key), places, dtypes, strict=True)
         )
     start = partial(_start, optimizer=optimizer)
     where = sharding.of_tree(jax.eval_shape(start, trained, key), rules, mesh)

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from im3d_jax import sharding
-from im3d_jax.params import join
 from im3d_jax.tasks import Trainable
+from im3d_jax.trainable import WhatTrains
 from im3d_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -31,6 +31,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    trains: WhatTrains,
     where: TrainState,
     rate: optax.Schedule,
     accumulate: int,
@@ -43,6 +44,7 @@ def make_step(
     the task adds up: sums for names that end in "_by_level", and means over examples for the others.
 
     Args:
+        trains: what trains, which the state and the frozen parameters were divided by.
         where: the sharding of each array of the state, which stays.
         rate: the optimiser's learning rate, by the number of its steps, for the metrics alone.
         accumulate: parts of a batch whose gradients are computed one after another. Each part has examples of
@@ -57,7 +59,7 @@ def make_step(
         draws = task.draw(jax.random.fold_in(state.key, state.step), num_examples, stream)
 
         def loss_of(trained: dict[str, Array], part: tuple[PyTree, PyTree]):
-            return task.loss(join(frozen, trained), constants, *part, stream)
+            return trains.call(lambda params: task.loss(params, constants, *part, stream), frozen, trained)
 
         parts = jax.tree.map(lambda array: _in_parts(array, accumulate, mesh), (batch, draws))
         loss, sums, grads = _mean_gradient(loss_of, state.trained, parts, accumulate)

@@ -14,6 +14,12 @@ def test_parameters_are_divided_by_a_pattern_and_joined_again():
     assert join(frozen, trained) == PARAMS
 
 
+def test_what_stands_for_temporal_layers_where_there_are_none_is_named(user_error):
+    params = {"blocks_0": {"attn1": {"kernel": 1}}}
+    with user_error("matches none .*; name some, such as blocks_0/attn1/kernel, or .* train a LoRA"):
+        split_params(params, "temporal")
+
+
 def test_a_pattern_that_matches_nothing_is_one_line():
     with pytest.raises(UserError, match="config.train.trainable: 'c/' matches none of the 3 parameters"):
         split_params(PARAMS, "c/")

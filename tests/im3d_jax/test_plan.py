@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from im3d_jax import config_flags, costs, plan, sharding
 from im3d_jax.backbones import emu_video
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.lora.adapters import Adapters
+from im3d_jax.trainable import Part
 from im3d_jax.training.state import OptimizerSettings, make_optimizer
 from recon_torch.errors import UserError
 
@@ -86,6 +88,35 @@ def test_bytes_per_device_are_those_of_arrays_on_the_devices(small, mesh):
     assert held == whole if mesh == "data=8" else whole / 8 < held < whole / 2
 
 
+def test_a_lora_has_the_state_of_its_adapters_and_no_gradients_of_kernels(small):
+    """A kernel of [m, n] gets r (m + n) numbers, each with two moments, a gradient and an average."""
+    model = emu_video.Model(**small)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    kernels = [x for path, x in traverse_util.flatten_dict(params, sep="/").items()
+               if "attn" in path and x.ndim == 2]  # fmt: skip
+    trained = sum(3 * sum(x.shape) for x in kernels)
+    optimizer = make_optimizer(OptimizerSettings(1e-4, 10))
+    device, mesh = costs.ACCELERATORS["a100"], sharding.parse_mesh("data=1")
+
+    def planned(trains):
+        training = plan.Training(2, 2, trains, "bfloat16")
+        return plan.plan_training(model, params, training, optimizer, mesh, device, 0.4)
+
+    lora, whole = planned(Adapters(3, 3.0, "attn")), planned(Part(".*"))
+    assert lora["trained_parameters"] == trained
+    held = lora["bytes_per_device"]
+    counters = 8  # of Adam and of the schedule of its rate
+    assert (held["gradients"], held["ema"]) == (4 * trained, 4 * trained)
+    assert held["optimizer"] == 8 * trained + counters
+    assert held["weights"] == 4 * trained + 2 * whole["trained_parameters"]
+    assert lora["flops_per_step"] < 0.85 * whole["flops_per_step"]
+
+
+def test_parameters_of_a_network_without_temporal_layers_are_spatial():
+    counts = plan.count_parameters({"a": {"kernel": np.zeros((2, 3))}}, "")
+    assert counts == {"total": 6, "spatial": 6, "temporal": 0}
+
+
 def test_the_config_is_the_papers():
     """FACTS: Emu Video's tables, and IM-3D A.1."""
     config = config_flags.load("configs/paper_512.py")
@@ -103,7 +134,7 @@ def test_the_config_is_the_papers():
 def test_a_batch_that_does_not_divide(small):
     train, model = config_flags.load("configs/tiny_turntable.py").train, emu_video.Model(**small)
     training, optimizer = (
-        plan.Training(4, 16, train.trainable, train.frozen_dtype),
+        plan.Training(4, 16, Part(train.trainable), train.frozen_dtype),
         make_optimizer(OptimizerSettings.of(train)),
     )
     params = {"temporal": jax.ShapeDtypeStruct((2,), jnp.float32)}
@@ -146,7 +177,7 @@ def test_parts_of_a_batch_take_turns_in_memory_and_add_up_in_time(monkeypatch):
         plan.plan_training(
             Linear(),
             params,
-            plan.Training(48, 2, ".*", "float32", accumulate),
+            plan.Training(48, 2, Part(".*"), "float32", accumulate),
             optimizer,
             sharding.parse_mesh("data=4"),
             costs.ACCELERATORS["h200"],

@@ -99,6 +99,25 @@ def test_shipped_backbones_keep_the_contract(case):
     assert names(found, "skipped") - {"sharded equals unsharded"} == without
 
 
+# ---- A network without temporal layers ----
+
+
+def test_a_network_all_of_whose_layers_see_every_frame_is_not_asked_for_temporal_ones():
+    """Its parameters are not all temporal, as the empty pattern would say, and none is named as missing."""
+    model = broken(temporal_pattern="")
+    found = {each.check: each for each in conformance.check(model, "text|conv")}
+    for check in (
+        "temporal pattern matches",
+        "starts as separate images",
+        "gradients reach temporal layers",
+    ):
+        assert found[check].outcome == "skipped"
+        assert found[check].detail == "it has no temporal layers: temporal_pattern is ''"
+    assert not [each for each in found.values() if each.outcome == "failed"]
+    refused = {each.check: each for each in conformance.check(model, "motion")}["config trains what there is"]
+    assert refused.outcome == "failed" and "has no temporal layers: train a LoRA of it" in refused.detail
+
+
 # ---- Each check can fail ----
 
 

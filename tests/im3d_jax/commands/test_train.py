@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors import safe_open
 
 from configs import base
 from im3d_jax import checkpoint, config_flags, sharding
@@ -72,7 +73,7 @@ class Toy:
         losses = jnp.square(predicted - constants * batch).mean(-1)
         return losses.mean(), {"loss_by_level": losses.sum()[None], "count_by_level": jnp.full(1, len(x))}
 
-    def flops(self, trainable, num_examples, num_views):
+    def flops(self, trains, num_examples, num_views):
         return 0.0
 
     def sample(self, params, key):
@@ -158,6 +159,30 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, whole, start):
     assert [line["step"] for line in parts_log] == [2, 3, 4]
     assert ["image_loss" in line for line in whole_log] == [False, True] * 2
     assert whole_log[-1]["image_loss"] == parts_log[-1]["image_loss"]
+
+
+def test_a_lora_resumes_bit_for_bit_and_leaves_its_adapters_alone(tmp_path, start, toy_weights, shrunk, toy):
+    def run(workdir, **settings):
+        config = shrunk(init_from=toy_weights, **settings)
+        config.train.lora.update(rank=2, alpha=6.0, targets="spatial")
+        return train.train(config, workdir)
+
+    uninterrupted, _ = run(tmp_path / "whole")
+    run(tmp_path / "parts", num_steps=2)
+    resumed, _ = run(tmp_path / "parts")
+    assert leaves_equal(uninterrupted, resumed) and uninterrupted.step == 4
+    names = {"spatial/kernel.lora_A", "spatial/kernel.lora_B"}
+    assert resumed.trained.keys() == names and resumed.trained["spatial/kernel.lora_B"].any()
+    weights = [tmp_path / name / "weights.safetensors" for name in ("whole", "parts")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    with safe_open(weights[0], "np") as file:
+        assert set(file.keys()) == names
+        np.testing.assert_array_equal(
+            file.get_tensor("spatial/kernel.lora_B"), resumed.ema["spatial/kernel.lora_B"]
+        )
+        told = json.loads(file.metadata()["im3d"])["lora"]
+    assert (told["rank"], told["alpha"], told["targets"]) == (2, 6.0, "spatial")
+    assert told["base_fingerprint"] == checkpoint.fingerprint(toy_weights)
 
 
 def test_a_damaged_newest_checkpoint_is_made_again(tmp_path, whole, start, capsys):

@@ -16,6 +16,7 @@ from im3d_jax.autoencoders import kl_network
 from im3d_jax.commands import train
 from im3d_jax.data import procedural
 from im3d_jax.tasks import autoencoder as task_module
+from im3d_jax.trainable import Part
 from recon_torch import hosting
 from recon_torch.errors import UserError
 
@@ -197,7 +198,7 @@ def test_flops_are_those_that_torch_counts(module, trainable):
     module.decoder.requires_grad_(True)
     with FlopCounterMode(display=False) as counter:
         module(torch.zeros(16, 3, SIZE, SIZE)).sample.sum().backward()
-    assert task.flops(trainable, 8, 2) == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert task.flops(Part(trainable), 8, 2) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_mistakes_are_one_line():

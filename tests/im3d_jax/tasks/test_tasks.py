@@ -33,7 +33,7 @@ USERS = """
         def loss(self, params, constants, batch, draws, stream):
             return params["value"], {}
 
-        def flops(self, trainable, num_examples, num_views):
+        def flops(self, trains, num_examples, num_views):
             return 0.0
 
         def sample(self, params, key):

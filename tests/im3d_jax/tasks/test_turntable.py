@@ -15,6 +15,7 @@ from im3d_jax.conditions.text import NoText
 from im3d_jax.data.sources import ProceduralSource
 from im3d_jax.tasks import turntable
 from im3d_jax.tasks.turntable import NUM_LEVELS, Draws, Stream
+from im3d_jax.trainable import Part
 from recon_torch.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -231,11 +232,13 @@ def test_draws_have_the_shares_and_levels_that_a_stream_asks_for(task):
 def test_flops_are_three_times_a_call_and_leave_out_what_nothing_needs(shrunk):
     """Forward, and backward to inputs and to weights; with frozen weights less, and remat makes no more."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole, temporal = (turntable.build(shrunk(), mesh).flops(pattern, 8, 3) for pattern in (".*", "temporal"))
+    whole, temporal = (
+        turntable.build(shrunk(), mesh).flops(Part(pattern), 8, 3) for pattern in (".*", "temporal")
+    )
     config = shrunk()
     with config.unlocked():
         config.backbone.kwargs.remat = "nothing_saveable"
-    assert turntable.build(config, mesh).flops(".*", 8, 3) == whole
+    assert turntable.build(config, mesh).flops(Part(".*"), 8, 3) == whole
     task = turntable.build(shrunk(), mesh)
     model, batch = task.model, 8
     noisy = jax.ShapeDtypeStruct((batch, 3, *model.latent_shape), jnp.float32)

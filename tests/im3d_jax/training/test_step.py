@@ -12,6 +12,8 @@ import optax
 import pytest
 
 from im3d_jax import sharding
+from im3d_jax.lora.adapters import Adapters
+from im3d_jax.trainable import Part
 from im3d_jax.training.state import OptimizerSettings, create, learning_rate, make_optimizer
 from im3d_jax.training.step import make_step
 from recon_torch.errors import UserError
@@ -71,7 +73,10 @@ def start(mesh="data=8", trainable=".*", frozen_dtype="float32", **changed):
     task, sizes = changed.pop("task", Regression()), sharding.parse_mesh(mesh)
     num_devices = int(np.prod(list(sizes.values())))
     mesh = sharding.make_mesh(sizes, jax.devices()[:num_devices])
-    options = dict(accumulate=changed.pop("accumulate", 1), ema_decay=changed.pop("ema_decay", 0.9))
+    trains = trainable if not isinstance(trainable, str) else Part(trainable)
+    options = dict(
+        trains=trains, accumulate=changed.pop("accumulate", 1), ema_decay=changed.pop("ema_decay", 0.9)
+    )
     optimizer = make_optimizer(settings(**changed))
     state, frozen = create(
         task.init,
@@ -79,7 +84,7 @@ def start(mesh="data=8", trainable=".*", frozen_dtype="float32", **changed):
         RULES,
         mesh,
         optimizer,
-        trainable=trainable,
+        trains=trains,
         frozen_dtype=frozen_dtype,
         key=jax.random.key(0),
     )
@@ -93,7 +98,7 @@ def start(mesh="data=8", trainable=".*", frozen_dtype="float32", **changed):
 def test_a_loaded_parameter_that_the_frozen_type_does_not_hold_is_named():
     task, mesh = Regression(), sharding.make_mesh({"data": 8})
     loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 1e5, np.float32), task.init(jax.random.key(0)))
-    options = dict(trainable="temporal", frozen_dtype="float16", key=jax.random.key(0))
+    options = dict(trains=Part("temporal"), frozen_dtype="float16", key=jax.random.key(0))
     with pytest.raises(UserError, match="parameter spatial/kernel holds 100000, which float16 does not hold"):
         create(task.init, loaded, RULES, mesh, make_optimizer(settings()), **options)
 
@@ -157,6 +162,20 @@ def test_meshes_and_parts_change_nothing(mesh, accumulate, on_eight_devices):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), result, on_eight_devices
     )
+
+
+def test_adapters_train_alike_on_one_device_and_divided():
+    """They lie where their kernels do, and kernels do not change."""
+    adapters = Adapters(2, 4.0, "kernel")
+    alone = after_three_steps(mesh="data=1", trainable=adapters)
+    mesh = "data=2,fsdp=2,tensor=2"
+    divided = after_three_steps(mesh=mesh, accumulate=2, trainable=adapters, frozen_dtype="float32")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), divided, alone)
+    _, (state, frozen, *_) = start(mesh=mesh, trainable=adapters)
+    assert frozen.keys() == {"spatial/kernel", "temporal/kernel"}
+    halves = {path: 2 * x.addressable_shards[0].data.size == x.size for path, x in state.trained.items()}
+    assert all(halves.values()) and len(halves) == 4
+    assert not any(x.any() for path, x in state.trained.items() if path.endswith(".lora_B"))
 
 
 def test_parameters_and_what_hangs_on_them_are_divided():
@@ -251,6 +270,7 @@ import sys
 import jax
 import numpy as np
 from im3d_jax import config_flags, sharding, tasks
+from im3d_jax.trainable import Part
 from im3d_jax.training.state import OptimizerSettings, create, make_optimizer
 from im3d_jax.training.step import make_step
 
@@ -262,13 +282,14 @@ config.backbone.kwargs.update(
 )
 mesh = sharding.make_mesh(sharding.parse_mesh(sys.argv[1], jax.device_count()))
 task, optimizer = tasks.build(config, mesh), make_optimizer(OptimizerSettings.of(config.train))
-state, frozen = create(task.init, None, task.partition_rules, mesh, optimizer, trainable="temporal",
+state, frozen = create(task.init, None, task.partition_rules, mesh, optimizer, trains=Part("temporal"),
                        frozen_dtype="bfloat16", key=jax.random.key(0))
 rng = np.random.default_rng(0)
 views = [dict(rgb=rng.random((2, 8, 8, 3), np.float32), alpha=np.ones((2, 8, 8, 1), np.float32), caption="")
          for _ in range(240)]
 batch = jax.device_put(task.collate(views), sharding.along_batch(mesh))
-step = make_step(task, optimizer, mesh, where=jax.tree.map(lambda array: array.sharding, state),
+where = jax.tree.map(lambda array: array.sharding, state)
+step = make_step(task, optimizer, mesh, trains=Part("temporal"), where=where,
                  rate=lambda step: 0.0, accumulate=1, ema_decay=0.9)
 state, metrics = step(state, frozen, task.constants, batch, task.stream("turntable"))
 print(len(metrics["loss"].sharding.device_set), len(batch["rgb"].addressable_shards[0].data), metrics["loss"])
