@@ -1,8 +1,8 @@
 """Backbones: the denoising networks. This file holds their contract, `Backbone`, and finds them by name.
 
-`config.backbone.name` is one of ours ("emu_video", "svd", "unet3d", "torch_hosted") or a module of your own,
-by the rule of `im3d_jax.registry`; its `Model(**config.backbone.kwargs)` must satisfy `Backbone`. A module
-may also have `SMALL`, a dictionary of arguments that make a model small enough to be checked anywhere.
+`config.backbone.name` is one of ours ("emu_video", "svd", "unet3d", "wan", "torch_hosted") or a module of
+your own, by the rule of `im3d_jax.registry`; its `Model(**config.backbone.kwargs)` must satisfy `Backbone`. A
+module may also have `SMALL`, a dictionary of arguments that make a model small enough to be checked anywhere.
 
 Nothing outside a backbone depends on Flax. `im3d check-backbone NAME` tests all that is said here, for a
 model of ours or of yours (`conformance`).
@@ -134,7 +134,7 @@ class RenamedBackbone(Backbone, Protocol):
 REGISTRY = Registry(
     key="config.backbone.name",
     attribute="Model",
-    ours={name: f"{__name__}.{name}:Model" for name in ("emu_video", "svd", "unet3d", "torch_hosted")},
+    ours={name: f"{__name__}.{name}:Model" for name in ("emu_video", "svd", "unet3d", "wan", "torch_hosted")},
 )
 
 
