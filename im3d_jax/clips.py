@@ -10,7 +10,8 @@ an orbit of `pictures_per_view` K pictures, of which every `pictures_per_view`-t
     16          1           True        17        5
     16          5           True        81       21
 
-`config.clip` says so in one place. What the autoencoder makes of the pictures it says itself (`num_latents`).
+`config.clip` says so in one place. An autoencoder that compresses time says itself what it makes
+of them (`ClipAutoencoder.num_latents`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from im3d_jax.autoencoders import Autoencoder
+from im3d_jax.autoencoders import Autoencoder, ClipAutoencoder
 from im3d_jax.settings import ClipSettings
 from recon_torch.errors import UserError
 
@@ -132,6 +133,8 @@ def num_latents(clip: Clip, codec: Autoencoder) -> int:
 
     Raises UserError if it takes no clips of so many.
     """
+    if not isinstance(codec, ClipAutoencoder):
+        return clip.num_pictures
     try:
         return codec.num_latents(clip.num_pictures)
     except UserError as error:

@@ -27,13 +27,6 @@ class Autoencoder(Protocol):
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(h, w, c) of the latent of a square image of `size` pixels. Raises UserError if it has none."""
 
-    def num_latents(self, num_pictures: int) -> int:
-        """F, the frames of latents of a clip of P pictures: P, or fewer if the autoencoder compresses time.
-
-        The first frame is the latent of the first picture alone. Raises UserError for a number of pictures
-        that it does not take.
-        """
-
     def encode(
         self, rgb: Float[Array | np.ndarray, "*B P H W 3"], alpha: Float[Array | np.ndarray, "*B P H W 1"]
     ) -> Float[Array, "*B F h w c"]:
@@ -48,6 +41,20 @@ class Autoencoder(Protocol):
         """The nearest latents that an image can have, for samplers that overshoot them."""
 
 
+@runtime_checkable
+class ClipAutoencoder(Autoencoder, Protocol):
+    """An autoencoder that may compress time: P pictures of a clip become F frames of latents.
+
+    Others make a frame of each picture.
+    """
+
+    def num_latents(self, num_pictures: int) -> int:
+        """F. The first frame is the latent of the first picture alone.
+
+        Raises UserError for a number of pictures that it does not take.
+        """
+
+
 AUTOENCODERS = Registry(
     key="config.autoencoder.name",
     attribute="Autoencoder",
@@ -58,14 +65,14 @@ AUTOENCODERS = Registry(
 )
 
 
-def num_latents(name: str, num_pictures: int) -> int:
-    """F, as `Autoencoder.num_latents` of the autoencoder `name` says it, without its weights.
+def num_latents(name: str, kwargs: Mapping[str, Any], num_pictures: int) -> int:
+    """F, as `ClipAutoencoder.num_latents` of the autoencoder `name` says it, without its weights.
 
     It asks the function `num_latents` of the autoencoder's module. A module that has none makes a latent of
     each picture.
     """
     count = getattr(AUTOENCODERS.module(name), "num_latents", None)
-    return num_pictures if count is None else count(num_pictures)
+    return num_pictures if count is None else count(num_pictures, **kwargs)
 
 
 def build(name: str, kwargs: Mapping[str, Any], size: int, latent_shape: Sequence[int]) -> Autoencoder:

@@ -42,10 +42,6 @@ class AutoencoderKL:
         """(h, w, c) of the latent of a square image of `size` pixels."""
         return self.architecture.latent_shape(size)
 
-    def num_latents(self, num_pictures: int) -> int:
-        """One for each picture."""
-        return num_pictures
-
     @jax.jit
     def encode(
         self, rgb: Float[Array | np.ndarray, "*B F H W 3"], alpha: Float[Array | np.ndarray, "*B F H W 1"]

@@ -58,7 +58,8 @@ class Model(Architecture):
     Args:
         latent_shape: (h, w, c) of a frame of latents; h and w are multiples of the patches.
         first_frame: the `FirstFrame`.
-        num_text_tokens: to which text is filled up with zeros, which are attended to: 512 in training.
+        num_text_tokens: to which text is filled up with zeros, which are attended to: 512 in training. 0 for
+            a network that takes no text.
         experts: whether there are two networks, of which the second takes noise levels below `boundary`
             (2.2 A14B). Their parameters are "high" and "low".
         boundary: a noise level in [0, 1].
@@ -66,7 +67,7 @@ class Model(Architecture):
 
     latent_shape: LatentShape
     first_frame: FirstFrame | str = FirstFrame.CLEAN
-    num_text_tokens: Annotated[int, Range(1, 65_536)] = 512
+    num_text_tokens: Annotated[int, Range(0, 65_536)] = 512
     experts: bool = False
     boundary: Share = 0.9
 
@@ -133,12 +134,12 @@ class Model(Architecture):
 
     def empty_conditioning(self, batch: int) -> Conditioning:
         """No image and the empty prompt."""
-        image = jnp.zeros((batch, *self.latent_shape))
+        image, words = jnp.zeros((batch, *self.latent_shape)), (batch, self.num_text_tokens)
         return Conditioning(
             image,
             jnp.zeros(batch),
-            (jnp.zeros((batch, self.num_text_tokens, self.text_dim)),),
-            (jnp.zeros((batch, self.num_text_tokens)),),
+            (jnp.zeros((*words, self.text_dim)),) if self.num_text_tokens else (),
+            (jnp.zeros(words),) if self.num_text_tokens else (),
             jnp.zeros((batch, 1, self.image_dim)) if self.image_dim else None,
             clip=image[:, None] if self.first_frame == FirstFrame.CHANNELS else None,
         )
@@ -170,6 +171,8 @@ class Model(Architecture):
 
     def _text(self, given: Conditioning) -> Float[Array, "B L d"]:
         """The tokens of the text, zeros from its end on."""
+        if not self.num_text_tokens:
+            return jnp.zeros((len(given.image), 1, self.text_dim))
         text = given.text[0] * given.text_mask[0][..., None]
         if text.shape[1] > self.num_text_tokens:
             raise UserError(

@@ -131,7 +131,8 @@ def samplings(config: ConfigDict, model: Backbone) -> dict[str, Sampling]:
 
 def frames_of(config: ConfigDict, clip: Clip) -> int:
     """The frames of latents that the config's autoencoder makes of a clip, which it tells without weights."""
-    return autoencoders.num_latents(config.autoencoder.name, clip.num_pictures)
+    name, kwargs = config_sections.named(config, "autoencoder")
+    return autoencoders.num_latents(name, kwargs, clip.num_pictures)
 
 
 def _by_evaluations(
