@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -155,15 +155,19 @@ class Model(Architecture):
         text, tokens = self._text(given), given.image_tokens
         if tokens is not None:
             tokens = tokens * given.image_mask[:, None, None]
-        net = wan_network.Transformer(self.network)
+
+        def net(seen: Float[Array, "B F h w _"], levels: Float[Array, "..."]) -> Float[Array, "B F h w _"]:
+            network = wan_network.Transformer(self.network)
+            return cast(Array, network.apply({"params": params}, seen, levels, text, tokens))
+
         if self.first_frame == FirstFrame.CHANNELS:
             seen = jnp.concatenate([noisy, *_channels(given, noisy.shape[1])], -1)
-            return net.apply({"params": params}, seen, timestep, text, tokens)
+            return net(seen, timestep)
         has_image = given.image_mask[:, None, None, None]
         seen = noisy.at[:, 0].set(jnp.where(has_image > 0, given.image, noisy[:, 0]))
         levels = jnp.broadcast_to(timestep[:, None], noisy.shape[:2])
         levels = levels.at[:, 0].multiply(1 - given.image_mask)
-        prediction = net.apply({"params": params}, seen, levels, text, tokens)
+        prediction = net(seen, levels)
         # The velocity of frame 0 follows from the picture. The network was not shown its noise.
         sigma = jnp.maximum(timestep / TIMESTEP_UNIT, 1e-6)[:, None, None, None]
         known = (noisy[:, 0] - given.image) / sigma
