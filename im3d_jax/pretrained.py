@@ -6,7 +6,7 @@ moves the values and changes their layouts, and it accounts for every tensor (`p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ LAYOUTS = {
     "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
     "conv2d": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     "conv3d": (lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)),
+    "per_channel_2d": (lambda x: x[:, 0, 0], lambda x: x[:, None, None]),
+    "per_channel_3d": (lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None]),
     # A convolution over frames is a 3D one there, with an extent of 1 in both directions of the image.
     "conv_frames": (
         lambda x: x[..., 0, 0].transpose(2, 1, 0),
@@ -50,7 +52,15 @@ LAYOUTS = {
 last.
 """
 
-RANK_IN_CHECKPOINT = {"linear": 2, "conv1x1": 4, "conv2d": 4, "conv3d": 5, "conv_frames": 5}
+RANK_IN_CHECKPOINT = {
+    "linear": 2,
+    "conv1x1": 4,
+    "conv2d": 4,
+    "conv3d": 5,
+    "conv_frames": 5,
+    "per_channel_2d": 3,
+    "per_channel_3d": 4,
+}
 KERNEL_LAYOUTS = {2: "linear", 3: "conv_frames", 4: "conv2d", 5: "conv3d"}
 """Rank of a kernel of ours -> its layout, where its `Source` does not say otherwise."""
 
@@ -110,38 +120,51 @@ def to_params(
     """
     flat, found = traverse_util.flatten_dict(params, sep="/"), {}
     sources = {path: source_of(path) for path in flat}
-    used = {source.name for source in sources.values() if source}
+    account_for({source.name for source in sources.values() if source}, tensors, what)
+    for path, value in flat.items():
+        source = sources[path]
+        if source is None:
+            found[path] = value
+            continue
+        ours = laid_out(path, source, tensors[source.name], value.shape, what)
+        if not np.isfinite(ours).all():
+            raise UserError(f"{what}: {source.name} holds NaN or infinity; fetch it again")
+        found[path] = jnp.asarray(ours, jnp.float32)
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def account_for(used: Set[str], stored: Iterable[str], what: str) -> None:
+    """Raises UserError that names a tensor which a model uses and a checkpoint lacks, or the other way round.
+
+    Args:
+        used, stored: names of tensors.
+        what: the checkpoint's path and family.
+    """
+    stored = set(stored)
     problems = [
         f"{problem} {min(names)} ({len(names)} such)"
-        for problem, names in (
-            ("lacks", used - tensors.keys()),
-            ("has an unknown tensor", tensors.keys() - used),
-        )
+        for problem, names in (("lacks", used - stored), ("has an unknown tensor", stored - used))
         if names
     ]
     if problems:
-        is_stability = any(name.startswith("input_blocks.") for name in tensors) and "conv_in.weight" in used
+        is_stability = any(name.startswith("input_blocks.") for name in stored) and "conv_in.weight" in used
         hint = (
             "convert it from Stability's layout to diffusers'"
             if is_stability
             else "is it of another family or size?"
         )
         raise UserError(f"{what} {' and '.join(problems)}; {hint}")
-    for path, value in flat.items():
-        source = sources[path]
-        if source is None:
-            found[path] = value
-            continue
-        theirs, layout = tensors[source.name], layout_of(path, source, value.ndim)
-        rank = RANK_IN_CHECKPOINT.get(layout, value.ndim)
-        ours = LAYOUTS[layout][0](theirs) if theirs.ndim == rank else theirs
-        if ours.shape != value.shape:
-            shapes = f"is {theirs.shape}; the config makes {path} {value.shape}"
-            raise UserError(f"{what}: {source.name} {shapes}")
-        if not np.isfinite(ours).all():
-            raise UserError(f"{what}: {source.name} holds NaN or infinity; fetch it again")
-        found[path] = jnp.asarray(ours, jnp.float32)
-    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def laid_out(path: str, source: Source, tensor: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A view of a checkpoint's tensor, as a parameter of this shape. Raises UserError if it has another."""
+    layout = layout_of(path, source, len(shape))
+    rank = RANK_IN_CHECKPOINT.get(layout, len(shape))
+    ours = LAYOUTS[layout][0](tensor) if tensor.ndim == rank else tensor
+    if ours.shape != shape:
+        shapes = f"is {tensor.shape}; the config makes {path} {shape}"
+        raise UserError(f"{what}: {source.name} {shapes}")
+    return ours
 
 
 def to_tensors(params: dict[str, Any], source_of: SourceOf) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Autoencoders: the pictures of a clip to frames of latents and back.
 
 `Patches`, which the tiny model uses, moves each patch of pixels into channels: it loses nothing and has no
-parameters. `AutoencoderKL` is the learned one that full-size models use.
+parameters. `AutoencoderKL` is the learned one that full-size models use, and `AutoencoderKLWan` one that
+compresses time.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ AUTOENCODERS = Registry(
     ours={
         "patches": "im3d_jax.autoencoders.patches:Patches",
         "autoencoder_kl": "im3d_jax.autoencoders.kl:load",
+        "wan": "im3d_jax.autoencoders.wan:load",
     },
 )
 
