@@ -1,8 +1,9 @@
-"""Frozen text and image encoders: CLIP (Radford et al. 2021) and T5 (Raffel et al. 2020), hosted in torch.
+"""Frozen text and image encoders: CLIP (Radford et al. 2021), T5 (Raffel et al. 2020) and UMT5 (Chung et al.
+2023), hosted in torch.
 
 Emu Video's network attends to the tokens of a CLIP and of a T5 encoder (Girdhar et al. 2023), its public
-relatives to those of CLIP, of a prompt or of an image. The encoders are never trained, so they run outside
-JAX, once for each prompt.
+relatives to those of CLIP, of a prompt or of an image, and Wan's to those of UMT5. The encoders are never
+trained, so they run outside JAX, once for each prompt.
 """
 
 from __future__ import annotations
@@ -44,23 +45,28 @@ class EncoderKind(StrEnum):
 
     CLIP = "clip"
     T5 = "t5"
+    UMT5 = "umt5"
 
 
 CLASSES: dict[str, tuple[str, str]] = {
     EncoderKind.CLIP: ("CLIPTextModel", "CLIPTokenizer"),
     EncoderKind.T5: ("T5EncoderModel", "T5Tokenizer"),
+    EncoderKind.UMT5: ("UMT5EncoderModel", "T5Tokenizer"),
 }
 """Classes of transformers for each kind: the model and its tokeniser."""
+
+T5_KINDS = (EncoderKind.T5, EncoderKind.UMT5)
+"""The kinds that are T5 by their layout, the second with places of its own in every layer."""
 
 
 @dataclass(frozen=True)
 class TokenEncoder:
-    """One frozen CLIP or T5 with its tokeniser: prompts to the embeddings of their tokens.
+    """One frozen CLIP, T5 or UMT5 with its tokeniser: prompts to the embeddings of their tokens.
 
     Both load at first use.
 
     Attributes:
-        kind: "clip" or "t5".
+        kind: "clip", "t5" or "umt5".
         path: directory of the model in transformers' layout, such as `text_encoder` of a diffusers pipeline.
         tokenizer: directory of its tokeniser. "" stands for `path` if there is one in it, and otherwise for
             the one that pipelines have beside it, where `text_encoder_2` goes with `tokenizer_2`.
@@ -69,6 +75,8 @@ class TokenEncoder:
             is the one before, without a norm, as in SDXL.
         mask_padding: whether this encoder and the backbone ignore the padding. None stands for what the kind
             was trained with: T5 has a mask; CLIP has none, and models of its images attend to all 77 tokens.
+            UMT5 has one too, and its padding is zeros in what `encode` returns, because Wan's networks were
+            trained to attend to 512 tokens of which these are zeros.
     """
 
     kind: EncoderKind | str
@@ -85,12 +93,12 @@ class TokenEncoder:
                 f"config.text: max_length {self.max_length}, but {self.path} has {positions} positions"
             )
         if self.mask_padding is None:
-            object.__setattr__(self, "mask_padding", self.kind == EncoderKind.T5)
+            object.__setattr__(self, "mask_padding", self.kind in T5_KINDS)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(tokens, channels) of a prompt, which is known without loading the weights."""
-        return self.max_length, self._config["d_model" if self.kind == EncoderKind.T5 else "hidden_size"]
+        return self.max_length, self._config["d_model" if self.kind in T5_KINDS else "hidden_size"]
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[np.ndarray, "B L d"], Float[np.ndarray, "B L"]]:
         """The tokens' embeddings, and a mask that is 1 where a backbone attends."""
@@ -107,7 +115,10 @@ class TokenEncoder:
             inputs = {"attention_mask": mask.to(device)} if self.mask_padding else {}
             output = self.model(tokens.input_ids.to(device), output_hidden_states=self.layer != -1, **inputs)
             chosen = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
-        return chosen.cpu().numpy(), mask.numpy().astype(np.float32)
+        embeddings, attended = chosen.cpu().numpy(), mask.numpy().astype(np.float32)
+        if self.kind == EncoderKind.UMT5:
+            embeddings = embeddings * attended[..., None]
+        return embeddings, attended
 
     def cut_off(self, prompt: str) -> str:
         """What is left out of a prompt that is longer than `max_length` tokens; "" if it fits."""
@@ -121,7 +132,7 @@ class TokenEncoder:
 
     def _is_unknown(self, word: str) -> bool:
         ids = self._tokenizer(word, add_special_tokens=False).input_ids
-        if self.kind == EncoderKind.T5:
+        if self.kind in T5_KINDS:
             return self._tokenizer.unk_token_id in ids
         spelled = [character for character in word if character.isalnum() or not character.isascii()]
         return not "".join(spelled).isascii() and len(ids) >= len(spelled)
@@ -176,7 +187,7 @@ class TokenEncoder:
 
 
 class PretrainedText:
-    """The text encoder of a backbone that attends to frozen CLIP and T5 encoders.
+    """The text encoder of a backbone that attends to frozen CLIP, T5 and UMT5 encoders.
 
     Each prompt is encoded once, because the last ones stay in memory.
     """

@@ -81,6 +81,58 @@ def test_t5_ignores_its_padding(t5):
     assert everything.all() and np.abs(attended[0, :4] - found[0, :4]).max() > 1e-3
 
 
+@pytest.fixture(scope="module")
+def umt5(t5, tmp_path_factory):
+    """A directory with a whole UMT5 and the tokeniser of the T5."""
+    from transformers import UMT5Config, UMT5ForConditionalGeneration
+
+    root = tmp_path_factory.mktemp("umt5")
+    for file in t5.glob("tokenizer*"):
+        (root / file.name).write_bytes(file.read_bytes())
+    config = UMT5Config(vocab_size=31, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3)
+    torch.manual_seed(0)
+    model = UMT5ForConditionalGeneration(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(root)
+    return root
+
+
+def test_umt5_has_zeros_for_its_padding(umt5):
+    """As diffusers' pipelines of Wan give them: each prompt as if it had no padding, and zeros up to 512."""
+    from transformers import UMT5EncoderModel
+
+    model = UMT5EncoderModel.from_pretrained(umt5).eval()
+    text = PretrainedText([dict(kind="umt5", path=str(umt5), max_length=512)])
+    assert text.shapes == ((512, 24),)
+    (found,), (mask,) = text.encode(["a cat", ""])
+    assert mask.sum(1).tolist() == [4, 1]
+    for row, ids in zip(found, ([3, 5, 4, 1], [1]), strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).last_hidden_state[0]
+        assert expected.std() > 0.1
+        np.testing.assert_allclose(row[: len(ids)], expected, rtol=1e-5, atol=1e-5)
+        assert not row[len(ids) :].any()
+
+
+def test_umt5_as_wans_pipeline_encodes(umt5):
+    from diffusers import WanPipeline
+    from transformers import T5Tokenizer, UMT5EncoderModel
+
+    pipeline = WanPipeline.__new__(WanPipeline)  # its other parts play no role here
+    parts = dict(
+        tokenizer=T5Tokenizer.from_pretrained(umt5), text_encoder=UMT5EncoderModel.from_pretrained(umt5)
+    )
+    for name, part in parts.items():
+        object.__setattr__(pipeline, name, part)
+    with torch.no_grad():
+        expected = pipeline._get_t5_prompt_embeds(  # noqa: SLF001 - the public method wants a transformer
+            ["a cat", "x"], max_sequence_length=512, device="cpu", dtype=torch.float32
+        )
+    (found,), _ = PretrainedText([dict(kind="umt5", path=str(umt5), max_length=512)]).encode(["a cat", "x"])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_two_encoders_in_order_each_prompt_once(clip, t5, monkeypatch):
     text = PretrainedText([
         dict(kind="clip", path=str(clip / "text_encoder"), max_length=16),
@@ -240,7 +292,7 @@ def test_mistakes_are_one_line(clip, t5, tmp_path, user_error):
     save_file(tensors, lacking / "model.safetensors")
     shutil.copytree(clip / "tokenizer", pickled.parent / "tokenizer")
     cases = [
-        (dict(kind="bert"), "config.text.kwargs.encoders.kind is 'bert'; give one of clip, t5"),
+        (dict(kind="bert"), "config.text.kwargs.encoders.kind is 'bert'; give one of clip, t5, umt5"),
         (dict(path=str(tmp_path / "none")), "no config.json in"),
         (dict(max_length=77), "max_length 77, but .* has 16 positions"),
         (dict(length=3), "takes no length"),
