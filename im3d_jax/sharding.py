@@ -23,7 +23,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 """The axes along which a batch is divided."""
 
-MESH_AXES = {"embed": "fsdp", "mlp": "tensor"}
+MESH_AXES = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor"}
 """The mesh axis that divides each logical axis of a parameter."""
 
 PartitionRules = Sequence[tuple[str, tuple[str, ...]]]
