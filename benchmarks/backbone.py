@@ -8,6 +8,9 @@ A call is 16 frames of one asset; `emu_video` has them as 16 separate images, be
 Both sides are warmed up and take turns, so that what else the machine does meets both; times are medians.
 Ours is compiled by jax.jit, diffusers runs as it comes. `difference` is the greatest between the outputs,
 over the greatest output. At full size there is the paper's network as well, which has no public peer.
+
+`wan` is 5 latent frames of 16 x 16 places and 512 tokens of text through a small transformer, and `wan_block`
+through one block of TI2V-5B's size, in float32 without --full; with it all of TI2V-5B in its place.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +30,8 @@ import numpy as np
 import torch
 
 from im3d_jax import backbones, config_flags
+from im3d_jax.backbones import wan_checkpoints, wan_network
+from im3d_jax.backbones.wan_sizes import PUBLISHED, Architecture
 from recon_torch import hosting
 
 hosting.declare()
@@ -91,6 +98,13 @@ def unet3d(full: bool):
 
 PAIRS = {"emu_video": emu_video, "svd": svd, "unet3d": unet3d}
 
+WAN = {
+    "wan": Architecture(
+        num_attention_heads=8, attention_head_dim=64, ffn_dim=2048, num_layers=4, text_dim=256
+    ),
+    "wan_block": replace(PUBLISHED["ti2v_5b"], num_layers=1),
+}
+
 
 # ---- Timing ----
 
@@ -99,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=PAIRS, help="one backbone instead of all")
+    parser.add_argument("--only", choices=[*PAIRS, *WAN], help="one backbone instead of all")
     parser.add_argument("--threads", type=int, default=1, help="CPU cores that either side may use")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--full", action="store_true", help="full sizes in bfloat16; needs a GPU")
@@ -112,8 +126,11 @@ def main() -> None:
 
     print(f"{FRAMES} frames, {jax.devices()[0].device_kind}, {flags.threads} CPU thread(s)")
     print(f"{'backbone':<10} {'diffusers':<33} {'ours':>10} {'theirs':>10} {'theirs/ours':>12} difference")
-    for name in [flags.only] if flags.only else PAIRS:
-        print(compare(*PAIRS[name](flags.full), flags.full, flags.repeats), flush=True)
+    for name in [flags.only] if flags.only else [*PAIRS, *WAN]:
+        if name in PAIRS:
+            print(compare(*PAIRS[name](flags.full), flags.full, flags.repeats), flush=True)
+        else:
+            print(compare_wan(name, flags.full, flags.repeats), flush=True)
     if flags.full and flags.only in (None, "emu_video"):
         print(time_paper_size(flags.repeats), flush=True)
 
@@ -145,9 +162,49 @@ def compare(name: str, kwargs: dict, module, call, full: bool, repeats: int) -> 
             torch.cuda.synchronize()
         return output
 
-    calls = (lambda: apply(params, *inputs).block_until_ready(), theirs)
+    return row(name, module, lambda: apply(params, *inputs), lambda: theirs().movedim(2, -1), repeats)
+
+
+def compare_wan(name: str, full: bool, repeats: int) -> str:
+    """A row of the table. Weights that start at zero or one are moved as well."""
+    spec = PUBLISHED["ti2v_5b"] if full and name == "wan_block" else WAN[name]
+    device, dtype = ("cuda", torch.bfloat16) if full else ("cpu", torch.float32)
+    spec = replace(spec, dtype=str(dtype).removeprefix("torch."))
+    sizes = "num_attention_heads in_channels out_channels ffn_dim num_layers attention_head_dim text_dim"
+    torch.manual_seed(0)
+    module = diffusers.WanTransformer3DModel(**{each: getattr(spec, each) for each in sizes.split()})
+    for parameter in module.eval().parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    with tempfile.TemporaryDirectory() as directory:
+        module.to(dtype).save_pretrained(directory)
+        params = wan_checkpoints.from_pretrained(directory, spec)
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((1, 5, 16, 16, spec.in_channels), np.float32)
+    text = rng.standard_normal((1, 512, spec.text_dim), np.float32)
+    timestep = np.array([500.0], np.float32)
+    inputs = [jnp.asarray(each) for each in (latents, timestep, text)]
+    module.to(device)
+    theirs = [torch.from_numpy(each).to(device) for each in (latents, timestep, text)]
+    theirs[0], theirs[2] = theirs[0].movedim(-1, 1).to(dtype), theirs[2].to(dtype)
+
+    @torch.no_grad()
+    def call():
+        output = module(*theirs, return_dict=False)[0].movedim(1, -1)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return output
+
+    apply = jax.jit(wan_network.Transformer(spec).apply)
+    return row(name, module, lambda: apply({"params": params}, *inputs), call, repeats)
+
+
+def row(
+    name: str, module, ours: Callable[[], jax.Array], theirs: Callable[[], torch.Tensor], repeats: int
+) -> str:
+    """A row of the table, of two calls that give the same."""
+    calls = (lambda: ours().block_until_ready(), theirs)
     (our_seconds, found), (their_seconds, expected) = take_turns(calls, repeats)
-    expected = expected.movedim(2, -1).float().cpu().numpy()
+    expected = expected.float().cpu().numpy()
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     times = f"{1e3 * our_seconds:7.1f} ms {1e3 * their_seconds:7.1f} ms {their_seconds / our_seconds:11.2f}x"
     return f"{name:<10} {type(module).__name__:<33} {times} {difference:10.1e}"
