@@ -143,7 +143,7 @@ def in_chunks(step: Step, clips: Clips, size: int) -> Clips:
     return jnp.concatenate(parts, 1)
 
 
-def num_latents(num_pictures: int) -> int:
+def num_latents(num_pictures: int, **_: Any) -> int:
     """The frames of latents of so many pictures, in both published families, without their weights."""
     return PUBLISHED["wan2.1"].num_latents(num_pictures)
 
