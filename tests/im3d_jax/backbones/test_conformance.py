@@ -226,7 +226,7 @@ def test_every_check_is_seen_to_fail_in_these_tests():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["no_such_net"], "no 'no_such_net'; there is emu_video, svd, unet3d, torch_hosted"),
+        (["no_such_net"], "no 'no_such_net'; there is emu_video, svd, unet3d, wan, torch_hosted"),
         ([], "either a backbone's name or --config"),
         (["emu_video", "--config=configs/tiny.py"], "either a backbone's name or --config"),
         (["json"], "no 'json'"),
