@@ -185,9 +185,14 @@ def check_settings(workdir: Path, saved: dict, settings: dict) -> None:
 def fingerprint(path: str | Path) -> str:
     """Tells a weights file from another, wherever it lies: a hash of its size and of both its ends.
 
+    Of a directory it is a hash of those of the weights files below it, in the order of their names.
+
     Raises UserError if there is no such file.
     """
     path = Path(path)
+    if files := sorted(path.rglob("*.safetensors")) if path.is_dir() else []:
+        every = "".join(map(fingerprint, files))
+        return hashlib.sha256(every.encode()).hexdigest()[:16]
     if not path.is_file():
         raise UserError(f"no weights at {path}; train or convert them, or correct config.train.init_from")
     size = path.stat().st_size

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from im3d_jax import autoencoders, backbones, config_sections, sampling_checks, threads
 from im3d_jax.autoencoders import Autoencoder
-from im3d_jax.backbones import Backbone
+from im3d_jax.backbones import Backbone, StoredBackbone
 from im3d_jax.clips import Clip, num_latents, padded_clip
 from im3d_jax.conditions import conditioning
 from im3d_jax.conditions import text as text_module
@@ -468,7 +468,10 @@ def _load_image_encoder(config: ConfigDict, model: Backbone, is_needed: bool) ->
 
 
 def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place: Sharding) -> Any:
-    """The parameters that `config.weights` names: a file, a URL, "random", or "" if it brings its own."""
+    """The parameters that `config.weights` names: a file, a URL, "random", or "" if it brings its own.
+
+    It may name the directory of a public checkpoint, too, see `StoredBackbone`.
+    """
     named = config.weights
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if not named and jax.tree.leaves(shapes):
@@ -477,7 +480,8 @@ def _load_weights(config: ConfigDict, model: Backbone, text: TextEncoder, place:
     if named in ("", "random"):
         return adapt(backbones.init(model, jax.random.key(config.seed)), base=None)
     with copies.local(named, keep=True) as file:
-        path = file if file.is_file() else ROOT / named
+        is_there = file.is_file() or (file.is_dir() and isinstance(model, StoredBackbone))
+        path = file if is_there else ROOT / named
         params, metadata = backbones.load_weights(model, path)
         # Another vocabulary of the same size has parameters of the same shapes, but means other words.
         if metadata.get("words", []) != list(text.words):

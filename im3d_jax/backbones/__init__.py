@@ -112,6 +112,20 @@ class PublicBackbone(Backbone, Protocol):
 
 
 @runtime_checkable
+class StoredBackbone(Backbone, Protocol):
+    """A backbone whose public checkpoints `config.weights` may name as they are.
+
+    For networks that are too large to be converted: nothing is ever in another type or twice in memory.
+    """
+
+    def read_stored(self, path: str | Path) -> Params:
+        """The parameters of a checkpoint's directory, in the type that each is stored in.
+
+        Raises UserError that names a tensor or a file which is missing, unknown or of another shape.
+        """
+
+
+@runtime_checkable
 class NamedBackbone(Backbone, Protocol):
     """A backbone whose parameters have public names, under which LoRAs of its ancestor are published."""
 
@@ -178,8 +192,12 @@ def blank_params(model: Backbone) -> Params:
 def load_weights(model: Backbone, path: str | Path) -> tuple[Params, dict[str, Any]]:
     """(parameters in float32 on the host, metadata) of a weights file of this model.
 
+    Of a directory, the parameters as a `StoredBackbone` reads them.
+
     Raises UserError that names a missing, extra or wrongly shaped tensor, or says that the file is damaged.
     """
+    if isinstance(model, StoredBackbone) and Path(path).is_dir():
+        return model.read_stored(path), {}
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     renew = model.renew if isinstance(model, RenamedBackbone) else None
     return checkpoint.load_weights(path, shapes, renew)

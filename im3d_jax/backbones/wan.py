@@ -15,18 +15,21 @@ those of `autoencoders.wan`, whose clips have 4n + 1 pictures: see `config.clip`
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from im3d_jax.backbones import Params, wan_network, wan_sizes
+from im3d_jax.backbones import Params, wan_checkpoints, wan_network, wan_sizes
 from im3d_jax.backbones.unet import WHAT, LatentShape
 from im3d_jax.backbones.wan_sizes import Architecture
 from im3d_jax.conditions.conditioning import Conditioning
+from im3d_jax.pretrained import SourceOf
 from im3d_jax.sharding import PartitionRules
 from recon_torch.errors import UserError, choice
 from recon_torch.ranges import Range, Share
@@ -109,6 +112,44 @@ class Model(Architecture):
             return wan_network.init(self.network, key)
         high, low = (wan_network.init(self.network, each) for each in jax.random.split(key))
         return {"high": high, "low": low}
+
+    def read_stored(self, path: str | Path) -> Params:
+        """See `StoredBackbone`: a directory of diffusers or of Wan, with two networks for `experts`."""
+        if not self.experts:
+            return wan_checkpoints.from_pretrained(path, self.network)
+        found = wan_checkpoints.read_experts(path, self.network)
+        if found.boundary != self.boundary:
+            raise UserError(
+                f"{path} has its boundary at {found.boundary:g}, {WHAT}.boundary is"
+                f" {self.boundary:g}; make them agree"
+            )
+        return {"high": found.high_noise, "low": found.low_noise}
+
+    def from_pretrained(self, path: str | Path, params: Params) -> Params:
+        """See `PublicBackbone`. All parameters have a tensor, so none is taken from `params`."""
+        return jax.tree.map(lambda x: x.astype(jnp.float32), self.read_stored(path))
+
+    def to_pretrained(self, params: Params) -> dict[str, np.ndarray]:
+        """The parameters as tensors of a WanTransformer3DModel. Raises UserError for two experts."""
+        return wan_checkpoints.to_pretrained(self._alone(params))
+
+    def to_wans(self, params: Params) -> dict[str, np.ndarray]:
+        """The parameters as tensors of Wan's own layout. Raises UserError for two experts."""
+        return wan_checkpoints.to_wans(self._alone(params))
+
+    def public_names(self) -> Mapping[str, SourceOf]:
+        """See `NamedBackbone`: the layouts of diffusers and of Wan. None for two experts."""
+        if self.experts:
+            return {}
+        return {
+            "transformer": wan_checkpoints.diffusers_source,
+            "diffusion_model": wan_checkpoints.wans_source,
+        }
+
+    def _alone(self, params: Params) -> Params:
+        if self.experts:
+            raise UserError(f"two experts are two checkpoints; write each with {WHAT}.experts=False")
+        return params
 
     def apply(
         self,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
 from numpy.typing import DTypeLike
 
 from im3d_jax import pretrained, sharding, streamed_weights
@@ -25,8 +24,6 @@ from im3d_jax.streamed_weights import Checkpoint
 from recon_torch import ranges
 from recon_torch.errors import UserError, quoted
 from recon_torch.text_files import read_settings
-
-T = TypeVar("T")
 
 FAMILY, WANS_FAMILY = "WanTransformer3DModel", "WanModel"
 
@@ -279,15 +276,3 @@ def experts_at(path: str | Path) -> tuple[Path, Path]:
             raise UserError(f"{path} has {has}/ and lacks {lacks}/; fetch both experts")
     pairs = " nor ".join(f"{high}/ and {low}/" for high, low in DIRECTORIES)
     raise UserError(f"{path} has neither {pairs}, the two experts of Wan 2.2's A14B models; give another")
-
-
-def by_noise_level(
-    experts: Experts, noise_level: Float[Array, ""] | float, function: Callable[[Params], T]
-) -> T:
-    """`function` of the parameters that stand for a noise level, which is the same for the whole batch.
-
-    Only one of the two is computed, also where the level is known at run time alone.
-    """
-    parameters = experts[:2]
-    is_high = noise_level >= experts.boundary
-    return jax.lax.cond(is_high, lambda both: function(both[0]), lambda both: function(both[1]), parameters)

@@ -225,13 +225,14 @@ class RayCrew:
                 self._drop(actor)
 
     def waits_for(self, excluded: Collection[str]) -> str:
-        loading = [member.node for member in self._members.values() if member.node]
+        unready = [member for member in self._members.values() if not member.is_ready]
+        loading = [member.node for member in unready if member.node]
         if loading:
             return f"{len(loading)} actors to load the model on {', '.join(sorted(set(loading))[:3])}"
         alive = [node for node in self._nodes if node["Alive"]]
-        if any(map(self._needs.room, self._usable())):
+        if unready and any(map(self._needs.room, self._usable())):
             # Ray does not tell an actor whose process starts from one for which there is no room.
-            return f"{len(self._members)} actors to start, each on a node with {self._needs} free"
+            return f"{len(unready)} actors to start, each on a node with {self._needs} free"
         if excluded and any(map(self._needs.room, alive)):
             return ""
         cpus, gpus = (sum(node["Resources"].get(name, 0) for node in alive) for name in ("CPU", "GPU"))

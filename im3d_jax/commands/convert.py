@@ -36,7 +36,7 @@ from recon_torch import outputs, weights_files
 from recon_torch.errors import CommandParser, UserError
 from recon_torch.files import replacing, sort_safetensors_header
 
-LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability"}
+LAYOUTS = {"diffusers": "to_pretrained", "stability": "to_stability", "wan": "to_wans"}
 """A public layout -> the method of a model that makes its tensors."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")

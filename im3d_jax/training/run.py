@@ -42,7 +42,7 @@ RUN = Kind(
 )
 """What a run writes into its --workdir."""
 
-TRAINED_BY = ("seed", "size", "backbone", "autoencoder", "text", "schedule", "train")
+TRAINED_BY = ("seed", "size", "clip", "backbone", "autoencoder", "text", "schedule", "train")
 """Sections of the config that a run depends on: it cannot go on with others."""
 
 MAY_CHANGE = (
@@ -86,7 +86,7 @@ def depends_on(config: Mapping[str, Any]) -> dict[str, Any]:
 
     config: the whole config as JSON, see `config_flags.as_json`.
     """
-    sections = {name: config[name] for name in TRAINED_BY}
+    sections = {name: config[name] for name in TRAINED_BY if name in config}  # older ones have no clip
     sections["train"] = {key: value for key, value in config["train"].items() if key not in MAY_CHANGE}
     if config["train"]["init_from"]:
         sections["train"]["init_from"] = checkpoint.fingerprint(config["train"]["init_from"])

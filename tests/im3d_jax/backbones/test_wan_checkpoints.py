@@ -12,9 +12,10 @@ from flax import traverse_util
 from safetensors.torch import save_file
 
 from im3d_jax import sharding
-from im3d_jax.backbones import wan_checkpoints, wan_network, wan_sizes
+from im3d_jax.backbones import wan, wan_checkpoints, wan_network, wan_sizes
 from recon_torch import hosting
 from recon_torch.errors import UserError
+from recon_torch.settings import plain
 
 hosting.declare()
 from diffusers import WanTransformer3DModel  # noqa: E402  (imports torchvision)
@@ -256,20 +257,31 @@ def pipeline(directory, tmp_path):
     return tmp_path
 
 
-def test_experts_are_switched_by_noise_level(pipeline, params):
+def test_a_model_with_experts_reads_both(pipeline, params):
     experts = wan_checkpoints.read_experts(pipeline, SPEC)
     assert experts.boundary == 0.8
-    jax.tree.map(np.testing.assert_array_equal, experts.low_noise, params)
-    experts = experts._replace(low_noise={"proj_out": {"bias": params["proj_out"]["bias"] + 1}})
-    experts = experts._replace(high_noise={"proj_out": params["proj_out"] | {"kernel": jnp.zeros(1)}})
-    experts = experts._replace(high_noise={"proj_out": {"bias": params["proj_out"]["bias"]}})
+    for each in experts[:2]:
+        jax.tree.map(np.testing.assert_array_equal, each, params)
+    model = model_of(experts=True, boundary=0.8)
+    for each in model.read_stored(pipeline).values():
+        jax.tree.map(np.testing.assert_array_equal, each, params)
+    with pytest.raises(UserError, match="has its boundary at 0.8, config.backbone.kwargs.boundary is 0.9"):
+        model_of(experts=True).read_stored(pipeline)
+    with pytest.raises(UserError, match="two experts are two checkpoints; write each with"):
+        model.to_pretrained({})
 
-    @jax.jit
-    def bias(level):
-        return wan_checkpoints.by_noise_level(experts, level, lambda chosen: chosen["proj_out"]["bias"])
 
-    assert np.array_equal(bias(0.8), params["proj_out"]["bias"])
-    assert np.array_equal(bias(0.79), params["proj_out"]["bias"] + 1)
+def test_a_model_names_its_parameters_in_both_layouts(module, params):
+    model, tensors = model_of(), dict(module.state_dict())
+    assert model.to_pretrained(params).keys() == tensors.keys()
+    diffusers, wans = model.public_names().values()
+    assert {diffusers(path).name for path in traverse_util.flatten_dict(params, sep="/")} == tensors.keys()
+    assert wans("blocks_1/attn1/to_q/kernel").name == "blocks.1.self_attn.q.weight"
+
+
+def model_of(**changed):
+    kind = "channels" if SPEC.in_channels != SPEC.out_channels else "clean"
+    return wan.Model(**plain(SPEC), latent_shape=(4, 4, SPEC.out_channels), first_frame=kind, **changed)
 
 
 def test_boundaries_of_wans_own_directories(pipeline):
