@@ -10,7 +10,7 @@ small as can be and few steps. In the end
 
     made once   assets whose report.json was written once, however often it was begun
     equal       assets whose files have the bytes of a batch without a cluster that nobody killed
-    left        temporary files and directories: after the job, and after one more asset is made without a cluster
+    left        temporary files and directories: after the job, and after one more asset
     orphans     actors and 3D workers that still live ten seconds after the driver has ended
 
 The exit code is 1 unless all assets were made once and are equal, and nothing is left.
