@@ -102,7 +102,7 @@ def test_the_picture_is_read_once_for_all_tries(loaded, monkeypatch, tmp_path):
         request.out.mkdir()
         monkeypatch.setattr(type(client), "inspect", lambda *_: verdict("bad"))
         asset = loaded.make_best(request, client, num_retries=2)
-    assert read == [str(tmp_path / "a.png")]
+    assert read == [tmp_path / "a.png"]
     assert [each["seed"] for each in asset.report["tries"]] == [0, 1000, 2000]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == asset.report
 

@@ -6,7 +6,7 @@ import pytest
 
 from im3d_jax import sides
 from im3d_jax.asset import Picture
-from im3d_jax.evidence import Evidence
+from im3d_jax.evidence import Evidence, Video
 from recon_torch.views.cameras import orbit
 
 
@@ -47,7 +47,7 @@ def test_pictures_take_the_place_of_views_and_those_between_them_come_after():
     front, left, back = picture(0, 0.1), picture(200, 0.2), picture(180, 0.3)
     evidence = Evidence.of([front, back, left], 4, weight=3.0)
     assert evidence.views == (0, 2, 4) and evidence.weights == [3, 1, 3, 1, 3]
-    video = jnp.full((1, 4, 8, 8, 3), 0.5), jnp.zeros((1, 4, 8, 8, 1))
+    video = Video(jnp.full((1, 4, 8, 8, 3), 0.5), jnp.zeros((1, 4, 8, 8, 1)))
     rgb, alpha = evidence.within(video)
     np.testing.assert_allclose(rgb[0, :, 0, 0, 0], [0.5, 0.5, 0.3, 0.5, 0.2])
     np.testing.assert_allclose(alpha[0, :, 0, 0, 0], [0, 0, 1, 0, 1])
@@ -59,8 +59,8 @@ def test_pictures_take_the_place_of_views_and_those_between_them_come_after():
 
 
 def test_one_picture_changes_nothing_of_the_fit():
-    turntable, video = orbit(4, 0.3, 8), (jnp.ones((1, 4, 8, 8, 3)), jnp.ones((1, 4, 8, 8, 1)))
+    turntable, video = orbit(4, 0.3, 8), Video(jnp.ones((1, 4, 8, 8, 3)), jnp.ones((1, 4, 8, 8, 1)))
     for pictures in ([], [picture(0, 0.1)]):
         evidence = Evidence.of(pictures, 4)
         assert evidence.views == (0,) and evidence.weights is None
-        assert evidence.cameras(turntable, 0.3) is turntable and evidence.within(video) == video
+        assert evidence.cameras(turntable, 0.3) is turntable and evidence.within(video) == video[:2]
