@@ -123,15 +123,6 @@ def _of_wan(path: str | Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return said | image | dict(attention_head_dim=width // heads, pos_embed_seq_len=514 if places else 0)
 
 
-def check_autoencoder(spec: Architecture, z_dim: int, path: str | Path, autoencoder: str | Path) -> None:
-    """Raises UserError, which names both, if an autoencoder has other latents than a network predicts."""
-    if z_dim != spec.out_channels:
-        predicts = f"predicts latents of {spec.out_channels} channels"
-        raise UserError(
-            f"{path} {predicts}, the autoencoder {autoencoder} has {z_dim}; give the one that came with it"
-        )
-
-
 # ---- Weights ----
 
 

@@ -113,7 +113,7 @@ class TurntableTask:
                 "config.train.streams: random_start does not go with a backbone that attends to an image"
                 " encoder, whose tokens are those of view 0; set it to 0"
             )
-        self.latents_are_views = self.clip.is_views and generator.num_frames == self.clip.num_views
+        self.latents_are_views = generator.latents_are_views
         empty = conditioning.no_conditions(self.asks, generator.text)
         self.constants = generator.codec, jax.device_put(empty, generator.place)
 
