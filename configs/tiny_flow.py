@@ -39,8 +39,6 @@ def get_config() -> ConfigDict:
     config.text = dict(name="none", kwargs=dict())
     config.schedule = dict(kind="flow", num_steps=1000, shift=3.0)
     config.video.update(num_steps=20, spacing="flow_euler")
-    # Its views of objects at rest disagree more than those of configs/tiny.py.
-    config.gates.view_motion = 0.2
     config.train = base.training(
         streams=dict(turntable=dict(batch_size=8, keep_image=0.95, keep_text=0.0, random_start=1.0)),
         trainable=".*",
